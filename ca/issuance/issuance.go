@@ -1,0 +1,141 @@
+// Package issuance says what may be in a certificate: the Grant that policy
+// makes and the authority consumes, the two profiles with their caps, and the
+// check of a finished leaf against its grant.
+//
+// It is pure: no I/O, no clock of its own, no smallstep. It imports
+// ca/identity and the standard library.
+package issuance
+
+import (
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/mayfly-ca/mayfly/ca/identity"
+)
+
+// Profile is the kind of a leaf. The zero value is invalid.
+type Profile string
+
+// The two profiles. There are no others.
+const (
+	Client Profile = "client" // extended key usage clientAuth only
+	Server Profile = "server" // extended key usage serverAuth only, with DNS names
+)
+
+// Backdate is how far NotBefore lies before the moment of issuing.
+const Backdate = 60 * time.Second
+
+// MaxTTL caps a profile's lifetime, whatever policy says; 0 for an unknown
+// profile. NotAfter is NotBefore + Backdate + TTL.
+func (p Profile) MaxTTL() time.Duration {
+	switch p {
+	case Client:
+		return time.Hour
+	case Server:
+		return 24 * time.Hour
+	}
+	return 0
+}
+
+// ExtKeyUsage is the one extended key usage of the profile.
+func (p Profile) ExtKeyUsage() (x509.ExtKeyUsage, error) {
+	switch p {
+	case Client:
+		return x509.ExtKeyUsageClientAuth, nil
+	case Server:
+		return x509.ExtKeyUsageServerAuth, nil
+	}
+	return 0, fmt.Errorf("unknown profile %q", string(p))
+}
+
+// Token names the token that bought a grant.
+type Token struct {
+	Issuer string // iss, exactly
+	ID     string // jti; empty only when SingleUse is false
+	// SingleUse tokens buy one certificate; a second use is a replay.
+	SingleUse bool
+	IssuedAt  time.Time // iat
+	ExpiresAt time.Time // exp
+}
+
+// Subject is what lists, revocations and blocks select by. Fields are empty
+// where the provider has no such claim.
+type Subject struct {
+	Repository   string // owner/name, for people
+	RepositoryID string
+	RunID        string
+	Actor        string
+}
+
+// Params is what a Grant carries.
+type Params struct {
+	Profile  Profile
+	TTL      time.Duration
+	Provider string // name of the provider in the policy file
+	// Identity goes into the leaf: SPIFFE ID, common name, extensions, and the
+	// grant extension with engines, rule and run.
+	Identity identity.Claims
+	DNSNames []string // profile server only
+	Token    Token
+	Subject  Subject
+	// Claims is the verified token's payload, kept in the record.
+	Claims json.RawMessage
+}
+
+// Grant is permission to issue one certificate. It is immutable and made by
+// NewGrant alone; the zero Grant is refused everywhere.
+type Grant struct{ p *Params }
+
+// NewGrant checks p for completeness and the profile's caps and returns a
+// Grant that shares no memory with p.
+func NewGrant(p Params) (Grant, error) {
+	maxTTL := p.Profile.MaxTTL()
+	switch {
+	case maxTTL == 0:
+		return Grant{}, fmt.Errorf("unknown profile %q", string(p.Profile))
+	case p.TTL <= 0 || p.TTL > maxTTL:
+		return Grant{}, fmt.Errorf("ttl %v is not within (0, %v] of profile %s", p.TTL, maxTTL, p.Profile)
+	case p.TTL%time.Second != 0:
+		return Grant{}, fmt.Errorf("ttl %v is not in whole seconds", p.TTL)
+	case p.Identity.ID.IsZero():
+		return Grant{}, errors.New("no SPIFFE ID")
+	case len(p.Identity.Grant.Engines) == 0:
+		return Grant{}, errors.New("no engine")
+	case p.Identity.Grant.Rule == "":
+		return Grant{}, errors.New("no rule")
+	case p.Provider == "":
+		return Grant{}, errors.New("no provider")
+	case p.Token.Issuer == "":
+		return Grant{}, errors.New("no token issuer")
+	case p.Token.SingleUse && p.Token.ID == "":
+		return Grant{}, errors.New("a single-use token needs an id (jti)")
+	case p.Profile == Client && len(p.DNSNames) > 0:
+		return Grant{}, errors.New("profile client has no DNS names")
+	case p.Profile == Server && (len(p.DNSNames) == 0 || len(p.Identity.Grant.Engines) != 1):
+		return Grant{}, errors.New("profile server wants one engine and its DNS name")
+	}
+	c := clone(p)
+	return Grant{p: &c}, nil
+}
+
+// IsZero tells whether g was made by NewGrant.
+func (g Grant) IsZero() bool { return g.p == nil }
+
+// Params returns a copy of what g carries; the zero Params for the zero Grant.
+func (g Grant) Params() Params {
+	if g.p == nil {
+		return Params{}
+	}
+	return clone(*g.p)
+}
+
+func clone(p Params) Params {
+	p.DNSNames = slices.Clone(p.DNSNames)
+	p.Claims = slices.Clone(p.Claims)
+	p.Identity = p.Identity.Clone()
+	return p
+}

@@ -1,0 +1,349 @@
+// Package store is the contract of mayfly's durable state and its SQL shape.
+//
+// Two drivers implement it, store/sqlite and store/postgres, over the same
+// queries and migrations; storetest runs one conformance suite over both. A
+// store knows nothing of signing: whoever signs hands it bytes.
+package store
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+)
+
+// Meta names a store. It is written once, when the store is made.
+type Meta struct {
+	RootFingerprint string    // lower-case hex SHA-256 of the root's DER
+	TrustDomain     string    // SPIFFE trust domain
+	CreatedAt       time.Time // UTC, whole seconds: the first floor
+}
+
+// Sentinels. Drivers wrap them with the operation.
+var (
+	ErrNotFound = errors.New("not found")
+	// ErrMissing: the file or the schema does not exist. serve never makes one.
+	ErrMissing = errors.New("store does not exist")
+	// ErrExists: Create found a store already there.
+	ErrExists = errors.New("store exists already")
+	// ErrOtherRoot: the store belongs to another root.
+	ErrOtherRoot = errors.New("store belongs to another root")
+	// ErrBeforeFloor: the token or the issuing time is before the floor.
+	ErrBeforeFloor = errors.New("before the revocation floor")
+	// ErrBadCursor: a cursor that this store did not make.
+	ErrBadCursor = errors.New("bad cursor")
+)
+
+// BlockedError refuses a record that a block covers.
+type BlockedError struct{ Block Block }
+
+func (e *BlockedError) Error() string {
+	return fmt.Sprintf("blocked until %s: %s", e.Block.Until.UTC().Format(time.RFC3339), e.Block.Reason)
+}
+
+// ReplayError refuses a single-use token that has bought a certificate which
+// cannot be given again: another key, expired, or revoked.
+type ReplayError struct {
+	Serial string // of the certificate that the token bought
+	Why    string // "another key", "expired" or "revoked"
+}
+
+func (e *ReplayError) Error() string { return "token was used before: " + e.Why }
+
+// Certificate is the record of one issued leaf, written before it is signed.
+// Times are UTC and in whole seconds except IssuedAt (microseconds).
+type Certificate struct {
+	Serial       string // 32 lower-case hex digits
+	Profile      string
+	Provider     string
+	Identity     string // SPIFFE ID
+	Rule         string
+	Run          string // of the grant extension
+	Engines      []string
+	Repository   string
+	RepositoryID string
+	RunID        string
+	Actor        string
+	TokenIssuer  string
+	TokenID      string // "" where the provider has none
+	SingleUse    bool
+	TokenIAT     time.Time
+	SPKI         []byte // SHA-256 of the SubjectPublicKeyInfo, 32 bytes
+	AKI          string // lower-case hex authority key id: which intermediate signs
+	Claims       json.RawMessage
+	TBS          []byte // DER TBSCertificate as signed
+	Signature    []byte // empty until attached; derivable for deterministic keys
+	NotBefore    time.Time
+	NotAfter     time.Time
+	IssuedAt     time.Time
+
+	RevokedAt *time.Time // read only: joined from revocations
+	RevokedBy string
+	Reason    string
+}
+
+// Match selects certificates; every field that is set must be equal. Since and
+// Until bound IssuedAt as [Since, Until). TokenIssuer and Run belong to blocks
+// made from a serial and are not offered on the wire.
+type Match struct {
+	TokenIssuer  string     `json:"token_issuer,omitempty"`
+	Repository   string     `json:"repository,omitempty"`
+	RepositoryID string     `json:"repository_id,omitempty"`
+	RunID        string     `json:"run_id,omitempty"`
+	Actor        string     `json:"actor,omitempty"`
+	Identity     string     `json:"identity,omitempty"`
+	Profile      string     `json:"profile,omitempty"`
+	Since        *time.Time `json:"since,omitempty"`
+	Until        *time.Time `json:"until,omitempty"`
+}
+
+// IsZero tells whether m selects nothing.
+func (m Match) IsZero() bool { return m == Match{} }
+
+// CertificateFilter selects a page of certificates, newest first.
+type CertificateFilter struct {
+	Match
+	SerialPrefix string
+	Status       string // "", "valid", "expired", "revoked"
+	Limit        int    // 1..500
+	Cursor       string
+	Now          time.Time // what Status is judged by; zero is time.Now
+}
+
+// Block refuses issuing to what it matches until a time.
+type Block struct {
+	ID        string // 32 hex digits
+	CreatedAt time.Time
+	Until     time.Time
+	Match     Match
+	Reason    string
+	By        string
+}
+
+// Revocation is one order to revoke. Exactly one of Serial, Match and All.
+type Revocation struct {
+	Serial string
+	Match  Match
+	All    bool
+	// Block is how long to refuse issuing to what was revoked; 0 for none.
+	Block  time.Duration
+	Reason string
+	By     string
+	DryRun bool
+}
+
+// RevocationResult says what a Revocation did.
+type RevocationResult struct {
+	Serials  []string // revoked by this call, or already before it when named
+	BlockIDs []string
+	Floor    time.Time // zero unless All
+	Sessions int       // live sessions of Serials
+}
+
+// RevokedEntry is one line of a CRL.
+type RevokedEntry struct {
+	Serial    string
+	RevokedAt time.Time
+	NotAfter  time.Time
+}
+
+// CRLState is what a set of CRLs is made of, read under the CRL row lock.
+type CRLState struct {
+	Number  int64     // the number that this set must carry
+	Floor   time.Time // whole seconds
+	Now     time.Time
+	Entries map[string][]RevokedEntry // by AKI; only NotAfter + 24h > Now
+}
+
+// SignedCRL is one intermediate's CRL of a set.
+type SignedCRL struct {
+	AKI string
+	DER []byte
+}
+
+// CRLSet is a committed set: one CRL per intermediate, one number.
+type CRLSet struct {
+	Number   int64
+	SignedAt time.Time
+	CRLs     []SignedCRL
+}
+
+// Event is one line of the append-only, hash-chained record.
+type Event struct {
+	Seq        int64
+	Time       time.Time
+	Type       string
+	By         string
+	Serial     string
+	Identity   string
+	Repository string
+	RunID      string
+	Rule       string
+	Reason     string
+	Count      int64 // > 1 for summed denials
+	Detail     map[string]string
+}
+
+// Event types.
+const (
+	EventIssued       = "issued"
+	EventDenied       = "denied"
+	EventReplay       = "replay"
+	EventRevoked      = "revoked"
+	EventBlocked      = "blocked"
+	EventUnblocked    = "unblocked"
+	EventConnected    = "connected"
+	EventDisconnected = "disconnected"
+	EventAdminRead    = "admin_read"
+	EventForbidden    = "forbidden"
+	EventLogin        = "login"
+	EventLogout       = "logout"
+	EventPolicyLoaded = "policy_loaded"
+	EventRotation     = "rotation"
+	EventFeedStale    = "feed_stale"
+	EventRestored     = "restored"
+	EventPruned       = "pruned"
+)
+
+// EventFilter selects a page of events: newest first, or from After in order.
+type EventFilter struct {
+	Type       string
+	Serial     string
+	Repository string
+	RunID      string
+	Since      *time.Time
+	Until      *time.Time
+	After      int64 // > 0: ascending from Seq > After, for following
+	Limit      int
+	Cursor     string
+}
+
+// Session is one relayed connection, as reported.
+type Session struct {
+	ID, Engine, Machine, Serial, Run, Repository, Identity, RemoteAddr, Reason string
+	OpenedAt, SeenAt                                                           time.Time
+	ClosedAt                                                                   *time.Time
+	BytesIn, BytesOut                                                          int64
+}
+
+// SessionReport is one report of a session by the machine that relays it.
+type SessionReport struct {
+	Kind, ID, Serial, RemoteAddr, Reason string
+	At                                   time.Time
+	BytesIn, BytesOut                    int64
+}
+
+// SessionReporter is who reports, from its verified token and rule.
+type SessionReporter struct {
+	Machine string // SPIFFE ID
+	Engine  string
+}
+
+// SessionRefusal says why a report was refused for good.
+type SessionRefusal struct{ ID, Reason string }
+
+// SessionFilter selects a page of sessions, newest first.
+type SessionFilter struct {
+	Engine, Serial, RunID, Repository string
+	Live                              bool // not closed, and seen within 2 min of Now
+	Now                               time.Time
+	Limit                             int
+	Cursor                            string
+}
+
+// Login is one login to the admin page. ID is the SHA-256 (hex) of the cookie's
+// secret, which the store never sees.
+type Login struct {
+	ID        string
+	Provider  string
+	Subject   string
+	Claims    json.RawMessage // of the verified ID token; the role is decided anew
+	CreatedAt time.Time
+	ExpiresAt time.Time
+}
+
+// HourCount is one bar of the overview's chart.
+type HourCount struct {
+	Hour           time.Time
+	Issued, Denied int64
+}
+
+// Store is the durable state of one certificate authority. All methods are
+// safe for concurrent use; all return only after a durable commit, or with an
+// error after which nothing of the call is visible.
+type Store interface {
+	Meta() Meta
+
+	// Record writes c, uses up its token and appends ev, in one transaction
+	// under the lock that revocations take too: so no certificate slips
+	// between. Concurrent records may share one commit. A single-use token
+	// with the same SPKI as before, whose certificate is neither expired nor
+	// revoked, returns that recorded certificate and writes nothing (nor ev).
+	// Otherwise it returns c. Errors: *BlockedError, *ReplayError,
+	// ErrBeforeFloor (the token's iat, for single-use tokens and other
+	// machine tokens, or IssuedAt is before the floor), or the driver's.
+	Record(ctx context.Context, c *Certificate, ev Event) (*Certificate, error)
+	// AttachSignature stores the signature of a recorded certificate.
+	AttachSignature(ctx context.Context, serial string, sig []byte) error
+
+	Certificate(ctx context.Context, serial string) (*Certificate, error)
+	Certificates(ctx context.Context, f CertificateFilter) ([]Certificate, string, error)
+
+	// Revoke follows DESIGN section 3: see Revocation.
+	Revoke(ctx context.Context, r Revocation) (*RevocationResult, error)
+	Blocks(ctx context.Context, now time.Time) ([]Block, error)
+	// Unblock removes a block before its time. ErrNotFound.
+	Unblock(ctx context.Context, id, by string) error
+	// Floor is the highest floor ever set; at first Meta().CreatedAt.
+	Floor(ctx context.Context) (time.Time, error)
+	// RaiseFloor sets the floor to the next whole second after the later of
+	// now and the newest recorded issuance, as restore does.
+	RaiseFloor(ctx context.Context, ev Event) (time.Time, error)
+
+	// PublishCRLs takes the CRL row lock, reads the state, takes the number
+	// max(previous+1, Unix ms), calls sign, stores what it returns and
+	// commits. If the newest set is younger than maxAge and nothing was
+	// revoked since, it returns that one and does not call sign; maxAge 0
+	// always signs.
+	PublishCRLs(ctx context.Context, maxAge time.Duration, sign func(CRLState) ([]SignedCRL, error)) (*CRLSet, error)
+	// CRLs returns the newest committed set, ErrNotFound before the first.
+	CRLs(ctx context.Context) (*CRLSet, error)
+	// CRLChanged returns a channel that is closed when a set with a number
+	// other than known is committed by any replica (within 250 ms).
+	CRLChanged(known int64) <-chan struct{}
+
+	// Append adds events as one link of the chain.
+	Append(ctx context.Context, ev ...Event) error
+	// Denied adds a denial; equal ones (identity, reason) of one minute are
+	// summed and written once, and the number of distinct ones per minute is
+	// capped, so that strangers cannot fill the disk.
+	Denied(ctx context.Context, ev Event) error
+	Events(ctx context.Context, f EventFilter) ([]Event, string, error)
+	// VerifyEvents walks the chain from its checkpoint and returns how many
+	// events it holds, or an error that names the first broken link.
+	VerifyEvents(ctx context.Context) (int64, error)
+
+	ReportSessions(ctx context.Context, by SessionReporter, reports []SessionReport) (accepted int, refused []SessionRefusal, err error)
+	Sessions(ctx context.Context, f SessionFilter) ([]Session, string, error)
+
+	PutLogin(ctx context.Context, l Login) error
+	Login(ctx context.Context, id string, now time.Time) (*Login, error)
+	DeleteLogin(ctx context.Context, id string) error
+
+	// Hours counts issuances and denials per hour for the overview.
+	Hours(ctx context.Context, since time.Time) ([]HourCount, error)
+
+	// Prune deletes expired certificates, their tokens and revocations, closed
+	// sessions, blocks, logins and events that ended before a time, in small
+	// batches, leaving a checkpoint in the chain.
+	Prune(ctx context.Context, before time.Time) (int64, error)
+	// Each calls f for every stored certificate in serial order.
+	Each(ctx context.Context, f func(*Certificate) error) error
+	// Backup writes a consistent copy while the store is in use.
+	Backup(ctx context.Context, w io.Writer) error
+	// Ping tells whether the store answers and can be written.
+	Ping(ctx context.Context) error
+	Close() error
+}

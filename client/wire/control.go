@@ -1,0 +1,66 @@
+package wire
+
+import "time"
+
+// Application protocols (ALPN, RFC 7301) of the sidecar's listener.
+const (
+	// ALPNRelay carries engine bytes after one line of Verdict.
+	ALPNRelay = "mayfly/1"
+	// ALPNControl carries Control lines after one line of Verdict.
+	ALPNControl = "mayfly-control/1"
+)
+
+// VerdictOK is the line that admits a connection; VerdictErr, a reason and a
+// line feed is the one that refuses it. Either comes before any engine byte.
+const (
+	VerdictOK  = "OK\n"
+	VerdictErr = "ERR "
+	// MaxVerdictBytes bounds the line, its line feed included.
+	MaxVerdictBytes = 64
+)
+
+// Reasons of a refusal or of a cut.
+const (
+	ReasonRevoked     = "revoked"
+	ReasonExpired     = "expired"
+	ReasonWrongEngine = "wrong_engine"
+	ReasonFeedStale   = "feed_stale"
+	ReasonLimit       = "limit"
+	ReasonDraining    = "draining"
+)
+
+// Retryable tells whether a refusal for this reason may be tried again.
+func Retryable(reason string) bool {
+	switch reason {
+	case ReasonFeedStale, ReasonLimit, ReasonDraining:
+		return true
+	}
+	return false
+}
+
+// ExporterLabel and ExporterLength make a relay's name: the lower-case hex of
+// its TLS exporter value (RFC 8446 section 7.5, empty context), which only its
+// two ends know.
+const (
+	ExporterLabel  = "EXPORTER-mayfly-relay"
+	ExporterLength = 32
+)
+
+// Times of the control connection.
+const (
+	ControlPingEvery = 5 * time.Second
+	ControlSilence   = 20 * time.Second
+	// MaxControlLine bounds one JSON line, its line feed included.
+	MaxControlLine = 64 << 10
+)
+
+// Control is one JSON line on a control connection. Exactly one of Hold, Held,
+// Ping, Pong and Cut is set; Reason goes with Cut.
+type Control struct {
+	Hold   []string `json:"hold,omitzero"`
+	Held   []string `json:"held,omitzero"`
+	Ping   uint64   `json:"ping,omitempty"` // from 1
+	Pong   uint64   `json:"pong,omitempty"`
+	Cut    string   `json:"cut,omitempty"`
+	Reason string   `json:"reason,omitempty"`
+}

@@ -1,0 +1,87 @@
+package wire
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+)
+
+// ProblemPrefix begins the type of every problem that the issuer answers with.
+const ProblemPrefix = "urn:mayfly:problem:"
+
+// ProblemMediaType is the Content-Type of a Problem (RFC 9457 section 3).
+const ProblemMediaType = "application/problem+json"
+
+// Problem types, without ProblemPrefix.
+const (
+	ProblemBadRequest    = "bad-request"
+	ProblemBadCSR        = "bad-csr"
+	ProblemBadToken      = "bad-token"
+	ProblemDenied        = "denied"
+	ProblemBlocked       = "blocked"
+	ProblemForbiddenRole = "forbidden-role"
+	ProblemNotFound      = "not-found"
+	ProblemReplay        = "replay"
+	ProblemTooLarge      = "too-large"
+	ProblemRateLimited   = "rate-limited"
+	ProblemUnavailable   = "unavailable"
+	ProblemInternal      = "internal"
+)
+
+// ProblemStatus gives the HTTP status of a problem type without its prefix,
+// and 500 for one that it does not know.
+func ProblemStatus(name string) int {
+	switch name {
+	case ProblemBadRequest, ProblemBadCSR:
+		return http.StatusBadRequest
+	case ProblemBadToken:
+		return http.StatusUnauthorized
+	case ProblemDenied, ProblemBlocked, ProblemForbiddenRole:
+		return http.StatusForbidden
+	case ProblemNotFound:
+		return http.StatusNotFound
+	case ProblemReplay:
+		return http.StatusConflict
+	case ProblemTooLarge:
+		return http.StatusRequestEntityTooLarge
+	case ProblemRateLimited:
+		return http.StatusTooManyRequests
+	case ProblemUnavailable:
+		return http.StatusServiceUnavailable
+	}
+	return http.StatusInternalServerError
+}
+
+// Problem is an RFC 9457 problem document, and the error that a client gets
+// for any answer of the issuer that is not a success.
+type Problem struct {
+	Type   string `json:"type"`
+	Title  string `json:"title"`
+	Status int    `json:"status"`
+	Detail string `json:"detail,omitempty"`
+	// Instance is the request's id, to be found in the issuer's log.
+	Instance string `json:"instance,omitempty"`
+	// Claim and Rule are set on denied: the claim that failed, and the rule
+	// that came nearest.
+	Claim string `json:"claim,omitempty"`
+	Rule  string `json:"rule,omitempty"`
+	// RetryAfter, in seconds, repeats the header of the same name.
+	RetryAfter int `json:"retry_after,omitempty"`
+}
+
+// Name is the type without its prefix, and "" for a foreign type.
+func (p *Problem) Name() string {
+	name, ok := strings.CutPrefix(p.Type, ProblemPrefix)
+	if !ok {
+		return ""
+	}
+	return name
+}
+
+// Error implements error.
+func (p *Problem) Error() string {
+	if p.Detail != "" {
+		return fmt.Sprintf("issuer: %s (%d %s)", p.Detail, p.Status, p.Name())
+	}
+	return fmt.Sprintf("issuer: %s (%d %s)", p.Title, p.Status, p.Name())
+}

@@ -1,0 +1,293 @@
+// Package wire is mayfly's protocol: the JSON bodies, paths, limits and problem
+// types of the issuer's HTTP API, and the lines spoken on a control connection.
+//
+// Both ends import it, so it holds data and its encoding and nothing that acts.
+// It imports only the standard library.
+package wire
+
+import (
+	"encoding/json"
+	"time"
+)
+
+// Paths of the issuer's HTTP API.
+const (
+	PathCertificates  = "/v1/certificates"
+	PathRevocations   = "/v1/revocations"
+	PathBlocks        = "/v1/blocks"
+	PathCRL           = "/v1/crl"
+	PathCRLWait       = "/v1/crl/wait"
+	PathTrustBundle   = "/v1/trust-bundle"
+	PathSessions      = "/v1/sessions"
+	PathEvents        = "/v1/events"
+	PathInfo          = "/v1/info"
+	PathPolicyExplain = "/v1/policy/explain"
+	PathOpenAPI       = "/openapi.json"
+	PathHealth        = "/healthz"
+	PathReady         = "/readyz"
+)
+
+// Limits that both ends hold.
+const (
+	// MaxTokenBytes bounds a compact JWS, checked before it is split.
+	MaxTokenBytes = 16 << 10
+	// MaxBodyBytes bounds a request body.
+	MaxBodyBytes = 64 << 10
+	// MaxHeaderBytes bounds a request's header.
+	MaxHeaderBytes = 32 << 10
+	// MaxResponseBytes bounds any answer of the issuer that a client reads
+	// into memory, CRLs included.
+	MaxResponseBytes = 16 << 20
+	// MaxListLimit bounds the limit parameter of every list.
+	MaxListLimit = 500
+	// DefaultListLimit is used when a list is asked for without a limit.
+	DefaultListLimit = 100
+	// CRLWait is how long GET /v1/crl/wait holds a request before it answers 204.
+	CRLWait = 30 * time.Second
+)
+
+// Certificate statuses.
+const (
+	StatusValid   = "valid"
+	StatusExpired = "expired"
+	StatusRevoked = "revoked"
+)
+
+// IssueRequest is the body of POST /v1/certificates.
+type IssueRequest struct {
+	// CSR is a PKCS #10 request in PEM (RFC 7468). Only its public key and
+	// its proof of possession are used.
+	CSR string `json:"csr"`
+	// Engine names the one engine that the certificate is wanted for. Empty
+	// means all engines of the rule that admits the token.
+	Engine string `json:"engine,omitempty"`
+}
+
+// IssueResponse is the body of a 201 to POST /v1/certificates.
+type IssueResponse struct {
+	Serial      string    `json:"serial"`
+	Certificate string    `json:"certificate"`  // PEM chain, leaf first, without the root
+	TrustBundle string    `json:"trust_bundle"` // PEM, the roots
+	CRL         string    `json:"crl"`          // the PEM of GET /v1/crl/wait
+	NotBefore   time.Time `json:"not_before"`
+	NotAfter    time.Time `json:"not_after"`
+	RenewAfter  time.Time `json:"renew_after"` // half life
+	Identity    string    `json:"identity"`    // SPIFFE ID
+	Rule        string    `json:"rule"`
+	Engines     []Engine  `json:"engines"`
+}
+
+// Engine tells a client where an engine is and which name it proves.
+type Engine struct {
+	Name       string `json:"name"`
+	Endpoint   string `json:"endpoint"` // tcp://host:port or edge://host:port
+	ServerName string `json:"server_name"`
+}
+
+// Info is the body of GET /v1/info.
+type Info struct {
+	TrustDomain string  `json:"trust_domain"`
+	Audience    string  `json:"audience"`
+	CRLURL      string  `json:"crl_url"`
+	Login       []Login `json:"login"`
+}
+
+// Login names a provider of type people that mayfly login can use.
+type Login struct {
+	Provider string `json:"provider"`
+	Issuer   string `json:"issuer"`
+	ClientID string `json:"client_id"`
+}
+
+// Certificate is an item of GET /v1/certificates.
+type Certificate struct {
+	Serial       string    `json:"serial"`
+	Status       string    `json:"status"`
+	NotBefore    time.Time `json:"not_before"`
+	NotAfter     time.Time `json:"not_after"`
+	Repository   string    `json:"repository"`
+	RepositoryID string    `json:"repository_id"`
+	RunID        string    `json:"run_id"`
+	Actor        string    `json:"actor"`
+	Identity     string    `json:"identity"`
+	Profile      string    `json:"profile"`
+	Rule         string    `json:"rule"`
+	Engines      []string  `json:"engines"`
+}
+
+// CertificateDetail is the body of GET /v1/certificates/{serial}.
+type CertificateDetail struct {
+	Certificate
+	IssuedAt    time.Time       `json:"issued_at"`
+	Provider    string          `json:"provider"`
+	TokenIssuer string          `json:"token_issuer"`
+	TokenID     string          `json:"token_id"`
+	Run         string          `json:"run"`
+	SPKI        string          `json:"spki_sha256"` // hex
+	Issuer      string          `json:"authority_key_id"`
+	Claims      json.RawMessage `json:"claims"` // as verified
+	RevokedAt   *time.Time      `json:"revoked_at,omitempty"`
+	RevokedBy   string          `json:"revoked_by,omitempty"`
+	Reason      string          `json:"reason,omitempty"`
+	PEM         string          `json:"pem"`
+	Chain       string          `json:"chain"`
+	Sessions    []Session       `json:"sessions"`
+}
+
+// List is the form of every list. NextCursor is empty on the last page.
+type List[T any] struct {
+	Items      []T    `json:"items"`
+	NextCursor string `json:"next_cursor"`
+}
+
+// Match selects certificates by what was recorded of them. Every key that is
+// set must be equal; an empty Match selects nothing.
+type Match struct {
+	Repository   string     `json:"repository,omitempty"`
+	RepositoryID string     `json:"repository_id,omitempty"`
+	RunID        string     `json:"run_id,omitempty"`
+	Actor        string     `json:"actor,omitempty"`
+	Identity     string     `json:"identity,omitempty"`
+	Profile      string     `json:"profile,omitempty"`
+	Since        *time.Time `json:"since,omitempty"` // issued at or after
+	Until        *time.Time `json:"until,omitempty"` // issued before
+}
+
+// RevokeRequest is the body of POST /v1/revocations: exactly one of Serial,
+// Match and All.
+type RevokeRequest struct {
+	Serial string `json:"serial,omitempty"`
+	Match  *Match `json:"match,omitempty"`
+	All    bool   `json:"all,omitempty"`
+	// Block is how long what was revoked may not be issued again, as a Go
+	// duration, or "none". Empty is 24h.
+	Block  string `json:"block,omitempty"`
+	Reason string `json:"reason,omitempty"`
+	// DryRun counts what would be revoked and changes nothing.
+	DryRun bool `json:"dry_run,omitempty"`
+}
+
+// BlockNone, as RevokeRequest.Block, revokes only what was named.
+const BlockNone = "none"
+
+// RevokeResponse is the body of a 200 to POST /v1/revocations.
+type RevokeResponse struct {
+	Revoked   []string   `json:"revoked"`
+	CRLNumber int64      `json:"crl_number"`
+	BlockIDs  []string   `json:"block_ids"`
+	Floor     *time.Time `json:"floor,omitempty"`    // set by all
+	Sessions  int        `json:"sessions,omitempty"` // live sessions touched, as last reported
+}
+
+// Block is an item of GET /v1/blocks.
+type Block struct {
+	ID          string    `json:"id"`
+	CreatedAt   time.Time `json:"created_at"`
+	Until       time.Time `json:"until"`
+	TokenIssuer string    `json:"token_issuer,omitempty"`
+	Match       Match     `json:"match"`
+	Reason      string    `json:"reason"`
+	By          string    `json:"by"`
+}
+
+// Session is one relayed TLS connection, as its engine reported it.
+type Session struct {
+	ID         string     `json:"id"`
+	Engine     string     `json:"engine"`
+	Machine    string     `json:"machine"` // SPIFFE ID of the reporting sidecar
+	Serial     string     `json:"serial"`
+	Run        string     `json:"run"`
+	Repository string     `json:"repository"`
+	Identity   string     `json:"identity"`
+	RemoteAddr string     `json:"remote_addr,omitempty"`
+	OpenedAt   time.Time  `json:"opened_at"`
+	SeenAt     time.Time  `json:"seen_at"`
+	ClosedAt   *time.Time `json:"closed_at,omitempty"`
+	BytesIn    int64      `json:"bytes_in"`  // client to engine
+	BytesOut   int64      `json:"bytes_out"` // engine to client
+	Reason     string     `json:"reason,omitempty"`
+}
+
+// Session report kinds.
+const (
+	SessionOpen     = "open"
+	SessionProgress = "progress"
+	SessionClose    = "close"
+)
+
+// SessionReport is one line of POST /v1/sessions.
+type SessionReport struct {
+	Kind       string    `json:"kind"`
+	ID         string    `json:"id"` // 32 hex digits, chosen by the sidecar
+	Serial     string    `json:"serial"`
+	Run        string    `json:"run,omitempty"`
+	RemoteAddr string    `json:"remote_addr,omitempty"`
+	At         time.Time `json:"at"`
+	BytesIn    int64     `json:"bytes_in"`
+	BytesOut   int64     `json:"bytes_out"`
+	Reason     string    `json:"reason,omitempty"`
+}
+
+// SessionsRequest is the body of POST /v1/sessions, at most MaxSessionReports.
+type SessionsRequest struct {
+	Reports []SessionReport `json:"reports"`
+}
+
+// MaxSessionReports bounds one POST /v1/sessions.
+const MaxSessionReports = 100
+
+// SessionsResponse is the body of a 200 to POST /v1/sessions. Refused names
+// reports that will never be accepted; the others are stored.
+type SessionsResponse struct {
+	Accepted int              `json:"accepted"`
+	Refused  []RefusedSession `json:"refused,omitempty"`
+}
+
+// RefusedSession says why one report was refused.
+type RefusedSession struct {
+	ID     string `json:"id"`
+	Reason string `json:"reason"`
+}
+
+// Event is an item of GET /v1/events.
+type Event struct {
+	Seq        int64             `json:"seq"`
+	Time       time.Time         `json:"time"`
+	Type       string            `json:"type"`
+	By         string            `json:"by,omitempty"` // who acted: an admin, or the identity
+	Serial     string            `json:"serial,omitempty"`
+	Identity   string            `json:"identity,omitempty"`
+	Repository string            `json:"repository,omitempty"`
+	RunID      string            `json:"run_id,omitempty"`
+	Rule       string            `json:"rule,omitempty"`
+	Reason     string            `json:"reason,omitempty"`
+	Count      int64             `json:"count,omitempty"` // of summed denials
+	Detail     map[string]string `json:"detail,omitempty"`
+}
+
+// ExplainRequest is the body of POST /v1/policy/explain.
+type ExplainRequest struct {
+	Provider string          `json:"provider"`
+	Claims   json.RawMessage `json:"claims"`
+	Engine   string          `json:"engine,omitempty"`
+}
+
+// ExplainResponse says which rule would match, or per rule the first claim
+// that did not.
+type ExplainResponse struct {
+	Allowed bool          `json:"allowed"`
+	Rule    string        `json:"rule,omitempty"`
+	Role    string        `json:"role,omitempty"`
+	Profile string        `json:"profile,omitempty"`
+	Engines []string      `json:"engines,omitempty"`
+	Rules   []ExplainRule `json:"rules"`
+}
+
+// ExplainRule is one rule of an ExplainResponse, in file order.
+type ExplainRule struct {
+	Rule    string `json:"rule"`
+	Matched bool   `json:"matched"`
+	Claim   string `json:"claim,omitempty"` // the first that did not match
+	Got     string `json:"got,omitempty"`   // the caller's own value, as JSON; empty when missing
+	Want    string `json:"want,omitempty"`  // the rule's values; viewers may see them
+}
