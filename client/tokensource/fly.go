@@ -1,0 +1,93 @@
+package tokensource
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"syscall"
+)
+
+// DefaultFlySocket is where a Fly Machine's init serves its API, to root alone.
+const DefaultFlySocket = "/.fly/api"
+
+func flySocket() string {
+	if s := os.Getenv("FLY_API_SOCKET"); s != "" {
+		return s
+	}
+	return DefaultFlySocket
+}
+
+// FlyMachine returns the source of a Fly Machine: POST /v1/tokens/oidc on the
+// machine's API socket, whose answer is the bare token. An empty socket is
+// DefaultFlySocket.
+func FlyMachine(socket string) Source {
+	if socket == "" {
+		socket = DefaultFlySocket
+	}
+	return &fly{socket: socket, client: newClient(&http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			var d net.Dialer
+			return d.DialContext(ctx, "unix", socket)
+		},
+	})}
+}
+
+type fly struct {
+	socket string
+	client *http.Client
+}
+
+func (f *fly) String() string { return "Fly Machine" }
+
+func (f *fly) Token(ctx context.Context, audience string) (string, error) {
+	if err := checkAudience(audience); err != nil {
+		return "", &Error{Source: f.String(), Err: err}
+	}
+	body, err := json.Marshal(struct {
+		Audience string `json:"aud"`
+	}{audience})
+	if err != nil {
+		return "", &Error{Source: f.String(), Err: err}
+	}
+	get := fetcher{
+		client: f.client,
+		request: func(ctx context.Context) (*http.Request, error) {
+			req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://localhost/v1/tokens/oidc", bytes.NewReader(body))
+			if err != nil {
+				return nil, err
+			}
+			req.Header.Set("Content-Type", "application/json")
+			return req, nil
+		},
+		parse: func(body []byte) (string, error) {
+			token := strings.TrimSpace(string(body))
+			return token, checkToken(token)
+		},
+	}
+	// A socket that is not there will not come: init makes it before any
+	// program runs.
+	if _, err := os.Stat(f.socket); err != nil {
+		return "", &Error{Source: f.String(), Hint: flyHint(err), Err: err}
+	}
+	token, err := get.fetch(ctx)
+	if err != nil {
+		return "", &Error{Source: f.String(), Hint: flyHint(err), Temporary: temporary(err), Err: err}
+	}
+	return token, nil
+}
+
+func flyHint(err error) string {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return "the socket is there on Fly Machines only; elsewhere choose another token source"
+	case errors.Is(err, fs.ErrPermission), errors.Is(err, syscall.EACCES):
+		return "the Machine's API answers root only: run this program as root"
+	}
+	return ""
+}

@@ -1,0 +1,160 @@
+package tokensource
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+// LoginStore keeps the logins of one person in a file, one for each issuer of
+// mayfly that was logged in to. The file is 0600 in a 0700 folder; one that
+// others may read is refused.
+type LoginStore struct{ Path string }
+
+// StoredLogin is one login in a LoginStore. IDToken is a secret.
+type StoredLogin struct {
+	Provider  string    `json:"provider"` // its name in the issuer's policy
+	Issuer    string    `json:"issuer"`   // of the ID token
+	ClientID  string    `json:"client_id"`
+	Subject   string    `json:"subject"`
+	IDToken   string    `json:"id_token"`
+	IssuedAt  time.Time `json:"issued_at"`
+	ExpiresAt time.Time `json:"expires_at"`
+}
+
+// Errors of Find.
+var (
+	ErrNoLogin      = errors.New("not logged in")
+	ErrLoginExpired = errors.New("the login has expired")
+)
+
+const maxLoginFile = 1 << 20
+
+// Find returns the login for a mayfly issuer. Errors: ErrNoLogin,
+// ErrLoginExpired, and those of a file that cannot be read or trusted.
+func (s LoginStore) Find(issuer string, now time.Time) (*StoredLogin, error) {
+	all, err := s.read()
+	if err != nil {
+		return nil, err
+	}
+	l, ok := all[issuer]
+	if !ok {
+		return nil, ErrNoLogin
+	}
+	if !now.Before(l.ExpiresAt) {
+		return nil, fmt.Errorf("%w at %s", ErrLoginExpired, l.ExpiresAt.UTC().Format(time.RFC3339))
+	}
+	return &l, nil
+}
+
+// Save keeps l for a mayfly issuer in place of an earlier one, and drops
+// logins that have expired. The file is replaced atomically.
+func (s LoginStore) Save(issuer string, l StoredLogin, now time.Time) error {
+	all, err := s.read()
+	if err != nil {
+		return err
+	}
+	for k, old := range all {
+		if !now.Before(old.ExpiresAt) {
+			delete(all, k)
+		}
+	}
+	all[issuer] = l
+	return s.write(all)
+}
+
+// Remove forgets the login for a mayfly issuer and tells whether there was one.
+func (s LoginStore) Remove(issuer string) (bool, error) {
+	all, err := s.read()
+	if err != nil {
+		return false, err
+	}
+	if _, ok := all[issuer]; !ok {
+		return false, nil
+	}
+	delete(all, issuer)
+	return true, s.write(all)
+}
+
+func (s LoginStore) read() (map[string]StoredLogin, error) {
+	f, err := os.Open(s.Path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return map[string]StoredLogin{}, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("stored login: %w", err)
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return nil, fmt.Errorf("stored login: %w", err)
+	}
+	if !fi.Mode().IsRegular() || fi.Mode().Perm()&0o077 != 0 {
+		return nil, fmt.Errorf("stored login: %s has mode %v; others must not read it (chmod 600)", s.Path, fi.Mode())
+	}
+	raw, err := io.ReadAll(io.LimitReader(f, maxLoginFile+1))
+	if err != nil {
+		return nil, fmt.Errorf("stored login: %w", err)
+	}
+	if len(raw) > maxLoginFile {
+		return nil, fmt.Errorf("stored login: %s is over %d bytes", s.Path, maxLoginFile)
+	}
+	all := map[string]StoredLogin{}
+	if err := json.Unmarshal(raw, &all); err != nil {
+		return nil, fmt.Errorf("stored login: %s: %w", s.Path, err)
+	}
+	if all == nil { // the file says null
+		all = map[string]StoredLogin{}
+	}
+	return all, nil
+}
+
+func (s LoginStore) write(all map[string]StoredLogin) error {
+	dir := filepath.Dir(s.Path)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("store login: %w", err)
+	}
+	raw, err := json.MarshalIndent(all, "", "  ")
+	if err != nil {
+		return fmt.Errorf("store login: %w", err)
+	}
+	f, err := os.CreateTemp(dir, ".login-*") // mode 0600
+	if err != nil {
+		return fmt.Errorf("store login: %w", err)
+	}
+	defer os.Remove(f.Name())
+	_, err = f.Write(append(raw, '\n'))
+	if err = errors.Join(err, f.Close()); err != nil {
+		return fmt.Errorf("store login: %w", err)
+	}
+	if err := os.Rename(f.Name(), s.Path); err != nil {
+		return fmt.Errorf("store login: %w", err)
+	}
+	return nil
+}
+
+// LoginSource is the token of a stored login, read anew for each call. A
+// person's token is for the provider's client id, so the audience that is
+// asked for does not change it.
+type LoginSource struct {
+	Store  LoginStore
+	Issuer string // of mayfly
+}
+
+// Token returns the stored ID token.
+func (s LoginSource) Token(_ context.Context, _ string) (string, error) {
+	l, err := s.Store.Find(s.Issuer, time.Now())
+	if err != nil {
+		return "", err
+	}
+	return l.IDToken, nil
+}
+
+// String names the source for people.
+func (s LoginSource) String() string { return "stored login" }

@@ -1,0 +1,220 @@
+// Package tokensource gets OIDC ID tokens from the platform that a program runs
+// on: a GitHub Actions job, a Fly Machine, a GitLab job, a file that something
+// keeps fresh, or a command.
+//
+// A source never stores a token and never writes one to a log or an error. It
+// asks for audiences of mayfly only, since most platforms hand out tokens for
+// any audience: an issuer that told its clients another could collect tokens
+// for other services.
+//
+// It imports the standard library alone.
+package tokensource
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+)
+
+// AudiencePrefix begins every audience that a source asks for.
+const AudiencePrefix = "mayfly:"
+
+// maxToken bounds a compact JWS, as the issuer does (wire.MaxTokenBytes).
+const maxToken = 16 << 10
+
+// Source gives ID tokens. Every call asks the platform anew. It is safe for
+// concurrent use.
+type Source interface {
+	// Token returns a compact JWS for an audience, which begins with
+	// AudiencePrefix. Its errors are *Error.
+	Token(ctx context.Context, audience string) (string, error)
+	// String names the source for people.
+	String() string
+}
+
+// Error says which source gave no token, and what to change.
+type Error struct {
+	Source string
+	// Hint is a remedy for people; empty when there is none to give.
+	Hint string
+	// Temporary tells that trying again later may help.
+	Temporary bool
+	Err       error
+}
+
+// Error implements error.
+func (e *Error) Error() string {
+	s := fmt.Sprintf("id token from %s: %v", e.Source, e.Err)
+	if e.Hint != "" {
+		s += "\n" + e.Hint
+	}
+	return s
+}
+
+// Unwrap returns the cause.
+func (e *Error) Unwrap() error { return e.Err }
+
+// Parse returns the source of a specification:
+//
+//	auto        the platform that the environment shows; never a command
+//	github      GitHub Actions
+//	gitlab      GitLab CI, the ID token in the variable MAYFLY_ID_TOKEN
+//	fly         the Fly Machine's API socket: FLY_API_SOCKET, else /.fly/api
+//	file:PATH   a file with a token, read at each use
+//	env:NAME    an environment variable with a token
+//	exec:CMD    a command that prints a token
+func Parse(spec string) (Source, error) {
+	kind, rest, hasRest := strings.Cut(spec, ":")
+	switch {
+	case spec == "" || spec == "auto":
+		return auto()
+	case spec == "github":
+		return GitHubActions()
+	case spec == "gitlab":
+		return GitLab()
+	case spec == "fly":
+		return FlyMachine(flySocket()), nil
+	case kind == "file" && hasRest && rest != "":
+		return File(rest), nil
+	case kind == "env" && hasRest && rest != "":
+		return Env(rest), nil
+	case kind == "exec" && hasRest:
+		return Exec(rest)
+	}
+	return nil, fmt.Errorf("token source %q is none of auto, github, gitlab, fly, file:PATH, env:NAME, exec:CMD", spec)
+}
+
+// auto picks the platform by its variables.
+func auto() (Source, error) {
+	switch {
+	case os.Getenv("ACTIONS_ID_TOKEN_REQUEST_URL") != "", os.Getenv("GITHUB_ACTIONS") == "true":
+		return GitHubActions()
+	case os.Getenv(gitlabVariable) != "", os.Getenv("GITLAB_CI") == "true":
+		return GitLab()
+	case os.Getenv("FLY_MACHINE_ID") != "":
+		return FlyMachine(flySocket()), nil
+	}
+	return nil, &Error{
+		Source: "auto",
+		Err:    errors.New("this is neither a GitHub Actions job, a GitLab job nor a Fly Machine"),
+		Hint:   "say where tokens come from: --token-source file:PATH (a Kubernetes projected token), env:NAME or exec:CMD",
+	}
+}
+
+// File returns a source that reads a token from a file at each use, as
+// Kubernetes projects and refreshes one. The file's audience is its writer's.
+func File(path string) Source { return file(path) }
+
+type file string
+
+func (f file) String() string { return "file " + string(f) }
+
+func (f file) Token(_ context.Context, audience string) (string, error) {
+	fail := func(hint string, err error) (string, error) {
+		return "", &Error{Source: f.String(), Hint: hint, Err: err}
+	}
+	if err := checkAudience(audience); err != nil {
+		return fail("", err)
+	}
+	r, err := os.Open(string(f))
+	if err != nil {
+		hint := "the file must hold one ID token for the audience " + audience
+		return fail(hint, err)
+	}
+	defer r.Close()
+	b, err := readToken(r)
+	if err != nil {
+		return fail("", err)
+	}
+	return b, nil
+}
+
+// Env returns a source that takes the token from an environment variable. It
+// cannot be refreshed: it serves until the token expires.
+func Env(name string) Source { return env{name: name} }
+
+type env struct {
+	name string
+	hint string
+}
+
+func (e env) String() string { return "variable " + e.name }
+
+func (e env) Token(_ context.Context, audience string) (string, error) {
+	fail := func(err error) (string, error) {
+		return "", &Error{Source: e.String(), Hint: e.hint, Err: err}
+	}
+	if err := checkAudience(audience); err != nil {
+		return fail(err)
+	}
+	v := os.Getenv(e.name)
+	if v == "" {
+		return fail(errors.New("the variable is not set"))
+	}
+	token, err := readToken(strings.NewReader(v))
+	if err != nil {
+		return fail(err)
+	}
+	return token, nil
+}
+
+const gitlabVariable = "MAYFLY_ID_TOKEN"
+
+const gitlabHint = `ask for the token in .gitlab-ci.yml:
+  id_tokens:
+    MAYFLY_ID_TOKEN: {aud: "mayfly:<trust domain>"}`
+
+// GitLab returns the source of a GitLab job, whose tokens are variables that
+// the job asks for under id_tokens.
+func GitLab() (Source, error) {
+	e := env{name: gitlabVariable, hint: gitlabHint}
+	if os.Getenv(e.name) == "" {
+		return nil, &Error{Source: e.String(), Hint: e.hint, Err: errors.New("the variable is not set")}
+	}
+	return e, nil
+}
+
+// checkAudience refuses audiences of others.
+func checkAudience(audience string) error {
+	if len(audience) <= len(AudiencePrefix) || !strings.HasPrefix(audience, AudiencePrefix) {
+		return fmt.Errorf("audience %.80q does not begin with %q: refusing to ask for a token for another service", audience, AudiencePrefix)
+	}
+	return nil
+}
+
+// readToken reads one token with white space around it.
+func readToken(r io.Reader) (string, error) {
+	b, err := io.ReadAll(io.LimitReader(r, maxToken+256))
+	if err != nil {
+		return "", err
+	}
+	token := strings.TrimSpace(string(b))
+	if err := checkToken(token); err != nil {
+		return "", err
+	}
+	return token, nil
+}
+
+// checkToken tells a compact JWS (RFC 7515 section 7.1) from an error page. It
+// never repeats what it was given.
+func checkToken(token string) error {
+	switch {
+	case token == "":
+		return errors.New("no token: the answer is empty")
+	case len(token) > maxToken:
+		return fmt.Errorf("token is larger than %d bytes", maxToken)
+	case strings.Count(token, ".") != 2:
+		return errors.New("the answer is not a token (three parts of base64url)")
+	}
+	for _, c := range []byte(token) {
+		switch {
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9', c == '-', c == '_', c == '.':
+		default:
+			return errors.New("the answer is not a token (three parts of base64url)")
+		}
+	}
+	return nil
+}
