@@ -2,7 +2,8 @@
 // SPIFFE ID that is its only URI name, the Fulcio extensions that say which
 // workflow run it is, and the grant extension that says which engines it is for.
 //
-// It is pure and imports only the standard library and go-spiffe's spiffeid.
+// It is pure and imports only the standard library, go-spiffe's spiffeid and
+// golang.org/x/crypto/cryptobyte.
 package identity
 
 import (

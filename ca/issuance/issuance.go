@@ -11,7 +11,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/mayfly-ca/mayfly/ca/identity"
@@ -101,12 +103,6 @@ func NewGrant(p Params) (Grant, error) {
 		return Grant{}, fmt.Errorf("ttl %v is not within (0, %v] of profile %s", p.TTL, maxTTL, p.Profile)
 	case p.TTL%time.Second != 0:
 		return Grant{}, fmt.Errorf("ttl %v is not in whole seconds", p.TTL)
-	case p.Identity.ID.IsZero():
-		return Grant{}, errors.New("no SPIFFE ID")
-	case len(p.Identity.Grant.Engines) == 0:
-		return Grant{}, errors.New("no engine")
-	case p.Identity.Grant.Rule == "":
-		return Grant{}, errors.New("no rule")
 	case p.Provider == "":
 		return Grant{}, errors.New("no provider")
 	case p.Token.Issuer == "":
@@ -118,8 +114,54 @@ func NewGrant(p Params) (Grant, error) {
 	case p.Profile == Server && (len(p.DNSNames) == 0 || len(p.Identity.Grant.Engines) != 1):
 		return Grant{}, errors.New("profile server wants one engine and its DNS name")
 	}
+	if err := checkNames(p); err != nil {
+		return Grant{}, err
+	}
 	c := clone(p)
 	return Grant{p: &c}, nil
+}
+
+// checkNames holds the identity to its form, engines' SPIFFE IDs to profile
+// server, and DNS names to plain host names.
+func checkNames(p Params) error {
+	if err := p.Identity.Validate(); err != nil {
+		return err
+	}
+	engine, isEngine := identity.Engine(p.Identity.ID)
+	switch {
+	case p.Profile == Client && isEngine:
+		return errors.New("profile client has no engine's SPIFFE ID")
+	case p.Profile == Server && (!isEngine || engine != p.Identity.Grant.Engines[0]):
+		return errors.New("profile server wants its engine's SPIFFE ID")
+	}
+	for _, name := range p.DNSNames {
+		if !HostName(name) {
+			return fmt.Errorf("%q is not a lower-case host name", name)
+		}
+	}
+	return nil
+}
+
+// HostName tells whether s is a lower-case host name (RFC 1123, no wildcard, no
+// trailing dot, not an IP address).
+func HostName(s string) bool {
+	if s == "" || len(s) > 253 {
+		return false
+	}
+	if _, err := netip.ParseAddr(s); err == nil {
+		return false
+	}
+	for label := range strings.SplitSeq(s, ".") {
+		if label == "" || len(label) > 63 || label[0] == '-' || label[len(label)-1] == '-' {
+			return false
+		}
+		for _, c := range []byte(label) {
+			if !('a' <= c && c <= 'z' || '0' <= c && c <= '9' || c == '-') {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // IsZero tells whether g was made by NewGrant.
