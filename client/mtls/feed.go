@@ -1,0 +1,361 @@
+package mtls
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/asn1"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/mayfly-ca/mayfly/ca/identity"
+)
+
+// Bounds of a feed.
+const (
+	// MaxFeedBytes bounds the PEM that ParseFeed reads.
+	MaxFeedBytes = 16 << 20
+	// MaxFeedIntermediates bounds the intermediates of one feed: the current
+	// one and those of rotations whose leaves may still live.
+	MaxFeedIntermediates = 16
+	// MaxFeedSkew is how far a CRL's thisUpdate may lie ahead of our clock.
+	MaxFeedSkew = 60 * time.Second
+
+	// backdate is how far a leaf's NotBefore lies before its issuance
+	// (ca/issuance), which is what the floor is compared to.
+	backdate = 60 * time.Second
+)
+
+// What a Feed says against a chain. Errors of CoversChain and CheckChain wrap
+// one of these.
+var (
+	// ErrRevoked: the leaf or its intermediate is revoked.
+	ErrRevoked = errors.New("certificate is revoked")
+	// ErrBeforeFloor: the leaf was issued before the revocation floor, which
+	// revokes everything that is older.
+	ErrBeforeFloor = errors.New("certificate was issued before the revocation floor")
+	// ErrNotCovered: the feed has no CRL of the leaf's intermediate.
+	ErrNotCovered = errors.New("revocation list covers no such certificate")
+	// ErrStale: a CRL of the feed is past its nextUpdate.
+	ErrStale = errors.New("revocation list is past its next update")
+	// ErrClockSkew: a CRL's thisUpdate lies more than MaxFeedSkew ahead.
+	ErrClockSkew = errors.New("revocation list is from the future: a clock is wrong")
+)
+
+// Feed is the verified content of one GET /v1/crl/wait: the CRL of each
+// intermediate in use, all of one number, and the roots' CRLs over the
+// intermediates. It is immutable and safe for concurrent use.
+type Feed struct {
+	// Number is the CRL number that all intermediates' CRLs have.
+	Number int64
+	// Floor refuses every certificate that was issued before it. Zero when no
+	// CRL carries one.
+	Floor time.Time
+	// ThisUpdate is that of the oldest of the intermediates' CRLs.
+	ThisUpdate time.Time
+	// NextUpdate is that of the intermediates' CRL that ends first.
+	NextUpdate time.Time
+
+	revoked map[string]struct{} // serials of leaves, of all intermediates
+	issuers map[[sha256.Size]byte]feedIssuer
+}
+
+// feedIssuer is one intermediate, keyed by the digest of its certificate.
+type feedIssuer struct {
+	revoked        bool // named in its root's CRL
+	nextUpdate     time.Time
+	rootNextUpdate time.Time
+}
+
+// ParseFeed parses and verifies the PEM of GET /v1/crl/wait: CERTIFICATE blocks,
+// each an intermediate signed by one of roots, and X509 CRL blocks: exactly one
+// by each intermediate and one by each root that signed an intermediate. All
+// intermediates' CRLs must have one number and one floor. Blocks may come in
+// any order; anything else is an error. Times are not judged here, since a
+// feed's age is the caller's to judge.
+func ParseFeed(data []byte, roots []*x509.Certificate) (*Feed, error) {
+	p := feedParser{roots: roots}
+	if err := p.read(data); err != nil {
+		return nil, fmt.Errorf("revocation feed: %w", err)
+	}
+	f, err := p.verify()
+	if err != nil {
+		return nil, fmt.Errorf("revocation feed: %w", err)
+	}
+	return f, nil
+}
+
+// Revoked tells whether a leaf with this serial, as Serial writes it, is in a
+// CRL of the feed.
+func (f *Feed) Revoked(serial string) bool {
+	_, ok := f.revoked[serial]
+	return ok
+}
+
+// Len is the number of revoked leaves.
+func (f *Feed) Len() int { return len(f.revoked) }
+
+// Serials returns the revoked leaves' serials, in no order.
+func (f *Feed) Serials() []string {
+	s := make([]string, 0, len(f.revoked))
+	for serial := range f.revoked {
+		s = append(s, serial)
+	}
+	return s
+}
+
+// BeforeFloor tells whether leaf was issued before the floor.
+func (f *Feed) BeforeFloor(leaf *x509.Certificate) bool {
+	return leaf.NotBefore.Add(backdate).Before(f.Floor)
+}
+
+// RevokedIntermediate tells whether a root's CRL names this intermediate. It is
+// false for one that the feed does not hold: see CoversChain.
+func (f *Feed) RevokedIntermediate(intermediate *x509.Certificate) bool {
+	return f.issuers[sha256.Sum256(intermediate.Raw)].revoked
+}
+
+// CoversChain tells whether the feed can speak about a verified chain (leaf
+// first, root last) at now: it is one leaf under one intermediate, the
+// intermediate is in the feed and not revoked, and the CRLs of both authorities
+// are not past their nextUpdate. It says nothing of the leaf.
+func (f *Feed) CoversChain(chain []*x509.Certificate, now time.Time) error {
+	if len(chain) != 3 {
+		return fmt.Errorf("%w: its chain has %d certificates, not 3", ErrNotCovered, len(chain))
+	}
+	issuer, ok := f.issuers[sha256.Sum256(chain[1].Raw)]
+	switch {
+	case !ok:
+		return fmt.Errorf("%w: intermediate %s", ErrNotCovered, Serial(chain[1].SerialNumber))
+	case issuer.revoked:
+		return fmt.Errorf("%w: its intermediate %s", ErrRevoked, Serial(chain[1].SerialNumber))
+	case f.ThisUpdate.After(now.Add(MaxFeedSkew)):
+		return fmt.Errorf("%w: this update %s", ErrClockSkew, f.ThisUpdate.UTC().Format(time.RFC3339))
+	case !now.Before(issuer.nextUpdate):
+		return fmt.Errorf("%w (%s)", ErrStale, issuer.nextUpdate.UTC().Format(time.RFC3339))
+	case !now.Before(issuer.rootNextUpdate):
+		return fmt.Errorf("%w: the root's (%s)", ErrStale, issuer.rootNextUpdate.UTC().Format(time.RFC3339))
+	}
+	return nil
+}
+
+// CheckChain is CoversChain, and that the leaf is neither revoked nor from
+// before the floor.
+func (f *Feed) CheckChain(chain []*x509.Certificate, now time.Time) error {
+	if err := f.CoversChain(chain, now); err != nil {
+		return err
+	}
+	serial := Serial(chain[0].SerialNumber)
+	if f.Revoked(serial) {
+		return fmt.Errorf("%w: %s", ErrRevoked, serial)
+	}
+	if f.BeforeFloor(chain[0]) {
+		return fmt.Errorf("%w: %s", ErrBeforeFloor, serial)
+	}
+	return nil
+}
+
+// feedParser is what ParseFeed has read and not yet verified.
+type feedParser struct {
+	roots         []*x509.Certificate
+	intermediates []*x509.Certificate
+	lists         []*x509.RevocationList
+}
+
+func (p *feedParser) read(data []byte) error {
+	if len(data) > MaxFeedBytes {
+		return fmt.Errorf("larger than %d bytes", MaxFeedBytes)
+	}
+	for data = bytes.TrimSpace(data); len(data) > 0; data = bytes.TrimSpace(data) {
+		if !bytes.HasPrefix(data, []byte("-----BEGIN ")) {
+			return errors.New("text outside of PEM blocks")
+		}
+		block, rest := pem.Decode(data)
+		if block == nil {
+			return errors.New("not PEM")
+		}
+		if len(block.Headers) > 0 {
+			return errors.New("PEM block with headers")
+		}
+		if err := p.add(block); err != nil {
+			return err
+		}
+		data = rest
+	}
+	if len(p.intermediates) == 0 {
+		return errors.New("no intermediate")
+	}
+	return nil
+}
+
+func (p *feedParser) add(block *pem.Block) error {
+	switch block.Type {
+	case "CERTIFICATE":
+		if len(p.intermediates) == MaxFeedIntermediates {
+			return fmt.Errorf("more than %d intermediates", MaxFeedIntermediates)
+		}
+		cert, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return fmt.Errorf("intermediate: %w", err)
+		}
+		p.intermediates = append(p.intermediates, cert)
+	case "X509 CRL":
+		if len(p.lists) == 2*MaxFeedIntermediates {
+			return fmt.Errorf("more than %d lists", 2*MaxFeedIntermediates)
+		}
+		list, err := x509.ParseRevocationList(block.Bytes)
+		if err != nil {
+			return fmt.Errorf("list: %w", err)
+		}
+		p.lists = append(p.lists, list)
+	default:
+		return fmt.Errorf("unexpected PEM block %.20q", block.Type)
+	}
+	return nil
+}
+
+func (p *feedParser) verify() (*Feed, error) {
+	f := &Feed{revoked: map[string]struct{}{}, issuers: map[[sha256.Size]byte]feedIssuer{}}
+	rootLists := map[*x509.Certificate]*x509.RevocationList{}
+	for i, cert := range p.intermediates {
+		root, err := p.rootOf(cert)
+		if err != nil {
+			return nil, err
+		}
+		rootList := rootLists[root]
+		if rootList == nil {
+			if rootList, err = p.take(root); err != nil {
+				return nil, fmt.Errorf("root's list: %w", err)
+			}
+			rootLists[root] = rootList
+		}
+		list, err := p.take(cert)
+		if err != nil {
+			return nil, fmt.Errorf("list of intermediate %s: %w", Serial(cert.SerialNumber), err)
+		}
+		if err := f.add(list, i == 0); err != nil {
+			return nil, err
+		}
+		key := sha256.Sum256(cert.Raw)
+		if _, twice := f.issuers[key]; twice {
+			return nil, errors.New("an intermediate stands twice")
+		}
+		f.issuers[key] = feedIssuer{
+			revoked:        names(rootList, cert),
+			nextUpdate:     list.NextUpdate,
+			rootNextUpdate: rootList.NextUpdate,
+		}
+	}
+	if len(p.lists) > 0 {
+		return nil, errors.New("a list that no intermediate and no root has signed")
+	}
+	return f, nil
+}
+
+// rootOf finds the root that signed an intermediate. Its validity in time is
+// left alone: an intermediate publishes for a day after its own end.
+func (p *feedParser) rootOf(cert *x509.Certificate) (*x509.Certificate, error) {
+	for _, root := range p.roots {
+		if bytes.Equal(cert.RawIssuer, root.RawSubject) && cert.CheckSignatureFrom(root) == nil {
+			if !cert.IsCA || !cert.BasicConstraintsValid || bytes.Equal(cert.Raw, root.Raw) {
+				return nil, errors.New("a certificate that is no intermediate")
+			}
+			return root, nil
+		}
+	}
+	return nil, fmt.Errorf("intermediate %s is signed by no root of ours", Serial(cert.SerialNumber))
+}
+
+// take removes and returns the one list that issuer signed.
+func (p *feedParser) take(issuer *x509.Certificate) (*x509.RevocationList, error) {
+	i := slices.IndexFunc(p.lists, func(l *x509.RevocationList) bool { return signed(l, issuer) })
+	if i < 0 {
+		return nil, errors.New("missing, or its signature does not verify")
+	}
+	list := p.lists[i]
+	p.lists = slices.Delete(p.lists, i, i+1)
+	if slices.ContainsFunc(p.lists, func(l *x509.RevocationList) bool { return signed(l, issuer) }) {
+		return nil, errors.New("two of one issuer")
+	}
+	for _, e := range list.Extensions {
+		// A critical extension narrows what a list covers (delta, distribution
+		// point); mayfly's lists are whole (RFC 5280 5.2).
+		if e.Critical {
+			return nil, fmt.Errorf("critical extension %v", e.Id)
+		}
+	}
+	if list.Number == nil || !list.Number.IsInt64() || list.Number.Sign() < 0 {
+		return nil, errors.New("no CRL number that fits 63 bits")
+	}
+	if !list.NextUpdate.After(list.ThisUpdate) {
+		return nil, errors.New("next update is not after this update")
+	}
+	return list, nil
+}
+
+func signed(l *x509.RevocationList, issuer *x509.Certificate) bool {
+	return bytes.Equal(l.RawIssuer, issuer.RawSubject) &&
+		(len(l.AuthorityKeyId) == 0 || bytes.Equal(l.AuthorityKeyId, issuer.SubjectKeyId)) &&
+		l.CheckSignatureFrom(issuer) == nil
+}
+
+// add takes in one intermediate's list.
+func (f *Feed) add(list *x509.RevocationList, first bool) error {
+	floor, err := floorOf(list)
+	if err != nil {
+		return err
+	}
+	number := list.Number.Int64()
+	if first {
+		f.Number, f.Floor = number, floor
+		f.ThisUpdate, f.NextUpdate = list.ThisUpdate, list.NextUpdate
+	}
+	if number != f.Number {
+		return fmt.Errorf("lists of numbers %d and %d", f.Number, number)
+	}
+	if !floor.Equal(f.Floor) {
+		return errors.New("lists with different floors")
+	}
+	if list.ThisUpdate.Before(f.ThisUpdate) {
+		f.ThisUpdate = list.ThisUpdate
+	}
+	if list.NextUpdate.Before(f.NextUpdate) {
+		f.NextUpdate = list.NextUpdate
+	}
+	for _, e := range list.RevokedCertificateEntries {
+		f.revoked[Serial(e.SerialNumber)] = struct{}{}
+	}
+	return nil
+}
+
+// floorOf reads the floor's extension: a GeneralizedTime and nothing after it.
+func floorOf(list *x509.RevocationList) (time.Time, error) {
+	var floor time.Time
+	found := false
+	for _, e := range list.Extensions {
+		if !e.Id.Equal(identity.OIDFloor) {
+			continue
+		}
+		if found {
+			return time.Time{}, errors.New("two floors in one list")
+		}
+		found = true
+		rest, err := asn1.UnmarshalWithParams(e.Value, &floor, "generalized")
+		if err != nil {
+			return time.Time{}, fmt.Errorf("floor: %w", err)
+		}
+		if len(rest) > 0 {
+			return time.Time{}, errors.New("floor: trailing bytes")
+		}
+	}
+	return floor, nil
+}
+
+func names(list *x509.RevocationList, cert *x509.Certificate) bool {
+	return slices.ContainsFunc(list.RevokedCertificateEntries, func(e x509.RevocationListEntry) bool {
+		return e.SerialNumber.Cmp(cert.SerialNumber) == 0
+	})
+}

@@ -1,0 +1,125 @@
+package wire
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+)
+
+// maxReason bounds a reason, so that VerdictErr, a reason and a line feed fit
+// in MaxVerdictBytes.
+const maxReason = 48
+
+// relayNameLength is the length of a relay's name: the hex of its exporter.
+const relayNameLength = 2 * ExporterLength
+
+// ValidReason tells whether s has the form of a reason: lower-case letters and
+// underscores. A reason that a later version adds is valid, and final.
+func ValidReason(s string) bool {
+	if s == "" || len(s) > maxReason {
+		return false
+	}
+	for _, c := range []byte(s) {
+		if (c < 'a' || c > 'z') && c != '_' {
+			return false
+		}
+	}
+	return true
+}
+
+// Verdict is the line that says reason, and VerdictOK for the empty one.
+func Verdict(reason string) string {
+	if reason == "" {
+		return VerdictOK
+	}
+	return VerdictErr + reason + "\n"
+}
+
+// ParseVerdict reads a whole verdict line, its line feed included. The reason
+// is empty when the connection is admitted.
+func ParseVerdict(line string) (reason string, err error) {
+	if line == VerdictOK {
+		return "", nil
+	}
+	reason, isErr := strings.CutPrefix(line, VerdictErr)
+	reason, whole := strings.CutSuffix(reason, "\n")
+	if !isErr || !whole || !ValidReason(reason) {
+		return "", fmt.Errorf("%.*q is no verdict", MaxVerdictBytes, line)
+	}
+	return reason, nil
+}
+
+// ParseControl reads one line of a control connection, with or without its line
+// feed, and checks its form: one message, well-formed relay names, a reason
+// beside a cut and nowhere else. Members that it does not know are ignored.
+func ParseControl(line []byte) (Control, error) {
+	var c Control
+	if len(line) > MaxControlLine {
+		return c, fmt.Errorf("control line is longer than %d bytes", MaxControlLine)
+	}
+	if err := json.Unmarshal(bytes.TrimSuffix(line, []byte("\n")), &c); err != nil {
+		return Control{}, fmt.Errorf("control line: %w", err)
+	}
+	if err := c.check(); err != nil {
+		return Control{}, fmt.Errorf("control line: %w", err)
+	}
+	return c, nil
+}
+
+func (c Control) check() error {
+	messages := 0
+	for _, set := range []bool{c.Hold != nil, c.Held != nil, c.Ping != 0, c.Pong != 0, c.Cut != ""} {
+		if set {
+			messages++
+		}
+	}
+	if messages != 1 {
+		return fmt.Errorf("%d messages in one line", messages)
+	}
+	for _, names := range [][]string{c.Hold, c.Held} {
+		for _, name := range names {
+			if !validRelayName(name) {
+				return errors.New("malformed relay name")
+			}
+		}
+	}
+	switch {
+	case c.Cut == "" && c.Reason != "":
+		return errors.New("a reason without a cut")
+	case c.Cut != "" && !validRelayName(c.Cut):
+		return errors.New("malformed relay name")
+	case c.Cut != "" && !ValidReason(c.Reason):
+		return errors.New("a cut without a reason")
+	}
+	return nil
+}
+
+func validRelayName(s string) bool {
+	if len(s) != relayNameLength {
+		return false
+	}
+	for _, c := range []byte(s) {
+		if (c < '0' || c > '9') && (c < 'a' || c > 'f') {
+			return false
+		}
+	}
+	return true
+}
+
+// Line writes the message as one line, its line feed included.
+func (c Control) Line() ([]byte, error) {
+	b, err := json.Marshal(c)
+	if err != nil {
+		return nil, err
+	}
+	if len(b) >= MaxControlLine {
+		return nil, fmt.Errorf("control line is longer than %d bytes", MaxControlLine)
+	}
+	return append(b, '\n'), nil
+}
+
+// MaxHoldNames is how many relays one hold line may name and stay well within
+// MaxControlLine.
+const MaxHoldNames = 500
