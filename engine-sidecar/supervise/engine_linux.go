@@ -1,0 +1,304 @@
+package supervise
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"runtime"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// childCommand is the hidden subcommand.
+const childCommand = "__engine"
+
+// childLink is the child's descriptor of the line to the sidecar.
+const childLink = 3
+
+// replyTimeout bounds the wait for the child's reply: a few mounts and a fork.
+const replyTimeout = 20 * time.Second
+
+// IsChild tells whether args (os.Args[1:]) are the hidden subcommand, which a
+// program that calls Start has to hand to Child before it does anything else.
+func IsChild(args []string) bool { return len(args) == 1 && args[0] == childCommand }
+
+// Engine is a started engine. Its goroutines end when it has ended.
+type Engine struct {
+	opts    Options
+	log     *slog.Logger
+	process *os.Process // the child, or with it the whole PID namespace
+	notify  *net.UnixConn
+	told    chan struct{} // closed when READY=1 came
+	done    chan struct{}
+	code    int // after done
+	stop    sync.Once
+	ended   sync.WaitGroup
+}
+
+// Start starts the engine and returns when it runs, or says why it does not;
+// Ready tells when it answers. ctx bounds the start, not the engine's life.
+// A failure to isolate is an *IsolationError.
+func Start(ctx context.Context, o Options) (*Engine, error) {
+	if err := o.validate(); err != nil {
+		return nil, err
+	}
+	env, err := o.environ()
+	if err != nil {
+		return nil, err
+	}
+	if o.Isolate && os.Geteuid() != 0 {
+		return nil, &IsolationError{Op: "namespaces", Err: os.ErrPermission}
+	}
+	if o.Isolate {
+		if err := leaveRootCgroup(); err != nil {
+			return nil, &IsolationError{Op: "leave the root cgroup", Err: err}
+		}
+	}
+	e := &Engine{opts: o, log: o.logger(), told: make(chan struct{}), done: make(chan struct{})}
+	if e.notify, err = listenNotify(); err != nil {
+		return nil, err
+	}
+	env = append(env, notifyVariable+"="+e.notify.LocalAddr().String())
+	e.ended.Go(e.hear)
+	started := make(chan error, 1)
+	go e.run(ctx, env, started)
+	if err := <-started; err != nil {
+		<-e.done
+		return nil, err
+	}
+	e.log.Info("engine started", "command", o.Args[0], "pid", e.process.Pid, "isolated", o.Isolate)
+	return e, nil
+}
+
+// run owns the child from its start to its end. The parent-death signal is
+// tied to the thread that forks, so that thread stays here until the end.
+func (e *Engine) run(ctx context.Context, env []string, started chan<- error) {
+	runtime.LockOSThread()
+	defer close(e.done)
+	defer e.ended.Wait()
+	defer e.notify.Close()
+	cmd, link, err := e.spawn(env)
+	if err != nil {
+		started <- err
+		return
+	}
+	defer link.Close()
+	if err := e.brief(ctx, link); err != nil {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		started <- err
+		return
+	}
+	e.process = cmd.Process
+	started <- nil
+	_ = cmd.Wait() // the state says it all
+	e.code = exitCode(cmd.ProcessState.Sys().(syscall.WaitStatus))
+	e.log.Info("engine ended", "exit_code", e.code)
+}
+
+// spawn executes this program again as the child, with one end of a socket
+// pair, whose closing also tells the child that the sidecar is gone.
+func (e *Engine) spawn(env []string) (*exec.Cmd, *net.UnixConn, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, nil, fmt.Errorf("find own program: %w", err)
+	}
+	ours, theirs, err := socketPair()
+	if err != nil {
+		return nil, nil, err
+	}
+	defer theirs.Close()
+	cmd := exec.Command(self, childCommand)
+	cmd.Env = env
+	cmd.Dir = "/"
+	cmd.ExtraFiles = []*os.File{theirs}
+	// Behind a writer of its own type, os/exec makes a pipe: the engine never
+	// holds the sidecar's terminal.
+	cmd.Stdout, cmd.Stderr = output{e.opts.Stdout}, output{e.opts.Stderr}
+	cmd.WaitDelay = 2 * time.Second
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
+	if e.opts.Isolate {
+		cmd.SysProcAttr.Cloneflags = unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWIPC
+	}
+	if err := cmd.Start(); err != nil {
+		ours.Close()
+		if e.opts.Isolate {
+			return nil, nil, &IsolationError{Op: "namespaces", Err: err}
+		}
+		return nil, nil, fmt.Errorf("start engine: %w", err)
+	}
+	return cmd, ours, nil
+}
+
+// brief sends the child its spec and waits for its reply.
+func (e *Engine) brief(ctx context.Context, link *net.UnixConn) error {
+	_ = link.SetDeadline(time.Now().Add(replyTimeout))
+	defer context.AfterFunc(ctx, func() { _ = link.SetDeadline(time.Unix(1, 0)) })()
+	line, err := json.Marshal(e.opts.spec())
+	if err != nil {
+		return fmt.Errorf("brief the engine's child: %w", err)
+	}
+	if _, err := link.Write(append(line, '\n')); err != nil {
+		return fmt.Errorf("brief the engine's child: %w", err)
+	}
+	var r reply
+	answer, err := bufio.NewReader(io.LimitReader(link, maxLine)).ReadBytes('\n')
+	if err == nil {
+		err = json.Unmarshal(answer, &r)
+	}
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return fmt.Errorf("start engine: %w", ctx.Err())
+	case errors.Is(err, io.EOF):
+		return errors.New("start engine: the child ended without a word (does the program call supervise.Child?)")
+	case err != nil:
+		return fmt.Errorf("start engine: %w", err)
+	case r.Error != "" && r.Op != "":
+		return &IsolationError{Op: r.Op, Err: errors.New(r.Error)}
+	case r.Error != "":
+		return fmt.Errorf("start engine: %s", r.Error)
+	}
+	_ = link.SetDeadline(time.Time{})
+	return nil
+}
+
+// Ready returns nil as soon as the engine answers on its socket, an
+// *ExitError when it ends before, and ctx's error with the last cause.
+func (e *Engine) Ready(ctx context.Context) error {
+	told := e.told
+	for wait := 5 * time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
+		err := e.opts.Probe.ask(ctx, e.opts.Socket)
+		if err == nil {
+			return nil
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-e.done:
+			timer.Stop()
+			return &ExitError{Code: e.code}
+		case <-ctx.Done():
+			timer.Stop()
+			return fmt.Errorf("engine is not ready: %w: %w", ctx.Err(), err)
+		case <-told: // READY=1: ask at once, and from then on by the clock
+			told = nil
+		case <-timer.C:
+		}
+		timer.Stop()
+	}
+}
+
+// Done is closed when the engine and everything that it started in its
+// namespace have ended.
+func (e *Engine) Done() <-chan struct{} { return e.done }
+
+// ExitCode waits for the engine's end and gives its exit code, 128 + signal
+// when a signal ended it.
+func (e *Engine) ExitCode() int {
+	<-e.done
+	return e.code
+}
+
+// Signal passes a signal on to the engine. One that has ended is no error.
+func (e *Engine) Signal(sig os.Signal) error {
+	if err := e.process.Signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return fmt.Errorf("signal engine: %w", err)
+	}
+	return nil
+}
+
+// Stop ends the engine in order: the first of signals, SIGTERM when there is
+// none, then Options.Cut, then it waits. When ctx ends first, the engine is
+// killed and Stop returns ErrKilled. Of several calls one signals and cuts (a
+// third signal would make Dagger quit at once); all wait.
+func (e *Engine) Stop(ctx context.Context, signals ...os.Signal) error {
+	e.stop.Do(func() {
+		var sig os.Signal = syscall.SIGTERM
+		if len(signals) > 0 {
+			sig = signals[0]
+		}
+		e.log.Info("engine stopping", "signal", sig.String())
+		if err := e.Signal(sig); err != nil {
+			e.log.Warn("engine not signalled", "error", err)
+		}
+		after := e.opts.CutAfter
+		if after == 0 {
+			after = DefaultCutAfter
+		}
+		timer := time.NewTimer(after)
+		defer timer.Stop()
+		select {
+		case <-e.done:
+			return
+		case <-ctx.Done():
+		case <-timer.C:
+		}
+		if e.opts.Cut != nil {
+			e.opts.Cut()
+		}
+	})
+	select {
+	case <-e.done:
+		return nil
+	case <-ctx.Done():
+	}
+	return e.Kill()
+}
+
+// Kill ends the engine and all that it started without asking, waits until
+// they are gone and returns ErrKilled, or nil when it had ended by itself.
+func (e *Engine) Kill() error {
+	select {
+	case <-e.done:
+		return nil
+	default:
+	}
+	_ = e.process.Kill()
+	<-e.done
+	return ErrKilled
+}
+
+// hear reads the engine's notifications until the socket is closed. They only
+// hurry the next probe, since whoever shares the engine's network could forge
+// them.
+func (e *Engine) hear() {
+	buf := make([]byte, 4096)
+	var once sync.Once
+	for {
+		n, err := e.notify.Read(buf)
+		if err != nil {
+			return
+		}
+		if isReady(buf[:n]) {
+			once.Do(func() { close(e.told) })
+		}
+	}
+}
+
+// output hides what w is; nil discards.
+type output struct{ w io.Writer }
+
+// Write implements io.Writer. It never fails, so that a reader that went away
+// does not stop the engine.
+func (o output) Write(p []byte) (int, error) {
+	if o.w != nil {
+		_, _ = o.w.Write(p)
+	}
+	return len(p), nil
+}
+
+func exitCode(ws syscall.WaitStatus) int {
+	if ws.Signaled() {
+		return 128 + int(ws.Signal())
+	}
+	return ws.ExitStatus()
+}

@@ -1,0 +1,149 @@
+package supervise
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Harden makes this process's memory unreadable for others: not dumpable, so
+// that neither ptrace nor /proc/PID/mem nor a core file gives up its keys.
+// Children that are executed anew are not concerned.
+func Harden() error {
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return fmt.Errorf("make process non-dumpable: %w", err)
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
+		return fmt.Errorf("forbid core files: %w", err)
+	}
+	return nil
+}
+
+// cgroupRoot is where a pure cgroup v2 hierarchy is mounted, which is told by
+// its cgroup.controllers file.
+const cgroupRoot = "/sys/fs/cgroup"
+
+// leaveRootCgroup moves this process from the root of its cgroup namespace
+// into a child cgroup. Dagger's entrypoint empties the root by the PIDs that
+// it can see, which from a PID namespace are not ours, and then fails to
+// enable controllers. On cgroup v1, or anywhere but at the root, nothing needs
+// to move.
+func leaveRootCgroup() error {
+	if _, err := os.Stat(filepath.Join(cgroupRoot, "cgroup.controllers")); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	own, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		return err
+	}
+	if strings.TrimSpace(string(own)) != "0::/" {
+		return nil
+	}
+	child := filepath.Join(cgroupRoot, "mayfly-sidecar")
+	if err := os.Mkdir(child, 0o755); err != nil {
+		if errors.Is(err, syscall.EROFS) {
+			return nil // nor can the entrypoint write there
+		}
+		if !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+	}
+	return os.WriteFile(filepath.Join(child, "cgroup.procs"), []byte(strconv.Itoa(os.Getpid())), 0)
+}
+
+// orphanGrace is how long a dead child stays before ReapOrphans takes it for
+// an orphan: what this process started itself is waited for at once.
+const orphanGrace = 2 * time.Second
+
+// ReapOrphans waits for the dead children that nobody here started, which only
+// the first process of a PID namespace or a subreaper has. It returns when ctx
+// ends, and at once in a process that adopts none.
+func ReapOrphans(ctx context.Context) {
+	if os.Getpid() != 1 && !isSubreaper() {
+		return
+	}
+	deaths := make(chan os.Signal, 1)
+	signal.Notify(deaths, syscall.SIGCHLD)
+	defer signal.Stop(deaths)
+	suspects := map[int]bool{}
+	var again <-chan time.Time
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-deaths:
+			if again == nil {
+				again = time.After(orphanGrace)
+			}
+		case <-again:
+			again = nil
+			if suspects = reapKnown(suspects); len(suspects) > 0 {
+				again = time.After(orphanGrace)
+			}
+		}
+	}
+}
+
+// reapKnown waits for the dead children that were dead the last time already,
+// and returns the others.
+func reapKnown(before map[int]bool) map[int]bool {
+	now := map[int]bool{}
+	for _, pid := range children() {
+		switch {
+		case !isZombie(pid):
+		case before[pid]:
+			_, _ = syscall.Wait4(pid, nil, syscall.WNOHANG, nil)
+		default:
+			now[pid] = true
+		}
+	}
+	return now
+}
+
+// children lists this process's children, of all its threads.
+func children() []int {
+	files, _ := filepath.Glob("/proc/self/task/*/children")
+	var pids []int
+	for _, name := range files {
+		list, _ := os.ReadFile(name)
+		for _, field := range strings.Fields(string(list)) {
+			if pid, err := strconv.Atoi(field); err == nil {
+				pids = append(pids, pid)
+			}
+		}
+	}
+	return pids
+}
+
+func isZombie(pid int) bool {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return false
+	}
+	// The name, in brackets, may hold anything; the state follows it.
+	_, after, ok := strings.Cut(string(stat[strings.LastIndexByte(string(stat), ')')+1:]), " ")
+	return ok && strings.HasPrefix(after, "Z")
+}
+
+// killDescendants ends every process below a subreaper: the death of one makes
+// its children ours, until none are left.
+func killDescendants() {
+	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		for _, pid := range children() {
+			_ = syscall.Kill(pid, syscall.SIGKILL)
+		}
+		if _, err := syscall.Wait4(-1, nil, syscall.WNOHANG, nil); errors.Is(err, syscall.ECHILD) {
+			return
+		}
+	}
+}
