@@ -1,0 +1,275 @@
+package idtoken
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+// Leeway is how far clocks may differ in exp, nbf and iat.
+const Leeway = 30 * time.Second
+
+// AudiencePrefix begins every audience of mayfly. An audience that is a URL
+// is never ours: a runner hands out tokens for any of them.
+const AudiencePrefix = "mayfly:"
+
+// maxTokenID bounds jti, which is part of the store's key.
+const maxTokenID = 256
+
+// Options is how a Verifier fetches keys. The zero value is ready for use.
+type Options struct {
+	// Logger hears of providers that stop and start answering; nil is silent.
+	Logger *slog.Logger
+	// RootCAs are trusted for https providers; nil means the system's.
+	RootCAs *x509.CertPool
+}
+
+// Verifier verifies tokens of a fixed list of providers. It is safe for
+// concurrent use. Its key sets refresh themselves until Close.
+type Verifier struct {
+	options  Options
+	byIssuer map[string]*trusted
+}
+
+// trusted is a provider with its keys, which successive Verifiers may share.
+type trusted struct {
+	Provider
+	keys *keySet
+}
+
+// NewVerifier starts fetching the keys of providers and returns at once: one
+// that does not answer is tried again, and its tokens are *UnavailableError
+// meanwhile. It refuses what Provider.Complete and CheckDistinct refuse.
+func NewVerifier(providers []Provider, o Options) (*Verifier, error) {
+	return newVerifier(providers, o, nil)
+}
+
+// With returns a Verifier of other providers that takes v's place: key sets of
+// unchanged providers move over with what they know; those that are gone stop
+// refreshing, and v itself goes on with the keys that it has. Close the new
+// one alone. On an error v is as it was.
+func (v *Verifier) With(providers []Provider) (*Verifier, error) {
+	next, err := newVerifier(providers, v.options, v.byIssuer)
+	if err != nil {
+		return nil, err
+	}
+	for issuer, t := range v.byIssuer {
+		if kept, ok := next.byIssuer[issuer]; !ok || kept.keys != t.keys {
+			t.keys.close()
+		}
+	}
+	return next, nil
+}
+
+func newVerifier(providers []Provider, o Options, have map[string]*trusted) (*Verifier, error) {
+	if len(providers) == 0 {
+		return nil, errors.New("no token provider")
+	}
+	complete := make([]Provider, 0, len(providers))
+	for _, p := range providers {
+		p, err := p.Complete()
+		if err != nil {
+			return nil, fmt.Errorf("provider %s: %w", p.Name, err)
+		}
+		complete = append(complete, p)
+	}
+	if err := CheckDistinct(complete); err != nil {
+		return nil, err
+	}
+	v := &Verifier{options: o, byIssuer: make(map[string]*trusted, len(complete))}
+	for _, p := range complete {
+		t := &trusted{Provider: p}
+		if old, ok := have[p.Issuer]; ok && sameKeys(old.Provider, p) {
+			t.keys = old.keys
+		} else {
+			t.keys = newKeySet(p.Name, newFetcher(p, o.RootCAs), o.Logger)
+		}
+		v.byIssuer[p.Issuer] = t
+	}
+	return v, nil
+}
+
+// sameKeys tells whether the keys of p are fetched as those of old are.
+func sameKeys(old, p Provider) bool {
+	return old.Name == p.Name && old.Issuer == p.Issuer && old.JWKSURI == p.JWKSURI &&
+		old.UnsafeHTTP == p.UnsafeHTTP && old.UnsafeAllowPrivate == p.UnsafeAllowPrivate
+}
+
+// Close ends all fetching and waits for it. Tokens of known keys still verify
+// for as long as those keys may serve.
+func (v *Verifier) Close() {
+	var wg sync.WaitGroup
+	for _, t := range v.byIssuer {
+		wg.Go(t.keys.close)
+	}
+	wg.Wait()
+}
+
+// Verify checks raw, a compact JWS, for audience and returns its claims. A
+// provider of type people has its client id as the audience, whatever the
+// argument. Errors: *TokenError, *UnavailableError, or ctx's own.
+func (v *Verifier) Verify(ctx context.Context, raw, audience string) (Claims, error) {
+	t, err := parseJWS(raw)
+	if err != nil {
+		return Claims{}, err
+	}
+	issuer, ok := t.object[ClaimIssuer].(string)
+	if !ok {
+		return Claims{}, refuse("iss is missing or not a string")
+	}
+	p, ok := v.byIssuer[issuer]
+	if !ok {
+		return Claims{}, refuse("its issuer is none of the providers of this policy")
+	}
+	// The cheap checks come before the keys: a token that is out of date for
+	// certain costs neither a signature nor a fetch.
+	c, err := p.check(t, audience, time.Now())
+	if err != nil {
+		return Claims{}, err
+	}
+	key, err := p.keys.key(ctx, t.kid, t.alg)
+	if err != nil {
+		return Claims{}, err
+	}
+	if err := t.verify(key); err != nil {
+		return Claims{}, &TokenError{Public: "its signature does not verify", Err: err}
+	}
+	c.verified = true
+	return Claims{c}, nil
+}
+
+// Restore vouches for claims that a Verifier verified at a login and that the
+// issuer has kept in its own store since. They count as a person's only: the
+// provider must still be one of type people with the same issuer and audience.
+// Their times are not checked; a login has its own. Nothing that came from
+// outside may ever be passed here.
+func (v *Verifier) Restore(provider string, payload []byte) (Claims, error) {
+	for _, t := range v.byIssuer {
+		if t.Name != provider || t.Type != People {
+			continue
+		}
+		c, err := readClaims(t.Provider, payload)
+		if err != nil {
+			return Claims{}, fmt.Errorf("restore login: %w", err)
+		}
+		if c.issuer != t.Issuer || c.audience != t.ClientID || c.subject == "" {
+			return Claims{}, refuse("it belongs to another provider than %s is now; log in again", provider)
+		}
+		c.verified, c.restored = true, true
+		return Claims{c}, nil
+	}
+	return Claims{}, refuse("provider %s is no longer one of people; log in again", provider)
+}
+
+// check holds everything but the signature against the table of the design:
+// header, audience, times, and what the provider's type asks for.
+func (p *trusted) check(t *jws, audience string, now time.Time) (*claims, error) {
+	if !slices.Contains(p.Algorithms, t.alg) {
+		return nil, refuse("alg is not one that provider %s is pinned to (%s)", p.Name, strings.Join(p.Algorithms, ", "))
+	}
+	c := &claims{provider: p.Provider, issuer: p.Issuer, payload: t.payload, object: t.object}
+	var err error
+	if c.audience, err = p.checkAudience(t.object, audience); err != nil {
+		return nil, err
+	}
+	if c.subject, _ = t.object[ClaimSubject].(string); c.subject == "" {
+		return nil, refuse("sub is missing or not a string")
+	}
+	if err := p.checkTokenID(c); err != nil {
+		return nil, err
+	}
+	if err := p.checkTimes(c, now); err != nil {
+		return nil, err
+	}
+	if p.Type == People {
+		return c, p.checkPerson(t)
+	}
+	return c, nil
+}
+
+func (p *trusted) checkAudience(object map[string]any, want string) (string, error) {
+	switch {
+	case p.Type == People:
+		want = p.ClientID
+	case !strings.HasPrefix(want, AudiencePrefix):
+		return "", refuse("no audience of mayfly was asked for")
+	}
+	got, err := oneAudience(object)
+	if err != nil {
+		return "", &TokenError{Public: err.Error() + "; want " + want}
+	}
+	if got != want {
+		return "", refuse("aud is for another service; want %s", want)
+	}
+	return got, nil
+}
+
+func (p *trusted) checkTokenID(c *claims) error {
+	v, ok := c.object[ClaimID]
+	if !ok && !p.Type.SingleUse() {
+		return nil
+	}
+	if c.tokenID, ok = v.(string); !ok || c.tokenID == "" {
+		return refuse("jti is missing or not a string")
+	}
+	if len(c.tokenID) > maxTokenID {
+		return refuse("jti is longer than %d bytes", maxTokenID)
+	}
+	return nil
+}
+
+func (p *trusted) checkTimes(c *claims, now time.Time) error {
+	exp, ok, err := timeClaim(c.object, ClaimExpiry)
+	if err != nil || !ok {
+		return &TokenError{Public: "exp is missing or not a time", Err: err}
+	}
+	iat, ok, err := timeClaim(c.object, ClaimIssuedAt)
+	if err != nil || !ok {
+		return &TokenError{Public: "iat is missing or not a time", Err: err}
+	}
+	nbf, hasNBF, err := timeClaim(c.object, ClaimNotBefore)
+	if err != nil {
+		return &TokenError{Public: "nbf is not a time", Err: err}
+	}
+	switch limit := p.Type.MaxLifetime(); {
+	case now.After(exp.Add(Leeway)):
+		return refuse("it expired at %s (now %s)", stamp(exp), stamp(now))
+	case iat.After(now.Add(Leeway)):
+		return refuse("iat is in the future: %s (now %s)", stamp(iat), stamp(now))
+	case hasNBF && nbf.After(now.Add(Leeway)):
+		return refuse("nbf is in the future: %s (now %s)", stamp(nbf), stamp(now))
+	case !exp.After(iat):
+		return refuse("exp is not after iat")
+	case exp.Sub(iat) > limit:
+		return refuse("it lives for %v; tokens of type %s may live for %v", exp.Sub(iat), p.Type, limit)
+	}
+	c.issuedAt, c.expiresAt = iat, exp
+	return nil
+}
+
+func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
+
+// checkPerson tells an ID token from the other tokens that the same provider
+// signs with the same keys: access tokens (RFC 9068), logout tokens (OpenID
+// Connect Back-Channel Logout), and ID tokens asked for by another client.
+func (p *trusted) checkPerson(t *jws) error {
+	switch mediaType(t.typ) {
+	case "at+jwt":
+		return refuse("it is an access token; want an ID token")
+	case "logout+jwt":
+		return refuse("it is a logout token; want an ID token")
+	}
+	if _, ok := t.object[ClaimEvents]; ok {
+		return refuse("it has events, as logout tokens do; want an ID token")
+	}
+	if azp, ok := t.object[ClaimAuthorizedParty]; ok && azp != any(p.ClientID) {
+		return refuse("azp is another client; want %s", p.ClientID)
+	}
+	return nil
+}
