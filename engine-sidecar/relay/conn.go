@@ -1,0 +1,249 @@
+package relay
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// recordHeader is the length of a TLS record's header (RFC 8446 section 5.1).
+const recordHeader = 5
+
+// errAgain is what Conn.Read answers, while it may not block, when it holds no
+// bytes. crypto/tls keeps a partial record over temporary errors.
+var errAgain error = againError{}
+
+type againError struct{}
+
+func (againError) Error() string   { return "no bytes yet" }
+func (againError) Timeout() bool   { return true }
+func (againError) Temporary() bool { return true }
+
+// Conn is a TCP connection below crypto/tls. Like any net.Conn it has one
+// reader and any number of writers at a time. Make it with NewConn.
+type Conn struct {
+	tcp *net.TCPConn
+	raw syscall.RawConn
+
+	// Owned by the one reader.
+	in       *[]byte // records from the kernel that crypto/tls has not had; nil when there are none
+	pos, end int     // (*in)[pos:end]
+	header   [recordHeader]byte
+	have     int  // bytes of header that crypto/tls has had
+	body     int  // bytes of the record's body that it has not had
+	relaying bool // Read answers errAgain in place of blocking
+	readErr  error
+	fillN    int
+	fillErr  error
+	fillFn   func(fd uintptr) bool
+
+	mu   sync.Mutex
+	cork *[]byte // what Write collects; nil when it writes through
+}
+
+// NewConn wraps tcp, which it owns from then on.
+func NewConn(tcp *net.TCPConn) (*Conn, error) {
+	raw, err := tcp.SyscallConn()
+	if err != nil {
+		return nil, fmt.Errorf("raw connection: %w", err)
+	}
+	c := &Conn{tcp: tcp, raw: raw}
+	c.fillFn = c.fillOnce
+	return c, nil
+}
+
+// Read gives the rest of one record's header or of one record's body, never
+// bytes of two records.
+func (c *Conn) Read(p []byte) (int, error) {
+	if c.pos == c.end {
+		if c.readErr != nil {
+			return 0, c.readErr
+		}
+		if c.relaying {
+			return 0, errAgain
+		}
+		if err := c.fill(); err != nil {
+			return 0, err
+		}
+	}
+	if len(p) == 0 {
+		return 0, nil
+	}
+	n := c.take(p)
+	if c.pos == c.end {
+		c.release()
+	}
+	return n, nil
+}
+
+// take copies from the held bytes up to the end of the header or of the body.
+func (c *Conn) take(p []byte) int {
+	held := (*c.in)[c.pos:c.end]
+	if c.body == 0 {
+		n := copy(p, held[:min(len(held), recordHeader-c.have)])
+		copy(c.header[c.have:], held[:n])
+		c.have += n
+		c.pos += n
+		if c.have == recordHeader {
+			c.have = 0
+			c.body = int(c.header[3])<<8 | int(c.header[4])
+		}
+		return n
+	}
+	n := copy(p, held[:min(len(held), c.body)])
+	c.body -= n
+	c.pos += n
+	return n
+}
+
+// fill waits for bytes and reads them. It holds a buffer only once there are
+// some. It returns io.EOF at the end of the TCP stream, and again ever after;
+// an error of a deadline is not kept.
+func (c *Conn) fill() error {
+	if c.readErr != nil {
+		return c.readErr
+	}
+	c.fillN, c.fillErr = 0, nil
+	err := c.raw.Read(c.fillFn)
+	switch {
+	case err != nil && errors.Is(err, os.ErrDeadlineExceeded):
+		return err
+	case err != nil:
+		c.readErr = err
+	case c.fillErr != nil:
+		c.readErr = os.NewSyscallError("read", c.fillErr)
+	case c.fillN == 0:
+		c.readErr = io.EOF
+	default:
+		c.pos, c.end = 0, c.fillN
+		return nil
+	}
+	return c.readErr
+}
+
+func (c *Conn) fillOnce(fd uintptr) bool {
+	c.in = getBuffer()
+	c.fillN, c.fillErr = readFD(fd, *c.in)
+	if c.fillN <= 0 {
+		c.release()
+	}
+	return c.fillErr != unix.EAGAIN
+}
+
+func (c *Conn) release() {
+	if c.in != nil {
+		putBuffer(c.in)
+		c.in = nil
+	}
+	c.pos, c.end = 0, 0
+}
+
+// readFD reads once, past interruptions. n is never negative.
+func readFD(fd uintptr, p []byte) (n int, err error) {
+	for {
+		n, err = unix.Read(int(fd), p)
+		if err != unix.EINTR {
+			return max(n, 0), err
+		}
+	}
+}
+
+// Write writes through, or collects what is to be flushed.
+func (c *Conn) Write(p []byte) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.cork == nil {
+		return c.tcp.Write(p)
+	}
+	if len(*c.cork)+len(p) > corkSize && len(*c.cork) > 0 {
+		if _, err := c.tcp.Write(*c.cork); err != nil {
+			return 0, err
+		}
+		*c.cork = (*c.cork)[:0]
+	}
+	if len(p) > corkSize {
+		return c.tcp.Write(p)
+	}
+	*c.cork = append(*c.cork, p...)
+	return len(p), nil
+}
+
+// hold makes Write collect until flush.
+func (c *Conn) hold() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.cork == nil {
+		c.cork = getCork()
+	}
+}
+
+// flush writes what was collected since hold, in one call.
+func (c *Conn) flush() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.cork == nil {
+		return nil
+	}
+	var err error
+	if len(*c.cork) > 0 {
+		_, err = c.tcp.Write(*c.cork)
+	}
+	putCork(c.cork)
+	c.cork = nil
+	return err
+}
+
+// startRelaying ends blocking reads, and the deadlines that crypto/tls sets.
+func (c *Conn) startRelaying() error {
+	c.relaying = true
+	return c.tcp.SetDeadline(time.Time{})
+}
+
+// unsent is what the peer has not acknowledged, in bytes; 0 where the kernel
+// does not tell.
+func (c *Conn) unsent() int {
+	n := 0
+	if err := c.raw.Control(func(fd uintptr) { n = outQueue(fd) }); err != nil {
+		return 0
+	}
+	return n
+}
+
+// Abort closes at once with a reset, dropping what was not sent.
+func (c *Conn) Abort() error {
+	return errors.Join(c.tcp.SetLinger(0), c.tcp.Close())
+}
+
+// Close closes the TCP connection.
+func (c *Conn) Close() error { return c.tcp.Close() }
+
+// LocalAddr implements net.Conn.
+func (c *Conn) LocalAddr() net.Addr { return c.tcp.LocalAddr() }
+
+// RemoteAddr implements net.Conn: the TCP peer, whatever a PROXY header said.
+func (c *Conn) RemoteAddr() net.Addr { return c.tcp.RemoteAddr() }
+
+// SetDeadline implements net.Conn.
+func (c *Conn) SetDeadline(t time.Time) error {
+	return errors.Join(c.SetReadDeadline(t), c.SetWriteDeadline(t))
+}
+
+// SetReadDeadline implements net.Conn.
+func (c *Conn) SetReadDeadline(t time.Time) error { return c.tcp.SetReadDeadline(t) }
+
+// SetWriteDeadline implements net.Conn. While relaying it does nothing:
+// crypto/tls sets five seconds around close_notify, which a slow reader would
+// then not get behind all the bytes before it.
+func (c *Conn) SetWriteDeadline(t time.Time) error {
+	if c.relaying {
+		return nil
+	}
+	return c.tcp.SetWriteDeadline(t)
+}
