@@ -1,0 +1,301 @@
+// Package client gives a CI job mutually authenticated connections to a build
+// engine, with no secret stored anywhere: it trades the job's OIDC token for a
+// certificate that lives an hour, renews it while the job runs, and dials the
+// engine's sidecar with it.
+//
+// New mints. DialContext returns a connection whose bytes are the engine's own;
+// Proxy does so for every connection that a listener accepts, which is what
+// tools want that know addresses and no certificates. TLSConfig is for programs
+// that dial by themselves.
+//
+// The package and its rooms import the standard library, go-spiffe's spiffeid
+// and ca/identity, so that a pipeline that imports it takes on nothing else.
+// Keys stay in memory, and nothing here logs one, or a token.
+package client
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/mayfly-ca/mayfly/client/mtls"
+	"github.com/mayfly-ca/mayfly/client/tokensource"
+	"github.com/mayfly-ca/mayfly/client/wire"
+)
+
+// DefaultWakeTimeout is how long a dial waits for an engine whose machine is
+// asleep, when Config says nothing.
+const DefaultWakeTimeout = 3 * time.Minute
+
+// Config is what a Client needs. Only Issuer must be set.
+type Config struct {
+	// Issuer is the issuer's URL: https, or http on loopback.
+	Issuer string
+	// CAFile is a PEM file of the roots of the issuer's TLS certificate; empty
+	// means the system's.
+	CAFile string
+	// TrustAnchor pins mayfly's root: "sha256:" and the hex SHA-256 of its DER.
+	// Empty believes the trust bundle that the issuer sends.
+	TrustAnchor string
+	// Audience of the tokens, "mayfly:<trust domain>"; empty asks the issuer.
+	Audience string
+	// Source gives the tokens; nil means the platform's, tokensource.Parse("auto").
+	Source tokensource.Source
+	// Engine is the one engine that the certificate is for; empty means all
+	// that the policy's rule grants.
+	Engine string
+	// WakeTimeout bounds how long a dial waits for an engine that does not
+	// answer; 0 means DefaultWakeTimeout.
+	WakeTimeout time.Duration
+	// Logger gets what happens in the background; nil discards it.
+	Logger *slog.Logger
+	// Progress hears of every Event, from any goroutine. It must not block.
+	Progress func(Event)
+	// Dial makes the TCP connections to the issuer and to engines; nil means a
+	// net.Dialer's.
+	Dial DialFunc
+	// EdgeRoots verify the outer TLS of edge:// endpoints; nil means the
+	// system's.
+	EdgeRoots *x509.CertPool
+}
+
+// ConfigFromEnv returns the configuration that the variables MAYFLY_ISSUER,
+// MAYFLY_CA_FILE, MAYFLY_TRUST_ANCHOR, MAYFLY_AUDIENCE, MAYFLY_ENGINE and
+// MAYFLY_TOKEN_SOURCE describe, of which the first must be set.
+func ConfigFromEnv() (Config, error) {
+	source, err := tokensource.Parse(os.Getenv("MAYFLY_TOKEN_SOURCE"))
+	if err != nil {
+		return Config{}, err
+	}
+	return Config{
+		Issuer:      os.Getenv("MAYFLY_ISSUER"),
+		CAFile:      os.Getenv("MAYFLY_CA_FILE"),
+		TrustAnchor: os.Getenv("MAYFLY_TRUST_ANCHOR"),
+		Audience:    os.Getenv("MAYFLY_AUDIENCE"),
+		Engine:      os.Getenv("MAYFLY_ENGINE"),
+		Source:      source,
+	}, nil
+}
+
+// Client holds one certificate at a time, and renews it at half life until
+// Close. It is safe for concurrent use.
+type Client struct {
+	cfg      Config
+	issuer   *Issuer
+	audience string
+	log      *slog.Logger
+
+	cred atomic.Pointer[Credential]
+	feed atomic.Pointer[receivedFeed]
+	// minting and fetching each let one goroutine through, and can be waited
+	// for with a context.
+	minting, fetching chan struct{}
+	// renewal is why the last renewal failed; nil when it did not.
+	renewal atomic.Pointer[renewalError]
+	stats   counters
+
+	mu      sync.Mutex
+	closed  bool
+	started int                        // counts goroutines, to name them in stop
+	stop    map[int]context.CancelFunc // of running goroutines, for Close
+	tethers map[string]*tether         // by engine
+	wg      sync.WaitGroup
+}
+
+type renewalError struct{ err error }
+
+// ErrClosed is what a closed Client's methods return.
+var ErrClosed = errors.New("client is closed")
+
+// New mints the first certificate and starts the renewal of it. Its errors are
+// those of Issuer.Mint; see there.
+func New(ctx context.Context, cfg Config) (*Client, error) {
+	issuer, err := newIssuer(cfg.Issuer, cfg.CAFile, cfg.TrustAnchor, cfg.Dial)
+	if err != nil {
+		return nil, err
+	}
+	if cfg.Source == nil {
+		if cfg.Source, err = tokensource.Parse("auto"); err != nil {
+			return nil, err
+		}
+	}
+	if cfg.WakeTimeout <= 0 {
+		cfg.WakeTimeout = DefaultWakeTimeout
+	}
+	c := &Client{
+		cfg: cfg, issuer: issuer, audience: cfg.Audience, log: cfg.Logger,
+		minting: make(chan struct{}, 1), fetching: make(chan struct{}, 1),
+		stop: map[int]context.CancelFunc{}, tethers: map[string]*tether{},
+	}
+	if c.log == nil {
+		c.log = slog.New(slog.DiscardHandler)
+	}
+	if c.audience, err = c.askAudience(ctx); err != nil {
+		issuer.CloseIdleConnections()
+		return nil, err
+	}
+	cred, err := c.mint(ctx)
+	if err != nil {
+		issuer.CloseIdleConnections()
+		return nil, err
+	}
+	c.event(Event{Kind: EventMinted, Serial: cred.Serial(), NotAfter: cred.Response.NotAfter})
+	c.start(c.renewLoop)
+	return c, nil
+}
+
+// askAudience is the configured audience, or the issuer's, which must be one of
+// mayfly's: the runner would hand out a token for any service.
+func (c *Client) askAudience(ctx context.Context) (string, error) {
+	if c.cfg.Audience != "" {
+		if !strings.HasPrefix(c.cfg.Audience, tokensource.AudiencePrefix) {
+			return "", fmt.Errorf("audience %q does not begin with %q", c.cfg.Audience, tokensource.AudiencePrefix)
+		}
+		return c.cfg.Audience, nil
+	}
+	info, err := c.issuerInfo(ctx)
+	if err != nil {
+		return "", err
+	}
+	if info.Audience != tokensource.AudiencePrefix+info.TrustDomain || info.TrustDomain == "" {
+		return "", fmt.Errorf("issuer %s asks for tokens with audience %.80q, which is not %q and its trust domain: refused", c.issuer, printable(info.Audience), tokensource.AudiencePrefix)
+	}
+	return info.Audience, nil
+}
+
+// issuerInfo is asked once per client, by when the issuer's machine may be
+// asleep.
+func (c *Client) issuerInfo(ctx context.Context) (wire.Info, error) {
+	b := backoff{min: mintDelayMin, max: mintDelayMax}
+	for attempt := 1; ; attempt++ {
+		info, err := c.issuer.Info(ctx)
+		if err == nil || attempt == mintAttempts || !mintAgain(err, false) {
+			return info, err
+		}
+		if sleep(ctx, b.next()) != nil {
+			return info, err
+		}
+	}
+}
+
+// Issuer is the issuer that the client mints at.
+func (c *Client) Issuer() *Issuer { return c.issuer }
+
+// Credential is the present certificate with its key.
+func (c *Client) Credential() *Credential { return c.cred.Load() }
+
+// Info describes the present certificate.
+type Info struct {
+	Issuer     string        `json:"issuer"`
+	Serial     string        `json:"serial"`
+	Identity   string        `json:"identity"`
+	Rule       string        `json:"rule"`
+	NotBefore  time.Time     `json:"not_before"`
+	NotAfter   time.Time     `json:"not_after"`
+	RenewAfter time.Time     `json:"renew_after"`
+	Engines    []wire.Engine `json:"engines"`
+}
+
+// Info describes the present certificate.
+func (c *Client) Info() Info {
+	r := c.cred.Load().Response
+	return Info{
+		Issuer: c.issuer.String(), Serial: r.Serial, Identity: r.Identity, Rule: r.Rule,
+		NotBefore: r.NotBefore, NotAfter: r.NotAfter, RenewAfter: r.RenewAfter, Engines: r.Engines,
+	}
+}
+
+// TLSConfig returns the configuration for a program that dials the engine by
+// itself, as gRPC's does; the server name and the engine's identity are in it.
+// It offers no protocol: add h2 to NextProtos if the program speaks it and does
+// not add it on its own. Connections end at the NotAfter of the certificate
+// that they were dialed with. With several engines granted, Config.Engine must
+// have named one; else every handshake fails.
+func (c *Client) TLSConfig() *tls.Config {
+	cred := c.cred.Load()
+	engine, err := c.engineFor(cred, "")
+	if err != nil {
+		return &tls.Config{
+			MinVersion:       tls.VersionTLS13,
+			VerifyConnection: func(tls.ConnectionState) error { return err },
+		}
+	}
+	return mtls.ClientConfig(liveSource{c}, cred.TrustDomain, engine.ServerName, nil, func(p mtls.Peer) error {
+		ctx, cancel := context.WithTimeout(context.Background(), issuerTimeout)
+		defer cancel()
+		now := c.cred.Load()
+		feed, err := c.freshFeed(ctx, now)
+		if err != nil {
+			return err
+		}
+		return checkEngine(p, engine, feed)
+	})
+}
+
+// liveSource presents whatever certificate is the newest.
+type liveSource struct{ c *Client }
+
+func (s liveSource) Certificate() (*tls.Certificate, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), issuerTimeout)
+	defer cancel()
+	cred, err := s.c.usable(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return cred.Certificate()
+}
+
+func (s liveSource) Roots() *x509.CertPool { return s.c.cred.Load().Roots() }
+
+// Close ends the renewal and every connection that DialContext and Proxy made,
+// and waits for the client's goroutines. The certificate is not revoked: it
+// ends by itself.
+func (c *Client) Close() error {
+	c.mu.Lock()
+	c.closed = true
+	tethers := slices.Collect(maps.Values(c.tethers))
+	c.mu.Unlock()
+	for _, t := range tethers {
+		t.close()
+	}
+	c.mu.Lock()
+	for _, cancel := range c.stop {
+		cancel()
+	}
+	c.mu.Unlock()
+	c.wg.Wait()
+	c.issuer.CloseIdleConnections()
+	return nil
+}
+
+// start runs f in a goroutine until it returns or Close ends its context. It
+// tells whether it did: a closed client starts nothing.
+func (c *Client) start(f func(context.Context)) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return false
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	c.started++
+	id := c.started
+	c.stop[id] = cancel
+	c.wg.Go(func() {
+		f(ctx)
+		cancel()
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		delete(c.stop, id)
+	})
+	return true
+}

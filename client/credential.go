@@ -1,0 +1,340 @@
+package client
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/mayfly-ca/mayfly/ca/identity"
+	"github.com/mayfly-ca/mayfly/client/mtls"
+	"github.com/mayfly-ca/mayfly/client/tokensource"
+	"github.com/mayfly-ca/mayfly/client/wire"
+)
+
+// Credential is one certificate with its key, the roots that its engine is
+// verified by and the revocation feed that came with it. Its key exists in
+// memory only. It is made by Issuer.Mint, which has checked all of it, is
+// immutable, and is a mtls.Source.
+type Credential struct {
+	// Response is the issuer's answer.
+	Response wire.IssueResponse
+	// Claims is what the certificate says about its holder.
+	Claims      identity.Claims
+	TrustDomain spiffeid.TrustDomain
+	// Leaf is the certificate.
+	Leaf *x509.Certificate
+
+	key   *ecdsa.PrivateKey
+	cert  tls.Certificate
+	roots []*x509.Certificate
+	pool  *x509.CertPool
+	feed  receivedFeed
+}
+
+// receivedFeed is a feed and when it came, by the monotonic clock too.
+type receivedFeed struct {
+	*mtls.Feed
+	at time.Time
+}
+
+// Certificate implements mtls.Source.
+func (c *Credential) Certificate() (*tls.Certificate, error) { return &c.cert, nil }
+
+// Roots implements mtls.Source.
+func (c *Credential) Roots() *x509.CertPool { return c.pool }
+
+// RootCertificates is the trust bundle, pinned; ParseFeed wants it.
+func (c *Credential) RootCertificates() []*x509.Certificate { return slices.Clone(c.roots) }
+
+// Feed is the revocation feed that came with the certificate.
+func (c *Credential) Feed() *mtls.Feed { return c.feed.Feed }
+
+// Serial is the certificate's serial number, as the API writes it.
+func (c *Credential) Serial() string { return c.Response.Serial }
+
+// ChainPEM is the certificate and its intermediate, leaf first.
+func (c *Credential) ChainPEM() []byte {
+	var b bytes.Buffer
+	for _, der := range c.cert.Certificate {
+		writePEM(&b, "CERTIFICATE", der)
+	}
+	return b.Bytes()
+}
+
+// TrustBundlePEM is the roots.
+func (c *Credential) TrustBundlePEM() []byte {
+	var b bytes.Buffer
+	for _, root := range c.roots {
+		writePEM(&b, "CERTIFICATE", root.Raw)
+	}
+	return b.Bytes()
+}
+
+// KeyPEM is the private key in PKCS #8, for tools that want files.
+func (c *Credential) KeyPEM() ([]byte, error) {
+	der, err := x509.MarshalPKCS8PrivateKey(c.key)
+	if err != nil {
+		return nil, fmt.Errorf("write key: %w", err)
+	}
+	var b bytes.Buffer
+	writePEM(&b, "PRIVATE KEY", der)
+	return b.Bytes(), nil
+}
+
+func writePEM(b *bytes.Buffer, kind string, der []byte) {
+	// A bytes.Buffer does not fail and the block has no headers.
+	_ = pem.Encode(b, &pem.Block{Type: kind, Bytes: der})
+}
+
+// engine finds an engine that the certificate is granted for.
+func (c *Credential) engine(name string) (wire.Engine, bool) {
+	i := slices.IndexFunc(c.Response.Engines, func(e wire.Engine) bool { return e.Name == name })
+	if i < 0 {
+		return wire.Engine{}, false
+	}
+	return c.Response.Engines[i], true
+}
+
+// usable tells whether the certificate has enough life left for a handshake.
+func (c *Credential) usable(now time.Time) bool {
+	margin := min(10*time.Second, c.Response.NotAfter.Sub(c.Response.RenewAfter)/5)
+	return now.Before(c.Response.NotAfter.Add(-margin))
+}
+
+// renewIn is when to renew, counted from now, the moment of receipt. RenewAfter
+// is half life, so half of the lifetime is what is left from there; a clock
+// that is wrong here makes renewals neither a storm nor late.
+func (c *Credential) renewIn(now time.Time) time.Duration {
+	half := c.Response.NotAfter.Sub(c.Response.RenewAfter)
+	return min(max(c.Response.RenewAfter.Sub(now), half/2), half)
+}
+
+// MintRequest is what Issuer.Mint wants to know.
+type MintRequest struct {
+	Source tokensource.Source
+	// Audience is the token's; see Issuer.Info. It must begin "mayfly:".
+	Audience string
+	// Engine is the one engine that the certificate is wanted for; empty means
+	// all of the rule's.
+	Engine string
+	// Usage is what the certificate must be for; the zero value means
+	// clientAuth.
+	Usage x509.ExtKeyUsage
+	// Retry, if not nil, hears why an attempt failed and how long Mint waits.
+	Retry func(err error, wait time.Duration)
+}
+
+// Mint policy: attempts and the waits between them, of which Retry-After makes
+// longer ones, within mintTotal.
+const (
+	mintAttempts = 5
+	mintTotal    = 120 * time.Second
+	mintDelayMin = 500 * time.Millisecond
+	mintDelayMax = 8 * time.Second
+)
+
+// Mint makes a key, buys a certificate for it with a fresh token and checks
+// everything in the answer. It tries again, each time with a fresh token, where
+// the issuer does not answer, answers 429 or 5xx, or has seen the token.
+//
+// Its errors are those of the Issuer, *tokensource.Error, or a plain error for
+// an answer that does not hold.
+func (i *Issuer) Mint(ctx context.Context, r MintRequest) (*Credential, error) {
+	if r.Usage == 0 {
+		r.Usage = x509.ExtKeyUsageClientAuth
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, fmt.Errorf("make key: %w", err)
+	}
+	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
+	if err != nil {
+		return nil, fmt.Errorf("make certificate request: %w", err)
+	}
+	var csr bytes.Buffer
+	writePEM(&csr, "CERTIFICATE REQUEST", der)
+	resp, err := i.buy(ctx, r, wire.IssueRequest{CSR: csr.String(), Engine: r.Engine})
+	if err != nil {
+		return nil, err
+	}
+	c, err := i.check(resp, r, key, time.Now())
+	if err != nil {
+		return nil, fmt.Errorf("answer of issuer %s: %w", i, err)
+	}
+	return c, nil
+}
+
+// buy exchanges tokens for an answer, with retries.
+func (i *Issuer) buy(ctx context.Context, r MintRequest, req wire.IssueRequest) (wire.IssueResponse, error) {
+	ctx, cancel := context.WithTimeout(ctx, mintTotal)
+	defer cancel()
+	last := ""
+	b := backoff{min: mintDelayMin, max: mintDelayMax}
+	for attempt := 1; ; attempt++ {
+		token, err := r.Source.Token(ctx, r.Audience)
+		if err != nil {
+			return wire.IssueResponse{}, err
+		}
+		resp, err := i.Issue(ctx, token, req)
+		if err == nil {
+			return resp, nil
+		}
+		if attempt == mintAttempts || !mintAgain(err, token != last) {
+			return wire.IssueResponse{}, err
+		}
+		last = token
+		wait := b.next()
+		var p *wire.Problem
+		if errors.As(err, &p) && p.RetryAfter > 0 {
+			wait = max(wait, time.Duration(min(p.RetryAfter, int(mintTotal/time.Second)))*time.Second)
+		}
+		if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) <= wait {
+			return wire.IssueResponse{}, err
+		}
+		if r.Retry != nil {
+			r.Retry(err, wait)
+		}
+		if sleep(ctx, wait) != nil {
+			return wire.IssueResponse{}, err
+		}
+	}
+}
+
+// mintAgain tells whether another token may fare better. A replay may, if the
+// source gave this token for the first time: somebody else used it.
+func mintAgain(err error, firstUse bool) bool {
+	var unreachable *IssuerUnreachableError
+	if errors.As(err, &unreachable) {
+		return !unreachable.Final
+	}
+	var p *wire.Problem
+	if !errors.As(err, &p) {
+		return false
+	}
+	switch {
+	case p.Status == 429, p.Status >= 500:
+		return true
+	case p.Name() == wire.ProblemReplay:
+		return firstUse
+	}
+	return false
+}
+
+// check makes a Credential of an answer, if it is what was asked for.
+func (i *Issuer) check(resp wire.IssueResponse, r MintRequest, key *ecdsa.PrivateKey, now time.Time) (*Credential, error) {
+	chain, err := parseCertificates([]byte(resp.Certificate), 4)
+	if err != nil {
+		return nil, fmt.Errorf("certificate: %w", err)
+	}
+	bundle, err := parseCertificates([]byte(resp.TrustBundle), maxRoots)
+	if err != nil {
+		return nil, fmt.Errorf("trust bundle: %w", err)
+	}
+	c := &Credential{Response: resp, Leaf: chain[0], key: key, pool: x509.NewCertPool()}
+	if c.roots, err = i.Pin(bundle); err != nil {
+		return nil, err
+	}
+	for _, root := range c.roots {
+		c.pool.AddCert(root)
+	}
+	verified, err := c.verify(chain[1:], r.Usage, now)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.identify(r); err != nil {
+		return nil, err
+	}
+	feed, err := mtls.ParseFeed([]byte(resp.CRL), c.roots)
+	if err != nil {
+		return nil, err
+	}
+	if err := feed.CheckChain(verified, now); err != nil {
+		return nil, fmt.Errorf("our own certificate: %w", err)
+	}
+	c.feed = receivedFeed{feed, now}
+	c.cert = tls.Certificate{PrivateKey: key, Leaf: c.Leaf}
+	for _, cert := range verified[:len(verified)-1] {
+		c.cert.Certificate = append(c.cert.Certificate, cert.Raw)
+	}
+	return c, nil
+}
+
+// verify checks chain, use, key and times, and returns the chain to the root.
+func (c *Credential) verify(rest []*x509.Certificate, usage x509.ExtKeyUsage, now time.Time) ([]*x509.Certificate, error) {
+	intermediates := x509.NewCertPool()
+	for _, cert := range rest {
+		intermediates.AddCert(cert)
+	}
+	chains, err := c.Leaf.Verify(x509.VerifyOptions{
+		Roots: c.pool, Intermediates: intermediates, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{usage},
+	})
+	if err != nil {
+		var invalid x509.CertificateInvalidError
+		if errors.As(err, &invalid) && invalid.Reason == x509.Expired {
+			return nil, fmt.Errorf("the new certificate is valid from %s to %s, and this machine's clock says %s: set the clock",
+				stamp(c.Leaf.NotBefore), stamp(c.Leaf.NotAfter), stamp(now))
+		}
+		return nil, fmt.Errorf("certificate does not chain to the trust bundle: %w", err)
+	}
+	resp := c.Response
+	switch {
+	case len(c.Leaf.ExtKeyUsage) != 1 || c.Leaf.ExtKeyUsage[0] != usage:
+		return nil, errors.New("certificate is for another use")
+	case !c.key.PublicKey.Equal(c.Leaf.PublicKey):
+		return nil, errors.New("certificate is for another key")
+	case resp.Serial != mtls.Serial(c.Leaf.SerialNumber):
+		return nil, errors.New("serial is not the certificate's")
+	case !resp.NotBefore.Equal(c.Leaf.NotBefore) || !resp.NotAfter.Equal(c.Leaf.NotAfter):
+		return nil, errors.New("times are not the certificate's")
+	case !resp.RenewAfter.After(resp.NotBefore) || !resp.RenewAfter.Before(resp.NotAfter):
+		return nil, errors.New("renew_after is outside of the certificate's lifetime")
+	}
+	return chains[0], nil
+}
+
+// identify reads who the certificate says we are and compares it to the answer,
+// to the audience, whose trust domain is the one that was asked, and to what
+// was wanted.
+func (c *Credential) identify(r MintRequest) error {
+	if len(c.Leaf.URIs) != 1 {
+		return errors.New("certificate has not one SPIFFE ID")
+	}
+	id, err := spiffeid.FromURI(c.Leaf.URIs[0])
+	if err != nil {
+		return fmt.Errorf("certificate's SPIFFE ID: %w", err)
+	}
+	td := id.TrustDomain()
+	if want := strings.TrimPrefix(r.Audience, tokensource.AudiencePrefix); td.Name() != want {
+		return fmt.Errorf("certificate is of trust domain %s, and the token was for %s", td.Name(), r.Audience)
+	}
+	c.TrustDomain = td
+	if c.Claims, err = identity.FromCertificate(c.Leaf, td); err != nil {
+		return fmt.Errorf("certificate's identity: %w", err)
+	}
+	if c.Response.Identity != c.Claims.ID.String() {
+		return errors.New("identity is not the certificate's")
+	}
+	for _, e := range c.Response.Engines {
+		if !slices.Contains(c.Claims.Grant.Engines, e.Name) {
+			return fmt.Errorf("engine %q is not in the certificate", e.Name)
+		}
+	}
+	if _, ok := c.engine(r.Engine); r.Engine != "" && !ok {
+		return fmt.Errorf("it is not for engine %q", r.Engine)
+	}
+	return nil
+}
+
+func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }

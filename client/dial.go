@@ -1,0 +1,142 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"time"
+
+	"github.com/mayfly-ca/mayfly/client/mtls"
+	"github.com/mayfly-ca/mayfly/client/wire"
+)
+
+// Waits between attempts to reach an engine.
+const (
+	dialDelayMin = 100 * time.Millisecond
+	dialDelayMax = 2 * time.Second
+)
+
+// DialContext opens a relay: a connection whose bytes are the engine's own. addr
+// is the name of a granted engine, with or without a port; anything else means
+// the one engine there is. network is not looked at.
+//
+// It waits up to Config.WakeTimeout for an engine whose machine is asleep, and
+// for one that cannot take the connection yet. A refusal of the certificate is
+// final. Errors: *RejectedError (the engine refused), *UntrustedEngineError (we
+// refused), *EngineUnreachableError, or, where a certificate or the revocation
+// list had to be fetched, those of the issuer.
+//
+// The connection can half-close (CloseWrite). Reads and writes after the engine
+// has ended it return a *CutError that says why.
+func (c *Client) DialContext(ctx context.Context, network, addr string) (net.Conn, error) {
+	r, err := c.dial(ctx, addr)
+	if err != nil {
+		return nil, err // a nil *relay is no nil net.Conn
+	}
+	return r, nil
+}
+
+// dialing is one call of DialContext.
+type dialing struct {
+	c       *Client
+	addr    string
+	started time.Time
+	attempt int
+	engine  wire.Engine
+}
+
+func (c *Client) dial(ctx context.Context, addr string) (*relay, error) {
+	d := &dialing{c: c, addr: addr, started: time.Now()}
+	wake, cancel := context.WithTimeout(ctx, c.cfg.WakeTimeout)
+	defer cancel()
+	b := backoff{min: dialDelayMin, max: dialDelayMax}
+	for {
+		d.attempt++
+		r, err := d.once(wake)
+		if err == nil {
+			d.connected(r)
+			return r, nil
+		}
+		if ctx.Err() == nil && again(err) {
+			c.event(Event{Kind: EventWaking, Engine: d.engine.Name, Endpoint: d.engine.Endpoint, Attempt: d.attempt, Elapsed: time.Since(d.started), Err: err})
+			if sleep(wake, b.next()) == nil {
+				continue
+			}
+		}
+		err = d.failed(ctx, err)
+		c.stats.failed.Add(1)
+		c.event(Event{Kind: EventFailed, Engine: d.engine.Name, Endpoint: d.engine.Endpoint, Attempt: d.attempt, Elapsed: time.Since(d.started), Err: err})
+		return nil, err
+	}
+}
+
+func (d *dialing) once(ctx context.Context) (*relay, error) {
+	c := d.c
+	cred, err := c.usable(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if d.engine, err = c.engineFor(cred, d.addr); err != nil {
+		return nil, err
+	}
+	conn, err := c.connect(ctx, cred, d.engine, wire.ALPNRelay)
+	if err != nil {
+		return nil, err
+	}
+	name, err := mtls.RelayName(conn.ConnectionState())
+	if err != nil {
+		conn.abandon()
+		return nil, err
+	}
+	return c.open(conn, name)
+}
+
+func (d *dialing) connected(r *relay) {
+	took := time.Since(d.started)
+	d.c.stats.woke(took)
+	d.c.log.Debug("relay open", "engine", d.engine.Name, "serial", r.conn.cred.Serial(), "took", took)
+	d.c.event(Event{Kind: EventConnected, Engine: d.engine.Name, Endpoint: d.engine.Endpoint, Serial: r.conn.cred.Serial(), Attempt: d.attempt, Elapsed: took})
+}
+
+// failed is what a dial returns for its last attempt's error.
+func (d *dialing) failed(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return fmt.Errorf("dial engine %s: %w (after %d attempts: %v)", d.engine.Name, context.Cause(ctx), d.attempt, err)
+	}
+	var rejected *RejectedError
+	if !again(err) || errors.As(err, &rejected) {
+		return err
+	}
+	var unreachable *IssuerUnreachableError
+	var problem *wire.Problem
+	if errors.As(err, &unreachable) || errors.As(err, &problem) {
+		return err
+	}
+	return &EngineUnreachableError{
+		Engine: d.engine.Name, Endpoint: d.engine.Endpoint,
+		Waited: time.Since(d.started), Attempts: d.attempt, Err: err,
+	}
+}
+
+// again tells whether another attempt may fare better. No byte of the engine's
+// has passed by then, so each attempt is safe to repeat.
+func again(err error) bool {
+	var rejected *RejectedError
+	if errors.As(err, &rejected) {
+		return rejected.Retryable()
+	}
+	var unreachable *IssuerUnreachableError
+	if errors.As(err, &unreachable) {
+		return !unreachable.Final
+	}
+	var problem *wire.Problem
+	if errors.As(err, &problem) {
+		return problem.Status == 429 || problem.Status >= 500
+	}
+	var untrusted *UntrustedEngineError
+	if errors.As(err, &untrusted) || errors.Is(err, ErrClosed) {
+		return false
+	}
+	return errors.Is(err, context.DeadlineExceeded) || passing(err)
+}

@@ -1,0 +1,253 @@
+package client
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/mayfly-ca/mayfly/ca/identity"
+	"github.com/mayfly-ca/mayfly/client/mtls"
+	"github.com/mayfly-ca/mayfly/client/wire"
+)
+
+// endpoint is where an engine is: a TCP address, and whether mayfly's TLS runs
+// inside of another that ends at a TLS edge in front of it.
+type endpoint struct {
+	address string // host:port
+	host    string
+	edge    bool
+}
+
+// parseEndpoint reads tcp://host:port and edge://host:port.
+func parseEndpoint(s string) (endpoint, error) {
+	bad := func(why string) (endpoint, error) {
+		return endpoint{}, fmt.Errorf("engine endpoint %.200q %s: want tcp://host:port or edge://host:port", printable(s), why)
+	}
+	u, err := url.Parse(s)
+	switch {
+	case err != nil:
+		return bad("does not parse")
+	case u.Scheme != "tcp" && u.Scheme != "edge":
+		return bad("has another scheme")
+	case u.Hostname() == "" || u.Port() == "":
+		return bad("has no host or no port")
+	case u.User != nil, u.Path != "", u.RawQuery != "", u.ForceQuery, u.Fragment != "":
+		return bad("has more than host and port")
+	}
+	return endpoint{address: u.Host, host: u.Hostname(), edge: u.Scheme == "edge"}, nil
+}
+
+// engineFor resolves the address of a dial: the name of a granted engine, or,
+// when there is one engine only, anything.
+func (c *Client) engineFor(cred *Credential, addr string) (wire.Engine, error) {
+	name := addr
+	if host, _, err := net.SplitHostPort(addr); err == nil {
+		name = host
+	}
+	if e, ok := cred.engine(name); ok {
+		return e, nil
+	}
+	if e, ok := cred.engine(c.cfg.Engine); ok {
+		return e, nil
+	}
+	engines := cred.Response.Engines
+	if len(engines) == 1 {
+		return engines[0], nil
+	}
+	names := make([]string, len(engines))
+	for i, e := range engines {
+		names[i] = e.Name
+	}
+	return wire.Engine{}, fmt.Errorf("certificate is for the engines [%s], and %q is none of them: name one", strings.Join(names, " "), printable(name))
+}
+
+// checkEngine holds a peer, whose chain, use, trust domain and DNS name have
+// verified, against the engine that was asked for.
+func checkEngine(p mtls.Peer, e wire.Engine, feed *mtls.Feed) error {
+	if name, ok := identity.Engine(p.Claims.ID); !ok || name != e.Name {
+		return fmt.Errorf("its identity is %s, not that of an engine %s", p.Claims.ID, e.Name)
+	}
+	if !slices.Contains(p.Claims.Grant.Engines, e.Name) {
+		return fmt.Errorf("its certificate is not granted for engine %s", e.Name)
+	}
+	// crypto/tls would take a wildcard for the name; mayfly issues none.
+	if !slices.Contains(p.Certificate.DNSNames, e.ServerName) {
+		return fmt.Errorf("its certificate does not name %s", e.ServerName)
+	}
+	if err := feed.CheckChain(p.Chain, time.Now()); err != nil {
+		return fmt.Errorf("its certificate: %w", err)
+	}
+	return nil
+}
+
+// Times of one attempt to reach an engine. A proxy that wakes a machine accepts
+// at once and holds the connection until the machine listens.
+const (
+	connectTimeout = 15 * time.Second
+	attemptTimeout = 60 * time.Second
+)
+
+// engineConn is an admitted connection to a sidecar.
+type engineConn struct {
+	*tls.Conn
+	// bottom is the TCP connection: closing it waits for nobody.
+	bottom net.Conn
+	cred   *Credential
+	engine wire.Engine
+}
+
+// abandon closes the connection without a word, at once.
+func (e *engineConn) abandon() { _ = e.bottom.Close() }
+
+// connect makes one attempt: TCP, the edge's TLS if there is one, mutual TLS
+// with the engine's identity checked, and the sidecar's verdict.
+//
+// Its errors are *RejectedError, *UntrustedEngineError, *IssuerUnreachableError
+// and *wire.Problem of the revocation list, the context's, and network errors.
+func (c *Client) connect(ctx context.Context, cred *Credential, e wire.Engine, alpn string) (*engineConn, error) {
+	ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
+	defer cancel()
+	ep, err := parseEndpoint(e.Endpoint)
+	if err != nil {
+		return nil, err
+	}
+	feed, err := c.freshFeed(ctx, cred)
+	if err != nil {
+		return nil, err
+	}
+	bottom, err := c.dialTCP(ctx, ep.address)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := c.secure(ctx, bottom, ep, cred, e, alpn, feed)
+	if err != nil {
+		_ = bottom.Close()
+		return nil, err
+	}
+	return conn, nil
+}
+
+func (c *Client) dialTCP(ctx context.Context, address string) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+	defer cancel()
+	dial := c.cfg.Dial
+	if dial == nil {
+		d := net.Dialer{KeepAliveConfig: net.KeepAliveConfig{
+			Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 3,
+		}}
+		dial = d.DialContext
+	}
+	conn, err := dial(ctx, "tcp", address)
+	if err != nil {
+		return nil, err
+	}
+	// A connection of another kind has no such option, and pings beside it.
+	if err := setUserTimeout(conn, wire.ControlSilence); err != nil {
+		c.log.Debug("no TCP user timeout", "error", err)
+	}
+	return conn, nil
+}
+
+// secure shakes hands over bottom, and reads the verdict.
+func (c *Client) secure(ctx context.Context, bottom net.Conn, ep endpoint, cred *Credential, e wire.Engine, alpn string, feed *mtls.Feed) (*engineConn, error) {
+	// The context's end closes the connection, so that reading the verdict
+	// ends with it too.
+	stop := context.AfterFunc(ctx, func() { _ = bottom.Close() })
+	defer stop()
+	under := bottom
+	if ep.edge {
+		outer := tls.Client(bottom, &tls.Config{MinVersion: tls.VersionTLS12, ServerName: ep.host, RootCAs: c.cfg.EdgeRoots})
+		if err := outer.HandshakeContext(ctx); err != nil {
+			return nil, inTime(ctx, edgeError(e, err))
+		}
+		under = outer
+	}
+	var refused error
+	conn := tls.Client(under, mtls.ClientConfig(cred, cred.TrustDomain, e.ServerName, []string{alpn}, func(p mtls.Peer) error {
+		refused = checkEngine(p, e, feed)
+		return refused
+	}))
+	if err := conn.HandshakeContext(ctx); err != nil {
+		return nil, inTime(ctx, handshakeError(cred, e, err, refused))
+	}
+	if got := conn.ConnectionState().NegotiatedProtocol; got != alpn {
+		return nil, untrusted(e, fmt.Errorf("it does not speak %s", alpn))
+	}
+	reason, err := readVerdict(conn)
+	if err != nil {
+		return nil, inTime(ctx, handshakeError(cred, e, err, nil))
+	}
+	if reason != "" {
+		return nil, &RejectedError{Engine: e.Name, Endpoint: e.Endpoint, Reason: reason, Serial: cred.Serial()}
+	}
+	if !stop() { // the context ended between the verdict and here
+		return nil, ctx.Err()
+	}
+	return &engineConn{Conn: conn, bottom: bottom, cred: cred, engine: e}, nil
+}
+
+// inTime gives a context's end, which shows as a closed connection, its name.
+func inTime(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return fmt.Errorf("no answer: %w", ctx.Err())
+	}
+	return err
+}
+
+func untrusted(e wire.Engine, err error) error {
+	return &UntrustedEngineError{Engine: e.Name, Endpoint: e.Endpoint, ServerName: e.ServerName, Err: err}
+}
+
+// edgeError explains a failed outer handshake.
+func edgeError(e wire.Engine, err error) error {
+	if passing(err) {
+		return err
+	}
+	return untrusted(e, fmt.Errorf("TLS edge: %w", err))
+}
+
+// handshakeError sorts what can go wrong in a handshake and in reading the
+// verdict: our refusal, theirs, or the network's.
+func handshakeError(cred *Credential, e wire.Engine, err, refused error) error {
+	if refused != nil {
+		return untrusted(e, refused)
+	}
+	if reason, ok := alertReason(err); ok {
+		return &RejectedError{Engine: e.Name, Endpoint: e.Endpoint, Reason: reason, Serial: cred.Serial(), Err: err}
+	}
+	if passing(err) {
+		return err
+	}
+	var plain tls.RecordHeaderError
+	if errors.As(err, &plain) {
+		err = fmt.Errorf("it does not speak TLS: %w", err)
+	}
+	return untrusted(e, err)
+}
+
+// readVerdict reads the sidecar's line, and not one byte more: what follows it
+// is the engine's.
+func readVerdict(conn net.Conn) (reason string, err error) {
+	line := make([]byte, 0, wire.MaxVerdictBytes)
+	var b [1]byte
+	for len(line) < wire.MaxVerdictBytes {
+		n, err := conn.Read(b[:])
+		if n == 0 {
+			if err == nil {
+				continue
+			}
+			return "", err
+		}
+		line = append(line, b[0])
+		if b[0] == '\n' {
+			return wire.ParseVerdict(string(line))
+		}
+	}
+	return wire.ParseVerdict(string(line))
+}

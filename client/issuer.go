@@ -1,0 +1,450 @@
+package client
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"crypto/subtle"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/mayfly-ca/mayfly/client/mtls"
+	"github.com/mayfly-ca/mayfly/client/wire"
+)
+
+// Times and sizes of calls to the issuer.
+const (
+	issuerTimeout  = 20 * time.Second // one call, from dial to the last byte
+	issuerWaitSlop = 15 * time.Second // beside wire.CRLWait
+	maxProblem     = 64 << 10
+	maxRoots       = 8
+	maxCAFile      = 1 << 20
+)
+
+// DialFunc makes a network connection, as net.Dialer.DialContext does.
+type DialFunc func(ctx context.Context, network, addr string) (net.Conn, error)
+
+// Issuer calls an issuer over HTTPS, or over HTTP on loopback. It follows no
+// redirect, and bounds the time and size of each answer. It is safe for
+// concurrent use.
+//
+// Its methods return *wire.Problem for an answer that is a refusal and
+// *IssuerUnreachableError where there was no answer.
+type Issuer struct {
+	base   *url.URL
+	anchor []byte // SHA-256 of the pinned root's DER; nil pins none
+	http   *http.Client
+}
+
+// NewIssuer returns an issuer by its URL. caFile, if not empty, is a PEM file
+// of the roots that its TLS certificate must chain to, in place of the
+// system's. anchor, if not empty, is "sha256:" and the hex digest of the DER of
+// mayfly's root: a trust bundle must hold that root and none other is believed,
+// and an issuer that serves its own certificate is verified by it.
+func NewIssuer(rawURL, caFile, anchor string) (*Issuer, error) {
+	return newIssuer(rawURL, caFile, anchor, nil)
+}
+
+func newIssuer(rawURL, caFile, anchor string, dial DialFunc) (*Issuer, error) {
+	base, err := parseIssuerURL(rawURL)
+	if err != nil {
+		return nil, err
+	}
+	i := &Issuer{base: base}
+	if i.anchor, err = parseAnchor(anchor); err != nil {
+		return nil, err
+	}
+	roots, err := readRoots(caFile)
+	if err != nil {
+		return nil, err
+	}
+	if dial == nil {
+		d := net.Dialer{Timeout: 10 * time.Second}
+		if base.Scheme == "http" {
+			d.Control = loopbackOnly
+		}
+		dial = d.DialContext
+	}
+	tr := &http.Transport{
+		DialContext:            dial,
+		TLSClientConfig:        i.tlsConfig(roots),
+		ForceAttemptHTTP2:      true,
+		TLSHandshakeTimeout:    10 * time.Second,
+		ResponseHeaderTimeout:  wire.CRLWait + issuerWaitSlop,
+		IdleConnTimeout:        90 * time.Second,
+		MaxIdleConnsPerHost:    2,
+		MaxResponseHeaderBytes: wire.MaxHeaderBytes,
+	}
+	if base.Scheme == "https" {
+		tr.Proxy = http.ProxyFromEnvironment
+	}
+	i.http = &http.Client{
+		Transport: tr,
+		CheckRedirect: func(req *http.Request, _ []*http.Request) error {
+			return fmt.Errorf("%w, to %s://%s: set the issuer's own URL", errRedirect, req.URL.Scheme, req.URL.Host)
+		},
+	}
+	return i, nil
+}
+
+var errRedirect = errors.New("it answers a redirect, which is refused")
+
+// parseIssuerURL accepts https, and http where the host is loopback.
+func parseIssuerURL(raw string) (*url.URL, error) {
+	if raw == "" {
+		return nil, errors.New("no issuer URL: set --issuer or MAYFLY_ISSUER")
+	}
+	u, err := url.Parse(raw)
+	switch {
+	case err != nil:
+		return nil, errors.New("issuer URL does not parse")
+	case u.Host == "" || u.Hostname() == "":
+		return nil, fmt.Errorf("issuer URL %q has no host", raw)
+	case u.User != nil, u.RawQuery != "", u.Fragment != "":
+		return nil, errors.New("issuer URL must have no user, query or fragment")
+	case u.Scheme == "http" && !loopbackHost(u.Hostname()):
+		return nil, fmt.Errorf("issuer URL %q is http, which is for loopback only: use https", raw)
+	case u.Scheme != "https" && u.Scheme != "http":
+		return nil, fmt.Errorf("issuer URL %q is not https", raw)
+	}
+	u.Path = strings.TrimRight(u.Path, "/")
+	return u, nil
+}
+
+func loopbackHost(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
+}
+
+// loopbackOnly holds what "localhost" resolved to against its promise.
+func loopbackOnly(_, address string, _ syscall.RawConn) error {
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return err
+	}
+	if ip := net.ParseIP(host); ip == nil || !ip.IsLoopback() {
+		return fmt.Errorf("http to %s, which is not loopback", host)
+	}
+	return nil
+}
+
+func parseAnchor(s string) ([]byte, error) {
+	if s == "" {
+		return nil, nil
+	}
+	digits, ok := strings.CutPrefix(s, "sha256:")
+	b, err := hex.DecodeString(digits)
+	if !ok || err != nil || len(b) != sha256.Size {
+		return nil, errors.New("trust anchor is not sha256: and 64 hex digits (the SHA-256 of the root's DER)")
+	}
+	return b, nil
+}
+
+func readRoots(file string) (*x509.CertPool, error) {
+	if file == "" {
+		return nil, nil
+	}
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, fmt.Errorf("ca file: %w", err)
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxCAFile))
+	if err != nil {
+		return nil, fmt.Errorf("ca file: %w", err)
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(b) {
+		return nil, fmt.Errorf("ca file %s holds no certificate in PEM", file)
+	}
+	return pool, nil
+}
+
+// tlsConfig verifies the issuer's server certificate. With a pinned root, an
+// issuer that serves mayfly's own certificate (tls.mode self) sends its root
+// along, and that very root is what the chain must end in; any other
+// certificate is verified as usual.
+func (i *Issuer) tlsConfig(roots *x509.CertPool) *tls.Config {
+	c := &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots}
+	if i.anchor == nil {
+		return c
+	}
+	c.InsecureSkipVerify = true // VerifyConnection does it, on every handshake
+	c.VerifyConnection = func(cs tls.ConnectionState) error {
+		opts := x509.VerifyOptions{DNSName: cs.ServerName, Roots: roots, Intermediates: x509.NewCertPool()}
+		if opts.DNSName == "" {
+			opts.DNSName = i.base.Hostname() // an IP address sends no name
+		}
+		for n, cert := range cs.PeerCertificates {
+			if i.pinned(cert) {
+				opts.Roots = x509.NewCertPool()
+				opts.Roots.AddCert(cert)
+			} else if n > 0 {
+				opts.Intermediates.AddCert(cert)
+			}
+		}
+		if _, err := cs.PeerCertificates[0].Verify(opts); err != nil {
+			return &tls.CertificateVerificationError{UnverifiedCertificates: cs.PeerCertificates, Err: err}
+		}
+		return nil
+	}
+	return c
+}
+
+func (i *Issuer) pinned(cert *x509.Certificate) bool {
+	sum := sha256.Sum256(cert.Raw)
+	return subtle.ConstantTimeCompare(sum[:], i.anchor) == 1
+}
+
+// Pin returns the roots of a trust bundle that may be believed: all of them, or
+// with a trust anchor the one that it names, whose absence is an error.
+func (i *Issuer) Pin(bundle []*x509.Certificate) ([]*x509.Certificate, error) {
+	if i.anchor == nil {
+		return bundle, nil
+	}
+	for _, cert := range bundle {
+		if i.pinned(cert) {
+			return []*x509.Certificate{cert}, nil
+		}
+	}
+	return nil, fmt.Errorf("the trust bundle of issuer %s does not hold the pinned root sha256:%x: the issuer is another, or its root was replaced", i, i.anchor)
+}
+
+// String is the issuer's URL.
+func (i *Issuer) String() string { return i.base.String() }
+
+// HTTPClient is the client that the issuer is called with, for other rooms of
+// the API: it verifies the same certificate and refuses the same redirects.
+func (i *Issuer) HTTPClient() *http.Client { return i.http }
+
+// CloseIdleConnections closes connections that serve no call.
+func (i *Issuer) CloseIdleConnections() { i.http.CloseIdleConnections() }
+
+// Info gets /v1/info.
+func (i *Issuer) Info(ctx context.Context) (wire.Info, error) {
+	var info wire.Info
+	err := i.callJSON(ctx, call{method: http.MethodGet, path: wire.PathInfo, status: http.StatusOK}, &info)
+	return info, err
+}
+
+// Issue posts one certificate request with a bearer token.
+func (i *Issuer) Issue(ctx context.Context, token string, r wire.IssueRequest) (wire.IssueResponse, error) {
+	var resp wire.IssueResponse
+	err := i.callJSON(ctx, call{
+		method: http.MethodPost, path: wire.PathCertificates, token: token, body: r, status: http.StatusCreated,
+	}, &resp)
+	return resp, err
+}
+
+// Report posts session reports with a bearer token of the sessions' audience.
+func (i *Issuer) Report(ctx context.Context, token string, r wire.SessionsRequest) (wire.SessionsResponse, error) {
+	var resp wire.SessionsResponse
+	err := i.callJSON(ctx, call{
+		method: http.MethodPost, path: wire.PathSessions, token: token, body: r, status: http.StatusOK,
+	}, &resp)
+	return resp, err
+}
+
+// WaitCRL gets the PEM of /v1/crl/wait, to be read by mtls.ParseFeed, as soon
+// as its number differs from after. It returns nil when nothing changed for
+// wire.CRLWait. No number is 0, so 0 answers at once.
+func (i *Issuer) WaitCRL(ctx context.Context, after int64) ([]byte, error) {
+	b, status, err := i.call(ctx, call{
+		method: http.MethodGet, path: wire.PathCRLWait, query: url.Values{"after": {strconv.FormatInt(after, 10)}},
+		status: http.StatusOK, timeout: wire.CRLWait + issuerWaitSlop,
+	})
+	if err != nil || status == http.StatusNoContent {
+		return nil, err
+	}
+	return b, nil
+}
+
+// Feed gets the revocation feed of now and verifies it against roots.
+func (i *Issuer) Feed(ctx context.Context, roots []*x509.Certificate) (*mtls.Feed, error) {
+	ctx, cancel := context.WithTimeout(ctx, issuerTimeout)
+	defer cancel()
+	b, err := i.WaitCRL(ctx, 0)
+	if err != nil {
+		return nil, err
+	}
+	return mtls.ParseFeed(b, roots)
+}
+
+// TrustBundle gets the roots, pinned.
+func (i *Issuer) TrustBundle(ctx context.Context) ([]*x509.Certificate, error) {
+	b, _, err := i.call(ctx, call{method: http.MethodGet, path: wire.PathTrustBundle, status: http.StatusOK})
+	if err != nil {
+		return nil, err
+	}
+	bundle, err := parseCertificates(b, maxRoots)
+	if err != nil {
+		return nil, fmt.Errorf("trust bundle of issuer %s: %w", i, err)
+	}
+	return i.Pin(bundle)
+}
+
+// call is one request; status is the success that it expects, and 204 is one
+// beside it.
+type call struct {
+	method, path string
+	query        url.Values
+	token        string
+	body         any
+	status       int
+	timeout      time.Duration // 0 is issuerTimeout
+}
+
+func (i *Issuer) callJSON(ctx context.Context, c call, out any) error {
+	b, _, err := i.call(ctx, c)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(b, out); err != nil {
+		return &IssuerUnreachableError{URL: i.String(), Final: true, Err: errors.New("it answers something that is no mayfly issuer's: check the URL")}
+	}
+	return nil
+}
+
+func (i *Issuer) call(ctx context.Context, c call) ([]byte, int, error) {
+	timeout := c.timeout
+	if timeout == 0 {
+		timeout = issuerTimeout
+	}
+	callCtx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	req, err := i.request(callCtx, c)
+	if err != nil {
+		return nil, 0, err
+	}
+	resp, err := i.http.Do(req)
+	if err != nil {
+		return nil, 0, i.unreachable(ctx, err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != c.status && resp.StatusCode != http.StatusNoContent {
+		return nil, resp.StatusCode, readProblem(resp)
+	}
+	b, err := io.ReadAll(io.LimitReader(resp.Body, wire.MaxResponseBytes+1))
+	if err != nil {
+		return nil, 0, i.unreachable(ctx, err)
+	}
+	if len(b) > wire.MaxResponseBytes {
+		return nil, 0, &IssuerUnreachableError{URL: i.String(), Final: true, Err: fmt.Errorf("its answer is larger than %d bytes", wire.MaxResponseBytes)}
+	}
+	return b, resp.StatusCode, nil
+}
+
+func (i *Issuer) request(ctx context.Context, c call) (*http.Request, error) {
+	u := *i.base
+	u.Path += c.path
+	u.RawQuery = c.query.Encode()
+	var body io.Reader
+	if c.body != nil {
+		b, err := json.Marshal(c.body)
+		if err != nil {
+			return nil, err
+		}
+		body = bytes.NewReader(b)
+	}
+	req, err := http.NewRequestWithContext(ctx, c.method, u.String(), body)
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("User-Agent", "mayfly")
+	if c.body != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	if c.token != "" {
+		req.Header.Set("Authorization", "Bearer "+c.token)
+	}
+	return req, nil
+}
+
+// unreachable explains why there was no answer. The caller's own context error
+// is passed on as it is.
+func (i *Issuer) unreachable(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return fmt.Errorf("issuer %s: %w", i, ctx.Err())
+	}
+	var u *url.Error
+	if errors.As(err, &u) {
+		err = u.Err
+	}
+	var verify *tls.CertificateVerificationError
+	if errors.As(err, &verify) {
+		err = fmt.Errorf("its TLS certificate does not verify (if the issuer serves mayfly's own: set --ca-file to its root.crt, or --trust-anchor): %w", err)
+	}
+	return &IssuerUnreachableError{URL: i.String(), Err: err, Final: verify != nil || !passing(err)}
+}
+
+// readProblem turns an answer that is no success into a *wire.Problem, whose
+// texts are fit for a terminal.
+func readProblem(resp *http.Response) error {
+	p := &wire.Problem{}
+	b, err := io.ReadAll(io.LimitReader(resp.Body, maxProblem))
+	media, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type"))
+	if err != nil || media != wire.ProblemMediaType || json.Unmarshal(b, p) != nil {
+		p = &wire.Problem{Type: "about:blank"} // a proxy's, not the issuer's
+	}
+	p.Status = resp.StatusCode
+	for _, s := range []*string{&p.Type, &p.Title, &p.Detail, &p.Instance, &p.Claim, &p.Rule} {
+		*s = printable(*s)
+	}
+	if p.Title == "" {
+		p.Title = http.StatusText(resp.StatusCode)
+	}
+	if n, err := strconv.Atoi(resp.Header.Get("Retry-After")); err == nil && n > 0 {
+		p.RetryAfter = n
+	}
+	return p
+}
+
+// printable keeps what a terminal shows and bounds it.
+func printable(s string) string {
+	const most = 1000
+	n := 0
+	return strings.Map(func(r rune) rune {
+		if n++; n > most || !strconv.IsPrint(r) {
+			return -1
+		}
+		return r
+	}, s)
+}
+
+// parseCertificates reads up to most certificates in PEM and nothing else.
+func parseCertificates(data []byte, most int) ([]*x509.Certificate, error) {
+	var certs []*x509.Certificate
+	for data = bytes.TrimSpace(data); len(data) > 0; data = bytes.TrimSpace(data) {
+		block, rest := pem.Decode(data)
+		if block == nil || block.Type != "CERTIFICATE" {
+			return nil, errors.New("not certificates in PEM")
+		}
+		if len(certs) == most {
+			return nil, fmt.Errorf("more than %d certificates", most)
+		}
+		cert, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, err
+		}
+		certs, data = append(certs, cert), rest
+	}
+	if len(certs) == 0 {
+		return nil, errors.New("no certificate")
+	}
+	return certs, nil
+}

@@ -1,0 +1,216 @@
+package client
+
+import (
+	"errors"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/mayfly-ca/mayfly/client/wire"
+)
+
+// cutGrace is how long a broken relay waits for the control connection to say
+// why: the two are separate connections, and either's news may come first.
+const cutGrace = 500 * time.Millisecond
+
+var errShut = errors.New("write after CloseWrite")
+
+// relay is one connection that carries engine bytes. It is held at the sidecar
+// by its tether's control connection.
+type relay struct {
+	conn   *engineConn
+	name   string
+	tether *tether
+
+	sent, received atomic.Int64
+	// holder is the certificate that holds the relay: at first the one that it
+	// was dialed with.
+	holder atomic.Pointer[Credential]
+
+	mu     sync.Mutex
+	closed bool
+	shut   bool // CloseWrite was called
+	held   bool // a control connection has held it
+	cut    *CutError
+	// told is closed when cut is set.
+	told chan struct{}
+}
+
+// open registers an admitted connection as a relay.
+func (c *Client) open(conn *engineConn, name string) (*relay, error) {
+	r := &relay{conn: conn, name: name, told: make(chan struct{})}
+	r.holder.Store(conn.cred)
+	t, err := c.tether(conn.engine.Name)
+	if err == nil {
+		r.tether = t
+		err = t.add(r)
+	}
+	if err != nil {
+		conn.abandon()
+		return nil, err
+	}
+	c.stats.connections.Add(1)
+	c.stats.open.Add(1)
+	return r, nil
+}
+
+func (r *relay) Read(b []byte) (int, error) {
+	n, err := r.conn.Read(b)
+	if n > 0 {
+		r.received.Add(int64(n))
+		r.tether.c.stats.received.Add(int64(n))
+	}
+	if err != nil {
+		err = r.explain(err)
+	}
+	return n, err
+}
+
+func (r *relay) Write(b []byte) (int, error) {
+	r.mu.Lock()
+	shut := r.shut
+	r.mu.Unlock()
+	if shut {
+		return 0, errShut
+	}
+	n, err := r.conn.Write(b)
+	r.sent.Add(int64(n))
+	r.tether.c.stats.sent.Add(int64(n))
+	if err != nil {
+		err = r.explain(err)
+	}
+	return n, err
+}
+
+// CloseWrite ends our direction: the engine reads everything and then EOF, and
+// its answer still comes.
+func (r *relay) CloseWrite() error {
+	r.mu.Lock()
+	r.shut = true
+	r.mu.Unlock()
+	if err := r.conn.CloseWrite(); err != nil {
+		return r.explain(err)
+	}
+	return nil
+}
+
+// Close ends the relay.
+func (r *relay) Close() error {
+	r.mu.Lock()
+	if r.closed {
+		r.mu.Unlock()
+		return net.ErrClosed
+	}
+	r.closed = true
+	cut := r.cut != nil
+	r.mu.Unlock()
+	r.tether.remove(r)
+	r.tether.c.stats.open.Add(-1)
+	if cut {
+		r.conn.abandon()
+		return nil
+	}
+	return r.conn.Close()
+}
+
+func (r *relay) LocalAddr() net.Addr                { return r.conn.LocalAddr() }
+func (r *relay) RemoteAddr() net.Addr               { return r.conn.RemoteAddr() }
+func (r *relay) SetDeadline(t time.Time) error      { return r.conn.SetDeadline(t) }
+func (r *relay) SetReadDeadline(t time.Time) error  { return r.conn.SetReadDeadline(t) }
+func (r *relay) SetWriteDeadline(t time.Time) error { return r.conn.SetWriteDeadline(t) }
+
+// abort ends the relay without TLS's own end, so that the engine sees it
+// broken and not complete.
+func (r *relay) abort() {
+	r.conn.abandon()
+	_ = r.Close()
+}
+
+// hold records that cred's control connection holds the relay.
+func (r *relay) hold(cred *Credential) {
+	r.holder.Store(cred)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.held = true
+}
+
+func (r *relay) wasHeld() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.held
+}
+
+// end records why the relay ends and ends it. The first reason stays.
+func (r *relay) end(reason string, cause error) {
+	if r.tell(reason, cause) {
+		r.conn.abandon()
+	}
+}
+
+// tell records the reason, and tells whether it is the first.
+func (r *relay) tell(reason string, cause error) bool {
+	holder := r.holder.Load()
+	err := &CutError{
+		Engine: r.conn.engine.Name, Reason: reason,
+		Serial: holder.Serial(), NotAfter: holder.Response.NotAfter, Err: cause,
+	}
+	c := r.tether.c
+	if failed := c.renewal.Load(); failed != nil {
+		err.Renewal = failed.err
+	}
+	r.mu.Lock()
+	if r.cut != nil || r.closed {
+		r.mu.Unlock()
+		return false
+	}
+	r.cut = err
+	close(r.told)
+	r.mu.Unlock()
+	c.stats.cut.Add(1)
+	c.log.Warn("relay cut", "engine", err.Engine, "reason", reason, "serial", err.Serial)
+	c.event(Event{Kind: EventCut, Engine: err.Engine, Endpoint: r.conn.engine.Endpoint, Serial: err.Serial, NotAfter: err.NotAfter, Err: err})
+	return true
+}
+
+// explain turns a connection's error into the reason that the sidecar gave for
+// it. EOF stays EOF: it is the engine's own end of the stream, told by TLS; a
+// connection that breaks has none.
+func (r *relay) explain(err error) error {
+	if cut, closed := r.state(); cut != nil {
+		return cut
+	} else if closed || errors.Is(err, io.EOF) || errors.Is(err, os.ErrDeadlineExceeded) {
+		return err
+	}
+	t := time.NewTimer(cutGrace)
+	defer t.Stop()
+	select {
+	case <-r.told:
+	case <-t.C:
+		r.guess(err)
+	}
+	if cut, _ := r.state(); cut != nil {
+		return cut
+	}
+	return err
+}
+
+func (r *relay) state() (*CutError, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.cut, r.closed
+}
+
+// guess names the reason of a broken relay that no control connection told:
+// the refusal of that connection itself, or the certificate's end.
+func (r *relay) guess(err error) {
+	reason := ReasonLost
+	if refused := r.tether.refusal(); refused != nil {
+		reason = refused.Reason
+	} else if !time.Now().Before(r.holder.Load().Response.NotAfter) {
+		reason = wire.ReasonExpired
+	}
+	r.tell(reason, err)
+}
