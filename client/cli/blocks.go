@@ -1,0 +1,118 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"charm.land/lipgloss/v2"
+
+	"github.com/mayfly-ca/mayfly/client/wire"
+)
+
+type blocksCommands struct {
+	List   blocksListCommand   `cmd:"" default:"1" help:"List who is refused new certificates."`
+	Remove blocksRemoveCommand `cmd:"" help:"End a block before its time."`
+}
+
+type blocksListCommand struct{}
+
+func (blocksListCommand) Help() string {
+	return `A revocation blocks what it revoked for 24 hours, unless told otherwise. Needs the role admin.`
+}
+
+// Run lists.
+func (c *blocksListCommand) Run(ctx context.Context, p *program) error {
+	ctx, stop := interruptible(ctx)
+	defer stop()
+	api, err := p.admin()
+	if err != nil {
+		return err
+	}
+	a, err := api.Blocks(ctx)
+	if err != nil {
+		return err
+	}
+	if p.JSON {
+		p.body(a.Body)
+		return nil
+	}
+	if len(a.Value.Items) == 0 {
+		p.note("nothing is blocked")
+		return nil
+	}
+	var rows [][]cell
+	for _, b := range a.Value.Items {
+		rows = append(rows, []cell{plain(b.ID), plain(p.moment(b.Until)), plain(matchWords(b)), plain(b.By), plain(b.Reason)})
+	}
+	p.table([]column{{"ID", 8}, {"UNTIL", 0}, {"WHO", 20}, {"BY", 10}, {"REASON", 12}}, rows)
+	return nil
+}
+
+// matchWords says whom a block covers.
+func matchWords(b wire.Block) string {
+	m := b.Match
+	var s []string
+	for _, kv := range [][2]string{
+		{"repository", m.Repository}, {"repository_id", m.RepositoryID}, {"run_id", m.RunID},
+		{"actor", m.Actor}, {"identity", m.Identity}, {"profile", m.Profile}, {"token issuer", b.TokenIssuer},
+	} {
+		if kv[1] != "" {
+			s = append(s, kv[0]+" "+kv[1])
+		}
+	}
+	if m.Since != nil {
+		s = append(s, "since "+m.Since.UTC().Format(time.RFC3339))
+	}
+	if m.Until != nil {
+		s = append(s, "until "+m.Until.UTC().Format(time.RFC3339))
+	}
+	return strings.Join(s, ", ")
+}
+
+type blocksRemoveCommand struct {
+	ID []string `arg:"" help:"Id of the block; mayfly blocks list shows it."`
+}
+
+func (blocksRemoveCommand) Help() string {
+	return `What was revoked stays revoked; its run may get new certificates. Needs the role admin.`
+}
+
+// Run removes.
+func (c *blocksRemoveCommand) Run(ctx context.Context, p *program) error {
+	ctx, stop := interruptible(ctx)
+	defer stop()
+	api, err := p.admin()
+	if err != nil {
+		return err
+	}
+	for _, id := range c.ID {
+		if id == "" || len(id) > 64 || strings.Trim(id, "0123456789abcdef") != "" {
+			return usagef("`mayfly blocks list` shows the ids", "%q is no block's id", id)
+		}
+	}
+	for _, id := range c.ID {
+		if err := api.RemoveBlock(ctx, id); err != nil {
+			return fmt.Errorf("block %s: %w", id, err)
+		}
+		if p.JSON {
+			p.json(map[string]string{"removed": id})
+			continue
+		}
+		p.printf("removed %s\n", id)
+	}
+	return nil
+}
+
+func eventStyle(kind string) *lipgloss.Style {
+	switch kind {
+	case "issued", "connected":
+		return &styleGood
+	case "denied", "replay", "revoked", "blocked", "forbidden":
+		return &styleBad
+	case "feed_stale", "rotation", "restored":
+		return &styleWarn
+	}
+	return &styleFaint
+}

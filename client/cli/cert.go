@@ -1,0 +1,194 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/mayfly-ca/mayfly/client"
+	"github.com/mayfly-ca/mayfly/client/wire"
+)
+
+type certCommand struct {
+	tunnelFlags
+	Out   string `help:"Folder for key.pem, cert.pem and ca.pem." required:"" type:"path" placeholder:"DIR"`
+	Watch bool   `help:"Stay, and replace the files at half life."`
+}
+
+func (certCommand) Help() string {
+	return `For tools that want files. They are 0600 in a 0700 folder and are replaced as a set: DIR/key.pem, cert.pem and ca.pem lead through one symbolic link, ..data, which is exchanged. The key is on disk then: mayfly exec and mayfly proxy keep it in memory.
+
+Prints the lines to paste for Dagger and for docker buildx, and hints for ghostunnel and Envoy. A tool with files is cut at the certificate's end, an hour at most; it must read the files again for its next connection, as Dagger and buildx do.`
+}
+
+// Run writes the files.
+func (c *certCommand) Run(ctx context.Context, p *program) error {
+	ctx, stop := interruptible(ctx)
+	defer stop()
+	if err := prepareOut(c.Out); err != nil {
+		return failf(exitFailed, "give --out a new folder, or one that only you can write", "%w", err)
+	}
+	t, err := p.open(ctx, c.tunnelFlags)
+	if err != nil {
+		return err
+	}
+	defer t.client.Close()
+	if err := writeCredential(c.Out, t.client.Credential()); err != nil {
+		return failf(exitFailed, "the folder must be writable and hold no key.pem, cert.pem or ca.pem of others", "%w", err)
+	}
+	paste := newPaste(c.Out, t.engine())
+	if p.JSON {
+		p.json(t.opened(paste.dagger(), paste.buildkit()))
+	} else {
+		paste.print(p)
+	}
+	if !c.Watch {
+		return nil
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-t.renewed:
+			if err := writeCredential(c.Out, t.client.Credential()); err != nil {
+				p.warn("the renewed certificate could not be written, the files end at %s: %v", t.client.Info().NotAfter.UTC().Format(time.RFC3339), err)
+			}
+		}
+	}
+}
+
+// prepareOut makes the folder, or checks that nobody else can change what is
+// in it.
+func prepareOut(dir string) error {
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+		return err
+	}
+	err := os.Mkdir(dir, 0o700)
+	if !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	fi, err := os.Stat(dir)
+	switch {
+	case err != nil:
+		return err
+	case !fi.IsDir():
+		return fmt.Errorf("%s is no folder", dir)
+	case !mine(fi) || fi.Mode().Perm()&0o022 != 0:
+		return fmt.Errorf("%s can be written by others (mode %v)", dir, fi.Mode())
+	}
+	return nil
+}
+
+// The names of a set, and the link that makes it one.
+const (
+	keyName  = "key.pem"
+	certName = "cert.pem"
+	caName   = "ca.pem"
+	dataLink = "..data"
+)
+
+// writeCredential writes a set into a folder of its own and exchanges the link
+// that all three names lead through, so that certificate and key always match.
+func writeCredential(dir string, c *client.Credential) error {
+	key, err := c.KeyPEM()
+	if err != nil {
+		return err
+	}
+	set, err := os.MkdirTemp(dir, "..set-*") // 0700
+	if err != nil {
+		return err
+	}
+	for name, data := range map[string][]byte{keyName: key, certName: c.ChainPEM(), caName: c.TrustBundlePEM()} {
+		if err := os.WriteFile(filepath.Join(set, name), data, 0o600); err != nil {
+			return errors.Join(err, os.RemoveAll(set))
+		}
+		if err := linkName(dir, name); err != nil {
+			return errors.Join(err, os.RemoveAll(set))
+		}
+	}
+	old, _ := os.Readlink(filepath.Join(dir, dataLink)) // none at first
+	next := filepath.Join(dir, dataLink+".next")
+	os.Remove(next)
+	if err := errors.Join(os.Symlink(filepath.Base(set), next), os.Rename(next, filepath.Join(dir, dataLink))); err != nil {
+		return errors.Join(err, os.RemoveAll(set))
+	}
+	if strings.HasPrefix(old, "..set-") && !strings.Contains(old, "/") {
+		return os.RemoveAll(filepath.Join(dir, old))
+	}
+	return nil
+}
+
+// linkName makes DIR/name lead through the link. A file of that name that is
+// no link of ours is kept, and is an error.
+func linkName(dir, name string) error {
+	path, want := filepath.Join(dir, name), filepath.Join(dataLink, name)
+	have, err := os.Readlink(path)
+	switch {
+	case err == nil && have == want:
+		return nil
+	case err == nil:
+		return fmt.Errorf("%s is a link to %s", path, have)
+	case errors.Is(err, fs.ErrNotExist):
+		return os.Symlink(want, path)
+	}
+	return fmt.Errorf("%s exists and is not of mayfly", path)
+}
+
+// paste makes the lines for tools that want files.
+type paste struct {
+	engine       wire.Engine
+	address      string // host:port
+	key, crt, ca string
+	edge         bool
+}
+
+func newPaste(dir string, e wire.Engine) paste {
+	if abs, err := filepath.Abs(dir); err == nil {
+		dir = abs
+	}
+	scheme, address, _ := strings.Cut(e.Endpoint, "://")
+	return paste{engine: e, address: address, edge: scheme == "edge",
+		key: filepath.Join(dir, keyName), crt: filepath.Join(dir, certName), ca: filepath.Join(dir, caName)}
+}
+
+func (s paste) dagger() string {
+	return "tls://" + s.address + "?cert_path=" + url.QueryEscape(s.crt) + "&key_path=" + url.QueryEscape(s.key) + "&ca_path=" + url.QueryEscape(s.ca)
+}
+
+func (s paste) buildkit() string { return "tcp://" + s.address }
+
+func (s paste) buildx() string {
+	options := fmt.Sprintf("cacert=%s,cert=%s,key=%s,servername=%s", s.ca, s.crt, s.key, s.engine.ServerName)
+	return "docker buildx create --name " + shellQuote("mayfly-"+s.engine.Name) + " --driver remote --driver-opt " + shellQuote(options) + " " + shellQuote(s.buildkit())
+}
+
+func (s paste) print(p *program) {
+	if s.edge {
+		p.warn("engine %s is behind a TLS edge (%s), which tools with files do not pass: use mayfly exec or mayfly proxy", s.engine.Name, s.engine.Endpoint)
+	}
+	host, _, _ := strings.Cut(s.address, ":")
+	if host != s.engine.ServerName {
+		p.warn("the engine's name is %s, and Dagger verifies the host of its URL, %s: use mayfly exec for Dagger", s.engine.ServerName, host)
+	}
+	lines := []string{
+		"# Dagger",
+		"export " + daggerVariable + "=" + shellQuote(s.dagger()),
+		"# docker buildx",
+		s.buildx(),
+		"# buildctl",
+		fmt.Sprintf("buildctl --addr %s --tlsservername %s --tlscacert %s --tlscert %s --tlskey %s", shellQuote(s.buildkit()), shellQuote(s.engine.ServerName), shellQuote(s.ca), shellQuote(s.crt), shellQuote(s.key)),
+		"# ghostunnel: reads the files again every 5 minutes",
+		fmt.Sprintf("# ghostunnel client --listen unix:engine.sock --target %s --override-server-name %s --cert %s --key %s --cacert %s --timed-reload 5m", s.address, s.engine.ServerName, s.crt, s.key, s.ca),
+		"# Envoy: a TransportSocket envoy.transport_sockets.tls with sni " + s.engine.ServerName + ", these three files by SDS with",
+		"# watched_directory " + filepath.Dir(s.crt) + ", and no idle_timeout: a build may be silent for minutes",
+	}
+	for _, l := range lines {
+		p.printf("%s\n", visible(l))
+	}
+}

@@ -1,0 +1,177 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/mayfly-ca/mayfly/client/admin"
+	"github.com/mayfly-ca/mayfly/client/wire"
+)
+
+type certsRevokeCommand struct {
+	Serial string `arg:"" optional:"" help:"Serial, or a beginning of it that no other has."`
+	matchFlags
+	All    bool   `help:"Every certificate ever issued, engines' too: everyone needs a new one." group:"match"`
+	Block  string `help:"How long to refuse new certificates to what was revoked, or none." default:"24h" placeholder:"24h|none"`
+	Reason string `help:"Why. Recorded, and shown to admins." placeholder:"TEXT"`
+	DryRun bool   `help:"Only say what would be revoked."`
+	Yes    bool   `help:"Do not ask." short:"y"`
+}
+
+func (certsRevokeCommand) Help() string {
+	return `Returns when the revocation list that holds the serials is published; engines cut live connections within a second of that.
+
+A job could buy another certificate at once, so what is revoked is also blocked for 24 hours: the serial's run, or whatever the flags match. With --block none only the certificates named are revoked.
+
+Flags that match are combined: every one must be equal. Needs the role admin.
+
+Examples:
+
+	mayfly certs revoke 5f3a90 --reason "leaked in a log"
+	mayfly certs revoke --run-id 32291736541 --reason "compromised action"
+	mayfly certs revoke --all --reason "issuer key exposed"`
+}
+
+// Run revokes.
+func (c *certsRevokeCommand) Run(ctx context.Context, p *program) error {
+	ctx, stop := interruptible(ctx)
+	defer stop()
+	if err := c.check(); err != nil {
+		return err
+	}
+	if !c.Yes && !c.DryRun && !p.inTTY {
+		return usagef("add --yes, or look first with --dry-run", "nobody is there to confirm the revocation")
+	}
+	api, err := p.admin()
+	if err != nil {
+		return err
+	}
+	req, err := c.request(ctx, api)
+	if err != nil {
+		return err
+	}
+	if c.DryRun || !c.Yes {
+		touched, err := c.look(ctx, p, api, req)
+		if err != nil || c.DryRun {
+			return err
+		}
+		if !p.confirm(fmt.Sprintf("Revoke %s%s?", touched, c.blockWords())) {
+			return failf(exitFailed, "nothing was changed; type yes in full to revoke", "not confirmed")
+		}
+	}
+	a, err := api.Revoke(ctx, req)
+	if err != nil {
+		return err
+	}
+	if p.JSON {
+		p.body(a.Body)
+		return nil
+	}
+	p.showRevoked(&a.Value)
+	return nil
+}
+
+// check refuses orders that are not exactly one of serial, match and all.
+func (c *certsRevokeCommand) check() error {
+	ways := 0
+	for _, on := range []bool{c.Serial != "", c.match() != wire.Match{}, c.All} {
+		if on {
+			ways++
+		}
+	}
+	const hint = "give a SERIAL, or flags such as --run-id, or --all"
+	switch {
+	case ways == 0:
+		return usagef(hint, "nothing says what to revoke")
+	case ways > 1:
+		return usagef(hint, "a serial, flags that match, and --all exclude each other")
+	}
+	if c.Block == wire.BlockNone {
+		return nil
+	}
+	if d, err := time.ParseDuration(c.Block); err != nil || d <= 0 {
+		return usagef("give --block a duration such as 24h, or none", "%q is no time to block for", c.Block)
+	}
+	return nil
+}
+
+func (c *certsRevokeCommand) match() wire.Match {
+	m := wire.Match{Repository: c.Repository, RepositoryID: c.RepositoryID, RunID: c.RunID,
+		Actor: c.Actor, Identity: c.Identity, Profile: c.Profile}
+	if !c.Since.IsZero() {
+		m.Since = &c.Since.Time
+	}
+	if !c.Until.IsZero() {
+		m.Until = &c.Until.Time
+	}
+	return m
+}
+
+func (c *certsRevokeCommand) request(ctx context.Context, api *admin.Client) (wire.RevokeRequest, error) {
+	r := wire.RevokeRequest{All: c.All, Block: c.Block, Reason: c.Reason}
+	switch {
+	case c.Serial != "":
+		serial, err := wholeSerial(ctx, api, c.Serial)
+		if err != nil {
+			return r, err
+		}
+		r.Serial = serial
+	case !c.All:
+		m := c.match()
+		r.Match = &m
+	}
+	return r, nil
+}
+
+// look says what the order would touch.
+func (c *certsRevokeCommand) look(ctx context.Context, p *program, api *admin.Client, r wire.RevokeRequest) (string, error) {
+	r.DryRun = true
+	a, err := api.Revoke(ctx, r)
+	if err != nil {
+		return "", err
+	}
+	touched := plural(len(a.Value.Revoked), "certificate")
+	if n := a.Value.Sessions; n > 0 {
+		touched += " and cut " + plural(n, "live connection")
+	}
+	if c.All {
+		touched = "every certificate issued until now, engines' too (" + touched + " on record)"
+	}
+	if !c.DryRun {
+		return touched, nil
+	}
+	if p.JSON {
+		p.body(a.Body)
+		return touched, nil
+	}
+	for _, s := range a.Value.Revoked {
+		p.printf("would revoke %s\n", visible(s))
+	}
+	p.note("would revoke %s%s", touched, c.blockWords())
+	return touched, nil
+}
+
+func (c *certsRevokeCommand) blockWords() string {
+	if c.Block == wire.BlockNone {
+		return ", without a block: their runs can get new ones"
+	}
+	return ", and refuse new ones for " + c.Block
+}
+
+func (p *program) showRevoked(r *wire.RevokeResponse) {
+	for _, s := range r.Revoked {
+		p.printf("revoked %s\n", visible(s))
+	}
+	if len(r.Revoked) == 0 {
+		p.note("no certificate matched")
+	}
+	if r.Floor != nil {
+		p.printf("floor %s\n", r.Floor.UTC().Format(time.RFC3339))
+	}
+	if len(r.BlockIDs) > 0 {
+		p.printf("blocked %s\n", visible(strings.Join(r.BlockIDs, " ")))
+	}
+	p.printf("crl_number %d\n", r.CRLNumber)
+}

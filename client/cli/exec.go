@@ -1,0 +1,248 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/term"
+)
+
+// The variables that tell Dagger and BuildKit where the engine is.
+const (
+	daggerVariable   = "_EXPERIMENTAL_DAGGER_RUNNER_HOST"
+	buildkitVariable = "BUILDKIT_HOST"
+)
+
+// killAfter is how long a command may take to end after SIGTERM.
+const killAfter = 5 * time.Second
+
+type execCommand struct {
+	tunnelFlags
+	Listen  string   `help:"Where the tunnel begins: unix:PATH, or tcp:127.0.0.1:0 for tools without unix sockets. Default: a socket in a folder of its own." placeholder:"ADDRESS"`
+	Command []string `arg:"" optional:"" passthrough:"" help:"The command and its arguments."`
+}
+
+func (execCommand) Help() string {
+	return `Buys a certificate with the job's own ID token, opens a tunnel to the engine, and runs the command with ` + daggerVariable + ` and ` + buildkitVariable + ` set to it. The key stays in memory; the certificate is renewed for as long as the command runs. Nothing wakes the engine before the command connects.
+
+Signals are passed on, and so is the exit code. When the engine refuses for good, or an admin revokes the certificate, the reason is printed and the command is ended (SIGTERM, SIGKILL after 5 s): exit code 5. Without that, Dagger's client would try again in silence for ten minutes.
+
+Examples:
+
+	mayfly exec -- dagger call test
+	mayfly exec --engine arm64 -- buildctl build --frontend dockerfile.v0 --local context=. --local dockerfile=.`
+}
+
+// Run runs the command.
+func (c *execCommand) Run(ctx context.Context, p *program) error {
+	argv := c.Command
+	if len(argv) > 0 && argv[0] == "--" {
+		argv = argv[1:]
+	}
+	if len(argv) == 0 {
+		return usagef("name one after --: mayfly exec -- dagger call test", "there is no command to run")
+	}
+	path, err := exec.LookPath(argv[0])
+	if err != nil {
+		return failf(exitFailed, "give the command's path, or install it in a folder of PATH", "%w", err)
+	}
+	if os.Getenv("DAGGER_SESSION_PORT") != "" {
+		p.warn("DAGGER_SESSION_PORT is set: a Dagger program uses that session and not this tunnel")
+	}
+	setup, stop := interruptible(ctx)
+	t, ln, cleanup, err := c.tunnel(setup, p)
+	stop()
+	if err != nil {
+		return err
+	}
+	end := t.serve(ctx, ln)
+	err = c.command(p, path, argv, host(ln)).run(ctx, t.final)
+	if err := errors.Join(end(), cleanup()); err != nil {
+		p.warn("%v", err)
+	}
+	return err
+}
+
+// tunnel buys the certificate and listens. cleanup removes what it made.
+func (c *execCommand) tunnel(ctx context.Context, p *program) (*tunnel, net.Listener, func() error, error) {
+	t, err := p.open(ctx, c.tunnelFlags)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	ln, cleanup, err := p.listen(c.Listen)
+	if err != nil {
+		return nil, nil, nil, errors.Join(err, t.client.Close())
+	}
+	return t, ln, cleanup, nil
+}
+
+// listen makes a tunnel's listener: spec, or a socket in a folder of its own.
+func (p *program) listen(spec string) (net.Listener, func() error, error) {
+	if spec != "" {
+		ln, err := listen(spec)
+		if err != nil {
+			return nil, nil, usagef("--listen takes unix:PATH or tcp:127.0.0.1:0", "listen: %w", err)
+		}
+		if _, tcp := ln.(*loopbackListener); tcp && !loopbackKnowsUsers {
+			p.warn("any user of this machine can use a TCP port: prefer --listen unix:PATH")
+		}
+		return ln, func() error { return nil }, nil
+	}
+	folder, err := newRunFolder()
+	if err != nil {
+		return nil, nil, failf(exitFailed, "the folder for temporary files must be writable: set TMPDIR, or give --listen unix:PATH", "%w", err)
+	}
+	ln, err := listenUnix(folder.socket())
+	if err != nil {
+		return nil, nil, failf(exitFailed, "set TMPDIR to a folder with a shorter path, or give --listen unix:PATH", "listen: %w", errors.Join(err, folder.Close()))
+	}
+	return ln, folder.Close, nil
+}
+
+// child is a command that runs under a tunnel.
+type child struct {
+	p   *program
+	cmd *exec.Cmd
+	// group: the command leads a process group of its own, which signals go to.
+	group bool
+}
+
+func (c *execCommand) command(p *program, path string, argv []string, host string) *child {
+	cmd := exec.Command(path, argv[1:]...)
+	cmd.Args[0] = argv[0]
+	cmd.Env = withVariables(os.Environ(), daggerVariable+"="+host, buildkitVariable+"="+host)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = p.in, p.rawOut(), p.rawErr()
+	cmd.WaitDelay = 2 * time.Second
+	// On a terminal the command stays in the foreground group, where the
+	// terminal's own signals reach it; elsewhere it gets a group, so that what
+	// it started ends with it.
+	own := !onTerminal()
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: own}
+	dieWithParent(cmd.SysProcAttr)
+	return &child{p: p, cmd: cmd, group: own}
+}
+
+// onTerminal tells whether the terminal sends its signals to this process.
+func onTerminal() bool {
+	for _, f := range []*os.File{os.Stdin, os.Stdout, os.Stderr} {
+		if term.IsTerminal(int(f.Fd())) {
+			return true
+		}
+	}
+	return false
+}
+
+// rawOut and rawErr are the streams as a child gets them: descriptors as they
+// are, where they are descriptors.
+func (t *terminal) rawOut() io.Writer { return t.out }
+func (t *terminal) rawErr() io.Writer { return t.err }
+
+// withVariables replaces variables of an environment.
+func withVariables(env []string, set ...string) []string {
+	var out []string
+	for _, kv := range env {
+		name, _, _ := strings.Cut(kv, "=")
+		keep := true
+		for _, s := range set {
+			keep = keep && !strings.HasPrefix(s, name+"=")
+		}
+		if keep {
+			out = append(out, kv)
+		}
+	}
+	return append(out, set...)
+}
+
+// passedOn are the signals that a command gets from us.
+var passedOn = []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2}
+
+// run runs the command to its end, or to the tunnel's.
+func (c *child) run(ctx context.Context, final <-chan error) error {
+	signals := make(chan os.Signal, 8)
+	signal.Notify(signals, passedOn...)
+	defer signal.Stop(signals)
+	ended := make(chan error, 1)
+	started := make(chan error, 1)
+	go func() { ended <- startAndWait(c.cmd, started) }()
+	if err := <-started; err != nil {
+		<-ended
+		return failf(exitFailed, "check that the command can be executed on this machine", "%w", err)
+	}
+	var refused error
+	var kill <-chan time.Time
+	stop := func() {
+		c.send(syscall.SIGTERM)
+		kill = time.After(killAfter)
+	}
+	for {
+		select {
+		case err := <-ended:
+			if c.group {
+				c.send(syscall.SIGKILL) // what it left behind has no tunnel any more
+			}
+			if refused != nil {
+				return refused
+			}
+			return c.status(err)
+		case s := <-signals:
+			c.pass(s.(syscall.Signal))
+		case err := <-final:
+			if refused == nil {
+				refused = err
+				f := told(err)
+				c.p.note("%s; ending the command", f.what)
+				stop()
+			}
+		case <-ctx.Done():
+			if kill == nil {
+				stop()
+			}
+			ctx = context.WithoutCancel(ctx)
+		case <-kill:
+			c.send(syscall.SIGKILL)
+		}
+	}
+}
+
+// pass hands a signal on. What the terminal has sent to the whole foreground
+// group has reached the command already.
+func (c *child) pass(s syscall.Signal) {
+	if !c.group && (s == syscall.SIGINT || s == syscall.SIGQUIT) {
+		return
+	}
+	c.send(s)
+}
+
+func (c *child) send(s syscall.Signal) {
+	pid := c.cmd.Process.Pid
+	if c.group {
+		syscall.Kill(-pid, s)
+		return
+	}
+	c.cmd.Process.Signal(s)
+}
+
+// status is how the command ended, as a shell would say it.
+func (c *child) status(err error) error {
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) {
+		if err != nil && !errors.Is(err, exec.ErrWaitDelay) {
+			return failf(exitFailed, "the command's own output may say more", "wait for the command: %w", err)
+		}
+		return nil
+	}
+	if ws, ok := exit.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
+		c.p.note("the command was killed by signal %d (%s)", int(ws.Signal()), fmt.Sprint(ws.Signal()))
+		return commandStatus(128 + int(ws.Signal()))
+	}
+	return commandStatus(exit.ExitCode())
+}

@@ -1,0 +1,210 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// runFolder is a 0700 folder for the socket of one run. It holds a file that
+// its process keeps locked while it lives, so that the next run can tell what
+// a killed one left behind.
+type runFolder struct {
+	path string
+	lock *os.File
+}
+
+const (
+	lockName   = "lock"
+	socketName = "engine.sock"
+	// maxSocketPath is what sun_path holds on macOS, less its NUL; Linux takes
+	// 107.
+	maxSocketPath = 103
+	// abandoned is the age at which a folder without a lock is nobody's: it
+	// is made and locked within milliseconds.
+	abandoned = time.Minute
+)
+
+// folderPrefix begins the folders of this user.
+func folderPrefix() string { return "mayfly-" + strconv.Itoa(os.Getuid()) + "-" }
+
+// folderBase is where folders are made: the user's own run-time folder, else
+// the temporary one, as long as the socket's path is short enough.
+func folderBase() string {
+	for _, dir := range []string{os.Getenv("XDG_RUNTIME_DIR"), os.TempDir()} {
+		fi, err := os.Stat(dir)
+		if dir == "" || err != nil || !fi.IsDir() {
+			continue
+		}
+		if len(filepath.Join(dir, folderPrefix()+"0123456789", socketName)) <= maxSocketPath {
+			return dir
+		}
+	}
+	return "/tmp"
+}
+
+// newRunFolder sweeps what killed runs left and makes a folder.
+func newRunFolder() (*runFolder, error) {
+	base := folderBase()
+	sweep(base, time.Now())
+	dir, err := os.MkdirTemp(base, folderPrefix()+"*") // 0700
+	if err != nil {
+		return nil, fmt.Errorf("make a folder for the socket: %w", err)
+	}
+	// The lock is taken before it has its name: whoever sees it finds it held.
+	f, err := os.OpenFile(filepath.Join(dir, ".lock"), os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
+	if err == nil {
+		if err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err == nil {
+			err = os.Rename(f.Name(), filepath.Join(dir, lockName))
+		}
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("lock the folder of the socket: %w", err), os.RemoveAll(dir))
+	}
+	fmt.Fprintf(f, "%d\n", os.Getpid())
+	return &runFolder{path: dir, lock: f}, nil
+}
+
+// Close removes the folder.
+func (r *runFolder) Close() error {
+	err := os.RemoveAll(r.path)
+	return errors.Join(err, r.lock.Close())
+}
+
+func (r *runFolder) socket() string { return filepath.Join(r.path, socketName) }
+
+// sweep removes folders of this user whose process is gone. Whatever it cannot
+// read or lock is somebody's.
+func sweep(base string, now time.Time) {
+	entries, err := os.ReadDir(base)
+	if err != nil {
+		return
+	}
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), folderPrefix()) {
+			sweepOne(filepath.Join(base, e.Name()), now)
+		}
+	}
+}
+
+func sweepOne(dir string, now time.Time) {
+	fi, err := os.Lstat(dir)
+	if err != nil || !fi.IsDir() || !mine(fi) {
+		return // another user may make a name that looks like ours
+	}
+	f, err := os.OpenFile(filepath.Join(dir, lockName), os.O_RDWR|syscall.O_NOFOLLOW, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		if now.Sub(fi.ModTime()) > abandoned {
+			os.RemoveAll(dir)
+		}
+		return
+	}
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	if syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) == nil {
+		os.RemoveAll(dir)
+	}
+}
+
+func mine(fi fs.FileInfo) bool {
+	st, ok := fi.Sys().(*syscall.Stat_t)
+	return ok && int(st.Uid) == os.Getuid()
+}
+
+// listenUnix makes a 0600 socket at path. It is bound under a name in a private
+// folder and moved, so that it is never there with wider modes. A socket at
+// path that nobody listens on is replaced; anything else is kept.
+func listenUnix(path string) (net.Listener, error) {
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return nil, err
+	}
+	if len(path) > maxSocketPath {
+		return nil, fmt.Errorf("%s: the path of a socket holds %d bytes at most", path, maxSocketPath)
+	}
+	if err := vacant(path); err != nil {
+		return nil, err
+	}
+	private, err := os.MkdirTemp(filepath.Dir(path), ".m")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(private)
+	made := filepath.Join(private, "s")
+	if len(made) > maxSocketPath {
+		return nil, fmt.Errorf("%s: the path of a socket holds %d bytes at most", made, maxSocketPath)
+	}
+	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: made, Net: "unix"})
+	if err != nil {
+		return nil, err
+	}
+	ln.SetUnlinkOnClose(false) // it would look for the first name
+	if err := errors.Join(os.Chmod(made, 0o600), os.Rename(made, path)); err != nil {
+		return nil, errors.Join(err, ln.Close())
+	}
+	return &unixListener{UnixListener: ln, path: path}, nil
+}
+
+// vacant refuses a path that is in use.
+func vacant(path string) error {
+	fi, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if fi.Mode().Type() != fs.ModeSocket || !mine(fi) {
+		return fmt.Errorf("%s exists and is no socket of ours", path)
+	}
+	c, err := net.DialTimeout("unix", path, time.Second)
+	if err == nil {
+		c.Close()
+		return fmt.Errorf("%s: another program listens there", path)
+	}
+	return nil
+}
+
+// unixListener admits this user and root alone, and removes its socket.
+type unixListener struct {
+	*net.UnixListener
+	path string
+}
+
+// Addr is where the socket is, not where it was bound.
+func (l *unixListener) Addr() net.Addr { return &net.UnixAddr{Name: l.path, Net: "unix"} }
+
+// Accept returns the next connection of this user or root. The socket's modes
+// keep others out; this holds where they are changed or not honoured.
+func (l *unixListener) Accept() (net.Conn, error) {
+	for {
+		c, err := l.AcceptUnix()
+		if err != nil {
+			return nil, err
+		}
+		if uid, known := peerUID(c); known && !admitted(uid) {
+			c.Close()
+			continue
+		}
+		return c, nil
+	}
+}
+
+// Close removes the socket and stops listening.
+func (l *unixListener) Close() error {
+	os.Remove(l.path)
+	return l.UnixListener.Close()
+}
+
+// admitted tells whether a local user may use the tunnel: its owner, and root,
+// whom nothing would keep out.
+func admitted(uid int) bool { return uid == os.Getuid() || uid == 0 }

@@ -1,0 +1,64 @@
+package cli
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+)
+
+// listen makes the listener of a tunnel: unix:PATH, or tcp:127.0.0.1:PORT.
+func listen(spec string) (net.Listener, error) {
+	kind, at, _ := strings.Cut(spec, ":")
+	switch {
+	case kind == "unix" && at != "":
+		return listenUnix(at)
+	case kind == "tcp":
+		return listenLoopback(at)
+	}
+	return nil, fmt.Errorf("%q is neither unix:PATH nor tcp:127.0.0.1:PORT", spec)
+}
+
+// listenLoopback refuses any address that other machines can reach: whoever
+// reaches the tunnel is admitted to the engine.
+func listenLoopback(at string) (net.Listener, error) {
+	addr, err := netip.ParseAddrPort(at)
+	if err != nil {
+		return nil, fmt.Errorf("tcp:%s: %w", at, err)
+	}
+	if !addr.Addr().IsLoopback() {
+		return nil, fmt.Errorf("tcp:%s is not on loopback: whoever reaches the tunnel is admitted to the engine", at)
+	}
+	ln, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(addr))
+	if err != nil {
+		return nil, err
+	}
+	return &loopbackListener{ln}, nil
+}
+
+// loopbackListener admits this user and root alone, where the system tells who
+// is at the other end.
+type loopbackListener struct{ *net.TCPListener }
+
+// Accept returns the next connection of this user or root.
+func (l *loopbackListener) Accept() (net.Conn, error) {
+	for {
+		c, err := l.AcceptTCP()
+		if err != nil {
+			return nil, err
+		}
+		if uid, known := loopbackUID(c); known && !admitted(uid) {
+			c.Close()
+			continue
+		}
+		return c, nil
+	}
+}
+
+// host writes a listener's address as Dagger and BuildKit take it.
+func host(ln net.Listener) string {
+	if a, ok := ln.Addr().(*net.UnixAddr); ok {
+		return "unix://" + a.Name
+	}
+	return "tcp://" + ln.Addr().String()
+}

@@ -1,0 +1,152 @@
+// Package cli is the program mayfly: its commands, what they print and how
+// they end. Run is the whole program but for os.Exit.
+//
+// It is the only room that imports terminal libraries. It holds no protocol:
+// tunnels are package client's, the admin API is client/admin's, tokens are
+// client/tokensource's.
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/alecthomas/kong"
+)
+
+// globals are the flags of every command.
+type globals struct {
+	Issuer      string `help:"URL of the mayfly issuer: https, or http on loopback." env:"MAYFLY_ISSUER" placeholder:"URL" group:"global"`
+	CAFile      string `help:"PEM file that the issuer's TLS certificate is checked against, in place of the system's roots." name:"ca-file" env:"MAYFLY_CA_FILE" type:"path" placeholder:"FILE" group:"global"`
+	TrustAnchor string `help:"SHA-256 of the root's DER: the only root that an engine may be under." env:"MAYFLY_TRUST_ANCHOR" placeholder:"sha256:HEX" group:"global"`
+	Audience    string `help:"Audience of the tokens to ask for. Default: what the issuer says at /v1/info." env:"MAYFLY_AUDIENCE" placeholder:"mayfly:TD" group:"global"`
+	TokenSource string `help:"Where ID tokens come from: auto, github, fly, file:PATH, or exec:CMD, which runs CMD without a shell." default:"auto" placeholder:"SOURCE" group:"global"`
+	JSON        bool   `help:"Print the API's body, one JSON document a line, on stdout." name:"json" group:"global"`
+}
+
+// commands is the grammar of the command line.
+type commands struct {
+	globals
+
+	Exec     execCommand     `cmd:"" help:"Run a command with a tunnel to the engine." group:"job"`
+	Proxy    proxyCommand    `cmd:"" help:"Open a tunnel to the engine and keep it open." group:"job"`
+	Cert     certCommand     `cmd:"" help:"Write a client certificate and its key as files." group:"job"`
+	Policy   policyCommands  `cmd:"" help:"Help with the issuer's policy." group:"job"`
+	Certs    certsCommands   `cmd:"" help:"List, show and revoke certificates." group:"admin"`
+	Sessions sessionsCommand `cmd:"" help:"Show who is connected to the engines." group:"admin"`
+	Events   eventsCommand   `cmd:"" help:"Show what happened." group:"admin"`
+	Blocks   blocksCommands  `cmd:"" help:"Show and end blocks: who is refused new certificates." group:"admin"`
+	Login    loginCommand    `cmd:"" help:"Log in as a person." group:"admin"`
+	Inspect  inspectCommand  `cmd:"" help:"Say in words what is in a certificate, a trust bundle or a CRL." group:"any"`
+	Version  versionCommand  `cmd:"" help:"Print which mayfly this is." group:"any"`
+}
+
+const description = `mayfly reaches a remote build engine (Dagger, BuildKit) with a certificate that lives for an hour at most, bought with the job's own ID token, so that no secret is stored on either side.
+
+Exit codes: 0; 1 failed; 2 usage; 3 denied by policy; 4 issuer unreachable or overloaded; 5 engine unreachable or refused. exec passes on its command's own code, 128+N when signal N killed it.`
+
+// program is one run of mayfly.
+type program struct {
+	*terminal
+	globals
+}
+
+// Run parses args (without the program's name), does what they say and returns
+// the exit code.
+func Run(ctx context.Context, args []string, s Stdio) int {
+	t := newTerminal(s)
+	var c commands
+	left := false // kong has printed its help
+	parser, err := kong.New(&c,
+		kong.Name("mayfly"), kong.Description(description),
+		kong.Writers(t.out, t.err),
+		kong.Exit(func(int) { left = true }),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true, FlagsLast: true, WrapUpperBound: 100}),
+		kong.ExplicitGroups([]kong.Group{
+			{Key: "job", Title: "In a job:"},
+			{Key: "admin", Title: "For admins:"},
+			{Key: "any", Title: "Anywhere:"},
+			{Key: "match", Title: "Which ones:"},
+			{Key: "global", Title: "Global flags:"},
+		}),
+	)
+	if err != nil {
+		t.fail(told(err))
+		return exitFailed
+	}
+	if len(args) == 0 {
+		args = []string{"--help"}
+	}
+	k, err := parser.Parse(args)
+	if left {
+		return exitOK
+	}
+	if err != nil {
+		t.fail(usageFailure(err))
+		return exitUsage
+	}
+	p := &program{terminal: t, globals: c.globals}
+	k.BindTo(ctx, (*context.Context)(nil))
+	return p.end(k.Run(p))
+}
+
+// usageFailure explains a command line that the grammar does not take.
+func usageFailure(err error) *failure {
+	help := "mayfly --help"
+	var pe *kong.ParseError
+	if errors.As(err, &pe) && pe.Context != nil && pe.Context.Selected() != nil {
+		help = pe.Context.Selected().FullPath() + " --help"
+	}
+	return &failure{code: exitUsage, what: err.Error(), err: err, hints: []string{"`" + help + "` shows how to call it"}}
+}
+
+// end tells an error and gives its exit code.
+func (p *program) end(err error) int {
+	p.settle()
+	if err == nil {
+		return exitOK
+	}
+	var status commandStatus
+	if errors.As(err, &status) {
+		return int(status)
+	}
+	f := told(err)
+	p.fail(f)
+	return f.code
+}
+
+// interruptible returns a context that ends at the first SIGINT, SIGTERM or
+// SIGHUP. A second one ends the program as it does by default.
+func interruptible(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	context.AfterFunc(ctx, stop)
+	return ctx, stop
+}
+
+// usagef is a failure of the command line's meaning.
+func usagef(hint, format string, args ...any) error {
+	return failf(exitUsage, hint, format, args...)
+}
+
+// needIssuer refuses to go on without an issuer.
+func (p *program) needIssuer() error {
+	if p.Issuer == "" {
+		return usagef("set MAYFLY_ISSUER or --issuer to the issuer's URL, such as https://mayfly.example.com", "no issuer is named")
+	}
+	return nil
+}
+
+// plural writes a count with its noun.
+func plural(n int, noun string) string {
+	if n == 1 {
+		return "1 " + noun
+	}
+	if strings.HasSuffix(noun, "y") {
+		return fmt.Sprintf("%d %sies", n, strings.TrimSuffix(noun, "y"))
+	}
+	return fmt.Sprintf("%d %ss", n, noun)
+}

@@ -1,0 +1,154 @@
+package cli
+
+import (
+	"context"
+	"time"
+
+	"github.com/mayfly-ca/mayfly/client/admin"
+	"github.com/mayfly-ca/mayfly/client/wire"
+)
+
+type sessionsCommand struct {
+	Engine     string        `help:"Name of the engine." placeholder:"NAME" group:"match"`
+	Serial     string        `help:"Serial of the certificate." placeholder:"HEX" group:"match"`
+	RunID      string        `help:"Id of the workflow run." name:"run-id" placeholder:"ID" group:"match"`
+	Repository string        `help:"OWNER/NAME, as the token said." placeholder:"OWNER/NAME" group:"match"`
+	All        bool          `help:"Also those that have ended."`
+	Watch      bool          `help:"Go on showing changes." short:"w"`
+	Interval   time.Duration `help:"How often --watch looks." default:"2s"`
+	Limit      int           `help:"How many at most." default:"100"`
+	Cursor     string        `help:"Go on where an earlier list ended." placeholder:"CURSOR"`
+}
+
+func (sessionsCommand) Help() string {
+	return `A session is one TLS connection through an engine's sidecar, as that engine reported it: open ones, unless --all is given. A build holds several.
+
+Needs the role viewer. To end one, revoke its certificate: mayfly certs revoke SERIAL.`
+}
+
+// Run shows sessions, again and again under --watch.
+func (c *sessionsCommand) Run(ctx context.Context, p *program) error {
+	ctx, stop := interruptible(ctx)
+	defer stop()
+	api, err := p.admin()
+	if err != nil {
+		return err
+	}
+	if c.Serial != "" {
+		if c.Serial, err = wholeSerial(ctx, api, c.Serial); err != nil {
+			return err
+		}
+	}
+	if !c.Watch {
+		items, next, err := c.get(ctx, p, api)
+		if err != nil || p.JSON {
+			return err
+		}
+		if len(items) == 0 {
+			p.note("nobody is connected")
+			return nil
+		}
+		p.table(sessionColumns, p.sessionRows(items))
+		p.more(next)
+		return nil
+	}
+	if c.Interval < 200*time.Millisecond {
+		return usagef("give --interval 200ms or more", "an interval of %v would burden the issuer", c.Interval)
+	}
+	return c.watch(ctx, p, api)
+}
+
+func (c *sessionsCommand) get(ctx context.Context, p *program, api *admin.Client) ([]wire.Session, string, error) {
+	f := admin.SessionFilter{Engine: c.Engine, Serial: c.Serial, RunID: c.RunID, Repository: c.Repository, Live: !c.All}
+	return pages(ctx, p, c.Limit, c.Cursor, func(ctx context.Context, limit int, cursor string) (*admin.Answer[wire.List[wire.Session]], error) {
+		f.Limit, f.Cursor = limit, cursor
+		return api.Sessions(ctx, f)
+	})
+}
+
+// watch redraws the table on a terminal, and prints a line for each change
+// without one. The person ends it.
+func (c *sessionsCommand) watch(ctx context.Context, p *program, api *admin.Client) error {
+	w := sessionWatch{p: p, seen: map[string]bool{}}
+	every := time.NewTicker(c.Interval)
+	defer every.Stop()
+	for {
+		items, _, err := c.get(ctx, p, api)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case err != nil && !passing(err):
+			return err
+		case err != nil:
+			p.note("%v; looking again in %v", err, c.Interval)
+		case p.JSON:
+		case p.outWidth > 0:
+			w.redraw(items)
+		default:
+			w.changes(items)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-every.C:
+		}
+	}
+}
+
+// passing tells whether an error may be gone at the next look.
+func passing(err error) bool { return told(err).code == exitIssuer }
+
+// sessionWatch remembers what was shown.
+type sessionWatch struct {
+	p    *program
+	seen map[string]bool // by id; open ones
+}
+
+func (w *sessionWatch) redraw(items []wire.Session) {
+	// Home and clear: the table is drawn anew, so nothing of it is kept.
+	w.p.printf("\x1b[H\x1b[2J%s  %s\n\n", w.p.paint(styleHead, plural(len(items), "session")),
+		w.p.paint(styleFaint, w.p.now().Format(time.TimeOnly)))
+	w.p.table(sessionColumns, w.p.sessionRows(items))
+}
+
+func (w *sessionWatch) changes(items []wire.Session) {
+	now := map[string]bool{}
+	for _, s := range items {
+		if s.ClosedAt == nil {
+			now[s.ID] = true
+			if !w.seen[s.ID] {
+				w.p.printf("%s opened %s serial=%s engine=%s repository=%s run=%s\n",
+					s.OpenedAt.UTC().Format(time.RFC3339), visible(s.ID), visible(s.Serial), visible(s.Engine), visible(s.Repository), visible(s.Run))
+			}
+		}
+	}
+	for id := range w.seen {
+		if !now[id] {
+			w.p.printf("%s closed %s\n", w.p.now().UTC().Format(time.RFC3339), visible(id))
+		}
+	}
+	w.seen = now
+}
+
+var sessionColumns = []column{
+	{"STATE", 0}, {"ENGINE", 8}, {"REPOSITORY", 14}, {"RUN", 10}, {"SERIAL", 12}, {"OPENED", 0}, {"IN", 0}, {"OUT", 0}, {"REASON", 8},
+}
+
+func (p *program) sessionRows(items []wire.Session) [][]cell {
+	var rows [][]cell
+	for _, s := range items {
+		state := cell{Text: "open", Style: &styleGood}
+		if s.ClosedAt != nil {
+			state = cell{Text: "closed", Style: &styleFaint}
+		}
+		who := s.Repository
+		if who == "" {
+			who = s.Identity
+		}
+		rows = append(rows, []cell{
+			state, plain(s.Engine), plain(who), plain(s.Run), plain(s.Serial),
+			plain(p.moment(s.OpenedAt)), plain(size(s.BytesIn)), plain(size(s.BytesOut)), plain(s.Reason),
+		})
+	}
+	return rows
+}

@@ -1,0 +1,181 @@
+package cli
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"charm.land/lipgloss/v2"
+)
+
+// column is one column of a table. Only columns with a Min shrink, down to it,
+// the widest first.
+type column struct {
+	Head string
+	Min  int
+}
+
+// cell is one value; Style colours it where colours are on.
+type cell struct {
+	Text  string
+	Style *lipgloss.Style
+}
+
+func plain(s string) cell { return cell{Text: s} }
+
+// table prints rows under their heads, fitted to the terminal if there is one.
+// Texts are made harmless here.
+func (t *terminal) table(cols []column, rows [][]cell) {
+	widths := make([]int, len(cols))
+	for i, c := range cols {
+		widths[i] = width(c.Head)
+	}
+	for _, row := range rows {
+		for i := range row {
+			row[i].Text = visible(row[i].Text)
+			widths[i] = max(widths[i], width(row[i].Text))
+		}
+	}
+	if t.outWidth > 0 {
+		fit(cols, widths, t.outWidth)
+	}
+	var b strings.Builder
+	head := make([]cell, len(cols))
+	for i, c := range cols {
+		head[i] = cell{Text: c.Head, Style: &styleHead}
+	}
+	t.row(&b, head, widths)
+	for _, row := range rows {
+		t.row(&b, row, widths)
+	}
+	t.printf("%s", b.String())
+}
+
+// gap stands between two columns.
+const gap = 2
+
+// fit takes columns from the widest that may shrink until the row fits.
+func fit(cols []column, widths []int, total int) {
+	used := -gap
+	for _, w := range widths {
+		used += w + gap
+	}
+	for used > total {
+		widest := -1
+		for i, c := range cols {
+			if c.Min > 0 && widths[i] > c.Min && (widest < 0 || widths[i] > widths[widest]) {
+				widest = i
+			}
+		}
+		if widest < 0 {
+			return
+		}
+		widths[widest]--
+		used--
+	}
+}
+
+func (t *terminal) row(b *strings.Builder, cells []cell, widths []int) {
+	for i, c := range cells {
+		text := c.Text
+		if t.outWidth > 0 {
+			text = cut(text, widths[i])
+		}
+		pad := widths[i] - width(text)
+		if c.Style != nil {
+			text = t.paint(*c.Style, text)
+		}
+		b.WriteString(text)
+		if i < len(cells)-1 {
+			b.WriteString(strings.Repeat(" ", max(0, pad)+gap))
+		}
+	}
+	b.WriteByte('\n')
+}
+
+// fact is one line of a description.
+type fact struct {
+	Name, Text string
+	Style      *lipgloss.Style
+}
+
+// facts prints names and texts in two columns; empty texts are left out.
+func (t *terminal) facts(indent string, list []fact) {
+	w := 0
+	for _, f := range list {
+		if f.Text != "" {
+			w = max(w, width(f.Name))
+		}
+	}
+	for _, f := range list {
+		if f.Text == "" {
+			continue
+		}
+		text := visible(f.Text)
+		if f.Style != nil {
+			text = t.paint(*f.Style, text)
+		}
+		name := f.Name + strings.Repeat(" ", w-width(f.Name))
+		t.printf("%s%s  %s\n", indent, t.paint(styleFaint, name), text)
+	}
+}
+
+// moment writes a time in a table: how far away on a terminal, RFC 3339 else.
+func (t *terminal) moment(at time.Time) string {
+	switch {
+	case at.IsZero():
+		return "-"
+	case t.outWidth > 0:
+		return apart(t.now(), at)
+	}
+	return at.UTC().Format(time.RFC3339)
+}
+
+// instant writes a time in a description: exactly, and how far away.
+func (t *terminal) instant(at time.Time) string {
+	if at.IsZero() {
+		return ""
+	}
+	s := at.UTC().Format(time.RFC3339)
+	if t.outWidth > 0 {
+		s += " (" + apart(t.now(), at) + ")"
+	}
+	return s
+}
+
+// apart says how far at lies from now, in its largest unit.
+func apart(now, at time.Time) string {
+	d := at.Sub(now)
+	if d < 0 {
+		return span(-d) + " ago"
+	}
+	return "in " + span(d)
+}
+
+func span(d time.Duration) string {
+	switch {
+	case d < time.Minute:
+		return fmt.Sprintf("%ds", int(d.Seconds()))
+	case d < time.Hour:
+		return fmt.Sprintf("%dm", int(d.Minutes()))
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%dh%02dm", int(d.Hours()), int(d.Minutes())%60)
+	}
+	return fmt.Sprintf("%dd", int(d.Hours()/24))
+}
+
+// size writes a count of bytes.
+func size(n int64) string {
+	const unit = 1000
+	if n < unit {
+		return fmt.Sprintf("%d B", n)
+	}
+	f, suffix := float64(n), ""
+	for _, s := range []string{"kB", "MB", "GB", "TB", "PB"} {
+		if f < unit {
+			break
+		}
+		f, suffix = f/unit, s
+	}
+	return fmt.Sprintf("%.1f %s", f, suffix)
+}

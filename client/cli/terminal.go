@@ -1,0 +1,268 @@
+package cli
+
+// The rules of what a person or a program sees. They hold for every command,
+// and this file is the only one that writes to the two streams.
+//
+//   - stdout is for data: what was asked for, and nothing else. stderr is for
+//     progress, warnings and errors. A command that succeeds may be silent on
+//     stderr; one that fails never is.
+//   - An error is one line that begins "mayfly: error: " and says what happened
+//     and where; the lines that follow begin "mayfly: hint: " and say what to
+//     change. There is no error without a hint.
+//   - On a terminal, progress is one line that is rewritten and goes away, and
+//     tables fit its width. Without one (CI), each fact is one whole line,
+//     nothing is cut, and times are RFC 3339.
+//   - Colour marks states only, is never the only carrier of a meaning, and is
+//     left out without a terminal, when NO_COLOR is set to anything but
+//     nothing (no-color.org), and when TERM is dumb.
+//   - --json prints the API's body, unchanged, as one line ending in a line
+//     feed. It escapes nothing further: JSON already carries control
+//     characters harmlessly, and a program must get what was recorded.
+//   - Everything that came from the API, a token or a certificate goes through
+//     visible before a person sees it: control characters, ANSI sequences, line
+//     breaks, bidirectional marks and a runner's workflow commands are written
+//     out and do nothing.
+//   - Secrets (keys, tokens) are never printed, whatever --verbose says.
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+	"unicode/utf8"
+
+	"charm.land/lipgloss/v2"
+	"golang.org/x/term"
+)
+
+// Stdio is where a command reads and writes. A nil In reads nothing.
+type Stdio struct {
+	In       io.Reader
+	Out, Err io.Writer
+}
+
+// terminal writes by the rules above. It is safe for concurrent use.
+type terminal struct {
+	in  io.Reader
+	now func() time.Time
+
+	outWidth int  // columns of a terminal on stdout; 0 when it is none
+	errTTY   bool // stderr is a terminal: progress may be rewritten
+	inTTY    bool // stdin is a terminal: questions may be asked
+	outColor bool
+	errColor bool
+
+	mu     sync.Mutex
+	out    io.Writer
+	err    io.Writer
+	status bool // a progress line stands on stderr and must be wiped first
+}
+
+func newTerminal(s Stdio) *terminal {
+	t := &terminal{in: s.In, out: s.Out, err: s.Err, now: time.Now}
+	if t.out == nil {
+		t.out = io.Discard
+	}
+	if t.err == nil {
+		t.err = io.Discard
+	}
+	color := os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
+	if f, ok := s.Out.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+		t.outWidth, t.outColor = 80, color
+		if w, _, err := term.GetSize(int(f.Fd())); err == nil && w > 0 {
+			t.outWidth = w
+		}
+	}
+	if f, ok := s.Err.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+		t.errTTY, t.errColor = os.Getenv("TERM") != "dumb", color
+	}
+	if f, ok := s.In.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+		t.inTTY = true
+	}
+	return t
+}
+
+// The palette: the eight colours that every terminal lets its owner choose.
+var (
+	styleBad   = lipgloss.NewStyle().Foreground(lipgloss.Color("1"))
+	styleGood  = lipgloss.NewStyle().Foreground(lipgloss.Color("2"))
+	styleWarn  = lipgloss.NewStyle().Foreground(lipgloss.Color("3"))
+	styleFaint = lipgloss.NewStyle().Faint(true)
+	styleHead  = lipgloss.NewStyle().Bold(true)
+)
+
+// paint colours s for stdout. s must be harmless already.
+func (t *terminal) paint(st lipgloss.Style, s string) string {
+	if !t.outColor || s == "" {
+		return s
+	}
+	return st.Render(s)
+}
+
+func (t *terminal) paintErr(st lipgloss.Style, s string) string {
+	if !t.errColor {
+		return s
+	}
+	return st.Render(s)
+}
+
+// printf writes data to stdout. Foreign strings among args go through visible
+// at the caller, which knows them.
+func (t *terminal) printf(format string, args ...any) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.wipe()
+	fmt.Fprintf(t.out, format, args...)
+}
+
+// body writes an API body as one line.
+func (t *terminal) body(raw []byte) {
+	t.printf("%s\n", strings.TrimRight(string(raw), "\r\n"))
+}
+
+// note writes one line of progress that stays.
+func (t *terminal) note(format string, args ...any) {
+	t.errLine(t.paintErr(styleFaint, "mayfly:"), fmt.Sprintf(format, args...))
+}
+
+func (t *terminal) warn(format string, args ...any) {
+	t.errLine(t.paintErr(styleWarn, "mayfly: warning:"), fmt.Sprintf(format, args...))
+}
+
+// fail writes an error and its hints.
+func (t *terminal) fail(f *failure) {
+	t.errLine(t.paintErr(styleBad, "mayfly: error:"), f.what)
+	for _, h := range f.hints {
+		t.errLine(t.paintErr(styleWarn, "mayfly: hint:"), h)
+	}
+}
+
+func (t *terminal) errLine(prefix, text string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.wipe()
+	fmt.Fprintf(t.err, "%s %s\n", prefix, visible(text))
+}
+
+// progress shows what is going on: rewritten in place on a terminal. Without
+// one it writes nothing: who has a fact worth a line in CI calls note.
+func (t *terminal) progress(format string, args ...any) {
+	if !t.errTTY {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.wipe()
+	fmt.Fprintf(t.err, "%s %s", t.paintErr(styleFaint, "mayfly:"), cut(visible(fmt.Sprintf(format, args...)), 70))
+	t.status = true
+}
+
+// settle takes the progress line away.
+func (t *terminal) settle() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.wipe()
+}
+
+// wipe needs mu.
+func (t *terminal) wipe() {
+	if t.status {
+		io.WriteString(t.err, "\r\x1b[K")
+		t.status = false
+	}
+}
+
+// confirm asks on a terminal and wants the answer "yes" in full. Without a
+// terminal nobody is asked and the answer is no.
+func (t *terminal) confirm(question string) bool {
+	if !t.inTTY || !t.errTTY {
+		return false
+	}
+	t.mu.Lock()
+	t.wipe()
+	fmt.Fprintf(t.err, "%s Type yes to go on: ", visible(question))
+	t.mu.Unlock()
+	return readLine(t.in, 16) == "yes"
+}
+
+// readLine reads up to a line feed, byte by byte, so that what follows stays
+// for whoever reads next.
+func readLine(r io.Reader, limit int) string {
+	var b []byte
+	one := make([]byte, 1)
+	for len(b) <= limit {
+		n, err := r.Read(one)
+		if n == 1 {
+			if one[0] == '\n' {
+				break
+			}
+			b = append(b, one[0])
+		}
+		if err != nil {
+			break
+		}
+	}
+	return strings.TrimRight(string(b), "\r")
+}
+
+// visible makes a foreign string harmless and whole: what a terminal or a
+// runner would act on is written out as Go would quote it.
+func visible(s string) string {
+	if harmless(s) {
+		return s
+	}
+	var b strings.Builder
+	for i := 0; i < len(s); {
+		r, n := utf8.DecodeRuneInString(s[i:])
+		switch {
+		case r == utf8.RuneError && n <= 1:
+			fmt.Fprintf(&b, `\x%02x`, s[i])
+		case r == '#' && strings.HasPrefix(s[i:], "##["):
+			// GitHub's runner obeys ##[command] anywhere in a line ...
+			b.WriteString(`\x23`)
+		case r == ':' && strings.HasPrefix(s[i:], "::") && strings.TrimSpace(s[:i]) == "":
+			// ... and ::command at its beginning.
+			b.WriteString(`\x3a`)
+		case strconv.IsPrint(r):
+			b.WriteRune(r)
+		default:
+			q := strconv.QuoteRuneToASCII(r)
+			b.WriteString(q[1 : len(q)-1])
+		}
+		i += n
+	}
+	return b.String()
+}
+
+func harmless(s string) bool {
+	for i := 0; i < len(s); i++ {
+		if s[i] < ' ' || s[i] > '~' || s[i] == '#' || s[i] == ':' {
+			return false
+		}
+	}
+	return true
+}
+
+// width is how many columns s takes.
+func width(s string) int { return lipgloss.Width(s) }
+
+// cut shortens s to at most n columns, the last of them an ellipsis.
+func cut(s string, n int) string {
+	if n < 1 || width(s) <= n {
+		return s
+	}
+	var b strings.Builder
+	w := 0
+	for _, r := range s {
+		rw := width(string(r))
+		if w+rw > n-1 {
+			break
+		}
+		b.WriteRune(r)
+		w += rw
+	}
+	return b.String() + "…"
+}

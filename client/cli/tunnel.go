@@ -1,0 +1,171 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/mayfly-ca/mayfly/client"
+	"github.com/mayfly-ca/mayfly/client/wire"
+)
+
+// tunnelFlags are those of every command that reaches an engine.
+type tunnelFlags struct {
+	Engine      string        `help:"Name of the engine. Default: the one that the job's rule grants." env:"MAYFLY_ENGINE" placeholder:"NAME"`
+	WakeTimeout time.Duration `help:"How long to wait for an engine whose machine is asleep." default:"3m" placeholder:"3m"`
+}
+
+// tunnel is a client with its certificate, and what it has to say.
+type tunnel struct {
+	p      *program
+	client *client.Client
+	// final has the error that ended the proxy, if one did: after it every
+	// further dial would fail alike.
+	final chan error
+	// renewed has a token whenever a new certificate has come.
+	renewed chan struct{}
+
+	mu     sync.Mutex
+	waking map[string]bool // by engine: that it is awaited was said
+}
+
+// open buys the certificate.
+func (p *program) open(ctx context.Context, f tunnelFlags) (*tunnel, error) {
+	if err := p.needIssuer(); err != nil {
+		return nil, err
+	}
+	if f.WakeTimeout <= 0 {
+		return nil, usagef("give --wake-timeout a duration such as 3m", "a wake timeout of %v never reaches an engine", f.WakeTimeout)
+	}
+	source, err := p.source()
+	if err != nil {
+		return nil, err
+	}
+	t := &tunnel{p: p, final: make(chan error, 1), renewed: make(chan struct{}, 1), waking: map[string]bool{}}
+	p.progress("asking %s for a certificate with a token of %s", p.Issuer, source)
+	t.client, err = client.New(ctx, client.Config{
+		Issuer: p.Issuer, CAFile: p.CAFile, TrustAnchor: p.TrustAnchor, Audience: p.Audience,
+		Source: source, Engine: f.Engine, WakeTimeout: f.WakeTimeout, Progress: t.hear,
+	})
+	p.settle()
+	if err != nil {
+		return nil, err
+	}
+	info := t.client.Info()
+	p.note("certificate %s by rule %s for %s, until %s", info.Serial, info.Rule, engineNames(info.Engines), info.NotAfter.UTC().Format(time.RFC3339))
+	if err := t.oneEngine(f.Engine); err != nil {
+		return nil, errors.Join(err, t.client.Close())
+	}
+	return t, nil
+}
+
+// oneEngine refuses to guess between engines.
+func (t *tunnel) oneEngine(asked string) error {
+	engines := t.client.Info().Engines
+	switch {
+	case len(engines) == 0:
+		return failf(exitDenied, "name an engine in the rule's grant", "the rule %s grants no engine", t.client.Info().Rule)
+	case len(engines) > 1 && asked == "":
+		return usagef("choose with --engine: "+engineNames(engines), "the rule grants several engines")
+	}
+	return nil
+}
+
+// engine is the one that the tunnel leads to.
+func (t *tunnel) engine() wire.Engine { return t.client.Info().Engines[0] }
+
+func engineNames(engines []wire.Engine) string {
+	s := ""
+	for i, e := range engines {
+		if i > 0 {
+			s += ", "
+		}
+		s += e.Name
+	}
+	return s
+}
+
+// hear tells the person what the client does, and notes what is final.
+func (t *tunnel) hear(e client.Event) {
+	p := t.p
+	switch e.Kind {
+	case client.EventIssuerWaiting:
+		p.progress("the issuer does not answer yet (%v), trying again in %v", e.Err, e.Elapsed.Round(100*time.Millisecond))
+		if !p.errTTY {
+			p.note("the issuer does not answer yet, trying again in %v: %v", e.Elapsed.Round(100*time.Millisecond), e.Err)
+		}
+	case client.EventWaking:
+		t.hearWaking(e)
+	case client.EventConnected:
+		if t.wasWaking(e.Engine) {
+			p.note("engine %s is awake after %v", e.Engine, e.Elapsed.Round(100*time.Millisecond))
+		}
+	case client.EventRenewed:
+		p.note("renewed the certificate: %s, until %s", e.Serial, e.NotAfter.UTC().Format(time.RFC3339))
+		select {
+		case t.renewed <- struct{}{}:
+		default:
+		}
+	case client.EventRenewFailed:
+		p.warn("certificate %s could not be renewed and ends at %s; trying again: %v", e.Serial, e.NotAfter.UTC().Format(time.RFC3339), told(e.Err).what)
+	case client.EventFailed, client.EventCut:
+		t.hearEnd(e)
+	}
+}
+
+func (t *tunnel) hearWaking(e client.Event) {
+	t.mu.Lock()
+	said := t.waking[e.Engine]
+	t.waking[e.Engine] = true
+	t.mu.Unlock()
+	t.p.progress("waiting for engine %s to wake up, %ds", e.Engine, int(e.Elapsed.Seconds()))
+	if !said && !t.p.errTTY {
+		t.p.note("waiting for engine %s at %s to wake up", e.Engine, e.Endpoint)
+	}
+}
+
+func (t *tunnel) wasWaking(engine string) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	was := t.waking[engine]
+	delete(t.waking, engine)
+	return was
+}
+
+// hearEnd says what ended a dial or a relay, unless it ends the proxy too,
+// whose error is told then.
+func (t *tunnel) hearEnd(e client.Event) {
+	if e.Err == nil || errors.Is(e.Err, context.Canceled) || errors.Is(e.Err, client.ErrClosed) || errors.Is(e.Err, net.ErrClosed) {
+		return
+	}
+	var cut *client.CutError
+	if errors.As(e.Err, &cut) {
+		if !cut.Final() {
+			t.p.warn("%s", told(e.Err).what)
+		}
+		return
+	}
+	if t.client != nil && t.client.Stats().Open > 0 {
+		t.p.warn("%s", told(e.Err).what)
+	}
+}
+
+// serve relays what ln accepts until ctx ends or the client gives up. The
+// returned function closes the tunnel and waits for what serve started.
+func (t *tunnel) serve(ctx context.Context, ln net.Listener) (end func() error) {
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := t.client.Proxy(ctx, ln); err != nil {
+			t.final <- err
+		}
+	}()
+	return func() error {
+		cancel()
+		<-done
+		return t.client.Close()
+	}
+}
