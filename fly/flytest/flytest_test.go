@@ -1,0 +1,338 @@
+package flytest
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// TestMain lets the test binary be the commands of the machines:
+// `test.binary __test NAME ARGS...`.
+func TestMain(m *testing.M) {
+	if len(os.Args) > 2 && os.Args[1] == "__test" {
+		os.Exit(commands[os.Args[2]](os.Args[3:]))
+	}
+	os.Exit(m.Run())
+}
+
+var commands = map[string]func(args []string) int{
+	"exit":  func(args []string) int { var code int; fmt.Sscan(args[0], &code); return code },
+	"serve": serveCommand,
+	// deaf never ends on SIGTERM.
+	"deaf": func([]string) int { signal.Ignore(syscall.SIGTERM); select {} },
+}
+
+func run(name string, args ...string) []string {
+	return append([]string{os.Args[0], "__test", name}, args...)
+}
+
+// serveCommand listens on its first argument and answers each connection with
+// what came, once all of it came. A first line of "env", "token" or "root"
+// is answered with what the machine gave the command. SIGTERM ends it with 0.
+func serveCommand(args []string) int {
+	ln, err := net.Listen("tcp", args[0])
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	stop := make(chan os.Signal, 1)
+	signal.Notify(stop, syscall.SIGTERM)
+	go func() {
+		for {
+			conn, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer conn.Close()
+				all, _ := io.ReadAll(conn)
+				_, last, _ := strings.Cut("\n"+strings.TrimSuffix(string(all), "\n"), "\nask ")
+				switch last {
+				case "env":
+					fmt.Fprintln(conn, strings.Join(os.Environ(), "\n"))
+				case "token":
+					fmt.Fprintln(conn, flyAPI("/v1/tokens/oidc", `{"aud":"mayfly:test"}`))
+				case "stop":
+					fmt.Fprintln(conn, flyAPI("/v1/apps/"+os.Getenv("FLY_APP_NAME")+"/machines/"+os.Getenv("FLY_MACHINE_ID")+"/stop", ""))
+				default:
+					_, _ = conn.Write(all)
+				}
+			}()
+		}
+	}()
+	<-stop
+	return 0
+}
+
+func flyAPI(path, body string) string {
+	socket := os.Getenv("TEST_API_SOCKET")
+	client := http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", socket)
+		},
+	}}
+	resp, err := client.Post("http://localhost"+path, "application/json", strings.NewReader(body))
+	if err != nil {
+		return err.Error()
+	}
+	defer resp.Body.Close()
+	data, _ := io.ReadAll(resp.Body)
+	return string(data)
+}
+
+// mint answers with the claims themselves.
+type mint struct{}
+
+func (mint) Mint(overrides map[string]any) (string, error) {
+	data, err := json.Marshal(overrides)
+	return string(data), err
+}
+
+const rawApp = `
+app = "example-engine"
+primary_region = "ams"
+kill_signal = "SIGTERM"
+kill_timeout = 300
+[env]
+COLOUR = "blue"
+[[services]]
+protocol = "tcp"
+internal_port = 8080
+auto_stop_machines = "stop"
+auto_start_machines = true
+[[services.ports]]
+port = 8080
+[[restart]]
+policy = "on-failure"
+retries = 2
+`
+
+func parse(t *testing.T, text string) *App {
+	t.Helper()
+	app, err := ParseApp([]byte(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return app
+}
+
+// freeAddr is a loopback address that nobody listens on.
+func freeAddr(t *testing.T) string {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	return ln.Addr().String()
+}
+
+func newMachine(t *testing.T, cfg MachineConfig) *Machine {
+	t.Helper()
+	if cfg.Stderr == nil {
+		cfg.Stderr = testWriter{t}
+	}
+	cfg.Env = append(cfg.Env, "TEST_API_SOCKET=/.fly/api")
+	m, err := NewMachine(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { m.Close() })
+	return m
+}
+
+// server is a machine that serves on port 8080, with a proxy before it.
+func server(t *testing.T, app *App, change func(*MachineConfig, *ProxyConfig)) (*Machine, *Proxy) {
+	t.Helper()
+	addr := freeAddr(t)
+	mc := MachineConfig{App: app, Command: run("serve", addr), OIDC: mint{}, Addresses: map[int]string{8080: addr}}
+	var pc ProxyConfig
+	if change != nil {
+		change(&mc, &pc)
+	}
+	m := newMachine(t, mc)
+	pc.Machine = m
+	p, err := NewProxy(pc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { p.Close() })
+	return m, p
+}
+
+type testWriter struct{ t *testing.T }
+
+func (w testWriter) Write(p []byte) (int, error) {
+	w.t.Logf("command: %s", bytes.TrimSpace(p))
+	return len(p), nil
+}
+
+func patience(t *testing.T) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// exchange sends, half-closes and reads to the end.
+func exchange(t *testing.T, conn duplex, message string) string {
+	t.Helper()
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
+	if _, err := io.WriteString(conn, message); err != nil {
+		t.Fatal(err)
+	}
+	if err := conn.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	answer, err := io.ReadAll(conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(answer)
+}
+
+func dial(t *testing.T, addr string) *net.TCPConn {
+	t.Helper()
+	conn, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return conn.(*net.TCPConn)
+}
+
+func TestWakeOnConnectAndStopWhenIdle(t *testing.T) {
+	t.Parallel()
+	m, p := server(t, parse(t, rawApp), func(_ *MachineConfig, c *ProxyConfig) { c.IdleStop = 100 * time.Millisecond })
+	if m.State() != StateCreated || m.Starts() != 0 {
+		t.Fatalf("machine runs before anybody came: %s", m.State())
+	}
+	for wake := 1; wake <= 2; wake++ {
+		open := dial(t, p.Addr())
+		if got := exchange(t, dial(t, p.Addr()), "hello"); got != "hello" {
+			t.Errorf("answer %q", got)
+		}
+		if m.State() != StateStarted || m.Starts() != wake {
+			t.Errorf("machine is %s, started %d times, want %d", m.State(), m.Starts(), wake)
+		}
+		for p.isIdle() || p.Load() != 1 { // exchange's own connection is being untracked
+			time.Sleep(time.Millisecond)
+		}
+		open.Close()
+		if _, err := m.Wait(patience(t)); err != nil {
+			t.Fatal(err)
+		}
+		if m.ExitCode() != 0 {
+			t.Errorf("stopped with %d", m.ExitCode())
+		}
+	}
+}
+
+func TestEdge(t *testing.T) {
+	t.Parallel()
+	app := parse(t, strings.Replace(rawApp, "port = 8080\n[[restart", `port = 443
+handlers = ["tls", "proxy_proto"]
+proxy_proto_options = {version = "v2"}
+[[restart`, 1))
+	m, p := server(t, app, nil)
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(p.EdgeRoots())
+	for _, name := range []string{"", "other.fly.dev"} {
+		conn, err := tls.Dial("tcp", p.Addr(), &tls.Config{ServerName: name, InsecureSkipVerify: true})
+		if err == nil {
+			conn.Close()
+			t.Errorf("edge answered for %q", name)
+		}
+	}
+	if m.Starts() != 0 {
+		t.Error("a client that does not name the app woke the machine")
+	}
+	conn, err := tls.Dial("tcp", p.Addr(), &tls.Config{ServerName: "example-engine.fly.dev", RootCAs: roots})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if alpn := conn.ConnectionState().NegotiatedProtocol; alpn != "" {
+		t.Errorf("edge speaks ALPN %q", alpn)
+	}
+	got := exchange(t, conn, "hello")
+	if !strings.HasPrefix(got, "\r\n\r\n\x00\r\nQUIT\n\x21\x11") || !strings.HasSuffix(got, "hello") {
+		t.Errorf("behind the edge came %q", got)
+	}
+}
+
+func TestMachineAPI(t *testing.T) {
+	t.Parallel()
+	m, p := server(t, parse(t, rawApp), func(c *MachineConfig, _ *ProxyConfig) {
+		c.Claims = map[string]any{"org_id": "11"}
+		if c.HostRoot = os.Geteuid() != 0; c.HostRoot {
+			t.Log("not root: the command sees the host's /.fly")
+		}
+	})
+	env := exchange(t, dial(t, p.Addr()), "ask env")
+	for _, want := range []string{"FLY_APP_NAME=example-engine", "FLY_MACHINE_ID=" + m.ID(), "FLY_REGION=ams", "COLOUR=blue", "FLY_PRIVATE_IP="} {
+		if !strings.Contains(env, want) {
+			t.Errorf("environment lacks %s:\n%s", want, env)
+		}
+	}
+	if os.Geteuid() != 0 {
+		return
+	}
+	var claims map[string]string
+	answer := exchange(t, dial(t, p.Addr()), "ask token")
+	if err := json.Unmarshal([]byte(answer), &claims); err != nil || claims["aud"] != "mayfly:test" || claims["machine_id"] != m.ID() || claims["org_id"] != "11" {
+		t.Errorf("token %q", answer)
+	}
+	if answer := exchange(t, dial(t, p.Addr()), "ask stop"); !strings.Contains(answer, "ok") {
+		t.Errorf("stop: %q", answer)
+	}
+	if _, err := m.Wait(patience(t)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat("/.fly/api"); err == nil {
+		t.Log("this host has a /.fly/api of its own")
+	}
+}
+
+func TestRestartPolicy(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name, policy string
+		exit         string
+		runs         int
+	}{
+		{"failure is retried", `policy = "on-failure"`, "3", 3},
+		{"success is not", `policy = "on-failure"`, "0", 1},
+		{"never", `policy = "never"`, "3", 1},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			app := parse(t, strings.Replace(rawApp, `policy = "on-failure"`, c.policy, 1))
+			m := newMachine(t, MachineConfig{App: app, Command: run("exit", c.exit), RestartDelay: time.Millisecond})
+			if err := m.Start(patience(t)); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := m.Wait(patience(t)); err != nil {
+				t.Fatal(err)
+			}
+			if fmt.Sprint(m.ExitCode()) != c.exit {
+				t.Errorf("exit code %d", m.ExitCode())
+			}
+			if got := m.Runs(); got != c.runs {
+				t.Errorf("ran %d times, want %d", got, c.runs)
+			}
+		})
+	}
+}
