@@ -1,0 +1,190 @@
+package policy
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// Bounds of a policy file.
+const (
+	// MaxFileBytes bounds the file.
+	MaxFileBytes  = 1 << 20
+	maxNodes      = 200_000
+	maxDepth      = 16
+	maxProviders  = 64
+	maxEngines    = 1000
+	maxRules      = 10_000
+	maxTests      = 10_000
+	maxMatchKeys  = 64
+	maxValues     = 1000
+	maxValueBytes = 1024
+)
+
+// file is the policy file as it is written. Every key is listed here; any
+// other is an error.
+type file struct {
+	// Version is 1.
+	Version int `yaml:"version"`
+	// TrustDomain is the SPIFFE trust domain: a lower-case DNS name of two
+	// labels or more, the CA's own.
+	TrustDomain string `yaml:"trust_domain"`
+	// Providers are the token issuers, by name.
+	Providers map[string]fileProvider `yaml:"providers"`
+	// Engines are the build engines, by name.
+	Engines map[string]fileEngine `yaml:"engines"`
+	// Rules are tried in order; the first that fits and matches decides.
+	Rules []fileRule `yaml:"rules"`
+	// Tests are recorded claims and what must come of them, for
+	// mayfly-issuer policy test.
+	Tests []fileTest `yaml:"tests"`
+}
+
+type fileProvider struct {
+	// Type is github, fly, oidc or people.
+	Type string `yaml:"type"`
+	// Issuer is iss, exactly.
+	Issuer string `yaml:"issuer"`
+	// ClientID is the audience; type people only, where it is required.
+	ClientID string `yaml:"client_id"`
+	// JWKSURI pins where the keys are. Default: as discovery says.
+	JWKSURI string `yaml:"jwks_uri"`
+	// Algorithms are those of RS256, ES256 and EdDSA that the provider signs
+	// by. Default: RS256.
+	Algorithms []string `yaml:"algorithms"`
+	// ServerURL begins the URIs of a github provider's certificates. Default:
+	// derived from issuer.
+	ServerURL string `yaml:"server_url"`
+	// UnsafeHTTP allows http on loopback. Default: false.
+	UnsafeHTTP bool `yaml:"unsafe_http"`
+	// UnsafeAllowPrivate allows keys from private addresses. Default: false.
+	UnsafeAllowPrivate bool `yaml:"unsafe_allow_private"`
+}
+
+type fileEngine struct {
+	// Endpoint is tcp://host:port, or edge://host:port behind a TLS edge.
+	Endpoint string `yaml:"endpoint"`
+	// ServerName is the DNS name that the engine's certificate proves.
+	ServerName string `yaml:"server_name"`
+}
+
+type fileRule struct {
+	// Name is in the certificate, the log and every denial.
+	Name string `yaml:"name"`
+	// Provider is a name of providers.
+	Provider string `yaml:"provider"`
+	// Match is claim: value or claim: [value, ...]; all keys must match.
+	Match yaml.Node `yaml:"match"`
+	Grant fileGrant `yaml:"grant"`
+	// AllRepositories says that a github rule without repository_id means
+	// every repository of its owner. Default: false.
+	AllRepositories bool `yaml:"all_repositories"`
+	// UnsafeAllowPrivilegedEvents allows events that run with the base
+	// repository's trust on input of strangers. Default: false.
+	UnsafeAllowPrivilegedEvents bool `yaml:"unsafe_allow_privileged_events"`
+}
+
+type fileGrant struct {
+	// Profile is client or server; or there is a role.
+	Profile string `yaml:"profile"`
+	// Role is viewer or admin; type people only.
+	Role string `yaml:"role"`
+	// Engines are names of engines; a server has one.
+	Engines []string `yaml:"engines"`
+	// DNS is the server's engine's server_name; profile server only.
+	DNS []string `yaml:"dns"`
+	// TTL is the certificate's lifetime, like 1h or 30m: at most 1h for
+	// clients, 24h for servers.
+	TTL string `yaml:"ttl"`
+}
+
+type fileTest struct {
+	// Name is for people.
+	Name string `yaml:"name"`
+	// Provider is whose token the claims were recorded from.
+	Provider string `yaml:"provider"`
+	// Claims is the token's payload, or the part of it that matters.
+	Claims yaml.Node `yaml:"claims"`
+	// Want is certificate or role. Default: certificate.
+	Want string `yaml:"want"`
+	// Engine is the engine asked for. Default: none.
+	Engine string `yaml:"engine"`
+	// Rule is the rule that must admit the claims; or Denied is the claim
+	// that must be named in the denial.
+	Rule   string `yaml:"rule"`
+	Denied string `yaml:"denied"`
+}
+
+// readFile decodes data strictly: one document, known keys, no key twice, and
+// nothing of YAML that lets a text mean what it does not say.
+func readFile(data []byte) (*file, error) {
+	if len(data) > MaxFileBytes {
+		return nil, fmt.Errorf("the file is larger than %d bytes", MaxFileBytes)
+	}
+	dec := yaml.NewDecoder(bytes.NewReader(data))
+	var doc yaml.Node
+	if err := dec.Decode(&doc); err != nil {
+		if errors.Is(err, io.EOF) {
+			return nil, errors.New("the file is empty")
+		}
+		return nil, err
+	}
+	var second yaml.Node
+	if err := dec.Decode(&second); !errors.Is(err, io.EOF) {
+		return nil, errors.New("the file holds a second document, or what follows the first is not YAML")
+	}
+	nodes := 0
+	if err := plain(&doc, 0, &nodes); err != nil {
+		return nil, err
+	}
+	var f file
+	strict := yaml.NewDecoder(bytes.NewReader(data))
+	strict.KnownFields(true)
+	if err := strict.Decode(&f); err != nil {
+		return nil, err
+	}
+	return &f, nil
+}
+
+// plain refuses anchors, aliases, merge keys, explicit tags, keys that are not
+// plain strings, keys twice, and more than the bounds.
+func plain(n *yaml.Node, depth int, nodes *int) error {
+	if *nodes++; *nodes > maxNodes {
+		return fmt.Errorf("the file has more than %d values", maxNodes)
+	}
+	if depth > maxDepth {
+		return at(n, "nested deeper than %d", maxDepth)
+	}
+	if n.Kind == yaml.AliasNode || n.Anchor != "" {
+		return at(n, "anchors and aliases are not accepted")
+	}
+	if n.Style&yaml.TaggedStyle != 0 {
+		return at(n, "tags are not accepted")
+	}
+	if n.Kind == yaml.MappingNode {
+		seen := make(map[string]bool, len(n.Content)/2)
+		for i := 0; i < len(n.Content); i += 2 {
+			key := n.Content[i]
+			if key.Kind != yaml.ScalarNode || key.Tag != "!!str" {
+				return at(key, "a key is not a string")
+			}
+			if seen[key.Value] {
+				return at(key, "key %s occurs twice", quote(key.Value))
+			}
+			seen[key.Value] = true
+		}
+	}
+	for _, c := range n.Content {
+		if err := plain(c, depth+1, nodes); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func at(n *yaml.Node, format string, args ...any) error {
+	return fmt.Errorf("line %d: %s", n.Line, fmt.Sprintf(format, args...))
+}
