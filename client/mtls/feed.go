@@ -118,6 +118,18 @@ func (f *Feed) RevokedIntermediate(intermediate *x509.Certificate) bool {
 	return f.issuers[sha256.Sum256(intermediate.Raw)].revoked
 }
 
+// RevokedIssuers returns the SHA-256 digests of the DER of the intermediates
+// that a root's CRL names, in no order.
+func (f *Feed) RevokedIssuers() [][sha256.Size]byte {
+	var out [][sha256.Size]byte
+	for digest, issuer := range f.issuers {
+		if issuer.revoked {
+			out = append(out, digest)
+		}
+	}
+	return out
+}
+
 // CoversChain tells whether the feed can speak about a verified chain (leaf
 // first, root last) at now: it is one leaf under one intermediate, the
 // intermediate is in the feed and not revoked, and the CRLs of both authorities
