@@ -1,0 +1,58 @@
+package ca
+
+import "github.com/mayfly-ca/mayfly/ca/store"
+
+// The store's types under this package's name: who imports ca needs no other
+// package to read what it returns.
+type (
+	Store             = store.Store
+	Meta              = store.Meta
+	Certificate       = store.Certificate
+	CertificateFilter = store.CertificateFilter
+	Match             = store.Match
+	Block             = store.Block
+	Revocation        = store.Revocation
+	RevocationResult  = store.RevocationResult
+	Event             = store.Event
+	EventFilter       = store.EventFilter
+	Session           = store.Session
+	SessionReport     = store.SessionReport
+	SessionReporter   = store.SessionReporter
+	SessionRefusal    = store.SessionRefusal
+	SessionFilter     = store.SessionFilter
+	Login             = store.Login
+	HourCount         = store.HourCount
+	BlockedError      = store.BlockedError
+	ReplayError       = store.ReplayError
+)
+
+// The store's sentinels.
+var (
+	ErrNotFound    = store.ErrNotFound
+	ErrMissing     = store.ErrMissing
+	ErrExists      = store.ErrExists
+	ErrOtherRoot   = store.ErrOtherRoot
+	ErrBeforeFloor = store.ErrBeforeFloor
+	ErrBadCursor   = store.ErrBadCursor
+)
+
+// The store's event types.
+const (
+	EventIssued       = store.EventIssued
+	EventDenied       = store.EventDenied
+	EventReplay       = store.EventReplay
+	EventRevoked      = store.EventRevoked
+	EventBlocked      = store.EventBlocked
+	EventUnblocked    = store.EventUnblocked
+	EventConnected    = store.EventConnected
+	EventDisconnected = store.EventDisconnected
+	EventAdminRead    = store.EventAdminRead
+	EventForbidden    = store.EventForbidden
+	EventLogin        = store.EventLogin
+	EventLogout       = store.EventLogout
+	EventPolicyLoaded = store.EventPolicyLoaded
+	EventRotation     = store.EventRotation
+	EventFeedStale    = store.EventFeedStale
+	EventRestored     = store.EventRestored
+	EventPruned       = store.EventPruned
+)

@@ -1,0 +1,239 @@
+package ca
+
+import (
+	"bytes"
+	"context"
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"math/big"
+	"time"
+
+	"github.com/mayfly-ca/mayfly/ca/guard"
+	"github.com/mayfly-ca/mayfly/ca/identity"
+	"github.com/mayfly-ca/mayfly/ca/internal/step"
+	"github.com/mayfly-ca/mayfly/ca/store"
+)
+
+const (
+	// maxCRLAge is how old a set of CRLs may be that is given out.
+	maxCRLAge = 60 * time.Second
+	// entryLife is how long after its NotAfter a revoked leaf stays listed,
+	// since a relay may hang on it for that long (max_connection_age).
+	entryLife = 24 * time.Hour
+	// publishTimeout bounds signing and committing a set, which goes on when
+	// its first caller has gone.
+	publishTimeout = 30 * time.Second
+)
+
+// CRLs is one committed set: a CRL of every intermediate, all with one number.
+// It is shared: callers must not change it.
+type CRLs struct {
+	Number   int64
+	SignedAt time.Time
+	// PEM is the body of GET /v1/crl/wait: the certificate and the CRL of each
+	// intermediate, then the root's CRL.
+	PEM []byte
+	// ByAKI is each CRL in DER by its intermediate's key id, lower-case hex.
+	ByAKI map[string][]byte
+	// Current is the CRL of the issuing intermediate, in DER.
+	Current []byte
+}
+
+// CRLs returns the newest set, at most a minute old: it signs anew when needed,
+// one flight for all callers.
+func (a *Authority) CRLs(ctx context.Context) (*CRLs, error) {
+	if c := a.crls.Load(); c != nil && fresh(c.SignedAt) && !a.superseded(c.Number) {
+		return c, nil
+	}
+	flight := a.flight.DoChan("crls", func() (any, error) {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), publishTimeout)
+		defer cancel()
+		return a.publish(ctx)
+	})
+	select {
+	case <-ctx.Done():
+		return nil, fmt.Errorf("crls: %w", ctx.Err())
+	case r := <-flight:
+		if r.Err != nil {
+			return nil, r.Err
+		}
+		return r.Val.(*CRLs), nil
+	}
+}
+
+// WaitCRLs returns the newest set as soon as its number is not after, and nil
+// when ctx ends first.
+func (a *Authority) WaitCRLs(ctx context.Context, after int64) (*CRLs, error) {
+	for tries := 0; ; tries++ {
+		if tries > 1 && !pause(ctx) {
+			return nil, nil
+		}
+		changed := a.store.CRLChanged(after)
+		c, err := a.CRLs(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return nil, nil
+		case err != nil:
+			return nil, err
+		case c.Number != after:
+			return c, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, nil
+		case <-changed:
+		}
+	}
+}
+
+// pause keeps a waiter from spinning if what the store calls changed has the
+// number that the waiter knows.
+func pause(ctx context.Context) bool {
+	t := time.NewTimer(10 * time.Millisecond)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}
+
+func fresh(signedAt time.Time) bool {
+	age := time.Since(signedAt)
+	return -maxCRLAge < age && age < maxCRLAge
+}
+
+// superseded tells whether another set than number has been committed.
+func (a *Authority) superseded(number int64) bool {
+	select {
+	case <-a.store.CRLChanged(number):
+		return true
+	default:
+		return false
+	}
+}
+
+// publish has the store return the newest set if it holds every revocation, is
+// fresh and covers all our intermediates, and sign another otherwise.
+func (a *Authority) publish(ctx context.Context) (*CRLs, error) {
+	sign := func(s store.CRLState) ([]store.SignedCRL, error) { return a.signCRLs(ctx, s) }
+	set, err := a.store.PublishCRLs(ctx, maxCRLAge, sign)
+	if err != nil {
+		return nil, fmt.Errorf("publish CRLs: %w", err)
+	}
+	if !fresh(set.SignedAt) || !a.covered(set) {
+		// Signed by a replica whose clock is ahead, or before a rotation.
+		if set, err = a.store.PublishCRLs(ctx, 0, sign); err != nil {
+			return nil, fmt.Errorf("publish CRLs: %w", err)
+		}
+	}
+	return a.keep(a.compose(set)), nil
+}
+
+// covered tells whether set has a CRL of each of our intermediates.
+func (a *Authority) covered(set *store.CRLSet) bool {
+	n := 0
+	for _, c := range set.CRLs {
+		for _, l := range a.lines {
+			if l.aki == c.AKI {
+				n++
+			}
+		}
+	}
+	return n == len(a.lines)
+}
+
+// keep remembers c unless a newer set is known, and returns the newer.
+func (a *Authority) keep(c *CRLs) *CRLs {
+	for {
+		old := a.crls.Load()
+		if old != nil && old.Number > c.Number {
+			return old
+		}
+		if a.crls.CompareAndSwap(old, c) {
+			return c
+		}
+	}
+}
+
+func (a *Authority) compose(set *store.CRLSet) *CRLs {
+	c := &CRLs{Number: set.Number, SignedAt: set.SignedAt, ByAKI: make(map[string][]byte, len(set.CRLs))}
+	for _, s := range set.CRLs {
+		c.ByAKI[s.AKI] = s.DER
+	}
+	c.Current = c.ByAKI[a.current.aki]
+	var b bytes.Buffer
+	for _, l := range a.lines {
+		if der, ok := c.ByAKI[l.aki]; ok {
+			writePEM(&b, blockCertificate, l.cert.Raw)
+			writePEM(&b, blockCRL, der)
+		}
+	}
+	writePEM(&b, blockCRL, a.rootCRL.Raw)
+	c.PEM = b.Bytes()
+	return c
+}
+
+func writePEM(b *bytes.Buffer, kind string, der []byte) {
+	// A bytes.Buffer takes everything, and the block has no headers to be bad.
+	_ = pem.Encode(b, &pem.Block{Type: kind, Bytes: der})
+}
+
+// signCRLs signs the CRL of each intermediate from one state. It runs under the
+// store's row lock.
+func (a *Authority) signCRLs(ctx context.Context, s store.CRLState) ([]store.SignedCRL, error) {
+	floor, err := identity.FloorExtension(s.Floor)
+	if err != nil {
+		return nil, err
+	}
+	// The clock is ours, not the database's: the guard compares it with its own.
+	now := time.Now().UTC().Truncate(time.Second)
+	signed := make([]store.SignedCRL, 0, len(a.lines))
+	for _, l := range a.lines {
+		list := &x509.RevocationList{
+			Number:     big.NewInt(s.Number),
+			ThisUpdate: now,
+			NextUpdate: now.Add(guard.CRLLifetime),
+		}
+		list.ExtraExtensions = append(list.ExtraExtensions, floor)
+		if list.RevokedCertificateEntries, err = crlEntries(s.Entries[l.aki]); err != nil {
+			return nil, err
+		}
+		ticket := l.guard.CRL(guard.CRL{Number: s.Number, ThisUpdate: now, Floor: s.Floor.Truncate(time.Second), Entries: list.RevokedCertificateEntries})
+		der, err := step.CRL(ctx, list, l.cert, ticket)
+		if err != nil {
+			return nil, err
+		}
+		signed = append(signed, store.SignedCRL{AKI: l.aki, DER: der})
+	}
+	for aki, entries := range s.Entries {
+		if len(entries) > 0 && !a.holds(aki) {
+			// Its leaves are refused everywhere, for want of a fresh CRL.
+			a.log.WarnContext(ctx, "revoked certificates of an intermediate that is not configured", "aki", aki, "entries", len(entries))
+		}
+	}
+	return signed, nil
+}
+
+func (a *Authority) holds(aki string) bool {
+	for _, l := range a.lines {
+		if l.aki == aki {
+			return true
+		}
+	}
+	return false
+}
+
+func crlEntries(revoked []store.RevokedEntry) ([]x509.RevocationListEntry, error) {
+	entries := make([]x509.RevocationListEntry, len(revoked))
+	for i, r := range revoked {
+		serial, ok := new(big.Int).SetString(r.Serial, 16)
+		if !ok || r.RevokedAt.IsZero() {
+			return nil, fmt.Errorf("revocation of serial %q is malformed", r.Serial)
+		}
+		entries[i] = x509.RevocationListEntry{SerialNumber: serial, RevocationTime: r.RevokedAt.UTC().Truncate(time.Second)}
+	}
+	return entries, nil
+}

@@ -1,0 +1,53 @@
+package identity
+
+import (
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"errors"
+	"fmt"
+	"time"
+
+	"golang.org/x/crypto/cryptobyte"
+)
+
+// FloorExtension is the CRL extension that carries the revocation floor: every
+// certificate issued before it, listed or not, is refused. Whole seconds.
+func FloorExtension(floor time.Time) (pkix.Extension, error) {
+	var b cryptobyte.Builder
+	b.AddASN1GeneralizedTime(floor.UTC().Truncate(time.Second))
+	value, err := b.Bytes()
+	if err != nil {
+		return pkix.Extension{}, fmt.Errorf("floor extension: %w", err)
+	}
+	return pkix.Extension{Id: OIDFloor, Value: value}, nil
+}
+
+// Floor reads the revocation floor of a CRL. A list without one, or with two, is
+// none of mayfly's.
+func Floor(list *x509.RevocationList) (time.Time, error) {
+	var floor time.Time
+	found := false
+	for _, e := range list.Extensions {
+		if !e.Id.Equal(OIDFloor) {
+			continue
+		}
+		in := cryptobyte.String(e.Value)
+		if found || e.Critical || !in.ReadASN1GeneralizedTime(&floor) || !in.Empty() {
+			return time.Time{}, errors.New("malformed floor extension")
+		}
+		found = true
+	}
+	if !found {
+		return time.Time{}, errors.New("no floor extension")
+	}
+	return floor, nil
+}
+
+// BeforeFloor tells whether cert was issued before floor: its issuing lies one
+// minute after its NotBefore.
+func BeforeFloor(cert *x509.Certificate, floor time.Time) bool {
+	return cert.NotBefore.Add(issuedAfterNotBefore).Before(floor)
+}
+
+// issuedAfterNotBefore is issuance.Backdate, which this package cannot import.
+const issuedAfterNotBefore = 60 * time.Second

@@ -1,0 +1,228 @@
+package ca
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/base32"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/mayfly-ca/mayfly/ca/internal/step"
+)
+
+// Names of the files that Init writes below its folder.
+const (
+	rootFolder   = "root"   // goes offline
+	issuerFolder = "issuer" // goes to the issuer
+
+	fileRoot         = "root.crt"
+	fileRootKey      = "root.key"
+	fileRootCRL      = "root.crl"
+	fileIntermediate = "intermediate.crt"
+	fileKey          = "intermediate.key"
+	fileStore        = "store"
+)
+
+// InitOptions say what authority to make.
+type InitOptions struct {
+	// Dir receives the folders root and issuer, which must not exist yet.
+	Dir         string
+	TrustDomain string
+	// EngineDNS are the DNS names of engines, or domains above them. At least
+	// one.
+	EngineDNS []string
+	// IssuerURL is where the issuer will be reached, so that it can certify its
+	// own listener. Optional.
+	IssuerURL string
+	// RootPassword encrypts the root's key. Empty: Init makes one and returns
+	// it.
+	RootPassword []byte
+}
+
+// InitResult names what Init wrote.
+type InitResult struct {
+	// RootDir goes offline: the root's certificate, its encrypted key and its
+	// CRL.
+	RootDir string
+	// IssuerDir goes to the issuer; the intermediate's key as a secret.
+	IssuerDir string
+
+	RootCertificate, RootKey                          string // in RootDir
+	Root, RootCRL, Intermediate, IntermediateKey, DSN string // in IssuerDir; DSN is the store
+
+	// RootPassword is the password that Init made, empty if it was given one.
+	// It is shown once and kept nowhere.
+	RootPassword string
+	// Fingerprint pins the root: --trust-anchor sha256:<Fingerprint>.
+	Fingerprint string
+}
+
+// Init makes an authority: root, intermediate, the root's first CRL, and an empty
+// store. It is for the operator's own machine and refuses to run on a Fly
+// Machine, whose volume and memory are no place for a root's key.
+func Init(ctx context.Context, o InitOptions) (*InitResult, error) {
+	r, err := initialise(ctx, o)
+	if err != nil {
+		return nil, fmt.Errorf("init: %w", err)
+	}
+	return r, nil
+}
+
+func initialise(ctx context.Context, o InitOptions) (_ *InitResult, err error) {
+	if os.Getenv("FLY_MACHINE_ID") != "" {
+		return nil, errors.New("this is a Fly Machine: make the authority on your own machine, and bring the issuer folder here")
+	}
+	if o.Dir == "" {
+		return nil, errors.New("no folder")
+	}
+	constraints, err := NewConstraints(o.TrustDomain, o.EngineDNS, o.IssuerURL)
+	if err != nil {
+		return nil, err
+	}
+	result := initResult(o.Dir)
+	if len(o.RootPassword) == 0 {
+		o.RootPassword = newPassword()
+		result.RootPassword = string(o.RootPassword)
+	}
+	made, err := makeAuthority(ctx, constraints, o.RootPassword, time.Now())
+	if err != nil {
+		return nil, err
+	}
+	result.Fingerprint = made.fingerprint
+	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
+		return nil, err
+	}
+	for _, dir := range []string{result.RootDir, result.IssuerDir} {
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			return nil, err
+		}
+		defer func() {
+			if err != nil {
+				err = errors.Join(err, os.RemoveAll(dir))
+			}
+		}()
+	}
+	for _, f := range []struct {
+		path string
+		data []byte
+		mode os.FileMode
+	}{
+		{result.RootCertificate, made.root, 0o644},
+		{result.RootKey, made.rootKey, 0o600},
+		{filepath.Join(result.RootDir, fileRootCRL), made.rootCRL, 0o644},
+		{filepath.Join(result.RootDir, fileIntermediate), made.intermediate, 0o644},
+		{result.Root, made.root, 0o644},
+		{result.RootCRL, made.rootCRL, 0o644},
+		{result.Intermediate, made.intermediate, 0o644},
+		{result.IntermediateKey, made.key, 0o600},
+	} {
+		if err := writeNew(f.path, f.data, f.mode); err != nil {
+			return nil, err
+		}
+	}
+	if err := CreateStore(ctx, result.DSN, made.meta); err != nil {
+		return nil, err
+	}
+	return result, nil
+}
+
+func initResult(dir string) *InitResult {
+	root, issuer := filepath.Join(dir, rootFolder), filepath.Join(dir, issuerFolder)
+	return &InitResult{
+		RootDir:         root,
+		IssuerDir:       issuer,
+		RootCertificate: filepath.Join(root, fileRoot),
+		RootKey:         filepath.Join(root, fileRootKey),
+		Root:            filepath.Join(issuer, fileRoot),
+		RootCRL:         filepath.Join(issuer, fileRootCRL),
+		Intermediate:    filepath.Join(issuer, fileIntermediate),
+		IntermediateKey: filepath.Join(issuer, fileKey),
+		DSN:             filepath.Join(issuer, fileStore),
+	}
+}
+
+// authorityFiles are the contents of the files of a new authority.
+type authorityFiles struct {
+	root, rootKey, rootCRL, intermediate, key []byte
+	meta                                      Meta
+	fingerprint                               string
+}
+
+func makeAuthority(ctx context.Context, c Constraints, password []byte, now time.Time) (*authorityFiles, error) {
+	rootKey, err := step.Generate()
+	if err != nil {
+		return nil, err
+	}
+	template, err := rootTemplate(c, rootKey.Public(), now)
+	if err != nil {
+		return nil, err
+	}
+	root, err := step.CA(template, template, rootKey.Public(), rootKey)
+	if err != nil {
+		return nil, err
+	}
+	key, err := step.Generate()
+	if err != nil {
+		return nil, err
+	}
+	template, err = intermediateTemplate(c, key.Public(), now, root)
+	if err != nil {
+		return nil, err
+	}
+	intermediate, err := step.CA(template, root, key.Public(), rootKey)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := checkIntermediate(intermediate, root); err != nil {
+		return nil, fmt.Errorf("the new intermediate: %w", err)
+	}
+	f := &authorityFiles{
+		root:         encodePEM(blockCertificate, root.Raw),
+		intermediate: encodePEM(blockCertificate, intermediate.Raw),
+		fingerprint:  Fingerprint(root),
+		meta: Meta{
+			RootFingerprint: Fingerprint(root),
+			TrustDomain:     c.TrustDomain.Name(),
+			CreatedAt:       now.UTC().Truncate(time.Second),
+		},
+	}
+	if f.rootCRL, err = signRootCRL(ctx, root, rootKey, nil, nil, now, intermediate.NotAfter); err != nil {
+		return nil, err
+	}
+	if f.rootKey, err = step.Marshal(rootKey, password); err != nil {
+		return nil, err
+	}
+	if f.key, err = step.Marshal(key, nil); err != nil {
+		return nil, err
+	}
+	return f, nil
+}
+
+// newPassword is 160 random bits in groups that a person can copy.
+func newPassword() []byte {
+	var b [20]byte
+	_, _ = rand.Read(b[:]) // never fails: crypto/rand ends the program instead
+	s := strings.ToLower(base32.StdEncoding.EncodeToString(b[:]))
+	groups := make([]string, 0, 8)
+	for i := 0; i < len(s); i += 4 {
+		groups = append(groups, s[i:i+4])
+	}
+	return []byte(strings.Join(groups, "-"))
+}
+
+// writeNew writes a file that must not exist, durably.
+func writeNew(path string, data []byte, mode os.FileMode) (err error) {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	if _, err := f.Write(data); err != nil {
+		return err
+	}
+	return f.Sync()
+}

@@ -1,0 +1,34 @@
+package ca
+
+import (
+	"context"
+	"fmt"
+)
+
+// Revoke revokes, blocks or raises the floor as r says, and returns when a
+// committed CRL holds it, with that CRL's number. An error after the store has
+// committed names that: the revocation stands then, and the next CRL holds it.
+// A dry run publishes nothing.
+func (a *Authority) Revoke(ctx context.Context, r Revocation) (*RevocationResult, int64, error) {
+	result, err := a.store.Revoke(ctx, r)
+	if err != nil {
+		return nil, 0, fmt.Errorf("revoke: %w", err)
+	}
+	if r.DryRun {
+		c, err := a.CRLs(ctx)
+		if err != nil {
+			return nil, 0, fmt.Errorf("revoke: %w", err)
+		}
+		return result, c.Number, nil
+	}
+	// What is committed must be published, whether or not the caller waits. Not
+	// through the flight of CRLs, which may have read its state before.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), publishTimeout)
+	defer cancel()
+	c, err := a.publish(ctx)
+	if err != nil {
+		a.crls.Store(nil) // the next to ask publishes
+		return nil, 0, fmt.Errorf("revoke: committed, but not yet in a CRL: %w", err)
+	}
+	return result, c.Number, nil
+}

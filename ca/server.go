@@ -1,0 +1,72 @@
+package ca
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"time"
+
+	"github.com/mayfly-ca/mayfly/ca/guard"
+	"github.com/mayfly-ca/mayfly/ca/internal/step"
+	"github.com/mayfly-ca/mayfly/ca/issuance"
+)
+
+// ServerCertificate makes a key and a certificate for the issuer's own HTTPS
+// listener, valid for a day. An event is durable before it is signed. Names must
+// be within the intermediate's constraints: IP addresses are loopback only. It
+// carries no SPIFFE ID, so that it is no engine's and no client's.
+func (a *Authority) ServerCertificate(ctx context.Context, dnsNames []string, ips []net.IP) (*tls.Certificate, error) {
+	cert, err := a.serverCertificate(ctx, dnsNames, ips)
+	if err != nil {
+		return nil, fmt.Errorf("server certificate: %w", err)
+	}
+	return cert, nil
+}
+
+func (a *Authority) serverCertificate(ctx context.Context, dnsNames []string, ips []net.IP) (*tls.Certificate, error) {
+	if len(dnsNames)+len(ips) == 0 {
+		return nil, errors.New("no name")
+	}
+	for _, name := range dnsNames {
+		if !issuance.HostName(name) || !a.constraints.PermitsDNS(name) {
+			return nil, fmt.Errorf("DNS name %q is outside of the intermediate's name constraints (init --issuer-url)", name)
+		}
+	}
+	for _, ip := range ips {
+		if !ip.IsLoopback() || !a.constraints.Loopback {
+			return nil, fmt.Errorf("IP address %v is outside of the intermediate's name constraints (init --issuer-url)", ip)
+		}
+	}
+	key, err := step.Generate()
+	if err != nil {
+		return nil, err
+	}
+	template, err := a.current.endEntity(key.Public(), x509.ExtKeyUsageServerAuth, time.Now())
+	if err != nil {
+		return nil, err
+	}
+	template.Subject = pkix.Name{CommonName: "mayfly/issuer"}
+	template.DNSNames, template.IPAddresses = dnsNames, ips
+	template.NotAfter = issuance.NotAfter(template.NotBefore, guard.ServerTTL, a.current.cert)
+	announced := guard.Server{Serial: guard.Serial(template), DNSNames: dnsNames, IPAddresses: ips, PublicKey: key.Public()}
+	ticket := a.current.guard.Server(announced, func(leaf *x509.Certificate) error {
+		names := append([]string(nil), dnsNames...)
+		for _, ip := range ips {
+			names = append(names, ip.String())
+		}
+		return a.store.Append(ctx, Event{
+			Time: time.Now().UTC(), Type: EventIssued, By: "issuer", Serial: guard.Serial(leaf),
+			Reason: "certificate of the issuer's own listener", Detail: map[string]string{"names": strings.Join(names, " ")},
+		})
+	})
+	leaf, err := step.Leaf(ctx, template, a.current.cert, ticket)
+	if err != nil {
+		return nil, err
+	}
+	return &tls.Certificate{Certificate: [][]byte{leaf.Raw, a.current.cert.Raw}, PrivateKey: key, Leaf: leaf}, nil
+}

@@ -1,0 +1,110 @@
+package ca
+
+import (
+	"crypto"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"math/big"
+	"time"
+
+	"github.com/mayfly-ca/mayfly/ca/issuance"
+)
+
+// Lifetimes of CA certificates. Both begin caBackdate before they are made.
+const (
+	rootYears         = 10
+	intermediateYears = 1
+	caBackdate        = 5 * time.Minute
+)
+
+// newSerial draws a 128-bit serial number whose first byte is not zero, so that
+// it always has 32 hex digits and never fewer octets.
+func newSerial() (*big.Int, error) {
+	var b [issuance.SerialBytes]byte
+	for b[0] == 0 {
+		if _, err := io.ReadFull(rand.Reader, b[:]); err != nil {
+			return nil, fmt.Errorf("draw serial number: %w", err)
+		}
+	}
+	return new(big.Int).SetBytes(b[:]), nil
+}
+
+// keyID is the subject key identifier of pub: the leftmost 160 bits of the
+// SHA-256 of the subjectPublicKey (RFC 7093 section 2, method 1).
+func keyID(pub crypto.PublicKey) ([]byte, error) {
+	der, err := x509.MarshalPKIXPublicKey(pub)
+	if err != nil {
+		return nil, fmt.Errorf("subject key id: %w", err)
+	}
+	var spki struct {
+		Algorithm pkix.AlgorithmIdentifier
+		PublicKey asn1.BitString
+	}
+	if _, err := asn1.Unmarshal(der, &spki); err != nil {
+		return nil, fmt.Errorf("subject key id: %w", err)
+	}
+	sum := sha256.Sum256(spki.PublicKey.RightAlign())
+	return sum[:20], nil
+}
+
+// caTemplate is what root and intermediates have in common.
+func caTemplate(kind string, c Constraints, pub crypto.PublicKey, now time.Time, years int) (*x509.Certificate, error) {
+	serial, err := newSerial()
+	if err != nil {
+		return nil, err
+	}
+	id, err := keyID(pub)
+	if err != nil {
+		return nil, err
+	}
+	now = now.UTC().Truncate(time.Second)
+	t := &x509.Certificate{
+		SerialNumber: serial,
+		// The key's id in the name keeps two intermediates apart, for people
+		// and for verifiers that look an issuer up by its name.
+		Subject:               pkix.Name{CommonName: fmt.Sprintf("mayfly %s %s", kind, hex.EncodeToString(id[:8]))},
+		NotBefore:             now.Add(-caBackdate),
+		NotAfter:              now.AddDate(years, 0, 0),
+		BasicConstraintsValid: true,
+		IsCA:                  true,
+		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
+		SubjectKeyId:          id,
+	}
+	if td := c.TrustDomain.Name(); len(td) <= 64 { // ub-organization-name
+		t.Subject.Organization = []string{td}
+	}
+	return t, nil
+}
+
+func rootTemplate(c Constraints, pub crypto.PublicKey, now time.Time) (*x509.Certificate, error) {
+	t, err := caTemplate("root", c, pub, now, rootYears)
+	if err != nil {
+		return nil, err
+	}
+	t.MaxPathLen = 1
+	return t, nil
+}
+
+// intermediateTemplate never outlives root.
+func intermediateTemplate(c Constraints, pub crypto.PublicKey, now time.Time, root *x509.Certificate) (*x509.Certificate, error) {
+	t, err := caTemplate("intermediate", c, pub, now, intermediateYears)
+	if err != nil {
+		return nil, err
+	}
+	if t.NotAfter.After(root.NotAfter) {
+		t.NotAfter = root.NotAfter
+	}
+	if t.NotBefore.Before(root.NotBefore) {
+		t.NotBefore = root.NotBefore
+	}
+	t.MaxPathLenZero = true
+	t.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth}
+	c.write(t)
+	return t, nil
+}
