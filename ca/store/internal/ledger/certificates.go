@@ -1,0 +1,307 @@
+package ledger
+
+import (
+	"context"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/mayfly-ca/mayfly/ca/store"
+)
+
+const (
+	listColumns = `c.id, c.serial, c.profile, c.provider, c.identity, c.rule, c.run, c.engines, c.repository, c.repository_id, c.run_id,
+		c.actor, c.token_issuer, c.token_id, c.single_use, c.token_iat, c.spki, c.aki, c.not_before, c.not_after,
+		COALESCE(r.revoked_at, 0), COALESCE(r.revoked_by, ''), COALESCE(r.reason, '')`
+	fullColumns = listColumns + `, b.claims, b.tbs, b.signature`
+	fullFrom    = ` FROM certificates c JOIN bodies b ON b.id = c.id LEFT JOIN revocations r ON r.cert_id = c.id`
+)
+
+// certificateRow is a certificate and its id.
+type certificateRow struct {
+	id int64
+	store.Certificate
+}
+
+// scanCertificate reads listColumns and what follows them into more.
+func scanCertificate(r Rows, more ...any) (*certificateRow, error) {
+	var c certificateRow
+	var serial, aki []byte
+	var engines string
+	var single, iat, notBefore, notAfter, revoked int64
+	err := r.Scan(append([]any{&c.id, &serial, &c.Profile, &c.Provider, &c.Identity, &c.Rule, &c.Run, &engines, &c.Repository,
+		&c.RepositoryID, &c.RunID, &c.Actor, &c.TokenIssuer, &c.TokenID, &single, &iat, &c.SPKI, &aki, &notBefore, &notAfter,
+		&revoked, &c.RevokedBy, &c.Reason}, more...)...)
+	if err != nil {
+		return nil, err
+	}
+	c.Serial, c.AKI = hex.EncodeToString(serial), hex.EncodeToString(aki)
+	c.SingleUse = single != 0
+	c.TokenIAT, c.NotBefore, c.NotAfter, c.IssuedAt = fromMicro(iat), fromMicro(notBefore), fromMicro(notAfter), fromMicro(c.id>>idShift)
+	if revoked != 0 {
+		at := fromMicro(revoked)
+		c.RevokedAt = &at
+	}
+	return &c, json.Unmarshal([]byte(engines), &c.Engines)
+}
+
+func scanFull(r Rows) (*store.Certificate, error) {
+	var claims, tbs, sig []byte
+	c, err := scanCertificate(r, &claims, &tbs, &sig)
+	if err != nil {
+		return nil, err
+	}
+	c.Claims, c.TBS, c.Signature = claims, tbs, sig
+	return &c.Certificate, nil
+}
+
+// certificateBySerial returns everything recorded of serial, or nil.
+func certificateBySerial(ctx context.Context, r Reader, serial []byte) (*store.Certificate, error) {
+	return first(collect(ctx, r, scanFull, `SELECT `+fullColumns+fullFrom+` WHERE c.serial = $1`, serial))
+}
+
+// certificateByID returns everything recorded of the certificate id, or nil.
+func certificateByID(ctx context.Context, r Reader, id int64) (*store.Certificate, error) {
+	return first(collect(ctx, r, scanFull, `SELECT `+fullColumns+fullFrom+` WHERE c.id = $1`, id))
+}
+
+func first[T any](all []*T, err error) (*T, error) {
+	if err != nil || len(all) == 0 {
+		return nil, err
+	}
+	return all[0], nil
+}
+
+// Certificate implements store.Store.
+func (l *Ledger) Certificate(ctx context.Context, serial string) (*store.Certificate, error) {
+	raw, err := parseSerial(serial)
+	if err != nil {
+		return nil, fmt.Errorf("read certificate: %w: %w", store.ErrNotFound, err)
+	}
+	var c *store.Certificate
+	err = l.read(ctx, "read certificate", func(r Reader) error {
+		if c, err = certificateBySerial(ctx, r, raw); err == nil && c == nil {
+			err = fmt.Errorf("%s: %w", serial, store.ErrNotFound)
+		}
+		return err
+	})
+	return c, err
+}
+
+// Certificates implements store.Store.
+func (l *Ledger) Certificates(ctx context.Context, f store.CertificateFilter) ([]store.Certificate, string, error) {
+	limit := pageLimit(f.Limit)
+	fields := matchFields(f.Match)
+	scope := cursorScope(append([]string{"certificates", f.SerialPrefix, f.Status, timeText(f.Since), timeText(f.Until)}, fields[:]...)...)
+	below, err := l.parseCursor(scope, f.Cursor)
+	if err != nil {
+		return nil, "", fmt.Errorf("list certificates: %w", err)
+	}
+	if f.Now.IsZero() {
+		f.Now = time.Now()
+	}
+	var rows []*certificateRow
+	err = l.read(ctx, "list certificates", func(r Reader) error {
+		q, err := l.certificateQuery(ctx, r, f, below)
+		if err != nil {
+			return err
+		}
+		rows, err = collect(ctx, r, func(r Rows) (*certificateRow, error) { return scanCertificate(r) },
+			q.text+fmt.Sprintf(" LIMIT %d", limit+1), q.args...)
+		return err
+	})
+	if err != nil {
+		return nil, "", err
+	}
+	next := ""
+	if len(rows) > limit {
+		rows = rows[:limit]
+		next = l.cursor(scope, position{rows[limit-1].id, ""})
+	}
+	out := make([]store.Certificate, len(rows))
+	for i, c := range rows {
+		out[i] = c.Certificate
+	}
+	return out, next, nil
+}
+
+// certificateQuery builds the query of a page, newest first, without its
+// limit. The index to go by is chosen here, since SQLite knows nothing of how
+// often a value occurs.
+func (l *Ledger) certificateQuery(ctx context.Context, r Reader, f store.CertificateFilter, below *position) (*query, error) {
+	q := &query{}
+	chosen, err := l.chooseIndex(ctx, r, f)
+	if err != nil {
+		return nil, err
+	}
+	from := " FROM certificates c" + (&query{index: chosen.index}).hint(l.dialect) + " LEFT JOIN revocations r ON r.cert_id = c.id"
+	order := "c.id"
+	now := micro(f.Now)
+	switch f.Status {
+	case "":
+	case "valid":
+		q.where("r.cert_id IS NULL", "c.not_after >= "+q.arg(now), "c.id >= "+q.arg(idAt(f.Now.Add(-MaxLifetime))))
+	case "expired":
+		q.where("r.cert_id IS NULL", "c.not_after < "+q.arg(now))
+	case "revoked":
+		from = " FROM certificates c" + (&query{index: chosen.index}).hint(l.dialect) + " JOIN revocations r ON r.cert_id = c.id"
+		if chosen.index == "" || chosen.common {
+			from, order = " FROM revocations r CROSS JOIN certificates c", "r.cert_id"
+			q.where("c.id = r.cert_id")
+		}
+	default:
+		return nil, fmt.Errorf("unknown status %q", f.Status)
+	}
+	if err := whereSerial(q, f.SerialPrefix); err != nil {
+		return nil, err
+	}
+	whereMatch(q, f.Match)
+	if below != nil {
+		q.where(order + " < " + q.arg(below.id))
+	}
+	q.text = "SELECT " + listColumns + from + q.conditions() + " ORDER BY " + order + " DESC"
+	return q, nil
+}
+
+// whereMatch adds the conditions of m on certificates c.
+func whereMatch(q *query, m store.Match) {
+	for i, v := range matchFields(m) {
+		if v == "" {
+			continue
+		}
+		column := "c." + matchColumns[i]
+		q.where(column + " = " + q.arg(v))
+		switch matchColumns[i] {
+		case "repository", "repository_id", "run_id", "actor":
+			q.where(column + " <> ''") // lets the partial index serve
+		case "profile":
+			if v != "client" {
+				q.where("c.profile <> 'client'")
+			}
+		}
+	}
+	if m.Since != nil {
+		q.where("c.id >= " + q.arg(idAt(*m.Since)))
+	}
+	if m.Until != nil {
+		q.where("c.id < " + q.arg(idAt(*m.Until)))
+	}
+}
+
+// matchColumns are the columns of matchFields.
+var matchColumns = [blockFields]string{"token_issuer", "repository", "repository_id", "run_id", "actor", "identity", "profile"}
+
+// idAt is the least id of what is issued at t or later.
+func idAt(t time.Time) int64 {
+	us := micro(t)
+	switch {
+	case us < 0:
+		return 0
+	case us >= 1<<(63-idShift):
+		return 1<<63 - 1
+	}
+	return us << idShift
+}
+
+// whereSerial adds the range of serials that begin with prefix. A prefix of
+// one digit is found on the way, newest first; a longer one by its index.
+func whereSerial(q *query, prefix string) error {
+	if prefix == "" {
+		return nil
+	}
+	if len(prefix) > 32 || strings.Trim(prefix, "0123456789abcdef") != "" {
+		return fmt.Errorf("serial prefix %q is not lower-case hex", prefix)
+	}
+	low, err := hex.DecodeString(prefix + strings.Repeat("0", 32-len(prefix)))
+	if err != nil {
+		return err
+	}
+	high, err := hex.DecodeString(prefix + strings.Repeat("f", 32-len(prefix)))
+	if err != nil {
+		return err
+	}
+	if len(prefix) == 1 {
+		q.where("c.serial >= "+q.arg(low), "c.serial <= "+q.arg(high))
+		return nil
+	}
+	q.where("c.id IN (SELECT id FROM certificates WHERE serial >= " + q.arg(low) + " AND serial <= " + q.arg(high) + ")")
+	return nil
+}
+
+// indexChoice is the index that a list goes by; common when even its value
+// occurs often.
+type indexChoice struct {
+	index  string
+	common bool
+}
+
+// commonRows is how many rows make a value common: a list that has to look at
+// that many is still quick.
+const commonRows = 2000
+
+// chooseIndex picks, of the indexes that the filters of f could use, the one
+// whose value occurs least.
+func (l *Ledger) chooseIndex(ctx context.Context, r Reader, f store.CertificateFilter) (indexChoice, error) {
+	if len(f.SerialPrefix) > 1 {
+		return indexChoice{}, nil
+	}
+	var candidates []indexChoice
+	var values []string
+	fields := matchFields(f.Match)
+	for _, i := range []int{3, 4, 2, 1, 5} { // run_id, actor, repository_id, repository, identity
+		if fields[i] != "" {
+			candidates = append(candidates, indexChoice{index: "certificates_" + matchColumns[i]})
+			values = append(values, matchColumns[i])
+			values = append(values, fields[i])
+		}
+	}
+	if f.Profile != "" && f.Profile != "client" && len(candidates) == 0 {
+		return indexChoice{index: "certificates_servers", common: true}, nil
+	}
+	if len(candidates) == 0 || len(candidates) == 1 && f.Status != "revoked" {
+		return append(candidates, indexChoice{})[0], nil
+	}
+	best, least := indexChoice{}, int64(-1)
+	for i, c := range candidates {
+		column, n := values[2*i], int64(0)
+		_, err := one(ctx, r, fmt.Sprintf(`SELECT COUNT(*) FROM (SELECT 1 AS x FROM certificates WHERE %s = $1 AND %s <> '' LIMIT %d) AS y`, column, column, commonRows),
+			[]any{values[2*i+1]}, &n)
+		if err != nil {
+			return best, err
+		}
+		if least < 0 || n < least {
+			best, least = c, n
+			best.common = n == commonRows
+		}
+	}
+	return best, nil
+}
+
+// Each implements store.Store. It reads in pages, so that a slow f holds
+// nothing back; certificates that are recorded meanwhile may be left out.
+func (l *Ledger) Each(ctx context.Context, f func(*store.Certificate) error) error {
+	after := []byte{}
+	for {
+		var page []*store.Certificate
+		err := l.read(ctx, "walk certificates", func(r Reader) (err error) {
+			page, err = collect(ctx, r, scanFull, `SELECT `+fullColumns+fullFrom+` WHERE c.serial > $1 ORDER BY c.serial LIMIT 500`, after)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		for _, c := range page {
+			if err := f(c); err != nil {
+				return err
+			}
+		}
+		if len(page) == 0 {
+			return nil
+		}
+		if after, err = parseSerial(page[len(page)-1].Serial); err != nil {
+			return err
+		}
+	}
+}

@@ -1,0 +1,325 @@
+package ledger
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/mayfly-ca/mayfly/ca/store"
+)
+
+// chainPrefix begins what is hashed for a link, and names its form.
+const chainPrefix = "mayfly event link 1\n"
+
+// eventRow is an event as it is stored and hashed.
+type eventRow struct {
+	store.Event
+	detail string
+}
+
+// newEventRow cleans and bounds ev: texts come from tokens of strangers.
+func newEventRow(ev store.Event, now time.Time) (eventRow, error) {
+	if ev.Type == "" {
+		return eventRow{}, fmt.Errorf("event without a type")
+	}
+	for _, f := range []*string{&ev.Type, &ev.By, &ev.Serial, &ev.Identity, &ev.Repository, &ev.RunID, &ev.Rule, &ev.Reason} {
+		*f = clean(*f)
+	}
+	if ev.Time.IsZero() {
+		ev.Time = now
+	}
+	if ev.Count < 1 {
+		ev.Count = 1
+	}
+	e := eventRow{Event: ev}
+	if len(ev.Detail) > 0 {
+		cleaned := make(map[string]string, len(ev.Detail))
+		for k, v := range ev.Detail {
+			if len(cleaned) == 32 {
+				break
+			}
+			cleaned[clean(k)] = clean(v)
+		}
+		raw, err := json.Marshal(cleaned)
+		if err != nil {
+			return eventRow{}, err
+		}
+		e.detail = string(raw)
+	}
+	return e, nil
+}
+
+// clean makes s valid UTF-8 without NUL, of at most maxField bytes.
+func clean(s string) string {
+	if len(s) > maxField {
+		s = s[:maxField]
+	}
+	return strings.ReplaceAll(strings.ToValidUTF8(s, "\uFFFD"), "\x00", "\uFFFD")
+}
+
+// appendTo adds the event's hashed form: every field, each text with its
+// length before it, so that no two events share a form.
+func (e *eventRow) appendTo(b []byte) []byte {
+	b = binary.BigEndian.AppendUint64(b, uint64(e.Seq))
+	b = binary.BigEndian.AppendUint64(b, uint64(micro(e.Time)))
+	b = binary.BigEndian.AppendUint64(b, uint64(e.Count))
+	for _, s := range [...]string{e.Type, e.By, e.Serial, e.Identity, e.Repository, e.RunID, e.Rule, e.Reason, e.detail} {
+		b = binary.BigEndian.AppendUint32(b, uint32(len(s)))
+		b = append(b, s...)
+	}
+	return b
+}
+
+// linkHash is the hash of a link: of the one before and of all its events.
+func linkHash(before, events []byte) []byte {
+	h := sha256.New()
+	h.Write([]byte(chainPrefix))
+	h.Write(before)
+	h.Write(events)
+	return h.Sum(nil)
+}
+
+// link writes events as one link of the chain and moves h to it.
+func link(ctx context.Context, tx Tx, h *head, events []store.Event) error {
+	if len(events) == 0 {
+		return nil
+	}
+	now := time.Now()
+	first := h.seq + 1
+	rows := make([][]any, 0, len(events))
+	var form []byte
+	hours := make(map[int64]*[2]int64)
+	for _, ev := range events {
+		e, err := newEventRow(ev, now)
+		if err != nil {
+			return err
+		}
+		h.seq++
+		e.Seq = h.seq
+		at := micro(e.Time)
+		h.time = max(h.time, at)
+		h.disorder = max(h.disorder, h.time-at)
+		form = e.appendTo(form)
+		rows = append(rows, []any{e.Seq, at, e.Type, e.By, e.Serial, e.Identity, e.Repository, e.RunID, e.Rule, e.Reason, e.Count, e.detail})
+		countHour(hours, &e)
+	}
+	h.hash = linkHash(h.hash, form)
+	if err := tx.Insert(ctx, tableEvents, rows); err != nil {
+		return err
+	}
+	if err := tx.Insert(ctx, tableLinks, [][]any{{h.seq, first, h.time, h.hash}}); err != nil {
+		return err
+	}
+	for hour, n := range hours {
+		if _, err := tx.Exec(ctx, `INSERT INTO hours (hour, issued, denied) VALUES ($1, $2, $3)
+			ON CONFLICT (hour) DO UPDATE SET issued = hours.issued + excluded.issued, denied = hours.denied + excluded.denied`,
+			hour, n[0], n[1]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// countHour adds e to the hour it fell in.
+func countHour(hours map[int64]*[2]int64, e *eventRow) {
+	which := 0
+	switch e.Type {
+	case store.EventIssued:
+	case store.EventDenied, store.EventReplay:
+		which = 1
+	default:
+		return
+	}
+	hour := micro(e.Time.Truncate(time.Hour))
+	if hours[hour] == nil {
+		hours[hour] = new([2]int64)
+	}
+	hours[hour][which] += e.Count
+}
+
+// Hours implements store.Store.
+func (l *Ledger) Hours(ctx context.Context, since time.Time) ([]store.HourCount, error) {
+	var out []store.HourCount
+	err := l.read(ctx, "count hours", func(r Reader) (err error) {
+		out, err = collect(ctx, r, func(r Rows) (c store.HourCount, err error) {
+			var hour int64
+			err = r.Scan(&hour, &c.Issued, &c.Denied)
+			c.Hour = fromMicro(hour)
+			return c, err
+		}, `SELECT hour, issued, denied FROM hours WHERE hour >= $1 ORDER BY hour`, micro(since.Truncate(time.Hour)))
+		return err
+	})
+	return out, err
+}
+
+const eventColumns = `seq, time, type, actor, serial, identity, repository, run_id, rule, reason, count, detail`
+
+func scanEvent(r Rows) (e eventRow, err error) {
+	var at int64
+	err = r.Scan(&e.Seq, &at, &e.Type, &e.By, &e.Serial, &e.Identity, &e.Repository, &e.RunID, &e.Rule, &e.Reason, &e.Count, &e.detail)
+	e.Time = fromMicro(at)
+	return e, err
+}
+
+// Events implements store.Store. It writes pending denials first, so that
+// what an admin asks for is there.
+func (l *Ledger) Events(ctx context.Context, f store.EventFilter) ([]store.Event, string, error) {
+	if err := l.denials.flush(ctx, false); err != nil {
+		return nil, "", fmt.Errorf("list events: %w", err)
+	}
+	limit := pageLimit(f.Limit)
+	scope := cursorScope("events", f.Type, f.Serial, f.Repository, f.RunID, timeText(f.Since), timeText(f.Until))
+	below, err := l.parseCursor(scope, f.Cursor)
+	if err != nil {
+		return nil, "", fmt.Errorf("list events: %w", err)
+	}
+	var rows []eventRow
+	err = l.read(ctx, "list events", func(r Reader) error {
+		q, err := eventQuery(ctx, r, f, below, l.dialect)
+		if err != nil || q == nil {
+			return err
+		}
+		rows, err = collect(ctx, r, scanEvent, q.text+fmt.Sprintf(" LIMIT %d", limit+1), q.args...)
+		return err
+	})
+	if err != nil {
+		return nil, "", err
+	}
+	next := ""
+	if len(rows) > limit {
+		rows = rows[:limit]
+		if f.After == 0 {
+			next = l.cursor(scope, position{rows[limit-1].Seq, ""})
+		}
+	}
+	out := make([]store.Event, len(rows))
+	for i := range rows {
+		out[i] = rows[i].Event
+		if rows[i].detail == "" {
+			continue
+		}
+		if err := json.Unmarshal([]byte(rows[i].detail), &out[i].Detail); err != nil {
+			return nil, "", fmt.Errorf("list events: event %d: %w", out[i].Seq, err)
+		}
+	}
+	return out, next, nil
+}
+
+// eventQuery builds the query of a page without its limit; nil when the page
+// is empty. Times are narrowed to a range of seqs by the links, which are in
+// both orders at once.
+func eventQuery(ctx context.Context, r Reader, f store.EventFilter, below *position, d Dialect) (*query, error) {
+	q := &query{}
+	if f.Since != nil {
+		var first int64
+		found, err := one(ctx, r, `SELECT first_seq FROM links WHERE newest >= $1 ORDER BY newest, last_seq LIMIT 1`, []any{micro(*f.Since)}, &first)
+		if err != nil || !found {
+			return nil, err
+		}
+		q.where("seq >= "+q.arg(first), "time >= "+q.arg(micro(*f.Since)))
+	}
+	if f.Until != nil {
+		var last, disorder int64
+		if _, err := one(ctx, r, `SELECT disorder FROM state`, nil, &disorder); err != nil {
+			return nil, err
+		}
+		found, err := one(ctx, r, `SELECT last_seq FROM links WHERE newest >= $1 ORDER BY newest, last_seq LIMIT 1`, []any{micro(*f.Until) + disorder}, &last)
+		if err != nil {
+			return nil, err
+		}
+		if found {
+			q.where("seq <= " + q.arg(last))
+		}
+		q.where("time < " + q.arg(micro(*f.Until)))
+	}
+	for _, c := range []struct{ column, value string }{{"type", f.Type}, {"repository", f.Repository}, {"run_id", f.RunID}, {"serial", f.Serial}} {
+		if c.value == "" {
+			continue
+		}
+		q.where(c.column + " = " + q.arg(c.value))
+		if c.column != "type" {
+			q.where(c.column + " <> ''")
+		}
+		q.index = "events_" + c.column
+	}
+	order := " ORDER BY seq DESC"
+	switch {
+	case f.After > 0:
+		q.where("seq > " + q.arg(f.After))
+		order = " ORDER BY seq"
+	case below != nil:
+		q.where("seq < " + q.arg(below.id))
+	}
+	q.text = "SELECT " + eventColumns + " FROM events" + q.hint(d) + q.conditions() + order
+	return q, nil
+}
+
+// VerifyEvents implements store.Store.
+func (l *Ledger) VerifyEvents(ctx context.Context) (int64, error) {
+	var n int64
+	err := l.read(ctx, "verify events", func(r Reader) (err error) {
+		n, err = verifyChain(ctx, r)
+		return err
+	})
+	return n, err
+}
+
+// verifyChain walks every link from the checkpoint to the head.
+func verifyChain(ctx context.Context, r Reader) (int64, error) {
+	h, err := readHead(ctx, r)
+	if err != nil {
+		return 0, err
+	}
+	at, hash := int64(0), make([]byte, 32)
+	if _, err := one(ctx, r, `SELECT seq, hash FROM checkpoints ORDER BY seq DESC LIMIT 1`, nil, &at, &hash); err != nil {
+		return 0, err
+	}
+	start := at
+	for {
+		type row struct {
+			last, first int64
+			hash        []byte
+		}
+		links, err := collect(ctx, r, func(r Rows) (l row, err error) {
+			err = r.Scan(&l.last, &l.first, &l.hash)
+			return l, err
+		}, `SELECT last_seq, first_seq, hash FROM links WHERE last_seq > $1 ORDER BY last_seq LIMIT 512`, at)
+		if err != nil {
+			return 0, err
+		}
+		if len(links) == 0 {
+			break
+		}
+		events, err := collect(ctx, r, scanEvent,
+			`SELECT `+eventColumns+` FROM events WHERE seq > $1 AND seq <= $2 ORDER BY seq`, at, links[len(links)-1].last)
+		if err != nil {
+			return 0, err
+		}
+		for _, k := range links {
+			var form []byte
+			want := at + 1
+			for len(events) > 0 && events[0].Seq <= k.last {
+				if events[0].Seq != want {
+					break
+				}
+				form = events[0].appendTo(form)
+				events = events[1:]
+				want++
+			}
+			hash = linkHash(hash, form)
+			if k.first != at+1 || want != k.last+1 || !bytes.Equal(hash, k.hash) {
+				return 0, fmt.Errorf("link of events %d to %d is broken", k.first, k.last)
+			}
+			at = k.last
+		}
+	}
+	if at != h.seq || !bytes.Equal(hash, h.hash) {
+		return 0, fmt.Errorf("the chain ends with event %d, the newest was %d", at, h.seq)
+	}
+	return at - start, nil
+}

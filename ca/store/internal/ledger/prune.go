@@ -1,0 +1,142 @@
+package ledger
+
+import (
+	"context"
+	"encoding/hex"
+	"strconv"
+	"time"
+
+	"github.com/mayfly-ca/mayfly/ca/store"
+)
+
+const (
+	// pruneBatch bounds the rows that one commit of Prune deletes.
+	pruneBatch = 1000
+	// pruneMargin is what stays whatever the retention: an expired certificate
+	// may still be on a CRL, and its token must not buy another.
+	pruneMargin = crlLag + 2*time.Hour
+)
+
+// Prune implements store.Store. It returns how many rows of certificates,
+// sessions, blocks, logins and events are gone. Certificates and their tokens
+// stay for 26 hours after NotAfter, whatever before says. Each batch is a
+// commit of its own, so that issuing goes on.
+func (l *Ledger) Prune(ctx context.Context, before time.Time) (int64, error) {
+	total := int64(0)
+	now := time.Now()
+	if now.Before(before) {
+		before = now
+	}
+	certificates := before
+	if latest := now.Add(-pruneMargin); latest.Before(before) {
+		certificates = latest
+	}
+	from := int64(0)
+	for {
+		n, next, err := l.pruneCertificates(ctx, certificates, from)
+		total += n
+		if err != nil {
+			return total, err
+		}
+		if next == 0 {
+			break
+		}
+		from = next
+	}
+	for _, step := range []func(context.Context, time.Time) (int64, error){l.pruneRows, l.pruneEvents} {
+		for {
+			n, err := step(ctx, before)
+			total += n
+			if err != nil {
+				return total, err
+			}
+			if n == 0 {
+				break
+			}
+		}
+	}
+	return total, nil
+}
+
+// pruneCertificates looks at one batch of certificates from id on, and returns
+// where the next one begins; 0 after the last.
+func (l *Ledger) pruneCertificates(ctx context.Context, before time.Time, from int64) (n, next int64, _ error) {
+	err := l.update(ctx, "prune certificates", func(tx Tx, _ *head) ([]store.Event, error) {
+		n, next = 0, 0
+		var count, last int64
+		if _, err := one(ctx, tx, `SELECT COUNT(*), COALESCE(MAX(id), 0) FROM (SELECT id FROM certificates WHERE id >= $1 AND id < $2 ORDER BY id LIMIT `+strconv.Itoa(pruneBatch)+`) AS batch`,
+			[]any{from, idAt(before)}, &count, &last); err != nil || count == 0 {
+			return nil, err
+		}
+		next = last + 1
+		const gone = ` (SELECT id FROM certificates WHERE id >= $1 AND id <= $2 AND not_after < $3)`
+		args := []any{from, last, micro(before)}
+		tokens := `DELETE FROM tokens WHERE (token_id, issuer) IN (SELECT token_id, token_issuer FROM certificates WHERE id >= $1 AND id <= $2 AND not_after < $3 AND single_use = 1)`
+		for _, q := range []string{tokens, `DELETE FROM revocations WHERE cert_id IN` + gone, `DELETE FROM bodies WHERE id IN` + gone} {
+			if _, err := tx.Exec(ctx, q, args...); err != nil {
+				return nil, err
+			}
+		}
+		var err error
+		n, err = tx.Exec(ctx, `DELETE FROM certificates WHERE id >= $1 AND id <= $2 AND not_after < $3`, args...)
+		return nil, err
+	})
+	return n, next, err
+}
+
+// pruneRows deletes one batch of what ended before a time.
+func (l *Ledger) pruneRows(ctx context.Context, before time.Time) (n int64, _ error) {
+	limit := strconv.Itoa(pruneBatch)
+	err := l.update(ctx, "prune", func(tx Tx, _ *head) ([]store.Event, error) {
+		n = 0
+		for _, q := range []string{
+			`DELETE FROM sessions WHERE id IN (SELECT id FROM sessions WHERE opened_at < $1 AND seen_at < $1 ORDER BY opened_at, id LIMIT ` + limit + `)`,
+			`DELETE FROM blocks WHERE id IN (SELECT id FROM blocks WHERE until < $1 LIMIT ` + limit + `)`,
+			`DELETE FROM logins WHERE id IN (SELECT id FROM logins WHERE expires_at < $1 LIMIT ` + limit + `)`,
+			`DELETE FROM hours WHERE hour IN (SELECT hour FROM hours WHERE hour < $1 LIMIT ` + limit + `)`,
+		} {
+			m, err := tx.Exec(ctx, q, micro(before))
+			if err != nil {
+				return nil, err
+			}
+			n += m
+		}
+		return nil, nil
+	})
+	return n, err
+}
+
+// pruneEvents deletes the oldest links while all their events lie before a
+// time, and leaves a checkpoint: the hash that the next link goes on from.
+func (l *Ledger) pruneEvents(ctx context.Context, before time.Time) (n int64, _ error) {
+	err := l.update(ctx, "prune events", func(tx Tx, h *head) ([]store.Event, error) {
+		n = 0
+		var last int64
+		if _, err := one(ctx, tx, `SELECT COALESCE(MAX(last_seq), 0) FROM (SELECT last_seq FROM links WHERE newest < $1 ORDER BY newest, last_seq LIMIT `+strconv.Itoa(pruneBatch)+`) AS oldest`,
+			[]any{micro(before)}, &last); err != nil || last == 0 {
+			return nil, err
+		}
+		var hash []byte
+		if found, err := one(ctx, tx, `SELECT hash FROM links WHERE last_seq = $1`, []any{last}, &hash); err != nil || !found {
+			return nil, err
+		}
+		var err error
+		if n, err = tx.Exec(ctx, `DELETE FROM events WHERE seq <= $1`, last); err != nil {
+			return nil, err
+		}
+		if _, err = tx.Exec(ctx, `DELETE FROM links WHERE last_seq <= $1`, last); err != nil {
+			return nil, err
+		}
+		if _, err = tx.Exec(ctx, `DELETE FROM checkpoints`); err != nil {
+			return nil, err
+		}
+		if err := tx.Insert(ctx, tableCheckpoints, [][]any{{last, hash, micro(time.Now())}}); err != nil {
+			return nil, err
+		}
+		return []store.Event{{
+			Type: store.EventPruned, By: "retention", Count: n,
+			Detail: map[string]string{"up_to": strconv.FormatInt(last, 10), "hash": hex.EncodeToString(hash)},
+		}}, nil
+	})
+	return n, err
+}

@@ -1,0 +1,117 @@
+package ledger
+
+import (
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/binary"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/mayfly-ca/mayfly/ca/store"
+)
+
+const (
+	defaultLimit = 100
+	maxLimit     = 500
+)
+
+// pageLimit bounds what a caller asks for; 0 asks for the default.
+func pageLimit(n int) int {
+	if n <= 0 {
+		return defaultLimit
+	}
+	return min(n, maxLimit)
+}
+
+// query is a SELECT in the making.
+type query struct {
+	text  string
+	args  []any
+	terms []string
+	index string // that the database shall go by
+}
+
+// arg adds a parameter and returns its name.
+func (q *query) arg(v any) string {
+	q.args = append(q.args, v)
+	return "$" + strconv.Itoa(len(q.args))
+}
+
+func (q *query) where(terms ...string) { q.terms = append(q.terms, terms...) }
+
+func (q *query) conditions() string {
+	if len(q.terms) == 0 {
+		return ""
+	}
+	return " WHERE " + strings.Join(q.terms, " AND ")
+}
+
+func (q *query) hint(d Dialect) string {
+	if !d.IndexHints || q.index == "" {
+		return ""
+	}
+	return " INDEXED BY " + q.index
+}
+
+// position is where a page ended: an id, and a text where ids are not unique.
+type position struct {
+	id   int64
+	text string
+}
+
+// cursorScope names a list and its filters; a cursor is good for one scope.
+func cursorScope(parts ...string) []byte {
+	h := sha256.New()
+	for _, p := range parts {
+		var n [8]byte
+		binary.BigEndian.PutUint64(n[:], uint64(len(p)))
+		h.Write(n[:])
+		h.Write([]byte(p))
+	}
+	return h.Sum(nil)
+}
+
+const cursorMAC = 12
+
+// cursor encodes p: its id, its text, and a MAC over both and the scope, under
+// a key that only the store has.
+func (l *Ledger) cursor(scope []byte, p position) string {
+	b := binary.BigEndian.AppendUint64(nil, uint64(p.id))
+	b = append(b, p.text...)
+	return base64.RawURLEncoding.EncodeToString(append(b, l.cursorSum(scope, b)...))
+}
+
+func (l *Ledger) cursorSum(scope, b []byte) []byte {
+	m := hmac.New(sha256.New, l.cursorKey)
+	m.Write(scope)
+	m.Write(b)
+	return m.Sum(nil)[:cursorMAC]
+}
+
+// parseCursor is the reverse of cursor; nil for "", else ErrBadCursor.
+func (l *Ledger) parseCursor(scope []byte, s string) (*position, error) {
+	if s == "" {
+		return nil, nil
+	}
+	if len(s) > 256 {
+		return nil, store.ErrBadCursor
+	}
+	b, err := base64.RawURLEncoding.Strict().DecodeString(s)
+	if err != nil || len(b) < 8+cursorMAC {
+		return nil, store.ErrBadCursor
+	}
+	body, mac := b[:len(b)-cursorMAC], b[len(b)-cursorMAC:]
+	if !hmac.Equal(mac, l.cursorSum(scope, body)) {
+		return nil, store.ErrBadCursor
+	}
+	return &position{int64(binary.BigEndian.Uint64(body)), string(body[8:])}, nil
+}
+
+func timeText(t *time.Time) string {
+	if t == nil {
+		return ""
+	}
+	return strconv.FormatInt(micro(*t), 10)
+}

@@ -1,0 +1,327 @@
+package ledger
+
+import (
+	"bytes"
+	"context"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/mayfly-ca/mayfly/ca/store"
+)
+
+const (
+	idShift = 10
+	idSlots = 1 << idShift
+	// maxField bounds every text of a record, in bytes.
+	maxField = 4096
+	// maxBody bounds claims, TBS and signature, in bytes each.
+	maxBody = 64 << 10
+)
+
+// Record implements store.Store.
+func (l *Ledger) Record(ctx context.Context, c *store.Certificate, ev store.Event) (*store.Certificate, error) {
+	o := &op{cert: c}
+	if err := o.prepare(); err != nil {
+		return nil, fmt.Errorf("record certificate: %w", err)
+	}
+	o.events = []store.Event{issued(c, ev)}
+	if err := l.committer.do(ctx, o); err != nil {
+		return nil, fmt.Errorf("record certificate: %w", err)
+	}
+	return o.result, nil
+}
+
+// AttachSignature implements store.Store.
+func (l *Ledger) AttachSignature(ctx context.Context, serial string, sig []byte) error {
+	raw, err := parseSerial(serial)
+	if err != nil {
+		return fmt.Errorf("attach signature: %w", err)
+	}
+	if len(sig) == 0 || len(sig) > maxBody {
+		return fmt.Errorf("attach signature: %d bytes", len(sig))
+	}
+	if err := l.committer.do(ctx, &op{sign: &signature{raw, sig}}); err != nil {
+		return fmt.Errorf("attach signature: %w", err)
+	}
+	return nil
+}
+
+// Append implements store.Store.
+func (l *Ledger) Append(ctx context.Context, ev ...store.Event) error {
+	if len(ev) == 0 {
+		return nil
+	}
+	if err := l.committer.do(ctx, &op{events: ev}); err != nil {
+		return fmt.Errorf("append events: %w", err)
+	}
+	return nil
+}
+
+// issued fills what ev leaves empty from the certificate that it tells of.
+func issued(c *store.Certificate, ev store.Event) store.Event {
+	fill := func(field *string, v string) {
+		if *field == "" {
+			*field = v
+		}
+	}
+	fill(&ev.Type, store.EventIssued)
+	fill(&ev.Serial, c.Serial)
+	fill(&ev.Identity, c.Identity)
+	fill(&ev.Repository, c.Repository)
+	fill(&ev.RunID, c.RunID)
+	fill(&ev.Rule, c.Rule)
+	if ev.Time.IsZero() {
+		ev.Time = c.IssuedAt
+	}
+	return ev
+}
+
+// prepare checks a record for completeness, so that what remains for the
+// database to refuse is rare, and the same for every driver.
+func (o *op) prepare() error {
+	c := o.cert
+	var err error
+	if o.serial, err = parseSerial(c.Serial); err != nil {
+		return err
+	}
+	if o.aki, err = hex.DecodeString(c.AKI); err != nil || len(o.aki) == 0 {
+		return fmt.Errorf("authority key id %q is not hex", c.AKI)
+	}
+	switch {
+	case c.IssuedAt.UnixMicro() <= 0 || c.IssuedAt.UnixMicro() >= 1<<(63-idShift):
+		return fmt.Errorf("issued at %v", c.IssuedAt)
+	case !c.NotAfter.After(c.NotBefore) || c.NotAfter.Sub(c.IssuedAt) > MaxLifetime:
+		return fmt.Errorf("validity from %v to %v", c.NotBefore, c.NotAfter)
+	case len(c.SPKI) != 32:
+		return fmt.Errorf("SPKI hash of %d bytes", len(c.SPKI))
+	case len(c.TBS) == 0 || len(c.TBS) > maxBody || len(c.Claims) > maxBody || len(c.Signature) > maxBody:
+		return errors.New("TBS, claims or signature missing or too large")
+	case c.Identity == "" || c.Profile == "" || c.TokenIssuer == "":
+		return errors.New("no identity, profile or token issuer")
+	case c.SingleUse && c.TokenID == "":
+		return errors.New("a single-use token needs an id")
+	}
+	engines, err := json.Marshal(c.Engines)
+	if err != nil {
+		return err
+	}
+	o.listed = string(engines)
+	for _, s := range []string{c.Profile, c.Provider, c.Identity, c.Rule, c.Run, o.listed, c.Repository, c.RepositoryID, c.RunID, c.Actor, c.TokenIssuer, c.TokenID} {
+		if len(s) > maxField || !utf8.ValidString(s) || strings.IndexByte(s, 0) >= 0 {
+			return fmt.Errorf("a text of the record is no UTF-8, holds NUL or is over %d bytes", maxField)
+		}
+	}
+	return nil
+}
+
+// usedToken is what the store knows of a token that was used before.
+type usedToken struct {
+	certID int64
+	spki   []byte
+}
+
+// apply writes what batch asks for into tx, leaving results and refusals in
+// its ops, and returns the events of the commit. Only the database's own
+// errors are returned. careful looks for what an earlier, lost attempt left.
+func (l *Ledger) apply(ctx context.Context, tx Tx, h *head, batch []*op, careful bool) ([]store.Event, error) {
+	if err := l.blocks.refresh(ctx, tx, h.blocksVersion); err != nil {
+		return nil, err
+	}
+	used, err := findTokens(ctx, tx, batch)
+	if err != nil {
+		return nil, err
+	}
+	w := recordWriter{now: time.Now()}
+	for i, o := range batch {
+		o.result, o.err = nil, nil
+		switch {
+		case o.cert != nil:
+			if careful {
+				if o.id, err = freeID(ctx, tx, o.cert.IssuedAt); err != nil {
+					return nil, err
+				}
+			} else {
+				o.id = micro(o.cert.IssuedAt)<<idShift | l.nonce.Add(1)&(idSlots-1)
+			}
+			if err := l.admit(ctx, tx, h, &w, o, used[i]); err != nil {
+				return nil, err
+			}
+		case o.sign != nil:
+			n, err := tx.Exec(ctx, `UPDATE bodies SET signature = $1 WHERE id = (SELECT id FROM certificates WHERE serial = $2)`, o.sign.sig, o.sign.serial)
+			if err != nil {
+				return nil, err
+			}
+			if n == 0 {
+				o.err = store.ErrNotFound
+			}
+		default:
+			w.events = append(w.events, o.events...)
+		}
+	}
+	return w.events, w.write(ctx, tx)
+}
+
+// admit decides about one record in the order floor, block, token.
+func (l *Ledger) admit(ctx context.Context, tx Tx, h *head, w *recordWriter, o *op, used *usedToken) error {
+	c := o.cert
+	if micro(c.TokenIAT) < h.floor || micro(c.IssuedAt) < h.floor {
+		o.err = store.ErrBeforeFloor
+		return nil
+	}
+	if b := l.blocks.covers(c, w.now); b != nil {
+		o.err = &store.BlockedError{Block: *b}
+		return nil
+	}
+	if c.SingleUse {
+		if first := w.token(c); first != nil {
+			o.result, o.err = again(first, c.SPKI, w.now)
+			return nil
+		}
+		if used != nil {
+			recorded, err := certificateByID(ctx, tx, used.certID)
+			if err != nil {
+				return err
+			}
+			if recorded == nil {
+				return fmt.Errorf("token names certificate %d, which is gone", used.certID)
+			}
+			o.result, o.err = again(recorded, c.SPKI, w.now)
+			return nil
+		}
+	}
+	w.add(o)
+	o.result = c
+	return nil
+}
+
+// again decides about a token that has bought recorded before.
+func again(recorded *store.Certificate, spki []byte, now time.Time) (*store.Certificate, error) {
+	why := ""
+	switch {
+	case !bytes.Equal(recorded.SPKI, spki):
+		why = "another key"
+	case recorded.RevokedAt != nil:
+		why = "revoked"
+	case now.After(recorded.NotAfter):
+		why = "expired"
+	default:
+		return recorded, nil
+	}
+	return nil, &store.ReplayError{Serial: recorded.Serial, Why: why}
+}
+
+// findTokens looks up the single-use tokens of batch; nil where unused.
+func findTokens(ctx context.Context, tx Tx, batch []*op) ([]*usedToken, error) {
+	used := make([]*usedToken, len(batch))
+	var args [][]any
+	var at []int
+	for i, o := range batch {
+		if o.cert != nil && o.cert.SingleUse {
+			args = append(args, []any{o.cert.TokenID, o.cert.TokenIssuer})
+			at = append(at, i)
+		}
+	}
+	if len(args) == 0 {
+		return used, nil
+	}
+	return used, tx.Lookup(ctx, `SELECT cert_id, spki FROM tokens WHERE token_id = $1 AND issuer = $2`, args, func(i int, r Rows) error {
+		var u usedToken
+		if err := r.Scan(&u.certID, &u.spki); err != nil {
+			return err
+		}
+		used[at[i]] = &u
+		return nil
+	})
+}
+
+// freeID finds an id that nothing has for what was issued at t.
+func freeID(ctx context.Context, tx Tx, t time.Time) (int64, error) {
+	from := micro(t) << idShift
+	taken, err := collect(ctx, tx, func(r Rows) (int64, error) {
+		var id int64
+		return id, r.Scan(&id)
+	}, `SELECT id FROM certificates WHERE id >= $1 AND id < $2 ORDER BY id`, from, from+idSlots)
+	if err != nil {
+		return 0, err
+	}
+	for i := range int64(idSlots) {
+		if i >= int64(len(taken)) || taken[i] != from+i {
+			return from + i, nil
+		}
+	}
+	return 0, fmt.Errorf("%d certificates were issued at %v", idSlots, t)
+}
+
+// recordWriter gathers the rows of one commit.
+type recordWriter struct {
+	now           time.Time
+	certificates  [][]any
+	bodies        [][]any
+	tokens        [][]any
+	events        []store.Event
+	boughtInBatch map[[2]string]*store.Certificate
+}
+
+// token returns what the token of c has bought within this commit.
+func (w *recordWriter) token(c *store.Certificate) *store.Certificate {
+	return w.boughtInBatch[[2]string{c.TokenIssuer, c.TokenID}]
+}
+
+func (w *recordWriter) add(o *op) {
+	c := o.cert
+	single := int64(0)
+	if c.SingleUse {
+		single = 1
+		if w.boughtInBatch == nil {
+			w.boughtInBatch = make(map[[2]string]*store.Certificate)
+		}
+		w.boughtInBatch[[2]string{c.TokenIssuer, c.TokenID}] = c
+		w.tokens = append(w.tokens, []any{c.TokenID, c.TokenIssuer, o.id, c.SPKI})
+	}
+	w.certificates = append(w.certificates, []any{
+		o.id, o.serial, c.Profile, c.Provider, c.Identity, c.Rule, c.Run, o.listed, c.Repository, c.RepositoryID, c.RunID,
+		c.Actor, c.TokenIssuer, c.TokenID, single, micro(c.TokenIAT), c.SPKI, o.aki, micro(c.NotBefore), micro(c.NotAfter),
+	})
+	w.bodies = append(w.bodies, []any{o.id, nonNil(c.Claims), c.TBS, nonNil(c.Signature)})
+	w.events = append(w.events, o.events...)
+}
+
+func (w *recordWriter) write(ctx context.Context, tx Tx) error {
+	for _, t := range []struct {
+		table *Table
+		rows  [][]any
+	}{{tableCertificates, w.certificates}, {tableBodies, w.bodies}, {tableTokens, w.tokens}} {
+		if len(t.rows) == 0 {
+			continue
+		}
+		if err := tx.Insert(ctx, t.table, t.rows); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// nonNil keeps an empty byte string from becoming NULL.
+func nonNil(b []byte) []byte {
+	if b == nil {
+		return []byte{}
+	}
+	return b
+}
+
+// parseSerial reads 32 lower-case hex digits.
+func parseSerial(s string) ([]byte, error) {
+	if len(s) != 32 || strings.ToLower(s) != s {
+		return nil, fmt.Errorf("serial %q is not 32 lower-case hex digits", s)
+	}
+	raw, err := hex.DecodeString(s)
+	if err != nil {
+		return nil, fmt.Errorf("serial %q is not 32 lower-case hex digits", s)
+	}
+	return raw, nil
+}

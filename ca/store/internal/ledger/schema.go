@@ -1,0 +1,175 @@
+package ledger
+
+import (
+	"context"
+	"crypto/rand"
+	"database/sql"
+	_ "embed"
+	"fmt"
+	"strings"
+
+	"github.com/pressly/goose/v3"
+	"github.com/pressly/goose/v3/database"
+
+	"github.com/mayfly-ca/mayfly/ca/store"
+)
+
+//go:embed migrations/0001_init.sql
+var migrationInit string
+
+// migrations are the versions of the shape, in order, from 1.
+var migrations = []string{migrationInit}
+
+// Version is the version of the shape that this program reads and writes.
+const Version = 1
+
+// Kind is the type of a column.
+type Kind uint8
+
+// The three kinds of values that a store holds.
+const (
+	Int Kind = iota
+	Text
+	Bytes
+)
+
+// Column is one column of a Table.
+type Column struct {
+	Name string
+	Kind Kind
+}
+
+// Table is what Insert needs to know, and Backup.
+type Table struct {
+	Name    string
+	Columns []Column
+
+	insertOne string
+}
+
+// Names joins the column names with commas.
+func (t *Table) Names() string {
+	names := make([]string, len(t.Columns))
+	for i, c := range t.Columns {
+		names[i] = c.Name
+	}
+	return strings.Join(names, ", ")
+}
+
+// table reads a compact description: "name:i name:t name:b".
+func table(name, columns string) *Table {
+	t := &Table{Name: name}
+	for _, f := range strings.Fields(columns) {
+		n, k, _ := strings.Cut(f, ":")
+		t.Columns = append(t.Columns, Column{n, map[string]Kind{"i": Int, "t": Text, "b": Bytes}[k]})
+	}
+	t.insertOne = fmt.Sprintf("INSERT INTO %s (%s) VALUES (%s)", t.Name, t.Names(), values(1, len(t.Columns)))
+	return t
+}
+
+// The tables, in the order in which a backup writes them.
+var (
+	tableMeta         = table("meta", "id:i root_fingerprint:t trust_domain:t created_at:i cursor_key:b")
+	tableState        = table("state", "id:i floor:i blocks_version:i revision:i head_seq:i head_hash:b head_time:i disorder:i")
+	tableCertificates = table("certificates", "id:i serial:b profile:t provider:t identity:t rule:t run:t engines:t repository:t repository_id:t run_id:t actor:t token_issuer:t token_id:t single_use:i token_iat:i spki:b aki:b not_before:i not_after:i")
+	tableBodies       = table("bodies", "id:i claims:b tbs:b signature:b")
+	tableTokens       = table("tokens", "token_id:t issuer:t cert_id:i spki:b")
+	tableRevocations  = table("revocations", "seq:i cert_id:i serial:b aki:b not_after:i revoked_at:i revoked_by:t reason:t")
+	tableBlocks       = table("blocks", "id:t created_at:i until:i match:t reason:t created_by:t")
+	tableCRLState     = table("crl_state", "id:i number:i signed_at:i revision:i")
+	tableCRLs         = table("crls", "number:i aki:b der:b")
+	tableEvents       = table("events", "seq:i time:i type:t actor:t serial:t identity:t repository:t run_id:t rule:t reason:t count:i detail:t")
+	tableLinks        = table("links", "last_seq:i first_seq:i newest:i hash:b")
+	tableCheckpoints  = table("checkpoints", "seq:i hash:b pruned_at:i")
+	tableHours        = table("hours", "hour:i issued:i denied:i")
+	tableSessions     = table("sessions", "id:t engine:t machine:t serial:t run:t run_id:t repository:t identity:t remote_addr:t reason:t opened_at:i seen_at:i closed_at:i bytes_in:i bytes_out:i")
+	tableLogins       = table("logins", "id:t provider:t subject:t claims:b created_at:i expires_at:i")
+)
+
+// Migrate brings the shape to Version. The caller keeps others out. A shape of
+// a later version is an error.
+func Migrate(ctx context.Context, dialect database.Dialect, db *sql.DB, d Dialect) error {
+	words := strings.NewReplacer("@int", d.Int, "@bytes", d.Bytes, "@clustered", d.Clustered, "@bodies", d.Bodies)
+	var steps []*goose.Migration
+	for i, text := range migrations {
+		text = words.Replace(text)
+		steps = append(steps, goose.NewGoMigration(int64(i+1), &goose.GoFunc{
+			RunTx: func(ctx context.Context, tx *sql.Tx) error {
+				_, err := tx.ExecContext(ctx, text)
+				return err
+			},
+		}, nil))
+	}
+	p, err := goose.NewProvider(dialect, db, nil,
+		goose.WithGoMigrations(steps...),
+		goose.WithDisableGlobalRegistry(true),
+		goose.WithLogger(goose.NopLogger()))
+	if err != nil {
+		return fmt.Errorf("migrate store: %w", err)
+	}
+	if _, err := p.Up(ctx); err != nil {
+		return fmt.Errorf("migrate store: %w", err)
+	}
+	return CheckVersion(ctx, db)
+}
+
+// CheckVersion tells by an error that db has another version than Version.
+func CheckVersion(ctx context.Context, db *sql.DB) error {
+	v, err := SchemaVersion(ctx, db)
+	if err != nil {
+		return err
+	}
+	if v != Version {
+		return fmt.Errorf("store has shape %d, this program knows %d", v, Version)
+	}
+	return nil
+}
+
+// SchemaVersion reads the version of the shape of db.
+func SchemaVersion(ctx context.Context, db *sql.DB) (int64, error) {
+	var v int64
+	err := db.QueryRowContext(ctx, `SELECT COALESCE(MAX(version_id), 0) FROM goose_db_version WHERE is_applied`).Scan(&v)
+	if err != nil {
+		return 0, fmt.Errorf("read version of store: %w", err)
+	}
+	return v, nil
+}
+
+// Found writes the first rows of an empty store.
+func Found(ctx context.Context, tx Tx, m store.Meta) error {
+	if m.RootFingerprint == "" || m.TrustDomain == "" || m.CreatedAt.IsZero() {
+		return fmt.Errorf("store needs a root fingerprint, a trust domain and a creation time")
+	}
+	floor := micro(m.CreatedAt.Truncate(second))
+	if err := tx.Insert(ctx, tableState, [][]any{{int64(1), floor, int64(1), int64(0), int64(0), make([]byte, 32), int64(0), int64(0)}}); err != nil {
+		return err
+	}
+	if err := tx.Insert(ctx, tableCRLState, [][]any{{int64(1), int64(0), int64(0), int64(-1)}}); err != nil {
+		return err
+	}
+	return insertMeta(ctx, tx, m)
+}
+
+// insertMeta writes the row whose presence makes a database a store.
+func insertMeta(ctx context.Context, tx Tx, m store.Meta) error {
+	key := make([]byte, 32)
+	rand.Read(key)
+	return tx.Insert(ctx, tableMeta, [][]any{{int64(1), m.RootFingerprint, m.TrustDomain, micro(m.CreatedAt.Truncate(second)), key}})
+}
+
+// readMeta reads what insertMeta wrote; nil when there is none.
+func readMeta(ctx context.Context, r Reader) (*store.Meta, []byte, error) {
+	var m store.Meta
+	var created int64
+	var key []byte
+	found, err := one(ctx, r, `SELECT root_fingerprint, trust_domain, created_at, cursor_key FROM meta`, nil,
+		&m.RootFingerprint, &m.TrustDomain, &created, &key)
+	if err != nil || !found {
+		return nil, nil, err
+	}
+	m.CreatedAt = fromMicro(created)
+	return &m, key, nil
+}
+
+// InsertOne is the statement that adds one row.
+func (t *Table) InsertOne() string { return t.insertOne }

@@ -1,0 +1,205 @@
+package ledger
+
+import (
+	"context"
+	"encoding/hex"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/mayfly-ca/mayfly/ca/store"
+)
+
+// liveFor is how long an open session counts as live after its last report.
+const liveFor = 2 * time.Minute
+
+// Reasons of a SessionRefusal.
+const (
+	refusedForm    = "malformed report"
+	refusedSerial  = "unknown serial"
+	refusedEngine  = "serial is not granted to this engine"
+	refusedMachine = "session of another machine"
+	refusedUnknown = "unknown session"
+	refusedClosed  = "session is closed"
+)
+
+const sessionColumns = `id, engine, machine, serial, run, repository, identity, remote_addr, reason, opened_at, seen_at, closed_at, bytes_in, bytes_out`
+
+func scanSession(r Rows) (s store.Session, err error) {
+	var opened, seen, closed int64
+	err = r.Scan(&s.ID, &s.Engine, &s.Machine, &s.Serial, &s.Run, &s.Repository, &s.Identity, &s.RemoteAddr, &s.Reason,
+		&opened, &seen, &closed, &s.BytesIn, &s.BytesOut)
+	s.OpenedAt, s.SeenAt = fromMicro(opened), fromMicro(seen)
+	if closed != 0 {
+		at := fromMicro(closed)
+		s.ClosedAt = &at
+	}
+	return s, err
+}
+
+// ReportSessions implements store.Store. A report that was accepted before is
+// accepted again and changes nothing, since reporters send again what was not
+// answered.
+func (l *Ledger) ReportSessions(ctx context.Context, by store.SessionReporter, reports []store.SessionReport) (int, []store.SessionRefusal, error) {
+	accepted := 0
+	var refused []store.SessionRefusal
+	if by.Machine == "" || by.Engine == "" {
+		return 0, nil, fmt.Errorf("report sessions: no machine or engine")
+	}
+	err := l.update(ctx, "report sessions", func(tx Tx, _ *head) ([]store.Event, error) {
+		var events []store.Event
+		accepted, refused = 0, nil
+		now := time.Now()
+		for _, rep := range reports {
+			ev, why, err := report(ctx, tx, by, rep, now)
+			switch {
+			case err != nil:
+				return nil, err
+			case why != "":
+				refused = append(refused, store.SessionRefusal{ID: clean(rep.ID), Reason: why})
+			default:
+				accepted++
+			}
+			if ev != nil {
+				events = append(events, *ev)
+			}
+		}
+		return events, nil
+	})
+	if err != nil {
+		return 0, nil, err
+	}
+	return accepted, refused, nil
+}
+
+// report applies one report, or says why it is refused for good.
+func report(ctx context.Context, tx Tx, by store.SessionReporter, rep store.SessionReport, now time.Time) (ev *store.Event, why string, err error) {
+	if len(rep.ID) == 0 || len(rep.ID) > 64 || strings.Trim(rep.ID, "0123456789abcdef") != "" || rep.BytesIn < 0 || rep.BytesOut < 0 {
+		return nil, refusedForm, nil
+	}
+	rep.Reason, rep.RemoteAddr = clean(rep.Reason), clean(rep.RemoteAddr)
+	if rep.At.IsZero() || rep.At.After(now) || rep.At.Before(now.Add(-7*24*time.Hour)) {
+		rep.At = now // a clock that is off, or a report kept for too long
+	}
+	known, err := collect(ctx, tx, scanSession, `SELECT `+sessionColumns+` FROM sessions WHERE id = $1`, rep.ID)
+	if err != nil {
+		return nil, "", err
+	}
+	if len(known) > 0 && (known[0].Machine != by.Machine || known[0].Engine != by.Engine) {
+		return nil, refusedMachine, nil
+	}
+	switch {
+	case rep.Kind == "open" && len(known) > 0:
+		if known[0].Serial != rep.Serial {
+			return nil, refusedMachine, nil
+		}
+		return nil, "", nil
+	case rep.Kind == "open":
+		return openSession(ctx, tx, by, rep, now)
+	case rep.Kind != "progress" && rep.Kind != "close":
+		return nil, refusedForm, nil
+	case len(known) == 0:
+		return nil, refusedUnknown, nil
+	case known[0].ClosedAt != nil && rep.Kind == "close":
+		return nil, "", nil
+	case known[0].ClosedAt != nil:
+		return nil, refusedClosed, nil
+	}
+	return moveSession(ctx, tx, &known[0], rep, now)
+}
+
+func openSession(ctx context.Context, tx Tx, by store.SessionReporter, rep store.SessionReport, now time.Time) (*store.Event, string, error) {
+	raw, err := parseSerial(rep.Serial)
+	if err != nil {
+		return nil, refusedSerial, nil
+	}
+	c, err := certificateBySerial(ctx, tx, raw)
+	switch {
+	case err != nil:
+		return nil, "", err
+	case c == nil:
+		return nil, refusedSerial, nil
+	case !slices.Contains(c.Engines, by.Engine) || c.Profile != "client":
+		return nil, refusedEngine, nil
+	}
+	err = tx.Insert(ctx, tableSessions, [][]any{{rep.ID, by.Engine, by.Machine, c.Serial, c.Run, c.RunID, c.Repository, c.Identity,
+		rep.RemoteAddr, "", micro(rep.At), micro(now), int64(0), rep.BytesIn, rep.BytesOut}})
+	return &store.Event{
+		Type: store.EventConnected, Time: rep.At, By: by.Machine, Serial: c.Serial, Identity: c.Identity, Repository: c.Repository, RunID: c.RunID, Rule: c.Rule,
+		Detail: map[string]string{"session": rep.ID, "engine": by.Engine, "remote_addr": rep.RemoteAddr},
+	}, "", err
+}
+
+// moveSession notes progress, or the end. Bytes never go back.
+func moveSession(ctx context.Context, tx Tx, s *store.Session, rep store.SessionReport, now time.Time) (*store.Event, string, error) {
+	in, out := max(s.BytesIn, rep.BytesIn), max(s.BytesOut, rep.BytesOut)
+	closed := int64(0)
+	if rep.Kind == "close" {
+		closed = max(micro(rep.At), micro(s.OpenedAt))
+	}
+	_, err := tx.Exec(ctx, `UPDATE sessions SET seen_at = $1, closed_at = $2, bytes_in = $3, bytes_out = $4, reason = $5 WHERE id = $6`,
+		micro(now), closed, in, out, rep.Reason, s.ID)
+	if err != nil || closed == 0 {
+		return nil, "", err
+	}
+	runID := ""
+	if raw, err := hex.DecodeString(s.Serial); err == nil {
+		if c, err := certificateBySerial(ctx, tx, raw); err != nil {
+			return nil, "", err
+		} else if c != nil {
+			runID = c.RunID
+		}
+	}
+	return &store.Event{
+		Type: store.EventDisconnected, Time: rep.At, By: s.Machine, Serial: s.Serial, Identity: s.Identity, Repository: s.Repository, RunID: runID, Reason: rep.Reason,
+		Detail: map[string]string{"session": s.ID, "engine": s.Engine, "bytes_in": strconv.FormatInt(in, 10), "bytes_out": strconv.FormatInt(out, 10)},
+	}, "", nil
+}
+
+// Sessions implements store.Store.
+func (l *Ledger) Sessions(ctx context.Context, f store.SessionFilter) ([]store.Session, string, error) {
+	limit := pageLimit(f.Limit)
+	scope := cursorScope("sessions", f.Engine, f.Serial, f.RunID, f.Repository, strconv.FormatBool(f.Live))
+	below, err := l.parseCursor(scope, f.Cursor)
+	if err != nil {
+		return nil, "", fmt.Errorf("list sessions: %w", err)
+	}
+	if f.Now.IsZero() {
+		f.Now = time.Now()
+	}
+	q := &query{}
+	if f.Live {
+		q.where("closed_at = 0", "seen_at >= "+q.arg(micro(f.Now.Add(-liveFor))))
+		q.index = "sessions_live"
+	}
+	for _, c := range []struct{ column, value string }{{"engine", f.Engine}, {"repository", f.Repository}, {"run_id", f.RunID}, {"serial", f.Serial}} {
+		if c.value != "" {
+			q.where(c.column + " = " + q.arg(c.value))
+			if !f.Live {
+				q.index = "sessions_" + c.column
+			}
+		}
+	}
+	if below != nil {
+		at, id := q.arg(below.id), q.arg(below.text)
+		q.where("(opened_at < " + at + " OR (opened_at = " + at + " AND id < " + id + "))")
+		q.where("opened_at <= " + at)
+	}
+	q.text = "SELECT " + sessionColumns + " FROM sessions" + q.hint(l.dialect) + q.conditions() + fmt.Sprintf(" ORDER BY opened_at DESC, id DESC LIMIT %d", limit+1)
+	var out []store.Session
+	err = l.read(ctx, "list sessions", func(r Reader) (err error) {
+		out, err = collect(ctx, r, scanSession, q.text, q.args...)
+		return err
+	})
+	if err != nil {
+		return nil, "", err
+	}
+	next := ""
+	if len(out) > limit {
+		out = out[:limit]
+		next = l.cursor(scope, position{micro(out[limit-1].OpenedAt), out[limit-1].ID})
+	}
+	return out, next, nil
+}

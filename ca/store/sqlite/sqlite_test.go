@@ -1,0 +1,93 @@
+package sqlite_test
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/mayfly-ca/mayfly/ca/store"
+	"github.com/mayfly-ca/mayfly/ca/store/sqlite"
+	"github.com/mayfly-ca/mayfly/ca/store/storetest"
+)
+
+// create makes a store in a folder of the test's.
+func create(t testing.TB) (path string) {
+	t.Helper()
+	path = filepath.Join(t.TempDir(), "data", "store")
+	if err := sqlite.Create(context.Background(), path, storetest.Meta()); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func handle(t testing.TB, path string) store.Store {
+	t.Helper()
+	s, err := sqlite.Open(context.Background(), path, storetest.Meta().RootFingerprint)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func TestConformance(t *testing.T) {
+	t.Parallel()
+	storetest.Run(t, func(t testing.TB) storetest.Open {
+		path := create(t)
+		return func(t testing.TB) store.Store { return handle(t, path) }
+	})
+}
+
+func TestCreateAndOpen(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	path := create(t)
+	for name, want := range map[string]os.FileMode{path: 0o600, filepath.Dir(path): 0o700 | os.ModeDir} {
+		if info, err := os.Stat(name); err != nil || info.Mode() != want {
+			t.Errorf("%s: %v, %v", name, info.Mode(), err)
+		}
+	}
+	if err := sqlite.Create(ctx, path, storetest.Meta()); !errors.Is(err, store.ErrExists) {
+		t.Errorf("create again: %v", err)
+	}
+	if s := handle(t, path); s.Close() != nil {
+		t.Error("close")
+	}
+	entries, err := os.ReadDir(filepath.Dir(path))
+	if err != nil || len(entries) != 1 {
+		t.Errorf("left behind: %v, %v", entries, err)
+	}
+	if _, err := sqlite.Open(ctx, path, "bb22"); !errors.Is(err, store.ErrOtherRoot) {
+		t.Errorf("another root's: %v", err)
+	}
+	missing := filepath.Join(t.TempDir(), "store")
+	if _, err := sqlite.Open(ctx, missing, ""); !errors.Is(err, store.ErrMissing) {
+		t.Errorf("missing: %v", err)
+	}
+	if _, err := os.Stat(missing); err == nil {
+		t.Error("Open made a file")
+	}
+	if err := os.WriteFile(missing, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := sqlite.Open(ctx, missing, ""); !errors.Is(err, store.ErrMissing) {
+		t.Errorf("empty: %v", err)
+	}
+	if err := sqlite.Create(ctx, missing, storetest.Meta()); !errors.Is(err, store.ErrExists) {
+		t.Errorf("create over an empty file: %v", err)
+	}
+	if err := os.WriteFile(missing, []byte("this is no database, whatever it may be called"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := sqlite.Open(ctx, missing, ""); err == nil {
+		t.Error("opened something else")
+	}
+	odd := filepath.Join(t.TempDir(), "a b?mode=memory#%41", "store")
+	if err := sqlite.Create(ctx, odd, storetest.Meta()); err != nil {
+		t.Errorf("a strange path: %v", err)
+	}
+	if info, err := os.Stat(odd); err != nil || info.Size() == 0 {
+		t.Errorf("a strange path: %v", err)
+	}
+}

@@ -1,0 +1,302 @@
+package storetest
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/mayfly-ca/mayfly/ca/store"
+)
+
+// refused tells whether a new certificate of run is blocked.
+func refused(t testing.TB, s store.Store, c *store.Certificate) bool {
+	t.Helper()
+	_, err := s.Record(context.Background(), c, store.Event{})
+	var blocked *store.BlockedError
+	if err != nil && !errors.As(err, &blocked) {
+		t.Fatal(err)
+	}
+	return err != nil
+}
+
+// statuses returns the serials of a status.
+func statuses(t testing.TB, s store.Store, status string) map[string]bool {
+	t.Helper()
+	list, _, err := s.Certificates(context.Background(), store.CertificateFilter{Status: status, Limit: 500})
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := make(map[string]bool)
+	for _, c := range list {
+		out[c.Serial] = true
+	}
+	return out
+}
+
+func testRevokeSerial(t *testing.T, o Open) {
+	ctx := context.Background()
+	s := open(t, o)
+	one, two, other := record(t, s, Certificate("1")), record(t, s, Certificate("1")), record(t, s, Certificate("2"))
+
+	dry := revoke(t, s, store.Revocation{Serial: one.Serial, Block: time.Hour, DryRun: true})
+	if len(dry.Serials) != 2 || len(dry.BlockIDs) != 0 || len(statuses(t, s, "revoked")) != 0 {
+		t.Errorf("dry run: %+v", dry)
+	}
+	got := revoke(t, s, store.Revocation{Serial: one.Serial, Block: time.Hour})
+	if len(got.Serials) != 2 || len(got.BlockIDs) != 1 {
+		t.Errorf("the run's other certificate stays: %+v", got)
+	}
+	if r := statuses(t, s, "revoked"); !r[one.Serial] || !r[two.Serial] || r[other.Serial] {
+		t.Errorf("revoked: %v", r)
+	}
+	if !refused(t, s, Certificate("1")) {
+		t.Error("the run got another certificate")
+	}
+	if refused(t, s, Certificate("2")) {
+		t.Error("another run is blocked")
+	}
+	foreign := Certificate("1")
+	foreign.TokenIssuer = "https://ghe.example.com"
+	if refused(t, s, foreign) {
+		t.Error("the same numbers of another issuer are blocked")
+	}
+	// Again: named, so it is listed, and nothing is written twice.
+	if again := revoke(t, s, store.Revocation{Serial: one.Serial}); len(again.Serials) != 1 {
+		t.Errorf("again: %+v", again)
+	}
+	if n := len(events(t, s, store.EventRevoked)); n != 2 {
+		t.Errorf("%d revoked events, want 2", n)
+	}
+	c, err := s.Certificate(ctx, one.Serial)
+	if err != nil || c.RevokedAt == nil || c.RevokedBy != "ops@example.com" || c.Reason != "a test" {
+		t.Errorf("revoked certificate: %+v, %v", c, err)
+	}
+	if _, err := s.Revoke(ctx, store.Revocation{Serial: strings.Repeat("0", 32)}); !errors.Is(err, store.ErrNotFound) {
+		t.Errorf("unknown serial: %v", err)
+	}
+	// Other providers: the identity.
+	person := Certificate("")
+	person.Identity, person.RepositoryID, person.RunID, person.SingleUse = "spiffe://ci.example.com/staff/ann", "", "", false
+	record(t, s, person)
+	revoke(t, s, store.Revocation{Serial: person.Serial, Block: time.Hour})
+	next := Certificate("")
+	next.Identity, next.RepositoryID, next.RunID = person.Identity, "", ""
+	if !refused(t, s, next) {
+		t.Error("the identity got another certificate")
+	}
+	next.Identity = "spiffe://ci.example.com/staff/bob"
+	if refused(t, s, next) {
+		t.Error("another identity is blocked")
+	}
+	// An expired certificate may still carry a relay.
+	old := Certificate("9")
+	old.IssuedAt, old.NotBefore, old.NotAfter = old.IssuedAt.Add(-30*time.Minute), old.NotBefore.Add(-30*time.Minute), time.Now().Add(-time.Second).UTC()
+	record(t, s, old)
+	revoke(t, s, store.Revocation{Serial: old.Serial})
+	if !holds(listed(t, publish(t, s, 0)), old.Serial) {
+		t.Error("a revoked, expired certificate is not on the CRL")
+	}
+	for name, bad := range map[string]store.Revocation{
+		"nothing":  {},
+		"two":      {Serial: one.Serial, All: true},
+		"negative": {Serial: one.Serial, Block: -1},
+		"no time":  {Match: store.Match{Since: &one.IssuedAt, Until: &one.IssuedAt}},
+	} {
+		if _, err := s.Revoke(ctx, bad); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+}
+
+func testRevokeMatch(t *testing.T, o Open) {
+	s := open(t, o)
+	one, other := record(t, s, Certificate("1")), Certificate("2")
+	other.Repository, other.RepositoryID, other.Identity = "octo/other", "5", "spiffe://ci.example.com/github/1/5"
+	record(t, s, other)
+	got := revoke(t, s, store.Revocation{Match: store.Match{RepositoryID: "1339936803", Actor: "octocat"}, Block: time.Hour})
+	if len(got.Serials) != 1 || got.Serials[0] != one.Serial || len(got.BlockIDs) != 1 {
+		t.Errorf("%+v", got)
+	}
+	if !refused(t, s, Certificate("3")) {
+		t.Error("what matches is issued")
+	}
+	somebody := Certificate("3")
+	somebody.Actor = "somebody"
+	if refused(t, s, somebody) {
+		t.Error("another actor is blocked: the block must compare every field")
+	}
+	for _, m := range []store.Match{{Repository: "octo/other"}, {Identity: other.Identity}, {RunID: "2"}, {Profile: "client", RepositoryID: "5"}, {TokenIssuer: other.TokenIssuer, RepositoryID: "5"}} {
+		if got := revoke(t, s, store.Revocation{Match: m, DryRun: true}); len(got.Serials) != 1 {
+			t.Errorf("%+v selects %v", m, got.Serials)
+		}
+	}
+	if got := revoke(t, s, store.Revocation{Match: store.Match{Repository: "octo/nothing"}, Block: time.Hour}); len(got.Serials) != 0 || len(got.BlockIDs) != 1 {
+		t.Errorf("a match of nothing yet blocks what comes: %+v", got)
+	}
+}
+
+func testRevokeTimes(t *testing.T, o Open) {
+	s := open(t, o)
+	at := func(run, repo string, age time.Duration) *store.Certificate {
+		c := Certificate(run)
+		c.IssuedAt, c.RepositoryID = c.IssuedAt.Add(-age), repo
+		return record(t, s, c)
+	}
+	old, mid, recent := at("1", "7", 30*time.Minute), at("2", "7", 20*time.Minute), at("3", "7", 10*time.Minute)
+	since, until := mid.IssuedAt, recent.IssuedAt
+	window := store.Match{RepositoryID: "7", Since: &since, Until: &until}
+	if got := revoke(t, s, store.Revocation{Match: window}); len(got.Serials) != 1 || got.Serials[0] != mid.Serial {
+		t.Errorf("without a block the window alone: %+v", got)
+	}
+	// A stretch of time alone blocks the holders of what it revoked.
+	if got := revoke(t, s, store.Revocation{Match: store.Match{Since: &since, Until: &until}, Block: time.Hour}); len(got.BlockIDs) != 1 {
+		t.Errorf("times alone: %+v", got)
+	}
+	next := Certificate("2")
+	next.RepositoryID = "7"
+	if !refused(t, s, next) {
+		t.Error("the holder got another certificate")
+	}
+	if refused(t, s, Certificate("4")) {
+		t.Error("a stretch of the past blocks everybody")
+	}
+	// With other fields, the block covers those, whenever.
+	got := revoke(t, s, store.Revocation{Match: window, Block: time.Hour})
+	if r := statuses(t, s, "revoked"); len(got.Serials) != 2 || !r[old.Serial] || !r[recent.Serial] {
+		t.Errorf("what the block covers is not revoked: %+v", got)
+	}
+	next = Certificate("5")
+	next.RepositoryID = "7"
+	if !refused(t, s, next) {
+		t.Error("what the block covers is issued")
+	}
+}
+
+func testRevokeAll(t *testing.T, o Open) {
+	ctx := context.Background()
+	s := open(t, o)
+	one := record(t, s, Certificate("1"))
+	server := Certificate("")
+	server.Profile, server.Identity, server.RepositoryID, server.RunID, server.Repository = "server", "spiffe://ci.example.com/engine/default/fly/1/2", "", "", ""
+	record(t, s, server)
+	ahead := Certificate("2") // by a replica whose clock is ahead
+	ahead.IssuedAt = ahead.IssuedAt.Add(3 * time.Second)
+	record(t, s, ahead)
+	got := revoke(t, s, store.Revocation{All: true, Block: time.Hour})
+	if !got.Floor.After(ahead.IssuedAt) || got.Floor.Sub(ahead.IssuedAt) > time.Second || got.Floor.Nanosecond() != 0 {
+		t.Errorf("floor %v, newest issuance %v", got.Floor, ahead.IssuedAt)
+	}
+	if len(got.Serials) != 3 || len(got.BlockIDs) != 2 {
+		t.Errorf("%d serials, %d blocks; want 3, and the two clients", len(got.Serials), len(got.BlockIDs))
+	}
+	if f, err := s.Floor(ctx); err != nil || !f.Equal(got.Floor) {
+		t.Errorf("floor is %v, %v", f, err)
+	}
+	later := func(c *store.Certificate) *store.Certificate {
+		c.IssuedAt, c.TokenIAT = got.Floor, got.Floor
+		return c
+	}
+	if _, err := s.Record(ctx, Certificate("3"), store.Event{}); !errors.Is(err, store.ErrBeforeFloor) {
+		t.Errorf("issued before the floor: %v", err)
+	}
+	early := later(Certificate("3"))
+	early.TokenIAT = got.Floor.Add(-time.Second)
+	if _, err := s.Record(ctx, early, store.Event{}); !errors.Is(err, store.ErrBeforeFloor) {
+		t.Errorf("an earlier token: %v", err)
+	}
+	if !refused(t, s, later(Certificate("1"))) {
+		t.Error("a client that held a certificate got another")
+	}
+	if refused(t, s, later(Certificate("3"))) {
+		t.Error("a client that held none is blocked")
+	}
+	engine := later(Certificate(""))
+	engine.Profile, engine.Identity, engine.RepositoryID, engine.RunID = "server", server.Identity, "", ""
+	if refused(t, s, engine) {
+		t.Error("an engine is blocked")
+	}
+	if state := listed(t, publish(t, s, 0)); !state.Floor.Equal(got.Floor) || !holds(state, one.Serial) || !holds(state, server.Serial) {
+		t.Errorf("CRL: %+v", state)
+	}
+}
+
+func testRevokeNoBlock(t *testing.T, o Open) {
+	s := open(t, o)
+	one, two := record(t, s, Certificate("1")), record(t, s, Certificate("1"))
+	got := revoke(t, s, store.Revocation{Serial: one.Serial})
+	if len(got.Serials) != 1 || len(got.BlockIDs) != 0 {
+		t.Errorf("%+v", got)
+	}
+	if statuses(t, s, "revoked")[two.Serial] {
+		t.Error("more than what was named is revoked")
+	}
+	if refused(t, s, Certificate("1")) {
+		t.Error("blocked, though no block was asked for")
+	}
+}
+
+func testUnblock(t *testing.T, o Open) {
+	ctx := context.Background()
+	s, peer := open(t, o), open(t, o)
+	c := record(t, s, Certificate("1"))
+	got := revoke(t, s, store.Revocation{Serial: c.Serial, Block: time.Hour})
+	if !refused(t, peer, Certificate("1")) {
+		t.Error("another handle does not see the block")
+	}
+	blocks, err := peer.Blocks(ctx, time.Now())
+	if err != nil || len(blocks) != 1 || blocks[0].ID != got.BlockIDs[0] || blocks[0].By != "ops@example.com" || blocks[0].Match.RunID != "1" {
+		t.Errorf("blocks: %+v, %v", blocks, err)
+	}
+	if later, err := s.Blocks(ctx, time.Now().Add(2*time.Hour)); err != nil || len(later) != 0 {
+		t.Errorf("a block that has ended is listed: %+v, %v", later, err)
+	}
+	if err := peer.Unblock(ctx, got.BlockIDs[0], "ops@example.com"); err != nil {
+		t.Fatal(err)
+	}
+	if refused(t, s, Certificate("1")) {
+		t.Error("the block outlives its removal")
+	}
+	if err := s.Unblock(ctx, got.BlockIDs[0], "ops@example.com"); !errors.Is(err, store.ErrNotFound) {
+		t.Errorf("unblock again: %v", err)
+	}
+	short := revoke(t, s, store.Revocation{Match: store.Match{RunID: "2"}, Block: time.Millisecond})
+	for time.Now().Before(time.Now().Truncate(time.Millisecond).Add(time.Millisecond)) && len(short.BlockIDs) == 0 {
+	}
+	for refused(t, s, Certificate("2")) { // ends by itself
+	}
+}
+
+func testFloor(t *testing.T, o Open) {
+	ctx := context.Background()
+	s := open(t, o)
+	first, err := s.Floor(ctx)
+	if err != nil || !first.Equal(s.Meta().CreatedAt) {
+		t.Errorf("first floor %v, %v", first, err)
+	}
+	c := record(t, s, Certificate("1"))
+	early := Certificate("1")
+	early.TokenIAT = first.Add(-time.Second)
+	if _, err := s.Record(ctx, early, store.Event{}); !errors.Is(err, store.ErrBeforeFloor) {
+		t.Errorf("a token from before the store: %v", err)
+	}
+	floor, err := s.RaiseFloor(ctx, store.Event{Type: store.EventRestored, By: "host"})
+	if err != nil || !floor.After(c.IssuedAt) {
+		t.Fatalf("floor %v, %v", floor, err)
+	}
+	again := Certificate("1")
+	again.TokenID, again.SPKI = c.TokenID, c.SPKI
+	if _, err := s.Record(ctx, again, store.Event{}); !errors.Is(err, store.ErrBeforeFloor) {
+		t.Errorf("a replay from before the floor: %v", err)
+	}
+	if ev := events(t, s, store.EventRestored); len(ev) != 1 || ev[0].By != "host" || ev[0].Detail["floor"] == "" {
+		t.Errorf("events: %+v", ev)
+	}
+	if !statuses(t, s, "revoked")[c.Serial] {
+		t.Error("what the floor refuses counts as valid")
+	}
+	if next, err := s.RaiseFloor(ctx, store.Event{}); err != nil || next.Before(floor) {
+		t.Errorf("floor fell to %v, %v", next, err)
+	}
+}
