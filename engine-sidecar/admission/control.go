@@ -1,0 +1,164 @@
+package admission
+
+import (
+	"slices"
+	"time"
+
+	"github.com/mayfly-ca/mayfly/client/mtls"
+	"github.com/mayfly-ca/mayfly/client/wire"
+	"github.com/mayfly-ca/mayfly/engine-sidecar/revocation"
+)
+
+// maxControls bounds the control connections of one SPIFFE ID and run. More end
+// the oldest, since no limit refuses a control connection.
+const maxControls = 16
+
+// maxCertificates bounds those that one relay ever hung on: a client that
+// renews each minute of a day stays below.
+const maxCertificates = 1500
+
+// Notifier speaks on a control connection. Its methods do not block.
+type Notifier interface {
+	// Notify sends a message and then calls sent: soon, even if the message
+	// cannot be sent.
+	Notify(m wire.Control, sent func())
+	// End closes the connection after what was notified before.
+	End()
+}
+
+// Control is a live control connection.
+type Control struct {
+	gate     *Gate
+	notifier Notifier
+	run      runKey
+	cert     revocation.Certificate
+	notAfter time.Time
+
+	// Owned by gate.mu.
+	opened time.Time
+	relays map[*Live]struct{} // those that it holds
+	closed bool
+	timer  *time.Timer
+}
+
+// OpenControl judges a peer and enters its control connection. The caller calls
+// Heard for each line and Close at the end.
+func (g *Gate) OpenControl(p mtls.Peer, n Notifier) (*Control, *Refusal) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	p.ALPN = wire.ALPNControl
+	if refusal := g.judge(p); refusal != nil {
+		return nil, refusal
+	}
+	c := &Control{
+		gate: g, notifier: n, run: keyOf(p),
+		cert:     revocation.CertificateOf(p.Chain),
+		notAfter: p.Certificate.NotAfter,
+		opened:   time.Now(),
+		relays:   map[*Live]struct{}{},
+	}
+	c.timer = time.AfterFunc(wire.ControlSilence, c.silent)
+	g.controls[c] = struct{}{}
+	if oldest := g.crowded(c.run); oldest != nil {
+		delete(g.controls, oldest)
+		oldest.notifier.End()
+	}
+	return c, nil
+}
+
+// crowded returns the oldest control connection of a run that has too many.
+func (g *Gate) crowded(run runKey) *Control {
+	var oldest *Control
+	n := 0
+	for c := range g.controls {
+		if c.run != run {
+			continue
+		}
+		n++
+		if oldest == nil || c.opened.Before(oldest.opened) {
+			oldest = c
+		}
+	}
+	if n <= maxControls {
+		return nil
+	}
+	return oldest
+}
+
+// Heard notes that the client said something.
+func (c *Control) Heard() {
+	c.gate.mu.Lock()
+	defer c.gate.mu.Unlock()
+	if !c.closed {
+		c.timer.Reset(wire.ControlSilence)
+	}
+}
+
+// Hold ties the named relays to this connection's certificate, and returns the
+// names of those that now hang on it: those whose SPIFFE ID and run, which is
+// not empty, are this connection's.
+func (c *Control) Hold(names []string) (held []string) {
+	g := c.gate
+	now := time.Now()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	held = []string{}
+	if c.run.run == "" || c.closed || now.After(c.notAfter) || g.o.Checker.Revoked(c.cert) {
+		return held
+	}
+	for _, name := range names {
+		l := g.byName[name]
+		if l == nil || l.run != c.run || l.ordered || !l.hangOn(c) {
+			continue
+		}
+		l.timer.Reset(l.left(now))
+		held = append(held, name)
+	}
+	return held
+}
+
+// hangOn makes c the holder of l.
+func (l *Live) hangOn(c *Control) bool {
+	if !slices.Contains(l.certs, c.cert) {
+		if len(l.certs) >= maxCertificates {
+			return false
+		}
+		l.certs = append(l.certs, c.cert)
+	}
+	if l.holder != nil {
+		delete(l.holder.relays, l)
+	}
+	l.holder = c
+	c.relays[l] = struct{}{}
+	l.notAfter = c.notAfter
+	if l.own.After(l.notAfter) {
+		l.notAfter = l.own // its own certificate holds it as well
+	}
+	return true
+}
+
+// Close notes that the connection has ended. What it still holds is cut when
+// wire.ControlSilence has passed since it was last heard, unless another
+// control connection holds it by then.
+func (c *Control) Close() {
+	c.gate.mu.Lock()
+	defer c.gate.mu.Unlock()
+	c.closed = true
+	delete(c.gate.controls, c)
+	if len(c.relays) == 0 {
+		c.timer.Stop()
+	}
+}
+
+// silent is the timer's function.
+func (c *Control) silent() {
+	g := c.gate
+	g.mu.Lock()
+	var cuts []cut
+	for l := range c.relays {
+		cuts = l.order(cuts, ReasonSilent)
+	}
+	g.mu.Unlock()
+	run(cuts)
+	c.notifier.End()
+}

@@ -1,0 +1,95 @@
+package admission
+
+import (
+	"time"
+
+	"github.com/mayfly-ca/mayfly/client/wire"
+	"github.com/mayfly-ca/mayfly/engine-sidecar/revocation"
+)
+
+// Live is an admitted relay.
+type Live struct {
+	gate   *Gate
+	name   string
+	cutter Cutter
+	run    runKey
+	opened time.Time // with a monotonic reading
+	own    time.Time // NotAfter of the certificate that opened it
+
+	// Owned by gate.mu.
+	certs    []revocation.Certificate // every one that it ever hung on
+	holder   *Control                 // nil: it holds itself
+	notAfter time.Time                // of the certificate that holds it
+	timer    *time.Timer
+	ordered  bool // a cut is under way
+	done     bool
+}
+
+// Done takes the relay out of the table. It may be called once.
+func (l *Live) Done() {
+	g := l.gate
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	l.done = true
+	l.timer.Stop()
+	if l.holder != nil {
+		delete(l.holder.relays, l)
+	}
+	delete(g.relays, l)
+	delete(g.byName, l.name)
+	if g.perRun[l.run]--; g.perRun[l.run] <= 0 {
+		delete(g.perRun, l.run)
+	}
+	if len(g.relays) == 0 {
+		g.emptied = time.Now()
+		close(g.empty)
+	}
+}
+
+// left is how long the relay may still live, at least a moment.
+func (l *Live) left(now time.Time) time.Duration {
+	return max(min(l.notAfter.Sub(now), l.gate.o.MaxAge-now.Sub(l.opened)), 0) + time.Millisecond
+}
+
+// expire is the timer's function.
+func (l *Live) expire() {
+	now := time.Now()
+	g := l.gate
+	g.mu.Lock()
+	var cuts []cut
+	if reason := g.why(l, now); reason != "" {
+		cuts = l.order(cuts, reason)
+	} else if !l.done {
+		l.timer.Reset(l.left(now)) // held meanwhile, or the wall clock was set back
+	}
+	g.mu.Unlock()
+	run(cuts)
+}
+
+// cut is a decided cut, to be run without the lock.
+type cut struct {
+	live   *Live
+	holder *Control
+	reason string
+}
+
+// order decides to cut l, once. The caller holds gate.mu.
+func (l *Live) order(cuts []cut, reason string) []cut {
+	if l.ordered || l.done {
+		return cuts
+	}
+	l.ordered = true
+	return append(cuts, cut{l, l.holder, reason})
+}
+
+// run tells who holds each relay and then cuts it.
+func run(cuts []cut) {
+	for _, c := range cuts {
+		end := func() { c.live.cutter.Cut(c.reason) }
+		if c.holder == nil {
+			end()
+			continue
+		}
+		c.holder.notifier.Notify(wire.Control{Cut: c.live.name, Reason: c.reason}, end)
+	}
+}

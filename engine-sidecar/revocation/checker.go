@@ -1,0 +1,342 @@
+// Package revocation keeps the sidecar's knowledge of which certificates are
+// out: it follows the issuer's signed revocation feed and says of a chain
+// whether it is revoked, fine, or not to be judged because the feed is stale.
+//
+// What it has once seen as revoked stays revoked, whatever a later feed says;
+// and its judgement of the feed's age trusts neither the issuer's answers nor
+// the wall clock alone.
+//
+// It imports client/mtls, which parses and verifies feeds, and client/wire. It
+// opens no connection of its own and cuts none.
+package revocation
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/mayfly-ca/mayfly/client/mtls"
+	"github.com/mayfly-ca/mayfly/client/wire"
+)
+
+const (
+	// keepRevoked is how long a serial stays out after the last feed that held
+	// it: longer than any relay or certificate that it could name lives.
+	keepRevoked = 25 * time.Hour
+	// mustHold is how long a feed has to hold a serial after it first did: the
+	// issuer keeps entries until NotAfter + 24 h. A feed that lacks one earlier
+	// has been rolled back.
+	mustHold = 24 * time.Hour
+	// backdate is how far NotBefore lies before issuing (ca/issuance).
+	backdate = 60 * time.Second
+	// pace is the least time between two answers that bring nothing new.
+	pace = time.Second
+	// retryMin and retryMax bound the wait after an error.
+	retryMin = 100 * time.Millisecond
+	retryMax = 5 * time.Second
+)
+
+// What a Checker reports beside log lines, for metrics.
+const (
+	// EventRolledBack: a verified feed has a lower number than one before it,
+	// lacks a serial that must still be there, or has an earlier floor.
+	EventRolledBack = "feed_rolled_back"
+	// EventClockSkew: a feed is from the future or stale on arrival.
+	EventClockSkew = "clock_skew"
+	// EventInvalid: an answer is no feed that our roots have signed.
+	EventInvalid = "feed_invalid"
+	// EventUnreachable: the issuer gave no answer.
+	EventUnreachable = "feed_unreachable"
+)
+
+// Source is where feeds come from: client.Issuer.
+type Source interface {
+	// WaitCRL returns the PEM of GET /v1/crl/wait, and nil when there is
+	// nothing newer than after.
+	WaitCRL(ctx context.Context, after int64) ([]byte, error)
+}
+
+// Options of a Checker. All but Report and Changed are required.
+type Options struct {
+	Source Source
+	// Roots gives the roots that feeds must chain to.
+	Roots func() []*x509.Certificate
+	// MaxStaleness is the age from which a feed admits nobody.
+	MaxStaleness time.Duration
+	Logger       *slog.Logger
+	// Report, if not nil, hears of an event, one of the Event constants.
+	Report func(event string)
+	// Changed, if not nil, is called after each feed that was taken in, by the
+	// goroutine that took it in.
+	Changed func()
+}
+
+// Certificate is what a Checker needs to know of a verified chain to judge it
+// again later. It is comparable.
+type Certificate struct {
+	Serial string // as mtls.Serial writes it
+	Issued time.Time
+	Issuer [sha256.Size]byte // digest of the intermediate's DER
+}
+
+// CertificateOf takes from a verified chain (leaf first, root last) what is
+// needed.
+func CertificateOf(chain []*x509.Certificate) Certificate {
+	c := Certificate{Serial: mtls.Serial(chain[0].SerialNumber), Issued: chain[0].NotBefore.Add(backdate)}
+	if len(chain) > 1 {
+		c.Issuer = sha256.Sum256(chain[1].Raw)
+	}
+	return c
+}
+
+// Checker follows the feed. Make it with New. It is safe for concurrent use.
+type Checker struct {
+	o Options
+
+	mu      sync.RWMutex
+	feed    *mtls.Feed // of the highest number; nil before the first
+	arrival arrival
+	revoked map[string]sighting
+	issuers map[[sha256.Size]byte]struct{} // intermediates once seen as revoked
+	floor   time.Time                      // the highest
+
+	fresh     chan struct{} // closed when the first fresh feed has come
+	freshOnce sync.Once
+}
+
+// sighting is when feeds held a serial.
+type sighting struct{ first, last time.Time }
+
+// New returns a Checker without a feed, for which everything is stale.
+func New(o Options) *Checker {
+	if o.Report == nil {
+		o.Report = func(string) {}
+	}
+	if o.Changed == nil {
+		o.Changed = func() {}
+	}
+	return &Checker{
+		o:       o,
+		revoked: map[string]sighting{},
+		issuers: map[[sha256.Size]byte]struct{}{},
+		fresh:   make(chan struct{}),
+	}
+}
+
+// Run follows the feed until ctx ends.
+func (c *Checker) Run(ctx context.Context) {
+	retry := retryMin
+	failing := false
+	for ctx.Err() == nil {
+		began := time.Now()
+		news, err := c.step(ctx)
+		wait := time.Duration(0)
+		switch {
+		case ctx.Err() != nil:
+			return
+		case err != nil:
+			wait = retry/2 + rand.N(retry)
+			retry = min(2*retry, retryMax)
+			if !failing {
+				c.o.Logger.Warn("revocation feed fails", "error", err, "age", c.Age())
+			}
+			failing = true
+		default:
+			if failing {
+				c.o.Logger.Info("revocation feed works again")
+			}
+			retry, failing = retryMin, false
+			if !news {
+				wait = pace - time.Since(began)
+			}
+		}
+		sleep(ctx, wait)
+	}
+}
+
+// step asks once. news is whether a newer feed was taken in.
+func (c *Checker) step(ctx context.Context) (news bool, err error) {
+	data, err := c.o.Source.WaitCRL(ctx, c.Number())
+	if err != nil {
+		c.o.Report(EventUnreachable)
+		return false, err
+	}
+	if data == nil {
+		return false, nil
+	}
+	return c.Offer(data)
+}
+
+// Offer takes in the PEM of a feed, wherever it comes from, and tells whether
+// it is newer than what is known. One that does not verify changes nothing.
+func (c *Checker) Offer(data []byte) (news bool, err error) {
+	feed, err := mtls.ParseFeed(data, c.o.Roots())
+	if err != nil {
+		c.o.Report(EventInvalid)
+		return false, err
+	}
+	news = c.take(feed, time.Now())
+	c.o.Changed()
+	return news, nil
+}
+
+// take makes a verified feed the newest, or, when it is older than what is
+// known, keeps what it adds.
+func (c *Checker) take(feed *mtls.Feed, now time.Time) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.feed != nil && feed.Number <= c.feed.Number {
+		if feed.Number < c.feed.Number {
+			c.rolledBack("a lower number", "number", feed.Number, "seen", c.feed.Number)
+		}
+		c.remember(feed, now)
+		return false
+	}
+	c.compare(feed, now)
+	c.remember(feed, now)
+	c.forget(now)
+	c.feed = feed
+	c.arrival = arrive(feed.ThisUpdate, now)
+	if c.arrival.ahead > mtls.MaxFeedSkew || c.arrival.age >= c.o.MaxStaleness {
+		c.o.Report(EventClockSkew)
+		c.o.Logger.Error("clock skew: a new revocation feed is from the future or stale on arrival",
+			"this_update", feed.ThisUpdate.UTC(), "now", now.UTC())
+	} else {
+		c.freshOnce.Do(func() { close(c.fresh) })
+	}
+	return true
+}
+
+// compare reports what a newer feed should hold and does not.
+func (c *Checker) compare(feed *mtls.Feed, now time.Time) {
+	if feed.Floor.Before(c.floor) {
+		c.rolledBack("an earlier floor", "floor", feed.Floor.UTC(), "seen", c.floor.UTC())
+	}
+	missing := 0
+	example := ""
+	for serial, seen := range c.revoked {
+		if now.Sub(seen.first) < mustHold && !feed.Revoked(serial) {
+			missing++
+			example = serial
+		}
+	}
+	if missing > 0 {
+		c.rolledBack("lacks serials that were revoked", "missing", missing, "serial", example)
+	}
+}
+
+func (c *Checker) rolledBack(why string, args ...any) {
+	c.o.Report(EventRolledBack)
+	c.o.Logger.Error("revocation feed rolled back: what was seen as revoked stays so", append([]any{"why", why}, args...)...)
+}
+
+func (c *Checker) remember(feed *mtls.Feed, now time.Time) {
+	for _, serial := range feed.Serials() {
+		seen, ok := c.revoked[serial]
+		if !ok {
+			seen.first = now
+		}
+		seen.last = now
+		c.revoked[serial] = seen
+	}
+	for _, issuer := range feed.RevokedIssuers() {
+		c.issuers[issuer] = struct{}{}
+	}
+	if feed.Floor.After(c.floor) {
+		c.floor = feed.Floor
+	}
+}
+
+func (c *Checker) forget(now time.Time) {
+	for serial, seen := range c.revoked {
+		if now.Sub(seen.last) > keepRevoked {
+			delete(c.revoked, serial)
+		}
+	}
+}
+
+// Fresh is closed once a verified feed has come that was fresh.
+func (c *Checker) Fresh() <-chan struct{} { return c.fresh }
+
+// Number is that of the newest feed, and 0 without one.
+func (c *Checker) Number() int64 {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	if c.feed == nil {
+		return 0
+	}
+	return c.feed.Number
+}
+
+// Age is the feed's; it is larger than any bound without one.
+func (c *Checker) Age() time.Duration {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	return c.age(time.Now())
+}
+
+func (c *Checker) age(now time.Time) time.Duration {
+	if c.feed == nil {
+		return 1<<63 - 1
+	}
+	return c.arrival.ageAt(now.Round(0), now.Sub(c.arrival.at))
+}
+
+// Stale tells whether the feed is too old, or missing, to admit anybody.
+func (c *Checker) Stale() bool { return c.Age() >= c.o.MaxStaleness }
+
+// Revoked tells whether a certificate is known to be out: its serial or its
+// intermediate was revoked, or it was issued before the floor.
+func (c *Checker) Revoked(cert Certificate) bool {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	return c.out(cert)
+}
+
+func (c *Checker) out(cert Certificate) bool {
+	_, serial := c.revoked[cert.Serial]
+	_, issuer := c.issuers[cert.Issuer]
+	return serial || issuer || cert.Issued.Before(c.floor)
+}
+
+// Check judges a verified chain now. The reason is empty, wire.ReasonRevoked,
+// which is final, or wire.ReasonFeedStale, of which err says more.
+func (c *Checker) Check(chain []*x509.Certificate) (reason string, err error) {
+	now := time.Now()
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	if c.out(CertificateOf(chain)) {
+		return wire.ReasonRevoked, mtls.ErrRevoked
+	}
+	if age := c.age(now); age >= c.o.MaxStaleness {
+		if c.feed == nil {
+			return wire.ReasonFeedStale, errors.New("there is no revocation feed yet")
+		}
+		return wire.ReasonFeedStale, fmt.Errorf("revocation feed is %v old", age.Round(time.Second))
+	}
+	switch err := c.feed.CoversChain(chain, now); {
+	case errors.Is(err, mtls.ErrRevoked):
+		return wire.ReasonRevoked, err
+	case err != nil:
+		return wire.ReasonFeedStale, err
+	}
+	return "", nil
+}
+
+func sleep(ctx context.Context, d time.Duration) {
+	if d <= 0 {
+		return
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
+	}
+}
