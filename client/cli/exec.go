@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -120,7 +119,7 @@ func (c *execCommand) command(p *program, path string, argv []string, host strin
 	cmd := exec.Command(path, argv[1:]...)
 	cmd.Args[0] = argv[0]
 	cmd.Env = withVariables(os.Environ(), daggerVariable+"="+host, buildkitVariable+"="+host)
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = p.in, p.rawOut(), p.rawErr()
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = p.in, p.out, p.err
 	cmd.WaitDelay = 2 * time.Second
 	// On a terminal the command stays in the foreground group, where the
 	// terminal's own signals reach it; elsewhere it gets a group, so that what
@@ -140,11 +139,6 @@ func onTerminal() bool {
 	}
 	return false
 }
-
-// rawOut and rawErr are the streams as a child gets them: descriptors as they
-// are, where they are descriptors.
-func (t *terminal) rawOut() io.Writer { return t.out }
-func (t *terminal) rawErr() io.Writer { return t.err }
 
 // withVariables replaces variables of an environment.
 func withVariables(env []string, set ...string) []string {
@@ -177,7 +171,7 @@ func (c *child) run(ctx context.Context, final <-chan error) error {
 		<-ended
 		return failf(exitFailed, "check that the command can be executed on this machine", "%w", err)
 	}
-	var refused error
+	refused := exitOK
 	var kill <-chan time.Time
 	stop := func() {
 		c.send(syscall.SIGTERM)
@@ -189,19 +183,20 @@ func (c *child) run(ctx context.Context, final <-chan error) error {
 			if c.group {
 				c.send(syscall.SIGKILL) // what it left behind has no tunnel any more
 			}
-			if refused != nil {
-				return refused
+			if refused != exitOK {
+				return commandStatus(refused)
 			}
 			return c.status(err)
 		case s := <-signals:
 			c.pass(s.(syscall.Signal))
 		case err := <-final:
-			if refused == nil {
-				refused = err
-				f := told(err)
-				c.p.note("%s; ending the command", f.what)
-				stop()
-			}
+			// The reason is told before the command is ended, which may
+			// have a lot to say about it.
+			f := told(err)
+			refused = f.code
+			c.p.fail(f)
+			c.p.note("ending the command")
+			stop()
 		case <-ctx.Done():
 			if kill == nil {
 				stop()

@@ -58,18 +58,10 @@ func told(err error) *failure {
 	if errors.As(err, &f) {
 		return f
 	}
-	if f := toldByEngine(err); f != nil {
-		return f
-	}
-	var p *wire.Problem
-	if errors.As(err, &p) {
-		return toldByIssuer(p)
-	}
-	if f := toldOfToken(err); f != nil {
-		return f
-	}
-	if f := toldOfReach(err); f != nil {
-		return f
+	for _, explain := range []func(error) *failure{toldByEngine, toldByIssuer, toldOfToken, toldOfReach} {
+		if f := explain(err); f != nil {
+			return f
+		}
 	}
 	if errors.Is(err, context.Canceled) {
 		return &failure{code: exitFailed, what: "interrupted", hints: []string{"run it again to finish"}, err: err}
@@ -88,10 +80,16 @@ func toldByEngine(err error) *failure {
 	var asleep *client.EngineUnreachableError
 	switch {
 	case errors.As(err, &cut):
-		f.what = cut.Error()
+		f.what = fmt.Sprintf("engine %s: %s, serial %s: it ended the connection", cut.Engine, reasonWords(cut.Reason), cut.Serial)
+		if cut.Renewal != nil {
+			f.what += "; renewing the certificate fails: " + told(cut.Renewal).what
+		}
 		f.hints = []string{reasonHint(cut.Reason, cut.Serial)}
 	case errors.As(err, &rejected):
-		f.what = rejected.Error()
+		f.what = fmt.Sprintf("engine %s: %s, serial %s: %s refused it", rejected.Engine, reasonWords(rejected.Reason), rejected.Serial, rejected.Endpoint)
+		if rejected.Err != nil {
+			f.what += " (" + rejected.Err.Error() + ")"
+		}
 		f.hints = []string{reasonHint(rejected.Reason, rejected.Serial)}
 	case errors.As(err, &untrusted):
 		f.what = untrusted.Error()
@@ -103,6 +101,31 @@ func toldByEngine(err error) *failure {
 		return nil
 	}
 	return f
+}
+
+// reasonWords says a sidecar's reason, or the client's, in words.
+func reasonWords(reason string) string {
+	switch reason {
+	case wire.ReasonRevoked:
+		return "certificate revoked"
+	case wire.ReasonExpired:
+		return "certificate expired"
+	case wire.ReasonWrongEngine:
+		return "certificate is not granted for this engine"
+	case wire.ReasonFeedStale:
+		return "the engine has no fresh revocation list (feed_stale) and admits nobody, certificate"
+	case wire.ReasonLimit:
+		return "the engine has as many connections as it takes (limit), certificate"
+	case wire.ReasonDraining:
+		return "the engine is about to stop (draining), certificate"
+	case client.ReasonUnknownCA:
+		return "the engine trusts another issuer's root, certificate"
+	case client.ReasonSilence:
+		return "its machine has gone silent, certificate"
+	case client.ReasonLost:
+		return "the connection broke and nobody said why, certificate"
+	}
+	return "certificate refused (" + reason + ")"
 }
 
 // reasonHint says what to change after a refusal.
@@ -181,8 +204,15 @@ func toldOfToken(err error) *failure {
 }
 
 // toldByIssuer explains an answer of the issuer that is not a success.
-func toldByIssuer(p *wire.Problem) *failure {
+func toldByIssuer(err error) *failure {
+	var p *wire.Problem
+	if !errors.As(err, &p) {
+		return nil
+	}
 	f := &failure{code: exitFailed, what: p.Error(), err: p}
+	if p.Name() == "" {
+		f.what = fmt.Sprintf("the issuer's URL answers %d %s, and not in mayfly's way", p.Status, p.Title)
+	}
 	switch p.Name() {
 	case wire.ProblemDenied:
 		f.hints = deniedHints(p)
@@ -191,7 +221,7 @@ func toldByIssuer(p *wire.Problem) *failure {
 	case wire.ProblemForbiddenRole:
 		f.hints = []string{"the login's rule grants no role, or viewer where admin is needed: see the rules of type people in the issuer's policy"}
 	case wire.ProblemBadToken:
-		f.hints = badTokenHints(p)
+		f.hints = []string{"the issuer does not accept the token: `mayfly doctor` shows its claims beside what the issuer wants"}
 	case wire.ProblemReplay:
 		f.hints = []string{"each token buys one certificate: fetch a fresh one, do not hand the same one to two programs"}
 	case wire.ProblemBadCSR:
@@ -242,12 +272,21 @@ func deniedHints(p *wire.Problem) []string {
 	return []string{h, "`mayfly policy suggest`, run in this job, prints the rule that would admit it"}
 }
 
-func badTokenHints(p *wire.Problem) []string {
-	hints := []string{"the issuer does not accept the token: `mayfly doctor` shows its claims beside what the issuer wants"}
-	if os.Getenv("MAYFLY_ADMIN_TOKEN") != "" {
-		hints = append(hints, "if this was an admin's command: MAYFLY_ADMIN_TOKEN must be an ID token of a people provider, issued within the last hour")
-	} else if p.Status == http.StatusUnauthorized && os.Getenv("GITHUB_ACTIONS") == "" {
-		hints = append(hints, "if this was an admin's command: `mayfly login` again, it wants a login of the last hour")
+// toldAdmin is told for an admin's command, whose token is a person's.
+func toldAdmin(err error) *failure {
+	f := told(err)
+	var p *wire.Problem
+	if !errors.As(err, &p) {
+		return f
 	}
-	return hints
+	switch p.Name() {
+	case wire.ProblemBadToken:
+		f.hints = []string{"`mayfly login` again: admin calls want a login of the last hour"}
+		if os.Getenv("MAYFLY_ADMIN_TOKEN") != "" {
+			f.hints = []string{"MAYFLY_ADMIN_TOKEN must be an ID token of a people provider, issued within the last hour; without it the stored login is used"}
+		}
+	case wire.ProblemDenied, wire.ProblemForbiddenRole:
+		f.hints = []string{"no rule of type people in the issuer's policy gives this login the role that it needs: viewer to look, admin to change or to see blocks"}
+	}
+	return f
 }

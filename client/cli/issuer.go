@@ -39,6 +39,7 @@ func (p *program) info(ctx context.Context) (wire.Info, error) {
 // admin makes the client of the admin API. Its token is MAYFLY_ADMIN_TOKEN,
 // else that of the stored login.
 func (p *program) admin() (*admin.Client, error) {
+	p.asAdmin = true
 	i, err := p.issuer()
 	if err != nil {
 		return nil, err

@@ -36,6 +36,7 @@ type commands struct {
 	Proxy    proxyCommand    `cmd:"" help:"Open a tunnel to the engine and keep it open." group:"job"`
 	Cert     certCommand     `cmd:"" help:"Write a client certificate and its key as files." group:"job"`
 	Policy   policyCommands  `cmd:"" help:"Help with the issuer's policy." group:"job"`
+	Doctor   doctorCommand   `cmd:"" help:"Check the way to the engine step by step." group:"job"`
 	Certs    certsCommands   `cmd:"" help:"List, show and revoke certificates." group:"admin"`
 	Sessions sessionsCommand `cmd:"" help:"Show who is connected to the engines." group:"admin"`
 	Events   eventsCommand   `cmd:"" help:"Show what happened." group:"admin"`
@@ -53,6 +54,7 @@ Exit codes: 0; 1 failed; 2 usage; 3 denied by policy; 4 issuer unreachable or ov
 type program struct {
 	*terminal
 	globals
+	asAdmin bool // the command calls the admin API
 }
 
 // Run parses args (without the program's name), does what they say and returns
@@ -115,6 +117,9 @@ func (p *program) end(err error) int {
 		return int(status)
 	}
 	f := told(err)
+	if p.asAdmin {
+		f = toldAdmin(err)
+	}
 	p.fail(f)
 	return f.code
 }

@@ -33,7 +33,7 @@ type tunnel struct {
 
 // open buys the certificate.
 func (p *program) open(ctx context.Context, f tunnelFlags) (*tunnel, error) {
-	if err := p.needIssuer(); err != nil {
+	if _, err := p.issuer(); err != nil {
 		return nil, err
 	}
 	if f.WakeTimeout <= 0 {

@@ -1,0 +1,326 @@
+package cli
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/mayfly-ca/mayfly/client"
+	"github.com/mayfly-ca/mayfly/client/tokensource"
+	"github.com/mayfly-ca/mayfly/client/wire"
+)
+
+type doctorCommand struct {
+	tunnelFlags
+}
+
+func (doctorCommand) Help() string {
+	return `Goes the way of a build, one step after the other, and stops at the first that is broken, with its remedy: variables, issuer, clock, token, its claims (without the signature), the policy's decision, the CA's expiry, the engine's address, TLS and the engine's admission. It buys one certificate and wakes the engine.
+
+Exit codes are those of the step that is broken.`
+}
+
+// checkup is one walk of doctor.
+type checkup struct {
+	p      *program
+	flags  tunnelFlags
+	issuer *client.Issuer
+	info   wire.Info
+	source tokensource.Source
+	token  string
+	client *client.Client
+}
+
+// checkupStep is what doctor --json prints for a step, one a line.
+type checkupStep struct {
+	Step   string         `json:"step"`
+	OK     bool           `json:"ok"`
+	MS     int64          `json:"ms"`
+	Detail string         `json:"detail,omitempty"`
+	Claims map[string]any `json:"claims,omitempty"`
+	Error  string         `json:"error,omitempty"`
+	Hints  []string       `json:"hints,omitempty"`
+}
+
+// clockLeeway is how far clocks may be apart: tokens are taken 30 s early, and
+// certificates begin 60 s in the past.
+const clockLeeway = 30 * time.Second
+
+// caWarning is how long before its end a CA certificate is warned of.
+const caWarning = 60 * 24 * time.Hour
+
+// Run walks.
+func (c *doctorCommand) Run(ctx context.Context, p *program) error {
+	ctx, stop := interruptible(ctx)
+	defer stop()
+	d := &checkup{p: p, flags: c.tunnelFlags}
+	defer func() {
+		if d.client != nil {
+			d.client.Close()
+		}
+	}()
+	for _, s := range []struct {
+		name string
+		do   func(context.Context) (string, error)
+	}{
+		{"variables", d.variables}, {"issuer", d.reachIssuer}, {"clock", d.compareClocks},
+		{"token", d.getToken}, {"claims", d.checkClaims}, {"policy", d.decide}, {"ca", d.checkCA},
+		{"engine", d.reachEngine}, {"tls", d.admitted},
+	} {
+		if err := d.step(ctx, s.name, s.do); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// step does one step and says how it went.
+func (d *checkup) step(ctx context.Context, name string, do func(context.Context) (string, error)) error {
+	d.p.progress("checking %s", name)
+	start := time.Now()
+	detail, err := do(ctx)
+	took := time.Since(start).Milliseconds()
+	d.p.settle()
+	s := checkupStep{Step: name, OK: err == nil, MS: took, Detail: detail}
+	if err != nil {
+		f := told(err)
+		s.Error, s.Hints = f.what, f.hints
+	}
+	if d.p.JSON {
+		if name == "claims" {
+			s.Claims = d.claims()
+		}
+		d.p.json(s)
+		return err
+	}
+	word, text := d.p.paint(styleGood, "ok  "), detail
+	if err != nil {
+		word, text = d.p.paint(styleBad, "fail"), "see below"
+		if detail != "" {
+			text = detail
+		}
+	}
+	d.p.printf("%s  %-9s  %s\n", word, name, visible(text))
+	if name == "claims" {
+		if c, err := readClaims(d.token); err == nil {
+			d.p.facts("        ", claimFacts(c.raw))
+		}
+	}
+	return err
+}
+
+func (d *checkup) claims() map[string]any {
+	c, err := readClaims(d.token)
+	if err != nil {
+		return nil
+	}
+	m := map[string]any{}
+	for k, v := range c.values {
+		m[k] = v
+	}
+	return m
+}
+
+func (d *checkup) variables(context.Context) (string, error) {
+	var err error
+	if d.issuer, err = d.p.issuer(); err != nil {
+		return "", err
+	}
+	said := []string{"issuer " + d.p.Issuer}
+	for _, kv := range [][2]string{{"ca file", d.p.CAFile}, {"trust anchor", d.p.TrustAnchor}, {"audience", d.p.Audience}, {"engine", d.flags.Engine}} {
+		if kv[1] != "" {
+			said = append(said, kv[0]+" "+kv[1])
+		}
+	}
+	if os.Getenv("DAGGER_SESSION_PORT") != "" {
+		d.p.warn("DAGGER_SESSION_PORT is set: a Dagger program uses that session and no tunnel")
+	}
+	return strings.Join(said, ", "), nil
+}
+
+func (d *checkup) reachIssuer(ctx context.Context) (string, error) {
+	start := time.Now()
+	info, err := d.issuer.Info(ctx)
+	if err != nil {
+		return "", err
+	}
+	if info.TrustDomain == "" {
+		return "", failf(exitFailed, "correct --issuer: what answers there is no mayfly issuer", "%s names no trust domain at %s", d.issuer, wire.PathInfo)
+	}
+	d.info = info
+	return fmt.Sprintf("answers in %d ms for trust domain %s", time.Since(start).Milliseconds(), info.TrustDomain), nil
+}
+
+// compareClocks holds the answer's Date (RFC 9110 6.6.1) against our clock.
+func (d *checkup) compareClocks(ctx context.Context) (string, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimRight(d.issuer.String(), "/")+wire.PathHealth, nil)
+	if err != nil {
+		return "", err
+	}
+	sent := time.Now()
+	resp, err := d.issuer.HTTPClient().Do(req)
+	if err != nil {
+		return "", &client.IssuerUnreachableError{URL: d.issuer.String(), Err: err}
+	}
+	resp.Body.Close()
+	theirs, err := http.ParseTime(resp.Header.Get("Date"))
+	if err != nil {
+		return "the issuer's answer has no date to compare with", nil
+	}
+	// Date is in whole seconds and of some moment between sent and now.
+	ahead := sent.Add(time.Since(sent) / 2).Sub(theirs.Add(500 * time.Millisecond)).Round(time.Second)
+	if ahead.Abs() > clockLeeway {
+		return "", failf(exitFailed, "set this machine's clock (NTP), or the issuer's: tokens and certificates are valid for minutes",
+			"this machine's clock and the issuer's are %v apart: here it is %s, there %s", ahead.Abs(), sent.UTC().Format(time.RFC3339), theirs.UTC().Format(time.RFC3339))
+	}
+	return fmt.Sprintf("%v apart from the issuer's", ahead.Abs()), nil
+}
+
+func (d *checkup) audience() string {
+	if d.p.Audience != "" {
+		return d.p.Audience
+	}
+	return d.info.Audience
+}
+
+func (d *checkup) getToken(ctx context.Context) (string, error) {
+	var err error
+	if d.source, err = d.p.source(); err != nil {
+		return "", err
+	}
+	if d.token, err = d.source.Token(ctx, d.audience()); err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("%d bytes from %s", len(d.token), d.source), nil
+}
+
+// checkClaims finds what the issuer would refuse whatever its policy says.
+func (d *checkup) checkClaims(context.Context) (string, error) {
+	c, err := readClaims(d.token)
+	if err != nil {
+		return "", failf(exitFailed, "the token source must give a compact JWS", "token of %s: %w", d.source, err)
+	}
+	now := time.Now()
+	_, person := d.source.(tokensource.LoginSource)
+	detail := fmt.Sprintf("issuer %s, audience %s", c.text("iss"), c.audience())
+	switch {
+	case !c.at("exp").After(now):
+		return detail, failf(exitFailed, "the source must give a fresh token", "the token expired at %s", c.at("exp").UTC().Format(time.RFC3339))
+	case c.at("iat").After(now.Add(clockLeeway)):
+		return detail, failf(exitFailed, "set this machine's clock", "the token is of %s, which is in the future here", c.at("iat").UTC().Format(time.RFC3339))
+	case c.audience() != d.audience() && !person:
+		return detail, failf(exitFailed, "the token must be made for "+d.audience(), "the token's audience is %s, and the issuer takes %s", c.audience(), d.audience())
+	}
+	return detail, nil
+}
+
+// decide buys a certificate with the very token whose claims were shown.
+func (d *checkup) decide(ctx context.Context) (string, error) {
+	c, err := client.New(ctx, client.Config{
+		Issuer: d.p.Issuer, CAFile: d.p.CAFile, TrustAnchor: d.p.TrustAnchor, Audience: d.audience(),
+		Source: &firstToken{Source: d.source, first: d.token}, Engine: d.flags.Engine, WakeTimeout: d.flags.WakeTimeout,
+		Progress: func(e client.Event) {
+			if e.Kind == client.EventWaking {
+				d.p.progress("waiting for engine %s to wake up, %ds", e.Engine, int(e.Elapsed.Seconds()))
+			}
+		},
+	})
+	if err != nil {
+		return "", err
+	}
+	d.client = c
+	i := c.Info()
+	detail := fmt.Sprintf("rule %s grants %s until %s, certificate %s", i.Rule, engineNames(i.Engines), i.NotAfter.UTC().Format(time.RFC3339), i.Serial)
+	if len(i.Engines) != 1 {
+		return detail, (&tunnel{client: c}).oneEngine(d.flags.Engine)
+	}
+	return detail, nil
+}
+
+// firstToken hands out one token that is there already, then fresh ones.
+type firstToken struct {
+	tokensource.Source
+	mu    sync.Mutex
+	first string
+}
+
+// Token implements tokensource.Source.
+func (s *firstToken) Token(ctx context.Context, audience string) (string, error) {
+	s.mu.Lock()
+	first := s.first
+	s.first = ""
+	s.mu.Unlock()
+	if first != "" {
+		return first, nil
+	}
+	return s.Source.Token(ctx, audience)
+}
+
+// checkCA warns of the end of the root and the intermediate.
+func (d *checkup) checkCA(context.Context) (string, error) {
+	cred := d.client.Credential()
+	all := cred.RootCertificates()
+	for rest := cred.ChainPEM(); ; {
+		var blk *pem.Block
+		if blk, rest = pem.Decode(rest); blk == nil {
+			break
+		}
+		if c, err := x509.ParseCertificate(blk.Bytes); err == nil && c.IsCA {
+			all = append(all, c)
+		}
+	}
+	var first *x509.Certificate
+	for _, c := range all {
+		if first == nil || c.NotAfter.Before(first.NotAfter) {
+			first = c
+		}
+	}
+	if first == nil {
+		return "no CA certificate came with the answer", nil
+	}
+	if time.Until(first.NotAfter) < caWarning {
+		d.p.warn("%s ends at %s: the issuer's operator must rotate it (mayfly-issuer rotate request)", first.Subject.CommonName, first.NotAfter.UTC().Format(time.RFC3339))
+	}
+	return fmt.Sprintf("%s ends first, at %s", first.Subject.CommonName, first.NotAfter.UTC().Format(time.RFC3339)), nil
+}
+
+// reachEngine finds what is broken below TLS: a name, a route, a firewall.
+func (d *checkup) reachEngine(ctx context.Context) (string, error) {
+	e := d.client.Info().Engines[0]
+	u, err := url.Parse(e.Endpoint)
+	if err != nil || u.Host == "" {
+		return "", failf(exitEngine, "correct the endpoint of engine "+e.Name+" in the issuer's policy", "endpoint %q is no address", e.Endpoint)
+	}
+	start := time.Now()
+	dialer := net.Dialer{Timeout: min(d.flags.WakeTimeout, 30*time.Second)}
+	conn, err := dialer.DialContext(ctx, "tcp", u.Host)
+	var dns *net.DNSError
+	switch {
+	case errors.As(err, &dns):
+		return "", failf(exitEngine, "correct the endpoint of engine "+e.Name+" in the issuer's policy, or this machine's DNS", "engine %s: %w", e.Name, err)
+	case err != nil:
+		return fmt.Sprintf("%s does not answer yet (%v): it may be asleep", e.Endpoint, err), nil
+	}
+	conn.Close()
+	return fmt.Sprintf("%s answers in %d ms", e.Endpoint, time.Since(start).Milliseconds()), nil
+}
+
+// admitted opens a relay, and closes it before a byte has passed.
+func (d *checkup) admitted(ctx context.Context) (string, error) {
+	start := time.Now()
+	conn, err := d.client.DialContext(ctx, "tcp", "")
+	if err != nil {
+		return "", err
+	}
+	conn.Close()
+	return fmt.Sprintf("engine %s proved its name and admits the certificate, in %d ms", d.client.Info().Engines[0].Name, time.Since(start).Milliseconds()), nil
+}
