@@ -126,8 +126,11 @@ func (e *Engine) spawn(env []string) (*exec.Cmd, *net.UnixConn, error) {
 	// holds the sidecar's terminal.
 	cmd.Stdout, cmd.Stderr = output{e.opts.Stdout}, output{e.opts.Stderr}
 	cmd.WaitDelay = 2 * time.Second
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if e.opts.Isolate {
+		// The namespace dies with its first process. Without one, the child has to
+		// live on a little, and ends the engine when the line closes.
+		cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
 		cmd.SysProcAttr.Cloneflags = unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWIPC
 	}
 	if err := cmd.Start(); err != nil {

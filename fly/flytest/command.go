@@ -22,8 +22,7 @@ type command struct {
 func (m *Machine) launch() (*command, error) {
 	c := &command{done: make(chan struct{})}
 	launched := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
+	onOwnThread(func() {
 		defer close(c.done)
 		cmd, err := m.start()
 		if err != nil {
@@ -35,8 +34,28 @@ func (m *Machine) launch() (*command, error) {
 		_ = cmd.Wait() // the state says it all
 		c.code = exitCode(cmd.ProcessState)
 		c.kill() // whatever it left behind: the virtual machine is gone
-	}()
+	})
 	return c, <-launched
+}
+
+// onOwnThread runs f on a thread that ends with it, so never on the first one,
+// which Go keeps: what f did to it would stay, and show in /proc/self.
+func onOwnThread(f func()) {
+	go func() {
+		runtime.LockOSThread()
+		if !isFirstThread() {
+			f()
+			return
+		}
+		locked := make(chan struct{})
+		go func() {
+			runtime.LockOSThread()
+			close(locked)
+			f()
+		}()
+		<-locked
+		runtime.UnlockOSThread()
+	}()
 }
 
 // start starts the command on the calling thread.

@@ -100,3 +100,5 @@ func changeRoot(root string) error {
 func commandAttr() *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 }
+
+func isFirstThread() bool { return unix.Gettid() == os.Getpid() }
