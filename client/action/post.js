@@ -1,0 +1,74 @@
+// The action's post step: stops the tunnel and reports what went through it.
+// It never fails a job that has done its work: what is wrong is a warning.
+'use strict';
+
+const fs = require('node:fs');
+const path = require('node:path');
+const runner = require('./runner');
+
+const STOP_MS = 10_000;
+
+async function post() {
+  const folder = runner.state('folder');
+  if (folder === '') return;
+  const pid = Number(runner.state('pid'));
+  const alive = pid > 1 && await stop(pid);
+  if (pid > 1 && !alive) runner.warning(`the tunnel had ended before the job did:\n${log(folder)}`);
+  if (runner.state('started') !== '') report(JSON.parse(runner.state('started')), readReport(folder));
+  fs.rmSync(folder, { recursive: true, force: true });
+}
+
+// stop ends the program and tells whether it was still there to be ended.
+async function stop(pid) {
+  if (!signal(pid, 'SIGTERM')) return false;
+  for (const end = Date.now() + STOP_MS; Date.now() < end;) {
+    if (!signal(pid, 0)) return true;
+    await new Promise((resolve) => { setTimeout(resolve, 50); });
+  }
+  signal(pid, 'SIGKILL');
+  runner.warning(`the tunnel did not stop within ${STOP_MS / 1000} s and was killed`);
+  return true;
+}
+
+function signal(pid, name) {
+  try {
+    return process.kill(pid, name);
+  } catch {
+    return false;
+  }
+}
+
+function log(folder) {
+  try {
+    return fs.readFileSync(path.join(folder, 'mayfly.log'), 'utf8').slice(-4000);
+  } catch {
+    return '';
+  }
+}
+
+function readReport(folder) {
+  try {
+    return JSON.parse(fs.readFileSync(path.join(folder, 'report.json'), 'utf8'));
+  } catch {
+    return null;
+  }
+}
+
+function report(started, counted) {
+  const rows = [
+    ['identity', started.identity],
+    ['rule', started.rule],
+    ['serial', started.serial],
+    ['engine', started.engine],
+  ];
+  if (counted) {
+    rows.push(['certificates', counted.certificates], ['connections', counted.connections],
+      ['bytes sent', counted.bytes_out], ['bytes received', counted.bytes_in],
+      ['time to wake', counted.wake_ms === undefined ? undefined : `${counted.wake_ms} ms`], ['ended by', counted.reason]);
+  }
+  const told = rows.filter(([, value]) => value !== undefined && value !== '');
+  for (const [name, value] of told) runner.info(`${name}: ${value}`);
+  runner.summary(['### mayfly', '', '| | |', '|---|---|', ...told.map(([name, value]) => `| ${name} | ${runner.cell(value)} |`), ''].join('\n'));
+}
+
+post().catch((err) => runner.warning(`post step: ${err.message}`));

@@ -1,0 +1,254 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// The demonstration's own policy. The issuers and the endpoint are replaced by
+// this machine's, as those of --config are.
+const demoPolicy = `version: 1
+trust_domain: local.mayfly.example
+providers:
+  github: {type: github, issuer: https://token.actions.githubusercontent.com}
+  fly:    {type: fly,    issuer: https://oidc.fly.io/example-org}
+  staff:  {type: people, issuer: https://accounts.example.com, client_id: mayfly}
+engines:
+  default: {endpoint: "tcp://engine.mayfly.example:8080", server_name: engine.mayfly.example}
+rules:
+  - name: app-main
+    provider: github
+    match: {repository_owner_id: "285964", repository_id: "1339936803", ref: refs/heads/main, event_name: [push, workflow_dispatch]}
+    grant: {profile: client, engines: [default], ttl: 1h}
+  - name: engine
+    provider: fly
+    match: {org_id: "11111111", app_id: "22222222"}
+    grant: {profile: server, engines: [default], dns: [engine.mayfly.example], ttl: 24h}
+  - name: admins
+    provider: staff
+    match: {email: [ops@example.com], email_verified: true}
+    grant: {role: admin}
+`
+
+// settings are the policy and the issuer's configuration that the run starts
+// from, as YAML maps that keep every key of the user's files.
+type settings struct {
+	policy, issuer map[string]any
+}
+
+// loadSettings reads DIR/policy.yaml and DIR/issuer.yaml, or the
+// demonstration's own.
+func loadSettings(dir string) (settings, error) {
+	s := settings{policy: map[string]any{}, issuer: map[string]any{}}
+	policy := []byte(demoPolicy)
+	if dir != "" {
+		var err error
+		if policy, err = os.ReadFile(filepath.Join(dir, "policy.yaml")); err != nil {
+			return s, remedy(err, "--config DIR wants DIR/policy.yaml and DIR/issuer.yaml")
+		}
+		issuer, err := os.ReadFile(filepath.Join(dir, "issuer.yaml"))
+		if err != nil {
+			return s, remedy(err, "--config DIR wants DIR/policy.yaml and DIR/issuer.yaml")
+		}
+		if err := yaml.Unmarshal(issuer, &s.issuer); err != nil {
+			return s, fmt.Errorf("%s/issuer.yaml: %w", dir, err)
+		}
+	}
+	if err := yaml.Unmarshal(policy, &s.policy); err != nil {
+		return s, fmt.Errorf("policy.yaml: %w", err)
+	}
+	if s.trustDomain() == "" || len(section(s.policy, "engines")) == 0 {
+		return s, errors.New("policy.yaml names no trust_domain or no engines")
+	}
+	return s, nil
+}
+
+func section(m map[string]any, key string) map[string]any {
+	inner, _ := m[key].(map[string]any)
+	return inner
+}
+
+func (s settings) trustDomain() string {
+	name, _ := s.policy["trust_domain"].(string)
+	return name
+}
+
+// engine is the one that the machine serves: the engine of the first server
+// rule, or else the first by name.
+func (s settings) engine() string {
+	for _, rule := range s.rules() {
+		grant := section(rule, "grant")
+		if grant["profile"] != "server" {
+			continue
+		}
+		if names, ok := grant["engines"].([]any); ok && len(names) > 0 {
+			name, _ := names[0].(string)
+			return name
+		}
+	}
+	var first string
+	for name := range section(s.policy, "engines") {
+		if first == "" || name < first {
+			first = name
+		}
+	}
+	return first
+}
+
+func (s settings) rules() []map[string]any {
+	list, _ := s.policy["rules"].([]any)
+	var rules []map[string]any
+	for _, item := range list {
+		if rule, ok := item.(map[string]any); ok {
+			rules = append(rules, rule)
+		}
+	}
+	return rules
+}
+
+// serverNames are what the CA's name constraints must permit.
+func (s settings) serverNames() []string {
+	var names []string
+	seen := map[string]bool{}
+	for _, engine := range section(s.policy, "engines") {
+		m, _ := engine.(map[string]any)
+		if name, _ := m["server_name"].(string); name != "" && !seen[name] {
+			seen[name] = true
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+func (s settings) serverName(engine string) string {
+	name, _ := section(section(s.policy, "engines"), engine)["server_name"].(string)
+	return name
+}
+
+// clientID is the first people provider's.
+func (s settings) clientID() string {
+	for _, provider := range section(s.policy, "providers") {
+		m, _ := provider.(map[string]any)
+		if id, _ := m["client_id"].(string); m["type"] == "people" && id != "" {
+			return id
+		}
+	}
+	return "mayfly"
+}
+
+// useProviders replaces the issuers, by type, by this machine's stand-ins. The
+// first provider of a type gets it: no two may share an issuer, so rules of
+// another of the same type match nobody here.
+func (s settings) useProviders(issuers map[string]string) {
+	used := map[string]bool{}
+	for _, name := range s.providersInRuleOrder() {
+		m := section(section(s.policy, "providers"), name)
+		kind, _ := m["type"].(string)
+		if local := issuers[kind]; local != "" && !used[kind] {
+			used[kind] = true
+			m["issuer"], m["unsafe_http"] = local, true
+			delete(m, "jwks_uri")
+		}
+	}
+}
+
+// providersInRuleOrder has each provider once, those that rules name first.
+func (s settings) providersInRuleOrder() []string {
+	var names []string
+	seen := map[string]bool{}
+	add := func(name string) {
+		if name != "" && !seen[name] {
+			seen[name] = true
+			names = append(names, name)
+		}
+	}
+	for _, rule := range s.rules() {
+		name, _ := rule["provider"].(string)
+		add(name)
+	}
+	for name := range section(s.policy, "providers") {
+		add(name)
+	}
+	return names
+}
+
+// useEndpoint replaces every engine's endpoint by this machine's.
+func (s settings) useEndpoint(endpoint string) {
+	for _, engine := range section(s.policy, "engines") {
+		if m, ok := engine.(map[string]any); ok {
+			m["endpoint"] = endpoint
+		}
+	}
+}
+
+// admitted returns claims that the first rule of a provider type admits: of a
+// list the first value, and of a pattern one that it matches.
+func (s settings) admitted(kind string) map[string]any {
+	claims := map[string]any{}
+	for _, rule := range s.rules() {
+		name, _ := rule["provider"].(string)
+		if section(section(s.policy, "providers"), name)["type"] != kind {
+			continue
+		}
+		for claim, want := range section(rule, "match") {
+			if list, ok := want.([]any); ok && len(list) > 0 {
+				want = list[0]
+			}
+			if text, ok := want.(string); ok {
+				want = strings.ReplaceAll(text, "*", "main")
+			}
+			claims[claim] = want
+		}
+		return claims
+	}
+	return claims
+}
+
+// useIssuer sets what this machine decides: addresses, URL and key paths. A
+// PostgreSQL store of the user's stays; a file is made anew here.
+func (s settings) useIssuer(listen, publicURL, dir string) {
+	s.issuer["listen"] = listen
+	s.issuer["public_url"] = publicURL
+	s.issuer["tls"] = map[string]any{"mode": "self"}
+	s.issuer["ca"] = map[string]any{
+		"root":         filepath.Join(dir, "root.crt"),
+		"root_crl":     filepath.Join(dir, "root.crl"),
+		"intermediate": filepath.Join(dir, "intermediate.crt"),
+		"key":          filepath.Join(dir, "intermediate.key"),
+	}
+	if !s.foreignStore() {
+		s.issuer["store"] = filepath.Join(dir, "mayfly.db")
+	}
+	s.issuer["policy"] = filepath.Join(dir, "policy.yaml")
+	for _, key := range []string{"behind_proxy", "client_ip_header", "trusted_proxies", "run_as"} {
+		delete(s.issuer, key)
+	}
+	if s.issuer["metrics_listen"] != nil {
+		s.issuer["metrics_listen"] = "127.0.0.1:0"
+	}
+}
+
+// foreignStore tells whether the user's store is a database server's.
+func (s settings) foreignStore() bool {
+	store, _ := s.issuer["store"].(string)
+	return strings.HasPrefix(store, "postgres://") || strings.HasPrefix(store, "postgresql://") || strings.HasPrefix(store, "env:")
+}
+
+// write puts both files into dir.
+func (s settings) write(dir string) error {
+	for name, content := range map[string]map[string]any{"policy.yaml": s.policy, "issuer.yaml": s.issuer} {
+		data, err := yaml.Marshal(content)
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(dir, name), data, 0o600); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,194 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/mayfly-ca/mayfly/fly/flytest"
+)
+
+// adminTokenEvery is how often the token in DIR/env is renewed: admin calls
+// want one that was issued within the hour.
+const adminTokenEvery = 30 * time.Minute
+
+// machine is the Fly Machine of the engine, with the proxy that wakes it.
+type machine struct {
+	addr string // of the proxy, host:port: the engine's endpoint
+	fly  *flytest.Machine
+}
+
+// startMachine is the step "machine". The machine is made and stays stopped:
+// the first connection starts it.
+func (s *stack) startMachine(ctx context.Context) (string, error) {
+	module, err := moduleDir(ctx)
+	if err != nil {
+		return "", err
+	}
+	app, err := flytest.LoadApp(filepath.Join(module, "fly", "buildkit", "fly.toml"))
+	if err != nil {
+		return "", err
+	}
+	service := app.AllServices()[0]
+	listen, err := freePort()
+	if err != nil {
+		return "", err
+	}
+	log, err := os.OpenFile(s.path("machine.log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return "", err
+	}
+	s.closers = append(s.closers, log.Close)
+	claims := s.settings.admitted("fly")
+	s.machine.fly, err = flytest.NewMachine(flytest.MachineConfig{
+		App:       app,
+		Command:   append([]string{s.program("mayfly-sidecar"), "run", "--"}, s.engine.command...),
+		Env:       s.sidecarEnv(listen),
+		OIDC:      s.providers.fly,
+		Claims:    claims,
+		Addresses: map[int]string{service.InternalPort: listen},
+		Stdout:    log,
+		Stderr:    log,
+	})
+	if err != nil {
+		return "", err
+	}
+	s.closers = append(s.closers, s.stopMachine)
+	public := service.Ports[0].Port
+	proxy, err := flytest.NewProxy(flytest.ProxyConfig{
+		Machine: s.machine.fly, Listen: map[int]string{public: s.machine.addr}, IdleStop: time.Minute,
+	})
+	if err != nil {
+		return "", err
+	}
+	s.closers = append(s.closers, proxy.Close)
+	return fmt.Sprintf("%s at %s, stopped until the first connection", s.machine.fly.ID(), s.machine.addr), nil
+}
+
+// stopMachine stops it as Fly does, so that the engine's children end with it.
+func (s *stack) stopMachine() error {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	return errors.Join(s.machine.fly.Stop(ctx), s.machine.fly.Close())
+}
+
+// sidecarEnv configures the sidecar as fly.toml's [env] does on a machine.
+func (s *stack) sidecarEnv(listen string) []string {
+	return []string{
+		"PATH=" + os.Getenv("PATH"),
+		"HOME=" + s.dir,
+		"TMPDIR=" + s.dir,
+		"MAYFLY_SIDECAR_ISSUER=" + s.issuerURL,
+		"MAYFLY_SIDECAR_CA_FILE=" + s.caFile,
+		"MAYFLY_SIDECAR_ENGINE=" + s.settings.engine(),
+		"MAYFLY_SIDECAR_LISTEN=" + listen,
+		"MAYFLY_SIDECAR_PROXY_PROTOCOL=required",
+		"MAYFLY_SIDECAR_TRUSTED_PROXIES=127.0.0.1",
+		"MAYFLY_SIDECAR_ENGINE_SOCKET=" + s.engine.socket,
+		"MAYFLY_SIDECAR_TOKEN_SOURCE=fly",
+		"MAYFLY_SIDECAR_STATUS_LISTEN=127.0.0.1:0",
+	}
+}
+
+// httpClient trusts this run's root alone.
+func (s *stack) httpClient() (*http.Client, error) {
+	pem, err := os.ReadFile(s.caFile)
+	if err != nil {
+		return nil, err
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("%s holds no certificate", s.caFile)
+	}
+	return &http.Client{
+		Timeout:   10 * time.Second,
+		Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}, DisableKeepAlives: true},
+	}, nil
+}
+
+// writeEnv writes DIR/env, which says that all answers: atomically, and again
+// when the admin's token is renewed.
+func (s *stack) writeEnv() error {
+	token, err := s.providers.adminToken()
+	if err != nil {
+		return err
+	}
+	store, _ := s.settings.issuer["store"].(string)
+	if name, ok := strings.CutPrefix(store, "env:"); ok {
+		store = os.Getenv(name)
+	}
+	sidecar := ""
+	if pid := s.machine.fly.PID(); pid > 0 {
+		sidecar = fmt.Sprint(pid)
+	}
+	var b strings.Builder
+	for _, kv := range [][2]string{
+		{"MAYFLY_ISSUER", s.issuerURL},
+		{"MAYFLY_CA_FILE", s.caFile},
+		{"MAYFLY_AUDIENCE", "mayfly:" + s.settings.trustDomain()},
+		{"MAYFLY_ADMIN_TOKEN", token},
+		{"ACTIONS_ID_TOKEN_REQUEST_URL", s.providers.github.TokenRequestURL()},
+		{"ACTIONS_ID_TOKEN_REQUEST_TOKEN", s.providers.github.TokenRequestToken()},
+		{"GITHUB_OIDC", s.providers.github.URL()},
+		{"FLY_OIDC", s.providers.fly.URL()},
+		{"STAFF_OIDC", s.providers.staff.URL()},
+		{"FLY_API_SOCKET", s.machine.fly.APISocket()},
+		{"ENGINE_ADDR", s.machine.addr},
+		{"ENGINE_SERVER_NAME", s.settings.serverName(s.settings.engine())},
+		{"STORE", store},
+		{"POLICY_FILE", filepath.Join(filepath.Dir(s.caFile), "policy.yaml")},
+		{"MAYFLY_BIN", s.tools.bin},
+		{"ISSUER_PID", fmt.Sprint(s.issuer.cmd.Process.Pid)},
+		{"SIDECAR_PID", sidecar},
+	} {
+		fmt.Fprintf(&b, "export %s=%s\n", kv[0], shellQuote(kv[1]))
+	}
+	path := filepath.Join(s.options.dir, "env")
+	if err := os.WriteFile(path+".new", []byte(b.String()), 0o600); err != nil {
+		return err
+	}
+	return os.Rename(path+".new", path)
+}
+
+// shellQuote quotes for a POSIX shell.
+func shellQuote(v string) string {
+	return "'" + strings.ReplaceAll(v, "'", `'\''`) + "'"
+}
+
+// stay keeps everything up until it is interrupted, starts an issuer that died
+// again, and keeps DIR/env current: the admin's token, the processes' ids.
+func (s *stack) stay(ctx context.Context) error {
+	token := time.NewTicker(adminTokenEvery)
+	defer token.Stop()
+	look := time.NewTicker(time.Second)
+	defer look.Stop()
+	pid := s.machine.fly.PID()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-s.issuer.done:
+			s.report.say("mayfly-issuer serve ended: %v; started again, as a platform does", s.issuer.err)
+			if err := s.restartIssuer(ctx); err != nil {
+				return err
+			}
+		case <-token.C:
+		case <-look.C:
+			if now := s.machine.fly.PID(); now == pid {
+				continue
+			} else {
+				pid = now
+			}
+		}
+		if err := s.writeEnv(); err != nil {
+			return err
+		}
+	}
+}

@@ -1,0 +1,49 @@
+package main
+
+import (
+	"errors"
+
+	"github.com/mayfly-ca/mayfly/issuer/idtoken"
+	"github.com/mayfly-ca/mayfly/issuer/idtoken/idtokentest"
+)
+
+// providers are this machine's stand-ins for GitHub, Fly and the staff's login.
+type providers struct {
+	github, fly, staff *idtokentest.Provider
+}
+
+// newProviders starts all three. Each mints by default what the first rule of
+// its type admits.
+func newProviders(s settings) (*providers, error) {
+	p := &providers{}
+	var all error
+	start := func(kind idtoken.Type) *idtokentest.Provider {
+		provider, err := idtokentest.New(idtokentest.Options{Type: kind, Defaults: s.admitted(string(kind)), ClientID: s.clientID()})
+		all = errors.Join(all, err)
+		return provider
+	}
+	p.github, p.fly, p.staff = start(idtoken.GitHub), start(idtoken.Fly), start(idtoken.People)
+	if all != nil {
+		p.close()
+		return nil, all
+	}
+	return p, nil
+}
+
+func (p *providers) close() {
+	for _, provider := range []*idtokentest.Provider{p.github, p.fly, p.staff} {
+		if provider != nil {
+			provider.Close()
+		}
+	}
+}
+
+// issuers are the base URLs by the provider types of the policy file.
+func (p *providers) issuers() map[string]string {
+	return map[string]string{"github": p.github.URL(), "fly": p.fly.URL(), "people": p.staff.URL()}
+}
+
+// adminToken is a fresh login of the person that the first role rule admits.
+func (p *providers) adminToken() (string, error) {
+	return p.staff.Mint(nil)
+}

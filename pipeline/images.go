@@ -1,0 +1,65 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+
+	"dagger.io/dagger"
+)
+
+// pipeline is one run: what the steps share.
+type pipeline struct {
+	options  options
+	revision revision
+	dag      *dagger.Client
+	stdout   interface{ Write([]byte) (int, error) }
+
+	digest string // name@sha256:... of what publish pushed
+}
+
+// image gives a container of an image reference, or of a tarball on this
+// machine, so that the pipeline also runs where no registry can be reached.
+func (p *pipeline) image(ref string, platform dagger.Platform) *dagger.Container {
+	container := p.dag.Container(dagger.ContainerOpts{Platform: platform})
+	if isTarball(ref) {
+		return container.Import(p.dag.Host().File(ref))
+	}
+	return container.From(ref)
+}
+
+func isTarball(ref string) bool {
+	if !strings.HasSuffix(ref, ".tar") && !strings.HasSuffix(ref, ".tar.gz") && !strings.HasSuffix(ref, ".tgz") {
+		return false
+	}
+	info, err := os.Stat(ref)
+	return err == nil && info.Mode().IsRegular()
+}
+
+// sources is this checkout without what builds leave in it.
+func (p *pipeline) sources() *dagger.Directory {
+	exclude := []string{".git", "bin", "**/node_modules", ".artifacts"}
+	if !filepath.IsAbs(p.options.out) {
+		exclude = append(exclude, filepath.ToSlash(filepath.Clean(p.options.out)))
+	}
+	return p.dag.Host().Directory(".", dagger.HostDirectoryOpts{Exclude: exclude})
+}
+
+// goToolchain is the Go image with the sources and the caches. It runs on the
+// engine's own platform and cross-compiles: emulation is slower and never needed
+// for static Go. The caches are keyed by the platform that is compiled for.
+func (p *pipeline) goToolchain(platform string) *dagger.Container {
+	key := strings.ReplaceAll(platform, "/", "-")
+	c := p.image(p.options.baseImage, "").
+		WithMountedCache("/go/pkg/mod", p.dag.CacheVolume("mayfly-go-mod")).
+		WithMountedCache("/root/.cache/go-build", p.dag.CacheVolume("mayfly-go-build-"+key)).
+		WithEnvVariable("GOMODCACHE", "/go/pkg/mod").
+		WithEnvVariable("GOCACHE", "/root/.cache/go-build").
+		WithEnvVariable("GOTOOLCHAIN", "local").
+		WithEnvVariable("GOFLAGS", "-buildvcs=false").
+		WithWorkdir("/src")
+	if p.options.goProxy != "" {
+		c = c.WithEnvVariable("GOPROXY", p.options.goProxy)
+	}
+	return c.WithDirectory("/src", p.sources())
+}

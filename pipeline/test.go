@@ -1,0 +1,72 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"dagger.io/dagger"
+)
+
+// test runs the unit tests, then the issuer over PostgreSQL as services with a
+// program of this repository asking it.
+func (p *pipeline) test(ctx context.Context) error {
+	toolchain := p.goToolchain("native")
+	args := append([]string{"go", "test", "-timeout", "20m"}, strings.Fields(p.options.testPackages)...)
+	if _, err := toolchain.WithExec(args).Sync(ctx); err != nil {
+		return fmt.Errorf("unit tests: %w", err)
+	}
+	if _, err := p.integration(toolchain).Sync(ctx); err != nil {
+		return fmt.Errorf("integration tests: %w", err)
+	}
+	return nil
+}
+
+// integration is a container that asks an issuer of this checkout, which keeps
+// its records in a PostgreSQL beside it. Both are services: they start when the
+// container does and end with it.
+func (p *pipeline) integration(toolchain *dagger.Container) *dagger.Container {
+	postgres := p.image(p.options.postgresImage, "").
+		WithEnvVariable("POSTGRES_PASSWORD", "integration").
+		WithEnvVariable("POSTGRES_DB", "mayfly").
+		WithExposedPort(5432).
+		AsService(dagger.ContainerAsServiceOpts{UseEntrypoint: true, Args: []string{"postgres"}})
+	issuer := toolchain.
+		WithExec([]string{"go", "build", "-o", "/usr/local/bin/", "./issuer/cmd/mayfly-issuer"}).
+		WithServiceBinding("postgres", postgres).
+		WithExposedPort(8443).
+		AsService(dagger.ContainerAsServiceOpts{Args: []string{"sh", "-euc", issuerScript}})
+	return toolchain.
+		WithServiceBinding("issuer", issuer).
+		WithEnvVariable("MAYFLY_INTEGRATION_ISSUER", "https://issuer:8443").
+		WithExec([]string{"go", "test", "-count=1", "-run", "^TestIntegration", "-v", "./pipeline"})
+}
+
+// issuerScript makes a CA of a minute's life and serves it.
+const issuerScript = `
+dir=$(mktemp -d)
+mayfly-issuer init --dir "$dir" --trust-domain ci.mayfly.example --engine-dns engine.mayfly.example --issuer-url https://issuer:8443
+cat >"$dir/policy.yaml" <<'POLICY'
+version: 1
+trust_domain: ci.mayfly.example
+providers:
+  github: {type: github, issuer: https://token.actions.githubusercontent.com}
+engines:
+  default: {endpoint: "tcp://engine.mayfly.example:8080", server_name: engine.mayfly.example}
+rules:
+  - name: main
+    provider: github
+    match: {repository_id: "1", ref: refs/heads/main, event_name: [push]}
+    grant: {profile: client, engines: [default], ttl: 1h}
+POLICY
+cat >"$dir/issuer/issuer.yaml" <<CONFIG
+listen: ":8443"
+public_url: https://issuer:8443
+tls: {mode: self}
+ca: {root: root.crt, root_crl: root.crl, intermediate: intermediate.crt, key: intermediate.key}
+store: postgres://postgres:integration@postgres:5432/mayfly?sslmode=disable
+policy: $dir/policy.yaml
+CONFIG
+mayfly-issuer store create --config "$dir/issuer/issuer.yaml"
+exec mayfly-issuer serve --config "$dir/issuer/issuer.yaml"
+`
