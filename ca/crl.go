@@ -118,7 +118,7 @@ func (a *Authority) superseded(number int64) bool {
 // publish has the store return the newest set if it holds every revocation, is
 // fresh and covers all our intermediates, and sign another otherwise.
 func (a *Authority) publish(ctx context.Context) (*CRLs, error) {
-	sign := func(s store.CRLState) ([]store.SignedCRL, error) { return a.signCRLs(ctx, s) }
+	sign := a.signer(ctx)
 	set, err := a.store.PublishCRLs(ctx, maxCRLAge, sign)
 	if err != nil {
 		return nil, fmt.Errorf("publish CRLs: %w", err)
@@ -179,6 +179,10 @@ func (a *Authority) compose(set *store.CRLSet) *CRLs {
 func writePEM(b *bytes.Buffer, kind string, der []byte) {
 	// A bytes.Buffer takes everything, and the block has no headers to be bad.
 	_ = pem.Encode(b, &pem.Block{Type: kind, Bytes: der})
+}
+
+func (a *Authority) signer(ctx context.Context) func(store.CRLState) ([]store.SignedCRL, error) {
+	return func(s store.CRLState) ([]store.SignedCRL, error) { return a.signCRLs(ctx, s) }
 }
 
 // signCRLs signs the CRL of each intermediate from one state. It runs under the

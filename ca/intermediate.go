@@ -8,6 +8,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"math/big"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
@@ -75,8 +76,12 @@ func checkIntermediate(cert, root *x509.Certificate) (Constraints, error) {
 
 // revokedBy tells whether list names cert.
 func revokedBy(list *x509.RevocationList, cert *x509.Certificate) bool {
+	return lists(list, cert.SerialNumber)
+}
+
+func lists(list *x509.RevocationList, serial *big.Int) bool {
 	for _, e := range list.RevokedCertificateEntries {
-		if e.SerialNumber.Cmp(cert.SerialNumber) == 0 {
+		if e.SerialNumber.Cmp(serial) == 0 {
 			return true
 		}
 	}

@@ -41,7 +41,7 @@ func parseRootCRL(data []byte, root *x509.Certificate) (*x509.RevocationList, er
 
 // signRootCRL has the root sign the list of compromised intermediates, valid
 // until nextUpdate. What previous names stays named, and its number is passed.
-func signRootCRL(ctx context.Context, root *x509.Certificate, key crypto.Signer, previous *x509.RevocationList, compromised []*x509.Certificate, now, nextUpdate time.Time) ([]byte, error) {
+func signRootCRL(ctx context.Context, root *x509.Certificate, key crypto.Signer, previous *x509.RevocationList, compromised []*big.Int, now, nextUpdate time.Time) ([]byte, error) {
 	now = now.UTC().Truncate(time.Second)
 	list := &x509.RevocationList{Number: big.NewInt(now.UnixMilli()), ThisUpdate: now, NextUpdate: nextUpdate}
 	if previous != nil {
@@ -53,12 +53,12 @@ func signRootCRL(ctx context.Context, root *x509.Certificate, key crypto.Signer,
 				x509.RevocationListEntry{SerialNumber: e.SerialNumber, RevocationTime: e.RevocationTime, ReasonCode: e.ReasonCode})
 		}
 	}
-	for _, c := range compromised {
-		if revokedBy(list, c) {
+	for _, serial := range compromised {
+		if lists(list, serial) {
 			continue
 		}
 		list.RevokedCertificateEntries = append(list.RevokedCertificateEntries,
-			x509.RevocationListEntry{SerialNumber: c.SerialNumber, RevocationTime: now, ReasonCode: reasonCACompromise})
+			x509.RevocationListEntry{SerialNumber: serial, RevocationTime: now, ReasonCode: reasonCACompromise})
 	}
 	der, err := step.CRL(ctx, list, root, key)
 	if err != nil {

@@ -53,6 +53,8 @@ var (
 	// ErrDigest: a signature over a bare digest was asked for. The guard signs
 	// only what it can read.
 	ErrDigest = errors.New("guard: a bare digest is never signed")
+	// ErrExpired: a recorded leaf has ended and is not signed again.
+	ErrExpired = errors.New("guard: the recorded certificate has expired")
 	// ErrSpent: a ticket was used a second time.
 	ErrSpent = errors.New("guard: the ticket is spent")
 )
@@ -205,18 +207,43 @@ func (g *Guard) Repeat(ctx context.Context, a Leaf, r Recorder) (leaf *x509.Cert
 	if err := issuance.CheckRepeat(leaf, a.Grant, g.bounds()); err != nil {
 		return nil, nil, &RefusedError{err}
 	}
+	return g.complete(tbs, sig)
+}
+
+// Reproduce returns a recorded leaf for who may read it, as Repeat does for who
+// may have it. ErrExpired if it has ended.
+func (g *Guard) Reproduce(ctx context.Context, r Recorder) (*x509.Certificate, error) {
+	tbs, sig, err := r.Recorded(ctx)
+	if err != nil {
+		return nil, err
+	}
+	leaf, err := parseTBS(tbs)
+	if err != nil {
+		return nil, &RefusedError{err}
+	}
+	if !time.Now().Before(leaf.NotAfter) {
+		return nil, ErrExpired
+	}
+	if err := issuance.CheckRecorded(leaf, g.bounds()); err != nil {
+		return nil, &RefusedError{err}
+	}
+	leaf, _, err = g.complete(tbs, sig)
+	return leaf, err
+}
+
+// complete gives a checked TBS its signature, and returns it if it is fresh.
+func (g *Guard) complete(tbs, sig []byte) (leaf *x509.Certificate, fresh []byte, err error) {
 	if len(sig) == 0 {
 		if sig, err = g.sign(tbs); err != nil {
 			return nil, nil, err
 		}
 		fresh = sig
 	}
-	leaf, err = Assemble(tbs, sig)
-	if err != nil {
+	if leaf, err = Assemble(tbs, sig); err != nil {
 		return nil, nil, err
 	}
-	// A signature from the store, or a faulty one: a second signature over the
-	// same bytes is what fault attacks on deterministic ECDSA want.
+	// Of the store, or of a key that faltered: two signatures over the same
+	// bytes, one of them faulty, would give a deterministic ECDSA key away.
 	if err := leaf.CheckSignatureFrom(g.o.Issuer); err != nil {
 		return nil, nil, fmt.Errorf("guard: recorded signature: %w", err)
 	}

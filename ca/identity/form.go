@@ -204,8 +204,8 @@ func checkValue(s string) error {
 	if len(s) > MaxValue {
 		return fmt.Errorf("%d bytes, at most %d", len(s), MaxValue)
 	}
-	if !utf8.ValidString(s) {
-		return errors.New("not valid UTF-8")
+	if !utf8.ValidString(s) || strings.IndexByte(s, 0) >= 0 {
+		return errors.New("not valid UTF-8, or NUL in it")
 	}
 	return nil
 }

@@ -85,6 +85,22 @@ func CheckRepeat(leaf *x509.Certificate, g Grant, b Bounds) error {
 	return nil
 }
 
+// CheckRecorded tells whether a recorded leaf could have been issued within b,
+// of whatever grant: the form of one of the two profiles, and an identity.
+func CheckRecorded(leaf *x509.Certificate, b Bounds) error {
+	p := Client
+	if slices.Contains(leaf.ExtKeyUsage, x509.ExtKeyUsageServerAuth) {
+		p = Server
+	}
+	if err := checkForm(leaf, p, b); err != nil {
+		return fmt.Errorf("check recorded leaf: %w", err)
+	}
+	if _, err := identity.FromCertificate(leaf, b.TrustDomain); err != nil {
+		return fmt.Errorf("check recorded leaf: %w", err)
+	}
+	return nil
+}
+
 // checkTimes holds NotBefore to the clock and NotAfter to the grant.
 func checkTimes(leaf *x509.Certificate, ttl time.Duration, b Bounds) error {
 	if leaf.NotBefore.After(b.Now) || leaf.NotBefore.Before(b.Now.Add(-MaxAge)) {

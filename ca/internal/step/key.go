@@ -46,11 +46,18 @@ func Open(ctx context.Context, ref string) (*Key, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open key: %w", err)
 	}
-	pub, ok := k.Public().(*ecdsa.PublicKey)
-	if !ok || pub.Curve != elliptic.P256() {
-		return nil, errors.Join(errors.New("open key: a CA key is ECDSA P-256"), k.Close())
+	if err := CheckPublic(k.Public()); err != nil {
+		return nil, errors.Join(fmt.Errorf("open key: %w", err), k.Close())
 	}
 	return k, nil
+}
+
+// CheckPublic tells whether a CA may have the key pub: ECDSA P-256.
+func CheckPublic(pub crypto.PublicKey) error {
+	if k, ok := pub.(*ecdsa.PublicKey); !ok || k.Curve != elliptic.P256() {
+		return errors.New("a CA key is ECDSA P-256")
+	}
+	return nil
 }
 
 func open(ctx context.Context, ref string) (*Key, error) {
