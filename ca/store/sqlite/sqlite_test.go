@@ -91,3 +91,10 @@ func TestCreateAndOpen(t *testing.T) {
 		t.Errorf("a strange path: %v", err)
 	}
 }
+
+func BenchmarkRecord(b *testing.B) {
+	storetest.BenchmarkRecord(b, func(t testing.TB) storetest.Open {
+		path := create(t)
+		return func(t testing.TB) store.Store { return handle(t, path) }
+	})
+}

@@ -35,6 +35,7 @@ type op struct {
 	serial []byte
 	aki    []byte
 	listed string // engines, JSON
+	token  []byte // tokenHash
 }
 
 // signature is what AttachSignature stores.

@@ -237,7 +237,7 @@ func eventQuery(ctx context.Context, r Reader, f store.EventFilter, below *posit
 		}
 		q.where("time < " + q.arg(micro(*f.Until)))
 	}
-	for _, c := range []struct{ column, value string }{{"type", f.Type}, {"repository", f.Repository}, {"run_id", f.RunID}, {"serial", f.Serial}} {
+	for _, c := range []struct{ column, value string }{{"type", f.Type}, {"repository", f.Repository}, {"run_id", f.RunID}} {
 		if c.value == "" {
 			continue
 		}
@@ -246,6 +246,15 @@ func eventQuery(ctx context.Context, r Reader, f store.EventFilter, below *posit
 			q.where(c.column + " <> ''")
 		}
 		q.index = "events_" + c.column
+	}
+	if f.Serial != "" {
+		raw, err := parseSerial(f.Serial)
+		if err != nil {
+			return nil, nil // no event has it
+		}
+		q.index = ""
+		q.where("seq IN (SELECT seq FROM events WHERE serial = " + q.arg(f.Serial) + " AND serial <> '' AND type <> 'issued'" +
+			" UNION ALL SELECT event_seq FROM certificates WHERE serial = " + q.arg(raw) + ")")
 	}
 	order := " ORDER BY seq DESC"
 	switch {

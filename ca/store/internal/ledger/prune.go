@@ -71,8 +71,10 @@ func (l *Ledger) pruneCertificates(ctx context.Context, before time.Time, from i
 		next = last + 1
 		const gone = ` (SELECT id FROM certificates WHERE id >= $1 AND id <= $2 AND not_after < $3)`
 		args := []any{from, last, micro(before)}
-		tokens := `DELETE FROM tokens WHERE (token_id, issuer) IN (SELECT token_id, token_issuer FROM certificates WHERE id >= $1 AND id <= $2 AND not_after < $3 AND single_use = 1)`
-		for _, q := range []string{tokens, `DELETE FROM revocations WHERE cert_id IN` + gone, `DELETE FROM bodies WHERE id IN` + gone} {
+		if err := pruneTokens(ctx, tx, gone, args); err != nil {
+			return nil, err
+		}
+		for _, q := range []string{`DELETE FROM revocations WHERE cert_id IN` + gone, `DELETE FROM bodies WHERE id IN` + gone} {
 			if _, err := tx.Exec(ctx, q, args...); err != nil {
 				return nil, err
 			}
@@ -82,6 +84,19 @@ func (l *Ledger) pruneCertificates(ctx context.Context, before time.Time, from i
 		return nil, err
 	})
 	return n, next, err
+}
+
+// pruneTokens deletes the tokens of the certificates that gone selects.
+func pruneTokens(ctx context.Context, tx Tx, gone string, args []any) error {
+	tokens, err := collect(ctx, tx, func(r Rows) ([]any, error) {
+		var issuer, id string
+		err := r.Scan(&issuer, &id)
+		return []any{tokenHash(issuer, id)}, err
+	}, `SELECT token_issuer, token_id FROM certificates WHERE single_use = 1 AND id IN`+gone, args...)
+	if err != nil || len(tokens) == 0 {
+		return err
+	}
+	return tx.Lookup(ctx, `DELETE FROM tokens WHERE token = $1 RETURNING cert_id`, tokens, func(int, Rows) error { return nil })
 }
 
 // pruneRows deletes one batch of what ended before a time.

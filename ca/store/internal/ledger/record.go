@@ -3,6 +3,8 @@ package ledger
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -111,6 +113,7 @@ func (o *op) prepare() error {
 		return err
 	}
 	o.listed = string(engines)
+	o.token = tokenHash(c.TokenIssuer, c.TokenID)
 	for _, s := range []string{c.Profile, c.Provider, c.Identity, c.Rule, c.Run, o.listed, c.Repository, c.RepositoryID, c.RunID, c.Actor, c.TokenIssuer, c.TokenID} {
 		if len(s) > maxField || !utf8.ValidString(s) || strings.IndexByte(s, 0) >= 0 {
 			return fmt.Errorf("a text of the record is no UTF-8, holds NUL or is over %d bytes", maxField)
@@ -119,10 +122,13 @@ func (o *op) prepare() error {
 	return nil
 }
 
-// usedToken is what the store knows of a token that was used before.
-type usedToken struct {
-	certID int64
-	spki   []byte
+// tokenHash is what a single-use token is known by: 128 bits of SHA-256 over
+// its issuer and id.
+func tokenHash(issuer, id string) []byte {
+	b := binary.BigEndian.AppendUint32(nil, uint32(len(issuer)))
+	b = append(append(b, issuer...), id...)
+	sum := sha256.Sum256(b)
+	return sum[:16]
 }
 
 // apply writes what batch asks for into tx, leaving results and refusals in
@@ -136,7 +142,7 @@ func (l *Ledger) apply(ctx context.Context, tx Tx, h *head, batch []*op, careful
 	if err != nil {
 		return nil, err
 	}
-	w := recordWriter{now: time.Now()}
+	w := recordWriter{now: time.Now(), firstSeq: h.seq + 1}
 	for i, o := range batch {
 		o.result, o.err = nil, nil
 		switch {
@@ -167,7 +173,7 @@ func (l *Ledger) apply(ctx context.Context, tx Tx, h *head, batch []*op, careful
 }
 
 // admit decides about one record in the order floor, block, token.
-func (l *Ledger) admit(ctx context.Context, tx Tx, h *head, w *recordWriter, o *op, used *usedToken) error {
+func (l *Ledger) admit(ctx context.Context, tx Tx, h *head, w *recordWriter, o *op, used int64) error {
 	c := o.cert
 	if micro(c.TokenIAT) < h.floor || micro(c.IssuedAt) < h.floor {
 		o.err = store.ErrBeforeFloor
@@ -178,17 +184,17 @@ func (l *Ledger) admit(ctx context.Context, tx Tx, h *head, w *recordWriter, o *
 		return nil
 	}
 	if c.SingleUse {
-		if first := w.token(c); first != nil {
+		if first := w.token(o); first != nil {
 			o.result, o.err = again(first, c.SPKI, w.now)
 			return nil
 		}
-		if used != nil {
-			recorded, err := certificateByID(ctx, tx, used.certID)
+		if used != 0 {
+			recorded, err := certificateByID(ctx, tx, used)
 			if err != nil {
 				return err
 			}
 			if recorded == nil {
-				return fmt.Errorf("token names certificate %d, which is gone", used.certID)
+				return fmt.Errorf("token names certificate %d, which is gone", used)
 			}
 			o.result, o.err = again(recorded, c.SPKI, w.now)
 			return nil
@@ -215,27 +221,23 @@ func again(recorded *store.Certificate, spki []byte, now time.Time) (*store.Cert
 	return nil, &store.ReplayError{Serial: recorded.Serial, Why: why}
 }
 
-// findTokens looks up the single-use tokens of batch; nil where unused.
-func findTokens(ctx context.Context, tx Tx, batch []*op) ([]*usedToken, error) {
-	used := make([]*usedToken, len(batch))
+// findTokens looks up the single-use tokens of batch: the certificate that
+// each has bought, 0 where unused.
+func findTokens(ctx context.Context, tx Tx, batch []*op) ([]int64, error) {
+	used := make([]int64, len(batch))
 	var args [][]any
 	var at []int
 	for i, o := range batch {
 		if o.cert != nil && o.cert.SingleUse {
-			args = append(args, []any{o.cert.TokenID, o.cert.TokenIssuer})
+			args = append(args, []any{o.token})
 			at = append(at, i)
 		}
 	}
 	if len(args) == 0 {
 		return used, nil
 	}
-	return used, tx.Lookup(ctx, `SELECT cert_id, spki FROM tokens WHERE token_id = $1 AND issuer = $2`, args, func(i int, r Rows) error {
-		var u usedToken
-		if err := r.Scan(&u.certID, &u.spki); err != nil {
-			return err
-		}
-		used[at[i]] = &u
-		return nil
+	return used, tx.Lookup(ctx, `SELECT cert_id FROM tokens WHERE token = $1`, args, func(i int, r Rows) error {
+		return r.Scan(&used[at[i]])
 	})
 }
 
@@ -264,12 +266,13 @@ type recordWriter struct {
 	bodies        [][]any
 	tokens        [][]any
 	events        []store.Event
-	boughtInBatch map[[2]string]*store.Certificate
+	boughtInBatch map[string]*store.Certificate // by token hash
+	firstSeq      int64                         // of events
 }
 
-// token returns what the token of c has bought within this commit.
-func (w *recordWriter) token(c *store.Certificate) *store.Certificate {
-	return w.boughtInBatch[[2]string{c.TokenIssuer, c.TokenID}]
+// token returns what the token of o has bought within this commit.
+func (w *recordWriter) token(o *op) *store.Certificate {
+	return w.boughtInBatch[string(o.token)]
 }
 
 func (w *recordWriter) add(o *op) {
@@ -278,14 +281,15 @@ func (w *recordWriter) add(o *op) {
 	if c.SingleUse {
 		single = 1
 		if w.boughtInBatch == nil {
-			w.boughtInBatch = make(map[[2]string]*store.Certificate)
+			w.boughtInBatch = make(map[string]*store.Certificate)
 		}
-		w.boughtInBatch[[2]string{c.TokenIssuer, c.TokenID}] = c
-		w.tokens = append(w.tokens, []any{c.TokenID, c.TokenIssuer, o.id, c.SPKI})
+		w.boughtInBatch[string(o.token)] = c
+		w.tokens = append(w.tokens, []any{o.token, o.id})
 	}
 	w.certificates = append(w.certificates, []any{
 		o.id, o.serial, c.Profile, c.Provider, c.Identity, c.Rule, c.Run, o.listed, c.Repository, c.RepositoryID, c.RunID,
 		c.Actor, c.TokenIssuer, c.TokenID, single, micro(c.TokenIAT), c.SPKI, o.aki, micro(c.NotBefore), micro(c.NotAfter),
+		w.firstSeq + int64(len(w.events)),
 	})
 	w.bodies = append(w.bodies, []any{o.id, nonNil(c.Claims), c.TBS, nonNil(c.Signature)})
 	w.events = append(w.events, o.events...)

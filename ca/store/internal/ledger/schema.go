@@ -71,9 +71,9 @@ func table(name, columns string) *Table {
 var (
 	tableMeta         = table("meta", "id:i root_fingerprint:t trust_domain:t created_at:i cursor_key:b")
 	tableState        = table("state", "id:i floor:i blocks_version:i revision:i head_seq:i head_hash:b head_time:i disorder:i")
-	tableCertificates = table("certificates", "id:i serial:b profile:t provider:t identity:t rule:t run:t engines:t repository:t repository_id:t run_id:t actor:t token_issuer:t token_id:t single_use:i token_iat:i spki:b aki:b not_before:i not_after:i")
+	tableCertificates = table("certificates", "id:i serial:b profile:t provider:t identity:t rule:t run:t engines:t repository:t repository_id:t run_id:t actor:t token_issuer:t token_id:t single_use:i token_iat:i spki:b aki:b not_before:i not_after:i event_seq:i")
 	tableBodies       = table("bodies", "id:i claims:b tbs:b signature:b")
-	tableTokens       = table("tokens", "token_id:t issuer:t cert_id:i spki:b")
+	tableTokens       = table("tokens", "token:b cert_id:i")
 	tableRevocations  = table("revocations", "seq:i cert_id:i serial:b aki:b not_after:i revoked_at:i revoked_by:t reason:t")
 	tableBlocks       = table("blocks", "id:t created_at:i until:i match:t reason:t created_by:t")
 	tableCRLState     = table("crl_state", "id:i number:i signed_at:i revision:i")

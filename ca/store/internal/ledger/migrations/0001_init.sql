@@ -46,7 +46,8 @@ CREATE TABLE certificates (
     spki          @bytes NOT NULL,
     aki           @bytes NOT NULL,
     not_before    @int NOT NULL,
-    not_after     @int NOT NULL
+    not_after     @int NOT NULL,
+    event_seq     @int NOT NULL -- of the event that tells of it
 );
 CREATE UNIQUE INDEX certificates_serial ON certificates (serial);
 CREATE INDEX certificates_identity ON certificates (identity, id);
@@ -65,12 +66,11 @@ CREATE TABLE bodies (
     signature @bytes NOT NULL
 ) @bodies;
 
+-- Single-use tokens, by a hash of issuer and id: the issuer's name in every
+-- row would be most of the table.
 CREATE TABLE tokens (
-    token_id TEXT NOT NULL,
-    issuer   TEXT NOT NULL,
-    cert_id  @int NOT NULL,
-    spki     @bytes NOT NULL,
-    PRIMARY KEY (token_id, issuer)
+    token   @bytes PRIMARY KEY,
+    cert_id @int NOT NULL
 ) @clustered;
 
 CREATE TABLE revocations (
@@ -123,7 +123,8 @@ CREATE TABLE events (
     detail     TEXT NOT NULL -- JSON object, or empty
 );
 CREATE INDEX events_type ON events (type, seq);
-CREATE INDEX events_serial ON events (serial, seq) WHERE serial <> '';
+-- The event of an issuance is found by its certificate.
+CREATE INDEX events_serial ON events (serial, seq) WHERE serial <> '' AND type <> 'issued';
 CREATE INDEX events_repository ON events (repository, seq) WHERE repository <> '';
 CREATE INDEX events_run_id ON events (run_id, seq) WHERE run_id <> '';
 
