@@ -1,0 +1,177 @@
+package issuer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/mayfly-ca/mayfly/ca"
+	"github.com/mayfly-ca/mayfly/issuer/idtoken"
+	"github.com/mayfly-ca/mayfly/issuer/policy"
+)
+
+// Person is who acts on the admin calls, as decided for one request.
+type Person struct {
+	Name     string // provider/email, or provider/sub: what events call By
+	Provider string
+	Subject  string
+	Role     policy.Role
+	Rule     string
+}
+
+// admit verifies the request's Bearer token and asks for a role. A verified
+// token without it is 403 forbidden-role, and an event.
+func (s *Server) admit(w http.ResponseWriter, r *http.Request, want policy.Role) (Person, error) {
+	raw, err := bearer(r)
+	if err != nil {
+		return Person{}, err
+	}
+	ctx := r.Context()
+	rules := s.policies.now()
+	claims, err := rules.verifier.Verify(ctx, raw, rules.set.Audience())
+	if err != nil {
+		return Person{}, err
+	}
+	info := infoOf(ctx)
+	info.identity = claimant(claims)
+	if err := s.perID.take(w, r, limitKey(claims)); err != nil {
+		return Person{}, err
+	}
+	p, err := s.roleOf(claims, rules.set)
+	if err == nil {
+		err = enough(p.Role, want)
+	}
+	var stale *idtoken.TokenError // older than the hour that admin calls want
+	if errors.As(err, &stale) {
+		return Person{}, err
+	}
+	if err != nil {
+		return Person{}, s.forbidden(ctx, claims, r.Method+" "+routeOf(r), err)
+	}
+	info.rule = p.Rule
+	return p, nil
+}
+
+// roleOf decides which role the policy grants to claims now.
+func (s *Server) roleOf(claims idtoken.Claims, set *policy.Set) (Person, error) {
+	d, err := set.Decide(claims, policy.Request{Want: policy.WantRole})
+	if err != nil {
+		return Person{}, err
+	}
+	name := claims.Subject()
+	if email, ok := claims.String("email"); ok {
+		name = email
+	}
+	provider := d.Provider.Name
+	return Person{Name: provider + "/" + name, Provider: provider, Subject: claims.Subject(), Role: d.Role, Rule: d.Rule}, nil
+}
+
+// Role decides anew the role of a person who logged in to the page, from the
+// claims recorded at the login. The error is a *policy.Denial when the policy
+// grants none any more.
+func (s *Server) Role(claims idtoken.Claims) (Person, error) {
+	return s.roleOf(claims, s.policies.now().set)
+}
+
+// enough tells whether have covers want: admin covers viewer.
+func enough(have, want policy.Role) error {
+	if have == policy.Admin || (have == policy.Viewer && want == policy.Viewer) {
+		return nil
+	}
+	return fmt.Errorf("role is %q, this call wants %q", string(have), string(want))
+}
+
+// forbidden writes the event of an attempt without the role.
+func (s *Server) forbidden(ctx context.Context, c idtoken.Claims, what string, cause error) error {
+	ev := eventOf(ca.EventForbidden, c)
+	ev.Reason = what
+	if err := s.authority.Store().Denied(ctx, ev); err != nil {
+		s.logger.ErrorContext(ctx, "event not recorded", "type", ev.Type, "err", err)
+	}
+	return forbiddenRole("this call needs a role that the policy does not grant to this token", cause)
+}
+
+// denied records a policy denial. The denial itself is the answer, whether or
+// not its event could be written.
+func (s *Server) denied(ctx context.Context, c idtoken.Claims, cause error) error {
+	var denial *policy.Denial
+	if !errors.As(cause, &denial) {
+		return cause
+	}
+	s.metrics.denied(denial.Claim)
+	ev := eventOf(ca.EventDenied, c)
+	ev.Rule, ev.Reason = denial.Rule, denial.Claim
+	if ev.Reason == "" {
+		ev.Reason = "no rule"
+	}
+	if denial.Got != "" {
+		ev.Detail = map[string]string{"got": clip(denial.Got)}
+	}
+	if err := s.authority.Store().Denied(ctx, ev); err != nil {
+		s.logger.ErrorContext(ctx, "event not recorded", "type", ev.Type, "err", err)
+	}
+	return cause
+}
+
+// Reasons of denials that no claim is at fault for.
+const (
+	blockedReason = "blocked"
+	floorReason   = "before the floor"
+)
+
+// notIssued records why an admitted token got no certificate.
+func (s *Server) notIssued(ctx context.Context, c idtoken.Claims, d policy.Decision, cause error) error {
+	var (
+		blocked *ca.BlockedError
+		replay  *ca.ReplayError
+		ev      ca.Event
+		label   string
+	)
+	switch {
+	case errors.As(cause, &blocked):
+		ev, label = eventOf(ca.EventDenied, c), blockedReason
+		ev.Reason, ev.Detail = blockedReason, map[string]string{"block": blocked.Block.ID}
+	case errors.As(cause, &replay):
+		ev, label = eventOf(ca.EventReplay, c), ca.EventReplay
+		ev.Serial, ev.Reason = replay.Serial, replay.Why+", certificate "+replay.Serial
+	case errors.Is(cause, ca.ErrBeforeFloor):
+		ev, label = eventOf(ca.EventDenied, c), floorReason
+		ev.Reason = floorReason
+	default:
+		return unavailable("issue", cause)
+	}
+	ev.Rule = d.Rule
+	s.metrics.denied(label)
+	if err := s.authority.Store().Denied(ctx, ev); err != nil {
+		s.logger.ErrorContext(ctx, "event not recorded", "type", ev.Type, "err", err)
+	}
+	return cause
+}
+
+// eventOf fills an event from verified claims.
+func eventOf(kind string, c idtoken.Claims) ca.Event {
+	ev := ca.Event{Time: time.Now().UTC(), Type: kind, Identity: clip(claimant(c)), By: clip(claimant(c))}
+	if v, ok := c.String("repository"); ok {
+		ev.Repository = clip(v)
+	}
+	if v, ok := c.String("run_id"); ok {
+		ev.RunID = clip(v)
+	}
+	return ev
+}
+
+// clip bounds a claim's text in an event: 256 bytes, cut at a rune.
+func clip(s string) string {
+	const limit = 256
+	if len(s) <= limit {
+		return s
+	}
+	for i := limit; i > 0; i-- {
+		if s[i]&0xc0 != 0x80 {
+			return s[:i]
+		}
+	}
+	return ""
+}

@@ -1,0 +1,288 @@
+package issuer
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"net/url"
+	"time"
+
+	"github.com/mayfly-ca/mayfly/ca"
+	"github.com/mayfly-ca/mayfly/client/wire"
+)
+
+// The methods here are what the API's admin calls and the admin page share:
+// they act, and speak the wire's types. Who may call them was decided before.
+
+// Certificates returns a page of what was issued, newest first. The filters
+// are those of GET /v1/certificates. Errors: bad-request, unavailable.
+func (s *Server) Certificates(ctx context.Context, v url.Values) (wire.List[wire.Certificate], error) {
+	f, err := certificateFilter(v)
+	if err != nil {
+		return wire.List[wire.Certificate]{}, err
+	}
+	items, next, err := s.authority.Store().Certificates(ctx, f)
+	if err != nil {
+		return wire.List[wire.Certificate]{}, unavailable("list certificates", err)
+	}
+	list := wire.List[wire.Certificate]{Items: make([]wire.Certificate, 0, len(items)), NextCursor: next}
+	for i := range items {
+		list.Items = append(list.Items, wireCertificate(&items[i], f.Now))
+	}
+	return list, nil
+}
+
+// Certificate returns everything recorded of one certificate. PEM and Chain are
+// empty where the signature was not kept: a software key derives it, and what
+// has expired or was revoked by a match is not signed again. Errors: not-found,
+// unavailable.
+func (s *Server) Certificate(ctx context.Context, serial string) (*wire.CertificateDetail, error) {
+	st := s.authority.Store()
+	rec, err := st.Certificate(ctx, serial)
+	if err != nil {
+		return nil, unavailable("read certificate", err)
+	}
+	now := time.Now().UTC()
+	sessions, err := s.sessions(ctx, ca.SessionFilter{Serial: serial, Limit: wire.MaxListLimit, Now: now})
+	if err != nil {
+		return nil, err
+	}
+	chain, err := s.authority.Chain(ctx, rec)
+	if err != nil && !errors.Is(err, ca.ErrNoSignature) {
+		return nil, unavailable("rebuild certificate", err)
+	}
+	d := &wire.CertificateDetail{
+		Certificate: wireCertificate(rec, now),
+		IssuedAt:    rec.IssuedAt.UTC(),
+		Provider:    rec.Provider,
+		TokenIssuer: rec.TokenIssuer,
+		TokenID:     rec.TokenID,
+		Run:         rec.Run,
+		SPKI:        hex.EncodeToString(rec.SPKI),
+		Issuer:      rec.AKI,
+		Claims:      rec.Claims,
+		RevokedBy:   rec.RevokedBy,
+		Reason:      rec.Reason,
+		Sessions:    sessions.Items,
+	}
+	if len(chain) > 0 {
+		d.PEM, d.Chain = pemOf(chain[0]), pemOf(chain...)
+	}
+	if rec.RevokedAt != nil {
+		d.RevokedAt = utc(*rec.RevokedAt)
+	}
+	return d, nil
+}
+
+// maxBlock bounds how long a revocation may keep its subject out.
+const maxBlock = 90 * 24 * time.Hour
+
+// defaultBlock is how long, unless told otherwise.
+const defaultBlock = 24 * time.Hour
+
+// maxReasonBytes bounds the reason of a revocation.
+const maxReasonBytes = 1024
+
+// Revoke orders a revocation in the name of by. It returns when a committed CRL
+// holds the serials. Errors: bad-request, not-found, unavailable.
+func (s *Server) Revoke(ctx context.Context, by string, req wire.RevokeRequest) (*wire.RevokeResponse, error) {
+	order, err := RevocationOf(req)
+	if err != nil {
+		return nil, err
+	}
+	order.By = by
+	if order.Serial != "" && !order.DryRun {
+		s.keepSignature(ctx, order.Serial)
+	}
+	res, number, err := s.authority.Revoke(ctx, order)
+	if err != nil {
+		if errors.Is(err, ca.ErrNotFound) {
+			return nil, &Error{Name: wire.ProblemNotFound, Detail: "no certificate with this serial was issued here", Err: err}
+		}
+		return nil, unavailable("revoke", err)
+	}
+	if !req.DryRun {
+		s.metrics.revoked(len(res.Serials))
+		s.logger.InfoContext(ctx, "revoked", "by", by, "certificates", len(res.Serials), "crl_number", number, "reason", req.Reason)
+	}
+	out := &wire.RevokeResponse{Revoked: orEmpty(res.Serials), BlockIDs: orEmpty(res.BlockIDs), CRLNumber: number, Sessions: res.Sessions}
+	if !res.Floor.IsZero() {
+		out.Floor = utc(res.Floor)
+	}
+	return out, nil
+}
+
+// keepSignature stores the signature of a certificate that is about to be
+// revoked, so that it can still be looked at: what is revoked is not signed
+// again. That it cannot be kept is no reason not to revoke.
+func (s *Server) keepSignature(ctx context.Context, serial string) {
+	st := s.authority.Store()
+	rec, err := st.Certificate(ctx, serial)
+	if err != nil || rec.RevokedAt != nil || len(rec.Signature) > 0 {
+		return
+	}
+	chain, err := s.authority.Chain(ctx, rec)
+	if err == nil {
+		err = st.AttachSignature(ctx, serial, chain[0].Signature)
+	}
+	if err != nil {
+		s.logger.InfoContext(ctx, "signature not kept", "serial", serial, "err", err)
+	}
+}
+
+// RevocationOf checks the order: exactly one of serial, match and all. Its error
+// is an *Error of type bad-request.
+func RevocationOf(req wire.RevokeRequest) (ca.Revocation, error) {
+	order := ca.Revocation{Serial: req.Serial, All: req.All, Reason: req.Reason, DryRun: req.DryRun, Block: defaultBlock}
+	named := 0
+	for _, set := range []bool{req.Serial != "", req.Match != nil, req.All} {
+		if set {
+			named++
+		}
+	}
+	switch {
+	case named != 1:
+		return order, badRequest("want exactly one of serial, match and all")
+	case req.Serial != "" && !isHex(req.Serial, 32, 32):
+		return order, badRequest("serial: want 32 lower-case hex digits")
+	case len(req.Reason) > maxReasonBytes:
+		return order, badRequest("reason: longer than %d bytes", maxReasonBytes)
+	}
+	if req.Match != nil {
+		m, err := matchOf(*req.Match)
+		if err != nil {
+			return order, badRequest("match: %v", err)
+		}
+		if m.IsZero() {
+			return order, badRequest("match: is empty and would cover everything; say all: true for that")
+		}
+		order.Match = m
+	}
+	switch req.Block {
+	case "":
+	case wire.BlockNone:
+		order.Block = 0
+	default:
+		d, err := time.ParseDuration(req.Block)
+		if err != nil || d <= 0 || d > maxBlock {
+			return order, badRequest(`block: want a duration such as 24h, at most %v, or "none"`, maxBlock)
+		}
+		order.Block = d
+	}
+	return order, nil
+}
+
+// Blocks returns the blocks in force.
+func (s *Server) Blocks(ctx context.Context) (wire.List[wire.Block], error) {
+	blocks, err := s.authority.Store().Blocks(ctx, time.Now().UTC())
+	if err != nil {
+		return wire.List[wire.Block]{}, unavailable("list blocks", err)
+	}
+	list := wire.List[wire.Block]{Items: make([]wire.Block, 0, len(blocks))}
+	for _, b := range blocks {
+		m := b.Match
+		list.Items = append(list.Items, wire.Block{
+			ID: b.ID, CreatedAt: b.CreatedAt.UTC(), Until: b.Until.UTC(), TokenIssuer: m.TokenIssuer, Reason: b.Reason, By: b.By,
+			Match: wire.Match{
+				Repository: m.Repository, RepositoryID: m.RepositoryID, RunID: m.RunID, Actor: m.Actor,
+				Identity: m.Identity, Profile: m.Profile, Since: m.Since, Until: m.Until,
+			},
+		})
+	}
+	return list, nil
+}
+
+// Unblock ends a block before its time.
+func (s *Server) Unblock(ctx context.Context, id, by string) error {
+	if err := s.authority.Store().Unblock(ctx, id, by); err != nil {
+		return unavailable("remove block", err)
+	}
+	return nil
+}
+
+// Sessions returns a page of relayed connections, newest first. The filters are
+// those of GET /v1/sessions. Errors: bad-request, unavailable.
+func (s *Server) Sessions(ctx context.Context, v url.Values) (wire.List[wire.Session], error) {
+	f, err := sessionFilter(v)
+	if err != nil {
+		return wire.List[wire.Session]{}, err
+	}
+	return s.sessions(ctx, f)
+}
+
+func (s *Server) sessions(ctx context.Context, f ca.SessionFilter) (wire.List[wire.Session], error) {
+	items, next, err := s.authority.Store().Sessions(ctx, f)
+	if err != nil {
+		return wire.List[wire.Session]{}, unavailable("list sessions", err)
+	}
+	list := wire.List[wire.Session]{Items: make([]wire.Session, 0, len(items)), NextCursor: next}
+	for _, i := range items {
+		w := wire.Session{
+			ID: i.ID, Engine: i.Engine, Machine: i.Machine, Serial: i.Serial, Run: i.Run, Repository: i.Repository,
+			Identity: i.Identity, RemoteAddr: i.RemoteAddr, Reason: i.Reason, OpenedAt: i.OpenedAt.UTC(), SeenAt: i.SeenAt.UTC(),
+			BytesIn: i.BytesIn, BytesOut: i.BytesOut,
+		}
+		if i.ClosedAt != nil {
+			w.ClosedAt = utc(*i.ClosedAt)
+		}
+		list.Items = append(list.Items, w)
+	}
+	return list, nil
+}
+
+// Events returns a page of the record: newest first, or in order from the
+// sequence number after. The filters are those of GET /v1/events. Errors:
+// bad-request, unavailable.
+func (s *Server) Events(ctx context.Context, v url.Values) (wire.List[wire.Event], error) {
+	f, err := eventFilter(v)
+	if err != nil {
+		return wire.List[wire.Event]{}, err
+	}
+	items, next, err := s.authority.Store().Events(ctx, f)
+	if err != nil {
+		return wire.List[wire.Event]{}, unavailable("list events", err)
+	}
+	list := wire.List[wire.Event]{Items: make([]wire.Event, 0, len(items)), NextCursor: next}
+	for _, e := range items {
+		list.Items = append(list.Items, wire.Event{
+			Seq: e.Seq, Time: e.Time.UTC(), Type: e.Type, By: e.By, Serial: e.Serial, Identity: e.Identity, Repository: e.Repository,
+			RunID: e.RunID, Rule: e.Rule, Reason: e.Reason, Count: e.Count, Detail: e.Detail,
+		})
+	}
+	return list, nil
+}
+
+// wireCertificate is a list's item. Revoked outlives expired: who looks at a
+// certificate wants to know that it was thrown out.
+func wireCertificate(c *ca.Certificate, now time.Time) wire.Certificate {
+	status := wire.StatusValid
+	switch {
+	case c.RevokedAt != nil:
+		status = wire.StatusRevoked
+	case now.After(c.NotAfter):
+		status = wire.StatusExpired
+	}
+	return wire.Certificate{
+		Serial: c.Serial, Status: status, NotBefore: c.NotBefore.UTC(), NotAfter: c.NotAfter.UTC(),
+		Repository: c.Repository, RepositoryID: c.RepositoryID, RunID: c.RunID, Actor: c.Actor,
+		Identity: c.Identity, Profile: c.Profile, Rule: c.Rule, Engines: orEmpty(c.Engines),
+	}
+}
+
+// orEmpty makes JSON's [] of nil.
+func orEmpty(s []string) []string {
+	if s == nil {
+		return []string{}
+	}
+	return s
+}
+
+// encodeBundle makes, once, the texts that every answer repeats.
+func (s *Server) encodeBundle() error {
+	b, err := newBundles(s.authority.TrustDomain(), s.authority.TrustBundle())
+	if err != nil {
+		return err
+	}
+	s.bundle = b
+	return nil
+}

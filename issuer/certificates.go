@@ -1,0 +1,197 @@
+package issuer
+
+import (
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"time"
+
+	"crypto/x509"
+
+	"github.com/mayfly-ca/mayfly/ca"
+	"github.com/mayfly-ca/mayfly/client/wire"
+	"github.com/mayfly-ca/mayfly/issuer/idtoken"
+	"github.com/mayfly-ca/mayfly/issuer/policy"
+)
+
+// issue is POST /v1/certificates: token, claims, decision, certificate.
+func (s *Server) issue(w http.ResponseWriter, r *http.Request) error {
+	raw, err := bearer(r)
+	if err != nil {
+		return err
+	}
+	var req wire.IssueRequest
+	if err := decode(r, &req); err != nil {
+		return err
+	}
+	csr, err := parseCSR(req.CSR)
+	if err != nil {
+		return err
+	}
+	rules := s.policies.now()
+	ctx := r.Context()
+	claims, err := rules.verifier.Verify(ctx, raw, rules.set.Audience())
+	if err != nil {
+		return err
+	}
+	info := infoOf(ctx)
+	info.identity = claimant(claims)
+	if err := s.perID.take(w, r, limitKey(claims)); err != nil {
+		return err
+	}
+	decision, err := rules.set.Decide(claims, policy.Request{Want: policy.WantCertificate, Engine: req.Engine})
+	if err != nil {
+		return s.denied(ctx, claims, err)
+	}
+	info.rule = decision.Rule
+	issued, err := s.authority.Issue(ctx, decision.Grant, csr)
+	if err != nil {
+		return s.notIssued(ctx, claims, decision, err)
+	}
+	info.serial = issued.Record.Serial
+	s.metrics.issued(issued.Record.Profile, issued.Record.Provider, issued.Repeated)
+	return s.writeIssued(w, r, issued, decision)
+}
+
+// maxCSRBytes bounds the PEM of a CSR; an RSA-8192 one with its armour is 4 KiB.
+const maxCSRBytes = 16 << 10
+
+// parseCSR reads exactly one PEM block. What it asks for is not looked at.
+func parseCSR(text string) (*x509.CertificateRequest, error) {
+	if text == "" || len(text) > maxCSRBytes {
+		return nil, &Error{Name: wire.ProblemBadCSR, Detail: "csr: want a PKCS #10 request in PEM"}
+	}
+	block, rest := pem.Decode([]byte(text))
+	if block == nil || block.Type != "CERTIFICATE REQUEST" || len(trimSpace(rest)) > 0 {
+		return nil, &Error{Name: wire.ProblemBadCSR, Detail: "csr: want one PEM block of type CERTIFICATE REQUEST"}
+	}
+	csr, err := x509.ParseCertificateRequest(block.Bytes)
+	if err != nil {
+		return nil, &Error{Name: wire.ProblemBadCSR, Detail: "csr: not a PKCS #10 request", Err: err}
+	}
+	return csr, nil
+}
+
+func trimSpace(b []byte) []byte {
+	for len(b) > 0 && (b[0] == ' ' || b[0] == '\n' || b[0] == '\r' || b[0] == '\t') {
+		b = b[1:]
+	}
+	return b
+}
+
+// writeIssued answers 201. A repeated answer to a lost one reads the same.
+func (s *Server) writeIssued(w http.ResponseWriter, r *http.Request, issued *ca.Issued, d policy.Decision) error {
+	crls, err := s.authority.CRLs(r.Context())
+	if err != nil {
+		return unavailable("read crl", err)
+	}
+	leaf := issued.Certificate
+	engines := make([]wire.Engine, 0, len(d.Engines))
+	for _, e := range d.Engines {
+		engines = append(engines, wire.Engine{Name: e.Name, Endpoint: e.Endpoint, ServerName: e.ServerName})
+	}
+	return writeJSON(w, http.StatusCreated, wire.IssueResponse{
+		Serial:      issued.Record.Serial,
+		Certificate: pemOf(issued.Chain...),
+		TrustBundle: s.bundle.pem,
+		CRL:         string(crls.PEM),
+		NotBefore:   leaf.NotBefore.UTC(),
+		NotAfter:    leaf.NotAfter.UTC(),
+		RenewAfter:  leaf.NotBefore.Add(leaf.NotAfter.Sub(leaf.NotBefore) / 2).UTC(),
+		Identity:    issued.Record.Identity,
+		Rule:        issued.Record.Rule,
+		Engines:     engines,
+	})
+}
+
+// listCertificates is GET /v1/certificates.
+func (s *Server) listCertificates(w http.ResponseWriter, r *http.Request) error {
+	if _, err := s.admit(w, r, policy.Viewer); err != nil {
+		return err
+	}
+	list, err := s.Certificates(r.Context(), r.URL.Query())
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, http.StatusOK, list)
+}
+
+// showCertificate is GET /v1/certificates/{serial}.
+func (s *Server) showCertificate(w http.ResponseWriter, r *http.Request) error {
+	if _, err := s.admit(w, r, policy.Viewer); err != nil {
+		return err
+	}
+	if err := noQuery(r); err != nil {
+		return err
+	}
+	serial, err := serialOf(r)
+	if err != nil {
+		return err
+	}
+	detail, err := s.Certificate(r.Context(), serial)
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, http.StatusOK, detail)
+}
+
+// decode reads one JSON value without unknown members.
+func decode(r *http.Request, v any) error {
+	dec := json.NewDecoder(r.Body)
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(v); err != nil {
+		var tooLarge *http.MaxBytesError
+		switch {
+		case errors.As(err, &tooLarge):
+			return err
+		case errors.Is(err, io.EOF):
+			return badRequest("the body is empty; want JSON")
+		}
+		return &Error{Name: wire.ProblemBadRequest, Detail: "the body is not the JSON that this call takes: " + Printable(err.Error()), Err: err}
+	}
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return badRequest("the body holds more than one JSON value")
+	}
+	return nil
+}
+
+func writeJSON(w http.ResponseWriter, status int, v any) error {
+	body, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("encode answer: %w", err)
+	}
+	h := w.Header()
+	h.Set("Content-Type", "application/json")
+	h.Set("Cache-Control", "no-store")
+	w.WriteHeader(status)
+	_, _ = w.Write(body) // the client went away: nobody is left to tell
+	return nil
+}
+
+func pemOf(certs ...*x509.Certificate) string {
+	var out []byte
+	for _, c := range certs {
+		out = append(out, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})...)
+	}
+	return string(out)
+}
+
+// claimant names a verified token's subject for the log and for events.
+func claimant(c idtoken.Claims) string { return c.Provider().Name + "/" + c.Subject() }
+
+// limitKey is what PerIdentity counts: the repository, where there is one, since
+// its runs differ in sub; else the subject.
+func limitKey(c idtoken.Claims) string {
+	if id, ok := c.String("repository_id"); ok {
+		return c.Issuer() + "\x00repository\x00" + id
+	}
+	return c.Issuer() + "\x00sub\x00" + c.Subject()
+}
+
+func utc(t time.Time) *time.Time {
+	t = t.UTC()
+	return &t
+}

@@ -1,0 +1,158 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/mayfly-ca/mayfly/ca"
+)
+
+// defaultURL is where an issuer is reached that nobody was told about: here.
+const defaultURL = "https://127.0.0.1:8443"
+
+// runInit makes a CA on the operator's own machine.
+func runInit(ctx context.Context, i *invocation) error {
+	fs := i.flags()
+	dir := fs.String("dir", "", "folder to make: its root goes offline, its issuer goes to the host")
+	td := fs.String("trust-domain", "", "SPIFFE trust domain: a lower-case DNS name, such as ci.example.com")
+	url := fs.String("issuer-url", "", "how clients will reach the issuer, such as https://issuer.example.com; default "+defaultURL)
+	password := fs.String("root-password-file", "", "file whose first line encrypts the root's key; default: one is made and printed")
+	var names list
+	fs.Var(&names, "engine-dns", "DNS name that an engine will prove, or a parent domain; may be repeated")
+	more, err := i.parse(fs, 0, 64) // --engine-dns NAME NAME...
+	if err != nil {
+		return err
+	}
+	for _, m := range more {
+		if err := names.Set(m); err != nil {
+			return usagef("--engine-dns: %v", err)
+		}
+	}
+	if *url == "" {
+		*url = defaultURL
+	}
+	if *dir == "" || *td == "" || len(names) == 0 {
+		return usagef("--dir, --trust-domain and --engine-dns are needed")
+	}
+	if os.Getenv("FLY_MACHINE_ID") != "" {
+		return errors.New("refused in a Fly Machine: the root's key must never be on a server. Run init on your own machine, and bring the issuer folder only")
+	}
+	opts := ca.InitOptions{Dir: *dir, TrustDomain: *td, EngineDNS: names, IssuerURL: *url}
+	if *password != "" {
+		if opts.RootPassword, err = firstLine(*password); err != nil {
+			return err
+		}
+	}
+	res, err := ca.Init(ctx, opts)
+	if err != nil {
+		return err
+	}
+	config, err := writeFirstConfig(res, *td, *url, names[0])
+	if err != nil {
+		return err
+	}
+	tellInit(i.Out, res, config)
+	return nil
+}
+
+func firstLine(path string) ([]byte, error) {
+	data, err := readFile(path, nil)
+	if err != nil {
+		return nil, err
+	}
+	return lineOf(data, path)
+}
+
+func lineOf(data []byte, from string) ([]byte, error) {
+	line, _, _ := strings.Cut(string(data), "\n")
+	if line = strings.TrimSuffix(line, "\r"); line == "" {
+		return nil, fmt.Errorf("%s: the first line is empty", from)
+	}
+	return []byte(line), nil
+}
+
+// writeFirstConfig writes an issuer.yaml and an example policy, unless there
+// are some already. It returns the config's path.
+func writeFirstConfig(res *ca.InitResult, td, url, dns string) (string, error) {
+	config := filepath.Join(res.IssuerDir, "issuer.yaml")
+	base := filepath.Base
+	for path, text := range map[string]string{
+		config: fmt.Sprintf(firstConfig, url, base(res.Root), base(res.RootCRL), base(res.Intermediate), base(res.IntermediateKey), base(res.DSN)),
+		filepath.Join(res.IssuerDir, "policy.yaml"): fmt.Sprintf(firstPolicy, td, dns, dns, dns),
+	} {
+		f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+		if errors.Is(err, fs.ErrExist) {
+			continue
+		}
+		if err != nil {
+			return "", err
+		}
+		_, err = io.WriteString(f, text)
+		if err := errors.Join(err, f.Close()); err != nil {
+			return "", err
+		}
+	}
+	return config, nil
+}
+
+const firstConfig = `# mayfly-issuer serve --config issuer.yaml
+# Paths are relative to this file. Secrets are named, never written here.
+listen: ":8443"
+public_url: %s
+tls: {mode: self}          # a certificate of this CA; files, or off behind a TLS edge
+# behind_proxy: true
+# client_ip_header: Fly-Client-IP
+ca:
+  root: %s
+  root_crl: %s
+  intermediate: %s
+  key: %s    # or env:NAME, or a KMS URI
+store: %s                # a path, or postgres://..., or env:DATABASE_URL
+policy: policy.yaml
+# metrics_listen: 127.0.0.1:9090
+# retention: 2160h
+# rate: {per_ip: 1000, per_identity: 600}   # per 10 s, 0 = off
+# run_as: nobody
+`
+
+const firstPolicy = `# mayfly-issuer policy check policy.yaml
+# The ids below admit nobody. In a job, "mayfly policy suggest" prints the rule
+# that would admit it.
+version: 1
+trust_domain: %s
+providers:
+  github: {type: github, issuer: https://token.actions.githubusercontent.com}
+  fly: {type: fly, issuer: https://oidc.fly.io/example-org}
+engines:
+  default: {endpoint: "tcp://%s:8080", server_name: %s}
+rules:
+  - name: app-main
+    provider: github
+    match: {repository_owner_id: "0", repository_id: "0", ref: refs/heads/main, event_name: [push, workflow_dispatch]}
+    grant: {profile: client, engines: [default], ttl: 1h}
+  - name: engine
+    provider: fly
+    match: {org_id: "0", app_id: "0"}
+    grant: {profile: server, engines: [default], dns: ["%s"], ttl: 24h}
+`
+
+// tellInit says what was made, what goes where, and what comes next.
+func tellInit(w io.Writer, res *ca.InitResult, config string) {
+	fmt.Fprintf(w, "made a CA; its root is sha256:%s\n\n", res.Fingerprint)
+	fmt.Fprintf(w, "OFFLINE, on a medium that you lock away:\n  %s\n", res.RootDir)
+	fmt.Fprintf(w, "    %s  the root's key, encrypted; rotate sign needs it, once a year\n", filepath.Base(res.RootKey))
+	if res.RootPassword != "" {
+		fmt.Fprintf(w, "    its password, shown this once and kept nowhere:\n      %s\n", res.RootPassword)
+	}
+	fmt.Fprintf(w, "\nTO THE ISSUER'S HOST:\n  %s\n", res.IssuerDir)
+	fmt.Fprintf(w, "    %s  the issuing key: a secret (ca.key: env:NAME on Fly), never on a volume or in a backup\n", filepath.Base(res.IntermediateKey))
+	fmt.Fprintf(w, "    %s  the store, empty: the record of every certificate and revocation\n", filepath.Base(res.DSN))
+	fmt.Fprintf(w, "\nNEXT\n  edit %s\n  mayfly-issuer serve --config %s\n  clients pin the root: --trust-anchor sha256:%s\n",
+		filepath.Join(res.IssuerDir, "policy.yaml"), config, res.Fingerprint)
+}

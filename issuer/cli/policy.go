@@ -1,0 +1,225 @@
+package cli
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/mayfly-ca/mayfly/client/wire"
+	"github.com/mayfly-ca/mayfly/issuer"
+	"github.com/mayfly-ca/mayfly/issuer/policy"
+)
+
+// maxFileBytes bounds what the policy commands read.
+const maxFileBytes = 1 << 20
+
+// loadPolicy parses FILE; --config or --intermediate adds the CA's name
+// constraints to what is checked.
+func loadPolicy(file, config, intermediate string) (*policy.Set, error) {
+	data, err := readFile(file, nil)
+	if err != nil {
+		return nil, err
+	}
+	if config != "" {
+		cfg, err := issuer.LoadConfig(config)
+		if err != nil {
+			return nil, err
+		}
+		intermediate = cfg.CA.Intermediate
+	}
+	var o policy.Options
+	if intermediate != "" {
+		text, err := readFile(intermediate, nil)
+		if err != nil {
+			return nil, err
+		}
+		block, _ := pem.Decode(text)
+		if block == nil {
+			return nil, fmt.Errorf("%s holds no certificate in PEM", intermediate)
+		}
+		cert, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", intermediate, err)
+		}
+		o = issuer.PolicyOptionsOf(cert)
+	}
+	return policy.Parse(data, o)
+}
+
+// readFile reads a bounded file, or in for "-".
+func readFile(path string, in io.Reader) ([]byte, error) {
+	if path != "-" || in == nil {
+		f, err := os.Open(path)
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		in = f
+	}
+	data, err := io.ReadAll(io.LimitReader(in, maxFileBytes+1))
+	if err == nil && len(data) > maxFileBytes {
+		err = fmt.Errorf("%s is larger than %d bytes", path, maxFileBytes)
+	}
+	return data, err
+}
+
+// runPolicyCheck lints: 0 good, with warnings on the error stream; 1 bad.
+func runPolicyCheck(_ context.Context, i *invocation) error {
+	fs := i.flags()
+	config := fs.String("config", "", "issuer.yaml, to check names against the CA's constraints too")
+	intermediate := fs.String("intermediate", "", "the intermediate's certificate, for the same")
+	files, err := i.parse(fs, 1, 1)
+	if err != nil {
+		return err
+	}
+	set, err := loadPolicy(files[0], *config, *intermediate)
+	if err != nil {
+		return fmt.Errorf("%s: %w", files[0], err)
+	}
+	for _, w := range set.Warnings() {
+		fmt.Fprintf(i.Err, "warning: %s\n", w)
+	}
+	_, err = fmt.Fprintf(i.Out, "ok: %d rules, %d engines, %d providers, trust domain %s\n", len(set.Rules()), len(set.Engines()), len(set.Providers()), set.TrustDomain())
+	return err
+}
+
+// runPolicyExplain says which rule matches: 0 allowed, 3 denied.
+func runPolicyExplain(_ context.Context, i *invocation) error {
+	fs := i.flags()
+	claims := fs.String("claims", "", "file of the token's payload, JSON; - reads it from the input")
+	token := fs.String("token-file", "", "file of a token, whose signature is not checked; - reads it from the input")
+	provider := fs.String("provider", "", "provider; default: the one whose issuer is iss")
+	engine := fs.String("engine", "", "the one engine asked for")
+	asJSON := fs.Bool("json", false, "print the API's answer")
+	files, err := i.parse(fs, 1, 1)
+	if err != nil {
+		return err
+	}
+	if (*claims == "") == (*token == "") {
+		return usagef("want --claims or --token-file")
+	}
+	set, err := loadPolicy(files[0], "", "")
+	if err != nil {
+		return fmt.Errorf("%s: %w", files[0], err)
+	}
+	payload, err := readFile(*claims+*token, i.In)
+	if err != nil {
+		return err
+	}
+	if *token != "" {
+		if payload, err = payloadOf(string(payload)); err != nil {
+			return err
+		}
+	}
+	req := wire.ExplainRequest{Provider: *provider, Claims: payload, Engine: *engine}
+	if req.Provider == "" {
+		if req.Provider, err = providerOf(set, payload); err != nil {
+			return err
+		}
+	}
+	x, err := issuer.ExplainClaims(set, req)
+	if err != nil {
+		return err
+	}
+	if err := printExplanation(i.Out, x, *asJSON); err != nil {
+		return err
+	}
+	if !x.Allowed {
+		return &exitError{exitDenied}
+	}
+	return nil
+}
+
+// payloadOf takes the payload from a compact JWS, of which nothing is checked.
+func payloadOf(token string) ([]byte, error) {
+	parts := strings.Split(strings.TrimSpace(token), ".")
+	if len(parts) != 3 {
+		return nil, errors.New("the token is not a compact JWS: three parts with dots between")
+	}
+	payload, err := base64.RawURLEncoding.DecodeString(parts[1])
+	if err != nil {
+		return nil, errors.New("the token's payload is not base64url")
+	}
+	return payload, nil
+}
+
+func providerOf(set *policy.Set, payload []byte) (string, error) {
+	var claims struct {
+		Issuer string `json:"iss"`
+	}
+	if err := json.Unmarshal(payload, &claims); err != nil {
+		return "", fmt.Errorf("claims: %w", err)
+	}
+	for _, p := range set.Providers() {
+		if p.Issuer == claims.Issuer {
+			return p.Name, nil
+		}
+	}
+	return "", fmt.Errorf("no provider has the issuer %q; name one by --provider", claims.Issuer)
+}
+
+func printExplanation(w io.Writer, x *wire.ExplainResponse, asJSON bool) error {
+	if asJSON {
+		enc := json.NewEncoder(w)
+		enc.SetIndent("", "  ")
+		return enc.Encode(x)
+	}
+	switch {
+	case x.Allowed && x.Role != "":
+		fmt.Fprintf(w, "allowed by rule %s: role %s\n", x.Rule, x.Role)
+	case x.Allowed:
+		fmt.Fprintf(w, "allowed by rule %s: profile %s, engines %s\n", x.Rule, x.Profile, strings.Join(x.Engines, ", "))
+	default:
+		fmt.Fprintln(w, "denied: no rule admits these claims")
+	}
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	for _, r := range x.Rules {
+		switch {
+		case r.Matched:
+			fmt.Fprintf(t, "  %s\tmatches\n", r.Rule)
+		case r.Got == "":
+			fmt.Fprintf(t, "  %s\t%s is missing\twants %s\n", r.Rule, r.Claim, issuer.Printable(r.Want))
+		default:
+			fmt.Fprintf(t, "  %s\t%s is %s\twants %s\n", r.Rule, r.Claim, issuer.Printable(r.Got), issuer.Printable(r.Want))
+		}
+	}
+	return t.Flush()
+}
+
+// runPolicyTest runs the tests that the file carries.
+func runPolicyTest(_ context.Context, i *invocation) error {
+	files, err := i.parse(i.flags(), 1, 1)
+	if err != nil {
+		return err
+	}
+	set, err := loadPolicy(files[0], "", "")
+	if err != nil {
+		return fmt.Errorf("%s: %w", files[0], err)
+	}
+	results := set.RunTests()
+	if len(results) == 0 {
+		return fmt.Errorf("%s carries no tests: add a list tests: of recorded claims and what must come of them", files[0])
+	}
+	failed := 0
+	for _, r := range results {
+		if !r.OK {
+			failed++
+			fmt.Fprintf(i.Out, "FAIL  %s: got %s, want %s\n", issuer.Printable(r.Name), issuer.Printable(r.Got), issuer.Printable(r.Want))
+			continue
+		}
+		fmt.Fprintf(i.Out, "ok    %s\n", issuer.Printable(r.Name))
+	}
+	fmt.Fprintf(i.Out, "%d of %d pass\n", len(results)-failed, len(results))
+	if failed > 0 {
+		return fmt.Errorf("%d tests fail", failed)
+	}
+	return nil
+}

@@ -1,0 +1,154 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/mayfly-ca/mayfly/ca"
+	"github.com/mayfly-ca/mayfly/issuer"
+)
+
+// runStoreCreate makes the store that the config names.
+func runStoreCreate(ctx context.Context, i *invocation) error {
+	fs := i.flags()
+	path := fs.String("config", "", "issuer.yaml")
+	if _, err := i.parse(fs, 0, 0); err != nil {
+		return err
+	}
+	cfg, err := i.config(*path)
+	if err != nil {
+		return err
+	}
+	if err := issuer.CreateStore(ctx, cfg); err != nil {
+		if errors.Is(err, ca.ErrExists) {
+			return fmt.Errorf("%w\nnothing was changed: a store is made once", err)
+		}
+		return err
+	}
+	_, err = fmt.Fprintf(i.Out, "made an empty store for the root of %s\n", cfg.CA.Root)
+	return err
+}
+
+// runBackup copies the store while it is in use. The copy holds what the store
+// holds: no key, but every recorded claim.
+func runBackup(ctx context.Context, i *invocation) error {
+	fs := i.flags()
+	path := fs.String("config", "", "issuer.yaml")
+	out := fs.String("out", "", "file to write, which must not exist; - writes to the output")
+	if _, err := i.parse(fs, 0, 0); err != nil {
+		return err
+	}
+	if *out == "" {
+		return usagef("--out is missing")
+	}
+	cfg, err := i.config(*path)
+	if err != nil {
+		return err
+	}
+	st, err := issuer.OpenStore(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	defer st.Close()
+	if *out == "-" {
+		return st.Backup(ctx, i.Out)
+	}
+	if err := backupTo(ctx, st, *out); err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(i.Out, "wrote %s\n", *out)
+	return err
+}
+
+// backupTo writes a whole copy, durably, or none.
+func backupTo(ctx context.Context, st ca.Store, path string) (err error) {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if cerr := f.Close(); err == nil {
+			err = cerr
+		}
+		if err != nil {
+			_ = os.Remove(path)
+		}
+	}()
+	if err := st.Backup(ctx, f); err != nil {
+		return err
+	}
+	return f.Sync()
+}
+
+// runRestore puts a backup in the place of a store that is not there, or takes
+// a store that PostgreSQL has restored by itself, and raises the floor: what was
+// issued or revoked after the backup is unknown, so all of it is refused.
+func runRestore(ctx context.Context, i *invocation) error {
+	fs := i.flags()
+	path := fs.String("config", "", "issuer.yaml")
+	from := fs.String("from", "", "the backup; - reads it from the input")
+	inPlace := fs.Bool("in-place", false, "the database was restored by its own means: raise the floor only")
+	if _, err := i.parse(fs, 0, 0); err != nil {
+		return err
+	}
+	if (*from == "") == !*inPlace {
+		return usagef("want --from FILE or --in-place")
+	}
+	cfg, err := i.config(*path)
+	if err != nil {
+		return err
+	}
+	by := "host/" + hostUser()
+	var floor time.Time
+	if *inPlace {
+		floor, err = restoreInPlace(ctx, cfg, by)
+	} else {
+		floor, err = restoreFrom(ctx, i, cfg, *from, by)
+	}
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(i.Out, "restored; every certificate issued before %s is refused everywhere, and engines fetch new ones by themselves\n", floor.UTC().Format(time.RFC3339))
+	return err
+}
+
+func restoreInPlace(ctx context.Context, cfg issuer.Config, by string) (time.Time, error) {
+	st, err := issuer.OpenStore(ctx, cfg)
+	if err != nil {
+		return time.Time{}, err
+	}
+	defer st.Close()
+	floor, err := ca.RestoreInPlace(ctx, st, by)
+	if err != nil {
+		return time.Time{}, fmt.Errorf("raise the floor: %w\ndo not serve this store: run restore --in-place until it succeeds", err)
+	}
+	return floor, nil
+}
+
+func restoreFrom(ctx context.Context, i *invocation, cfg issuer.Config, from, by string) (time.Time, error) {
+	dsn, err := cfg.StoreDSN()
+	if err != nil {
+		return time.Time{}, err
+	}
+	root, err := cfg.RootCertificate()
+	if err != nil {
+		return time.Time{}, err
+	}
+	in := i.In
+	if from != "-" {
+		f, err := os.Open(from)
+		if err != nil {
+			return time.Time{}, err
+		}
+		defer f.Close()
+		in = f
+	}
+	floor, err := ca.RestoreStore(ctx, dsn, in, root, by)
+	if errors.Is(err, ca.ErrExists) {
+		return floor, fmt.Errorf("%w\nnothing was changed: stop the issuer and move the old store away first, its -wal file too", err)
+	}
+	return floor, err
+}

@@ -1,0 +1,66 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/mayfly-ca/mayfly/ca"
+	"github.com/mayfly-ca/mayfly/issuer"
+)
+
+// runVerify checks every stored certificate against its intermediate and its
+// record, and the chain of events.
+func runVerify(ctx context.Context, i *invocation) error {
+	fs := i.flags()
+	path := fs.String("config", "", "issuer.yaml")
+	if _, err := i.parse(fs, 0, 0); err != nil {
+		return err
+	}
+	h, err := openHost(ctx, i, *path)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	v, err := h.authority.Verify(ctx)
+	if v != nil {
+		fmt.Fprintf(i.Out, "%d certificates and %d events checked\n", v.Certificates, v.Events)
+		if v.Unknown > 0 {
+			fmt.Fprintf(i.Out, "%d are of intermediates that are not configured any more: only their records were checked\n", v.Unknown)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintln(i.Out, "ok")
+	return err
+}
+
+// host is an authority opened on the host, beside a serving issuer or without.
+type host struct {
+	config    issuer.Config
+	store     ca.Store
+	authority *ca.Authority
+}
+
+func openHost(ctx context.Context, i *invocation, path string) (*host, error) {
+	cfg, err := i.config(path)
+	if err != nil {
+		return nil, err
+	}
+	cfg.Logger = quiet
+	h := &host{config: cfg}
+	if h.store, err = issuer.OpenStore(ctx, cfg); err != nil {
+		return nil, err
+	}
+	if h.authority, err = issuer.OpenAuthority(ctx, cfg, h.store); err != nil {
+		_ = h.store.Close()
+		return nil, err
+	}
+	return h, nil
+}
+
+// Close releases authority and store.
+func (h *host) Close() {
+	_ = h.authority.Close()
+	_ = h.store.Close()
+}

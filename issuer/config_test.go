@@ -1,0 +1,174 @@
+package issuer
+
+import (
+	"net/http/httptest"
+	"net/netip"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+const goodConfig = `
+listen: 127.0.0.1:8443
+public_url: https://issuer.example.com
+ca: {root: root.crt, root_crl: root.crl, intermediate: intermediate.crt, key: intermediate.key}
+store: store/mayfly.db
+policy: policy.yaml
+`
+
+func TestParseConfig(t *testing.T) {
+	t.Parallel()
+	c, err := ParseConfig([]byte(goodConfig), "/etc/mayfly")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := DefaultConfig()
+	want.Listen = "127.0.0.1:8443"
+	want.PublicURL = "https://issuer.example.com"
+	want.CA = CAConfig{Root: "/etc/mayfly/root.crt", RootCRL: "/etc/mayfly/root.crl", Intermediate: "/etc/mayfly/intermediate.crt", Key: "/etc/mayfly/intermediate.key"}
+	want.Store = "/etc/mayfly/store/mayfly.db"
+	want.Policy = "/etc/mayfly/policy.yaml"
+	if diff := cmp.Diff(want, c); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestConfigRefusals(t *testing.T) {
+	t.Parallel()
+	edit := func(old, new string) string { return strings.Replace(goodConfig, old, new, 1) }
+	for _, tc := range []struct{ name, text, want string }{
+		{"empty", "", "is empty"},
+		{"unknown key", goodConfig + "lisen: x\n", "lisen"},
+		{"duplicate key", goodConfig + "policy: other.yaml\n", "already defined"},
+		{"second document", goodConfig + "---\nlisten: :1\n", "more than one"},
+		{"no store", edit("store: store/mayfly.db\n", ""), "store is missing"},
+		{"no policy", edit("policy: policy.yaml\n", ""), "policy is missing"},
+		{"no key", edit(", key: intermediate.key", ""), "ca.key is missing"},
+		{"no root crl", edit("root_crl: root.crl, ", ""), "ca.root_crl is missing"},
+		{"http off loopback", edit("https://issuer", "http://issuer"), "loopback"},
+		{"url with path", edit("example.com", "example.com/ca"), "public_url"},
+		{"url with user", edit("https://", "https://a:b@"), "public_url"},
+		{"listen", edit("127.0.0.1:8443", "8443"), "listen"},
+		{"tls mode", goodConfig + "tls: {mode: maybe}\n", "tls.mode"},
+		{"tls files without key", goodConfig + "tls: {mode: files, cert: c.pem}\n", "tls.key"},
+		{"tls off in public", edit("127.0.0.1:8443", ":8080") + "tls: {mode: off}\n", "behind_proxy"},
+		{"retention", goodConfig + "retention: 1h\n", "retention"},
+		{"negative rate", goodConfig + "rate: {per_ip: -1}\n", "rate"},
+		{"proxies without header", goodConfig + "trusted_proxies: [10.0.0.0/8]\n", "client_ip_header"},
+		{"bad proxy", goodConfig + "client_ip_header: Fly-Client-IP\ntrusted_proxies: [ten]\n", "trusted_proxies"},
+		{"previous without key", edit("key: intermediate.key}", "key: k, previous: [{intermediate: a}]}"), "ca.previous[0]"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			_, err := ParseConfig([]byte(tc.text), "/etc")
+			if err == nil || !strings.Contains(err.Error(), tc.want) {
+				t.Errorf("error %v, want one about %q", err, tc.want)
+			}
+		})
+	}
+}
+
+// The allowed twins of what the table above refuses.
+func TestConfigAllowed(t *testing.T) {
+	t.Parallel()
+	for name, text := range map[string]string{
+		"tls off on loopback":     goodConfig + "tls: {mode: off}\n",
+		"tls off behind a proxy":  strings.Replace(goodConfig, "127.0.0.1:8443", ":8080", 1) + "tls: {mode: off}\nbehind_proxy: true\n",
+		"http on loopback":        strings.Replace(goodConfig, "https://issuer.example.com", "http://127.0.0.1:8443", 1),
+		"tls files":               goodConfig + "tls: {mode: files, cert: c.pem, key: k.pem}\n",
+		"proxies with header":     goodConfig + "client_ip_header: Fly-Client-IP\ntrusted_proxies: [10.0.0.0/8, 192.0.2.1]\n",
+		"rate off":                goodConfig + "rate: {per_ip: 0, per_identity: 0}\n",
+		"url with trailing slash": strings.Replace(goodConfig, "example.com", "example.com/", 1),
+	} {
+		if _, err := ParseConfig([]byte(text), "/etc"); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestConfigReferencesStay(t *testing.T) {
+	t.Parallel()
+	text := strings.Replace(goodConfig, "key: intermediate.key", "key: env:CA_KEY", 1)
+	text = strings.Replace(text, "store: store/mayfly.db", "store: postgres://db/mayfly", 1)
+	c, err := ParseConfig([]byte(text), "/etc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.CA.Key != "env:CA_KEY" || c.Store != "postgres://db/mayfly" {
+		t.Errorf("references were taken for paths: %q, %q", c.CA.Key, c.Store)
+	}
+	if p := filepath.Join("/etc", "policy.yaml"); c.Policy != p {
+		t.Errorf("policy is %q, want %q", c.Policy, p)
+	}
+}
+
+func TestClientAddress(t *testing.T) {
+	t.Parallel()
+	fly := addressReader{header: "Fly-Client-Ip"}
+	trusting := addressReader{header: "X-Forwarded-For", trusted: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}}
+	for _, tc := range []struct {
+		name   string
+		reader addressReader
+		peer   string
+		header map[string][]string
+		want   string
+	}{
+		{"peer", addressReader{}, "192.0.2.1:99", nil, "192.0.2.1"},
+		{"header not configured", addressReader{}, "192.0.2.1:99", map[string][]string{"Fly-Client-Ip": {"198.51.100.7"}}, "192.0.2.1"},
+		{"header", fly, "192.0.2.1:99", map[string][]string{"Fly-Client-Ip": {"198.51.100.7"}}, "198.51.100.7"},
+		{"header absent", fly, "192.0.2.1:99", nil, "192.0.2.1"},
+		{"header is no address", fly, "192.0.2.1:99", map[string][]string{"Fly-Client-Ip": {"\x1b[2J"}}, "192.0.2.1"},
+		{"trusted proxy", trusting, "10.1.2.3:99", map[string][]string{"X-Forwarded-For": {"198.51.100.7"}}, "198.51.100.7"},
+		{"untrusted peer", trusting, "192.0.2.1:99", map[string][]string{"X-Forwarded-For": {"198.51.100.7"}}, "192.0.2.1"},
+		{"the edge's own entry is the last", trusting, "10.1.2.3:99", map[string][]string{"X-Forwarded-For": {"203.0.113.9", "1.1.1.1, 198.51.100.7"}}, "198.51.100.7"},
+		{"IPv4 in IPv6", fly, "[::ffff:192.0.2.1]:99", nil, "192.0.2.1"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			r := httptest.NewRequest("GET", "/", nil)
+			r.RemoteAddr = tc.peer
+			for k, v := range tc.header {
+				r.Header[k] = v
+			}
+			if got := tc.reader.read(r); got != tc.want {
+				t.Errorf("got %q, want %q", got, tc.want)
+			}
+		})
+	}
+}
+
+func TestPrintable(t *testing.T) {
+	t.Parallel()
+	for in, want := range map[string]string{
+		"refs/heads/main": "refs/heads/main",
+		"a\x1b[31mred":    `a\u001b[31mred`,
+		"a\r\nb":          `a\u000d\u000ab`,
+		"\u202egnp.exe":   `\u202egnp.exe`,
+		"Zoë 木":           "Zoë 木",
+		"\U000e0041":      `\U000e0041`,
+	} {
+		if got := Printable(in); got != want {
+			t.Errorf("Printable(%q) = %q, want %q", in, got, want)
+		}
+	}
+}
+
+func FuzzParseConfig(f *testing.F) {
+	f.Add([]byte(goodConfig))
+	f.Add([]byte("a: &a [*a]"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		c, err := ParseConfig(data, "/etc")
+		if err != nil {
+			return
+		}
+		if err := c.Check(); err != nil {
+			t.Errorf("parsed, and then refused: %v", err)
+		}
+		if c.Retention < 48*time.Hour {
+			t.Error("retention under its bound")
+		}
+	})
+}

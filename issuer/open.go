@@ -1,0 +1,177 @@
+package issuer
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"github.com/mayfly-ca/mayfly/ca"
+)
+
+// maxPEMBytes bounds a certificate or CRL file.
+const maxPEMBytes = 1 << 20
+
+// CreateStoreEnv, an RFC 3339 time at most an hour ahead, lets serve make a
+// store that is missing until then, where nothing but serve can run. It goes
+// stale by itself: a store that vanishes later is not replaced by an empty one,
+// which would know no replay and no revocation.
+const CreateStoreEnv = "MAYFLY_CREATE_STORE_UNTIL"
+
+// maxCreateAhead bounds CreateStoreEnv.
+const maxCreateAhead = time.Hour
+
+// RootCertificate reads the root that c names.
+func (c *Config) RootCertificate() (*x509.Certificate, error) {
+	data, err := readBounded(c.CA.Root, maxPEMBytes)
+	if err != nil {
+		return nil, fmt.Errorf("ca.root: %w", err)
+	}
+	block, _ := pem.Decode(data)
+	if block == nil || block.Type != "CERTIFICATE" {
+		return nil, fmt.Errorf("ca.root: %s holds no certificate in PEM", c.CA.Root)
+	}
+	cert, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		return nil, fmt.Errorf("ca.root: %w", err)
+	}
+	return cert, nil
+}
+
+// OpenStore opens the store that c names. It never makes one.
+func OpenStore(ctx context.Context, c Config) (ca.Store, error) {
+	dsn, err := c.StoreDSN()
+	if err != nil {
+		return nil, err
+	}
+	root, err := c.RootCertificate()
+	if err != nil {
+		return nil, err
+	}
+	st, err := ca.OpenStore(ctx, dsn, root)
+	if err != nil {
+		return nil, storeRemedy(err)
+	}
+	return st, nil
+}
+
+// storeRemedy adds what a person can do.
+func storeRemedy(err error) error {
+	switch {
+	case errors.Is(err, ca.ErrMissing):
+		return fmt.Errorf("%w\nremedy: an issuer never makes its own store, since an empty one would forget every revocation and every used token.\n  First start: mayfly-issuer store create --config FILE, or %s=<time> where only serve can run.\n  Lost store: mayfly-issuer restore", err, CreateStoreEnv)
+	case errors.Is(err, ca.ErrOtherRoot):
+		return fmt.Errorf("%w\nremedy: ca.root and store belong to two CAs; name the store of this root", err)
+	}
+	return fmt.Errorf("store: %w", err)
+}
+
+// CreateStore makes the store that c names, for its root.
+func CreateStore(ctx context.Context, c Config) error {
+	dsn, err := c.StoreDSN()
+	if err != nil {
+		return err
+	}
+	root, err := readBounded(c.CA.Root, maxPEMBytes)
+	if err != nil {
+		return fmt.Errorf("ca.root: %w", err)
+	}
+	intermediate, err := readBounded(c.CA.Intermediate, maxPEMBytes)
+	if err != nil {
+		return fmt.Errorf("ca.intermediate: %w", err)
+	}
+	meta, err := ca.MetaOf(root, intermediate)
+	if err != nil {
+		return err
+	}
+	return ca.CreateStore(ctx, dsn, meta)
+}
+
+// openStore is OpenStore with the one exception that CreateStoreEnv makes.
+func openStore(ctx context.Context, c Config, dsn string) (ca.Store, error) {
+	st, err := OpenStore(ctx, c)
+	if !errors.Is(err, ca.ErrMissing) {
+		return st, err
+	}
+	until := os.Getenv(CreateStoreEnv)
+	if until == "" {
+		return nil, err
+	}
+	t, perr := time.Parse(time.RFC3339, until)
+	now := time.Now()
+	switch {
+	case perr != nil:
+		return nil, fmt.Errorf("%w\n%s is not a time of RFC 3339", err, CreateStoreEnv)
+	case t.After(now.Add(maxCreateAhead)):
+		return nil, fmt.Errorf("%w\n%s is more than an hour ahead: it must go stale soon", err, CreateStoreEnv)
+	case !t.After(now):
+		return nil, fmt.Errorf("%w\n%s is past: set it anew only if this really is the first start", err, CreateStoreEnv)
+	}
+	c.Logger.WarnContext(ctx, "store is missing and "+CreateStoreEnv+" allows one to be made", "until", until, "postgres", ca.IsPostgres(dsn))
+	if err := CreateStore(ctx, c); err != nil {
+		return nil, fmt.Errorf("create store: %w", err)
+	}
+	return OpenStore(ctx, c)
+}
+
+// OpenAuthority opens the authority of c over st, which it does not own.
+func OpenAuthority(ctx context.Context, c Config, st ca.Store) (*ca.Authority, error) {
+	u, err := c.publicURL()
+	if err != nil {
+		return nil, err
+	}
+	cfg := ca.Config{Key: c.CA.Key, Store: st, PublicURL: u.String(), Logger: c.Logger}
+	read := func(key, path string, into *[]byte) {
+		data, rerr := readBounded(path, maxPEMBytes)
+		if rerr != nil && err == nil {
+			err = fmt.Errorf("%s: %w", key, rerr)
+		}
+		*into = data
+	}
+	read("ca.root", c.CA.Root, &cfg.Root)
+	read("ca.root_crl", c.CA.RootCRL, &cfg.RootCRL)
+	read("ca.intermediate", c.CA.Intermediate, &cfg.Intermediate)
+	if len(c.CA.Previous) == 0 && err == nil {
+		cfg.Previous, err = ca.LoadPrevious(filepath.Dir(c.CA.Intermediate))
+	}
+	for _, p := range c.CA.Previous {
+		prev := ca.Previous{Key: p.Key}
+		read("ca.previous", p.Intermediate, &prev.Certificate)
+		cfg.Previous = append(cfg.Previous, prev)
+	}
+	if err != nil {
+		return nil, err
+	}
+	a, err := ca.Open(ctx, cfg)
+	if err != nil {
+		return nil, fmt.Errorf("open authority: %w", err)
+	}
+	return a, nil
+}
+
+// Version is the module's version and the revision it was built from.
+var Version = sync.OnceValue(func() string {
+	bi, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "unknown"
+	}
+	v, rev := bi.Main.Version, ""
+	for _, s := range bi.Settings {
+		if s.Key == "vcs.revision" && len(s.Value) >= 12 {
+			rev = s.Value[:12]
+		}
+	}
+	if v == "" || v == "(devel)" {
+		v = "devel"
+		if rev != "" {
+			v += "-" + rev
+		}
+	}
+	return v
+})

@@ -1,0 +1,218 @@
+package issuer
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"strconv"
+	"strings"
+	"unicode"
+
+	"github.com/mayfly-ca/mayfly/ca"
+	"github.com/mayfly-ca/mayfly/client/wire"
+	"github.com/mayfly-ca/mayfly/issuer/idtoken"
+	"github.com/mayfly-ca/mayfly/issuer/policy"
+)
+
+// Error is a refusal with its public text and its private cause apart. Name is
+// a wire.Problem* constant; Err is for the log alone.
+type Error struct {
+	Name       string
+	Detail     string // told to the client
+	Claim      string // denied only
+	Rule       string // denied only
+	RetryAfter int    // seconds, 0 for none
+	Err        error  // may be nil
+}
+
+// Error gives the log's text.
+func (e *Error) Error() string {
+	if e.Err != nil {
+		return e.Name + ": " + e.Err.Error()
+	}
+	return e.Name + ": " + e.Detail
+}
+
+// Unwrap exposes the cause.
+func (e *Error) Unwrap() error { return e.Err }
+
+func badRequest(format string, args ...any) error {
+	return &Error{Name: wire.ProblemBadRequest, Detail: fmt.Sprintf(format, args...)}
+}
+
+func badToken(format string, args ...any) error {
+	return &Error{Name: wire.ProblemBadToken, Detail: fmt.Sprintf(format, args...)}
+}
+
+func forbiddenRole(detail string, err error) error {
+	return &Error{Name: wire.ProblemForbiddenRole, Detail: detail, Err: err}
+}
+
+// unavailable marks an error of the store or of the keys that has no name of
+// its own: 503, and the client may try again.
+func unavailable(operation string, err error) error {
+	if _, ok := named(err); ok {
+		return err
+	}
+	return &Error{Name: wire.ProblemUnavailable, Detail: "the issuer cannot do this now; try again", RetryAfter: 1, Err: fmt.Errorf("%s: %w", operation, err)}
+}
+
+// named is the one mapping of errors to problems. Its second value is false
+// for an error without a name, which is a 500 without detail.
+func named(err error) (*Error, bool) {
+	var (
+		own      *Error
+		token    *idtoken.TokenError
+		keys     *idtoken.UnavailableError
+		denial   *policy.Denial
+		csr      *ca.CSRError
+		blocked  *ca.BlockedError
+		replay   *ca.ReplayError
+		tooLarge *http.MaxBytesError
+	)
+	switch {
+	case errors.As(err, &own):
+		return own, true
+	case errors.As(err, &token):
+		return &Error{Name: wire.ProblemBadToken, Detail: token.Public, Err: err}, true
+	case errors.As(err, &keys):
+		return &Error{Name: wire.ProblemUnavailable, Detail: "the token's issuer cannot be reached to fetch its keys; try again", RetryAfter: 5, Err: err}, true
+	case errors.As(err, &denial):
+		return &Error{Name: wire.ProblemDenied, Detail: denialDetail(denial), Claim: denial.Claim, Rule: denial.Rule, Err: err}, true
+	case errors.As(err, &csr):
+		return &Error{Name: wire.ProblemBadCSR, Detail: csr.Error(), Err: err}, true
+	case errors.As(err, &blocked):
+		return &Error{Name: wire.ProblemBlocked, Detail: blockedDetail(blocked), Err: err}, true
+	case errors.As(err, &replay):
+		return &Error{Name: wire.ProblemReplay, Detail: replayDetail(replay), Err: err}, true
+	case errors.Is(err, ca.ErrBeforeFloor):
+		return &Error{Name: wire.ProblemBadToken, Detail: "the token was issued before everything was revoked; ask for a fresh one", Err: err}, true
+	case errors.Is(err, ca.ErrNotFound):
+		return &Error{Name: wire.ProblemNotFound, Detail: "there is no such thing here", Err: err}, true
+	case errors.Is(err, ca.ErrBadCursor):
+		return &Error{Name: wire.ProblemBadRequest, Detail: "cursor: not one that this issuer gave", Err: err}, true
+	case errors.Is(err, context.DeadlineExceeded):
+		return &Error{Name: wire.ProblemUnavailable, Detail: "the issuer did not get to it in time; try again", RetryAfter: 1, Err: err}, true
+	case errors.As(err, &tooLarge):
+		return &Error{Name: wire.ProblemTooLarge, Detail: fmt.Sprintf("the body is larger than %d bytes", tooLarge.Limit), Err: err}, true
+	}
+	return nil, false
+}
+
+func denialDetail(d *policy.Denial) string {
+	switch {
+	case d.Claim == "":
+		return "no rule of the policy admits this token"
+	case d.Got == "":
+		return fmt.Sprintf("claim %s is missing from the token; nearest rule: %s", d.Claim, d.Rule)
+	}
+	return fmt.Sprintf("claim %s is %s, which no rule admits; nearest rule: %s", d.Claim, Printable(d.Got), d.Rule)
+}
+
+func blockedDetail(e *ca.BlockedError) string {
+	return "issuing is blocked until " + e.Block.Until.UTC().Format("2006-01-02T15:04:05Z07:00") + "; an admin revoked certificates of this run or identity"
+}
+
+func replayDetail(e *ca.ReplayError) string {
+	switch e.Why {
+	case "another key":
+		return "this token has bought a certificate for another key; ask for a fresh token for each certificate"
+	case "":
+		return "this token was used before; ask for a fresh one"
+	}
+	return "the certificate that this token bought is " + e.Why + "; ask for a fresh token"
+}
+
+// problemOf makes the document that the client sees.
+func problemOf(err error, requestID string) *wire.Problem {
+	e, ok := named(err)
+	if !ok {
+		e = &Error{Name: wire.ProblemInternal, Err: err}
+	}
+	status := wire.ProblemStatus(e.Name)
+	return &wire.Problem{
+		Type:       wire.ProblemPrefix + e.Name,
+		Title:      problemTitle(e.Name),
+		Status:     status,
+		Detail:     Printable(e.Detail),
+		Instance:   requestID,
+		Claim:      e.Claim,
+		Rule:       e.Rule,
+		RetryAfter: e.RetryAfter,
+	}
+}
+
+func problemTitle(name string) string {
+	switch name {
+	case wire.ProblemBadRequest:
+		return "The request is not understood"
+	case wire.ProblemBadCSR:
+		return "The certificate request is refused"
+	case wire.ProblemBadToken:
+		return "The token is not accepted"
+	case wire.ProblemDenied:
+		return "The policy does not admit this token"
+	case wire.ProblemBlocked:
+		return "Issuing is blocked"
+	case wire.ProblemForbiddenRole:
+		return "The token does not carry the role"
+	case wire.ProblemNotFound:
+		return "Not found"
+	case wire.ProblemReplay:
+		return "The token was used before"
+	case wire.ProblemTooLarge:
+		return "The request is too large"
+	case wire.ProblemRateLimited:
+		return "Too many requests"
+	case wire.ProblemUnavailable:
+		return "Not available now"
+	}
+	return "Internal error"
+}
+
+// writeProblem answers with p.
+func writeProblem(w http.ResponseWriter, p *wire.Problem) {
+	h := w.Header()
+	h.Set("Content-Type", wire.ProblemMediaType)
+	h.Set("Cache-Control", "no-store")
+	if p.RetryAfter > 0 {
+		h.Set("Retry-After", strconv.Itoa(p.RetryAfter))
+	}
+	if p.Status == http.StatusUnauthorized {
+		h.Set("WWW-Authenticate", "Bearer")
+	}
+	body, err := json.Marshal(p)
+	if err != nil {
+		http.Error(w, "internal error", http.StatusInternalServerError)
+		return
+	}
+	w.WriteHeader(p.Status)
+	_, _ = w.Write(body)
+}
+
+// clientGone tells whether err is only that the client went away.
+func clientGone(ctx context.Context, err error) bool {
+	return ctx.Err() != nil && errors.Is(err, context.Canceled)
+}
+
+// Printable writes what a terminal would act upon, and what would reorder text,
+// as \u escapes: claims are chosen by strangers.
+func Printable(s string) string {
+	if strings.IndexFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) < 0 {
+		return s
+	}
+	var b strings.Builder
+	for _, r := range s {
+		switch {
+		case unicode.IsPrint(r):
+			b.WriteRune(r)
+		case r > 0xffff:
+			fmt.Fprintf(&b, `\U%08x`, r)
+		default:
+			fmt.Fprintf(&b, `\u%04x`, r)
+		}
+	}
+	return b.String()
+}

@@ -1,0 +1,217 @@
+package issuer
+
+import (
+	"fmt"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/go-chi/chi/v5"
+
+	"github.com/mayfly-ca/mayfly/ca"
+	"github.com/mayfly-ca/mayfly/client/wire"
+)
+
+// maxFilterBytes bounds one filter's value.
+const maxFilterBytes = 512
+
+// query reads a list's parameters. An unknown, repeated, empty-named or
+// oversized one is an error: a mistyped filter must not list everything.
+type query struct {
+	values url.Values
+	known  map[string]bool
+	err    error
+}
+
+func newQuery(v url.Values) *query { return &query{values: v, known: make(map[string]bool, len(v))} }
+
+func (q *query) fail(format string, args ...any) {
+	if q.err == nil {
+		q.err = badRequest(format, args...)
+	}
+}
+
+func (q *query) text(name string) string {
+	q.known[name] = true
+	v := q.values[name]
+	switch {
+	case len(v) == 0:
+		return ""
+	case len(v) > 1:
+		q.fail("%s: given more than once", name)
+	case len(v[0]) > maxFilterBytes:
+		q.fail("%s: longer than %d bytes", name, maxFilterBytes)
+	case v[0] == "":
+		q.fail("%s: is empty; leave it out to not filter by it", name)
+	}
+	return v[0]
+}
+
+func (q *query) oneOf(name string, allowed ...string) string {
+	v := q.text(name)
+	if v == "" {
+		return ""
+	}
+	for _, a := range allowed {
+		if v == a {
+			return v
+		}
+	}
+	q.fail("%s: want one of %s", name, strings.Join(allowed, ", "))
+	return ""
+}
+
+func (q *query) time(name string) *time.Time {
+	v := q.text(name)
+	if v == "" {
+		return nil
+	}
+	t, err := time.Parse(time.RFC3339, v)
+	if err != nil {
+		q.fail("%s: want a time of RFC 3339, such as 2026-01-02T15:04:05Z", name)
+		return nil
+	}
+	return utc(t)
+}
+
+func (q *query) int(name string, fallback, lowest, highest int64) int64 {
+	v := q.text(name)
+	if v == "" {
+		return fallback
+	}
+	n, err := strconv.ParseInt(v, 10, 64)
+	if err != nil || n < lowest || n > highest {
+		q.fail("%s: want a whole number from %d to %d", name, lowest, highest)
+		return fallback
+	}
+	return n
+}
+
+func (q *query) limit() int {
+	return int(q.int("limit", wire.DefaultListLimit, 1, wire.MaxListLimit))
+}
+
+// done reports the first mistake, an unknown parameter among them.
+func (q *query) done() error {
+	for name := range q.values {
+		if !q.known[name] {
+			q.fail("%s: no such parameter", Printable(name))
+		}
+	}
+	return q.err
+}
+
+// noQuery refuses parameters where a call takes none.
+func noQuery(r *http.Request) error { return newQuery(r.URL.Query()).done() }
+
+// certificateFilter reads the filters of GET /v1/certificates.
+func certificateFilter(v url.Values) (ca.CertificateFilter, error) {
+	q := newQuery(v)
+	f := ca.CertificateFilter{
+		Match: ca.Match{
+			Repository:   q.text("repository"),
+			RepositoryID: q.text("repository_id"),
+			RunID:        q.text("run_id"),
+			Actor:        q.text("actor"),
+			Identity:     q.text("identity"),
+			Profile:      q.oneOf("profile", "client", "server"),
+			Since:        q.time("since"),
+			Until:        q.time("until"),
+		},
+		SerialPrefix: q.text("serial"),
+		Status:       q.oneOf("status", wire.StatusValid, wire.StatusExpired, wire.StatusRevoked),
+		Limit:        q.limit(),
+		Cursor:       q.text("cursor"),
+		Now:          time.Now().UTC(),
+	}
+	if f.SerialPrefix != "" && !isHex(f.SerialPrefix, 1, 32) {
+		q.fail("serial: want up to 32 lower-case hex digits")
+	}
+	return f, q.done()
+}
+
+func sessionFilter(v url.Values) (ca.SessionFilter, error) {
+	q := newQuery(v)
+	f := ca.SessionFilter{
+		Engine:     q.text("engine"),
+		Serial:     q.text("serial"),
+		RunID:      q.text("run_id"),
+		Repository: q.text("repository"),
+		Live:       q.oneOf("live", "true", "false") == "true",
+		Now:        time.Now().UTC(),
+		Limit:      q.limit(),
+		Cursor:     q.text("cursor"),
+	}
+	if f.Serial != "" && !isHex(f.Serial, 32, 32) {
+		q.fail("serial: want 32 lower-case hex digits")
+	}
+	return f, q.done()
+}
+
+func eventFilter(v url.Values) (ca.EventFilter, error) {
+	q := newQuery(v)
+	f := ca.EventFilter{
+		Type:       q.text("type"),
+		Serial:     q.text("serial"),
+		Repository: q.text("repository"),
+		RunID:      q.text("run_id"),
+		Since:      q.time("since"),
+		Until:      q.time("until"),
+		After:      q.int("after", 0, 0, 1<<62),
+		Limit:      q.limit(),
+		Cursor:     q.text("cursor"),
+	}
+	if f.Serial != "" && !isHex(f.Serial, 32, 32) {
+		q.fail("serial: want 32 lower-case hex digits")
+	}
+	return f, q.done()
+}
+
+// serialOf reads the path's serial: exactly as certificates carry it.
+func serialOf(r *http.Request) (string, error) {
+	serial := chi.URLParam(r, "serial")
+	if !isHex(serial, 32, 32) {
+		return "", badRequest("serial: want 32 lower-case hex digits")
+	}
+	return serial, nil
+}
+
+// isHex tells whether s is lower-case hex of a length within [lo, hi].
+func isHex(s string, lo, hi int) bool {
+	if len(s) < lo || len(s) > hi {
+		return false
+	}
+	for i := range len(s) {
+		if c := s[i]; (c < '0' || c > '9') && (c < 'a' || c > 'f') {
+			return false
+		}
+	}
+	return true
+}
+
+// matchOf turns the wire's match into the store's.
+func matchOf(m wire.Match) (ca.Match, error) {
+	out := ca.Match{
+		Repository: m.Repository, RepositoryID: m.RepositoryID, RunID: m.RunID,
+		Actor: m.Actor, Identity: m.Identity, Profile: m.Profile, Since: m.Since, Until: m.Until,
+	}
+	for _, v := range []string{m.Repository, m.RepositoryID, m.RunID, m.Actor, m.Identity, m.Profile} {
+		if len(v) > maxFilterBytes {
+			return ca.Match{}, fmt.Errorf("a value is longer than %d bytes", maxFilterBytes)
+		}
+	}
+	if m.Profile != "" && m.Profile != "client" && m.Profile != "server" {
+		return ca.Match{}, fmt.Errorf("profile: want client or server")
+	}
+	return out, nil
+}
+
+// routeOf is the route's pattern, for events and the log.
+func routeOf(r *http.Request) string {
+	if rc := chi.RouteContext(r.Context()); rc != nil {
+		return rc.RoutePattern()
+	}
+	return r.URL.Path
+}

@@ -1,0 +1,354 @@
+package issuer
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"runtime"
+	"sync"
+	"time"
+
+	"github.com/mayfly-ca/mayfly/ca"
+	"github.com/mayfly-ca/mayfly/client/wire"
+	"github.com/mayfly-ca/mayfly/issuer/idtoken"
+	"github.com/mayfly-ca/mayfly/issuer/policy"
+)
+
+// Times of the server. WriteTimeout leaves a held crl/wait its 30 seconds.
+const (
+	readHeaderTimeout = 10 * time.Second
+	readTimeout       = 20 * time.Second
+	writeTimeout      = wire.CRLWait + 30*time.Second
+	idleTimeout       = 2 * time.Minute
+	stopTimeout       = 30 * time.Second
+	policyPoll        = 2 * time.Second
+	pruneEvery        = time.Hour
+)
+
+// Run serves c until ctx ends, then stops in order: requests that were accepted
+// are answered. It never makes a store, but where MAYFLY_CREATE_STORE_UNTIL
+// allows it. The error, when there is one, names the remedy.
+func Run(ctx context.Context, c Config) error {
+	svc, err := Open(ctx, c)
+	if err != nil {
+		return err
+	}
+	return svc.Serve(ctx)
+}
+
+// Service is a configured issuer that listens and does not serve yet. Serve or
+// Close releases it.
+type Service struct {
+	config    Config
+	logger    *slog.Logger
+	metrics   *Metrics
+	store     ca.Store
+	authority *ca.Authority
+	policies  *Policies
+	server    *Server
+	keeper    *certificateKeeper // nil without TLS
+	api       *drainListener
+	scrape    net.Listener // nil without metrics_listen
+	closers   []func()
+}
+
+// Open checks c, drops to run_as, opens store, keys and policy, and listens.
+func Open(ctx context.Context, c Config) (*Service, error) {
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.Out == nil {
+		c.Out = io.Discard
+	}
+	if err := c.Check(); err != nil {
+		return nil, fmt.Errorf("config: %w", err)
+	}
+	if runtime.GOMAXPROCS(0) < 2 { // a single P starves the group commit
+		runtime.GOMAXPROCS(2)
+	}
+	svc := &Service{config: c, logger: c.Logger, metrics: NewMetrics()}
+	if err := svc.open(ctx); err != nil {
+		svc.Close()
+		return nil, err
+	}
+	return svc, nil
+}
+
+func (svc *Service) open(ctx context.Context) error {
+	c := svc.config
+	dsn, err := c.StoreDSN()
+	if err != nil {
+		return err
+	}
+	if err := becomeUser(c.RunAs, dsn, svc.logger); err != nil {
+		return fmt.Errorf("run_as: %w", err)
+	}
+	svc.store, err = openStore(ctx, c, dsn)
+	if err != nil {
+		return err
+	}
+	// Closers run in reverse: the authority first, whose Close may close the
+	// store too.
+	svc.closers = append(svc.closers, func() { _ = svc.store.Close() })
+	svc.authority, err = OpenAuthority(ctx, c, timedStore{svc.store, svc.metrics})
+	if err != nil {
+		return err
+	}
+	svc.closers = append(svc.closers, func() { _ = svc.authority.Close() })
+	svc.policies, err = OpenPolicies(c.Policy, svc.authority.TrustDomain(), PolicyOptions(svc.authority), idtoken.Options{})
+	if err != nil {
+		return err
+	}
+	svc.closers = append(svc.closers, svc.policies.Close)
+	prefixes, err := c.trustedPrefixes()
+	if err != nil {
+		return err
+	}
+	u, err := c.publicURL()
+	if err != nil {
+		return err
+	}
+	svc.server, err = New(Options{
+		Authority: svc.authority, Policies: svc.policies, PublicURL: u.String(), ClientIPHeader: c.ClientIPHeader,
+		TrustedProxies: prefixes, Rate: c.Rate, Metrics: svc.metrics, Logger: svc.logger,
+	})
+	if err != nil {
+		return err
+	}
+	if _, err := svc.authority.CRLs(ctx); err != nil {
+		return fmt.Errorf("sign the first CRL: %w", err)
+	}
+	return svc.listen(ctx, u.Hostname())
+}
+
+// PolicyOptions are what the authority's certificates demand of a policy.
+func PolicyOptions(a *ca.Authority) policy.Options {
+	if is := a.Intermediates(); len(is) > 0 {
+		return PolicyOptionsOf(is[0])
+	}
+	return policy.Options{}
+}
+
+// PolicyOptionsOf is PolicyOptions of one intermediate.
+func PolicyOptionsOf(intermediate *x509.Certificate) policy.Options {
+	return policy.Options{PermittedDNS: intermediate.PermittedDNSDomains}
+}
+
+func (svc *Service) listen(ctx context.Context, host string) error {
+	c := svc.config
+	var err error
+	switch c.TLS.Mode {
+	case TLSSelf:
+		svc.keeper, err = selfKeeper(ctx, svc.authority, host, svc.logger)
+	case TLSFiles:
+		svc.keeper, err = fileKeeper(ctx, c.TLS.Cert, c.TLS.Key, svc.logger)
+	}
+	if err != nil {
+		return err
+	}
+	var lc net.ListenConfig
+	l := c.Listener
+	if l == nil {
+		made, err := lc.Listen(ctx, "tcp", c.Listen)
+		if err != nil {
+			return fmt.Errorf("listen: %w", err)
+		}
+		l = made.(*net.TCPListener) // of network tcp
+	}
+	svc.api = &drainListener{TCPListener: l}
+	svc.closers = append(svc.closers, func() { _ = l.Close() })
+	if c.MetricsListen != "" {
+		if svc.scrape, err = lc.Listen(ctx, "tcp", c.MetricsListen); err != nil {
+			return fmt.Errorf("metrics_listen: %w", err)
+		}
+		svc.closers = append(svc.closers, func() { _ = svc.scrape.Close() })
+	}
+	return nil
+}
+
+// Addr is where the API listens.
+func (svc *Service) Addr() net.Addr { return svc.api.Addr() }
+
+// MetricsAddr is where /metrics listens, nil without metrics_listen.
+func (svc *Service) MetricsAddr() net.Addr {
+	if svc.scrape == nil {
+		return nil
+	}
+	return svc.scrape.Addr()
+}
+
+// Server is the API that is served.
+func (svc *Service) Server() *Server { return svc.server }
+
+// Close releases what Open took, newest first. Serve calls it.
+func (svc *Service) Close() {
+	for i := len(svc.closers) - 1; i >= 0; i-- {
+		svc.closers[i]()
+	}
+	svc.closers = nil
+}
+
+// Serve answers requests until ctx ends or a listener fails, and closes.
+func (svc *Service) Serve(ctx context.Context) error {
+	defer svc.Close()
+	api := svc.httpServer(svc.server.Handler())
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", svc.metrics.Handler())
+	scrape := svc.httpServer(mux)
+
+	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	svc.background(work, &wg)
+
+	failed := make(chan error, 2)
+	wg.Go(func() { failed <- svc.serveAPI(api) })
+	if svc.scrape != nil {
+		wg.Go(func() { failed <- scrape.Serve(svc.scrape) })
+	}
+	svc.greet()
+	if svc.config.Started != nil {
+		svc.config.Started(svc.Addr())
+	}
+	var err error
+	select {
+	case <-ctx.Done():
+		svc.logger.Info("stopping")
+	case err = <-failed:
+	}
+	svc.server.Drain()
+	stop, done := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
+	defer done()
+	err = errors.Join(ignoreClosed(err), api.Shutdown(stop), scrape.Shutdown(stop))
+	svc.logger.Info("stopped")
+	return err
+}
+
+func (svc *Service) serveAPI(s *http.Server) error {
+	if svc.keeper == nil {
+		return s.Serve(svc.api)
+	}
+	return s.ServeTLS(svc.api, "", "")
+}
+
+func ignoreClosed(err error) error {
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return err
+}
+
+func (svc *Service) httpServer(h http.Handler) *http.Server {
+	s := &http.Server{
+		Handler:           h,
+		ReadHeaderTimeout: readHeaderTimeout,
+		ReadTimeout:       readTimeout,
+		WriteTimeout:      writeTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    wire.MaxHeaderBytes,
+		ErrorLog:          slog.NewLogLogger(svc.logger.Handler(), slog.LevelDebug),
+	}
+	if svc.keeper != nil {
+		s.TLSConfig = svc.keeper.config()
+	}
+	return s
+}
+
+// background starts what runs beside the requests.
+func (svc *Service) background(ctx context.Context, wg *sync.WaitGroup) {
+	wg.Go(func() { svc.followPolicy(ctx) })
+	wg.Go(func() { svc.prune(ctx) })
+	if svc.keeper != nil {
+		wg.Go(func() { svc.keeper.keep(ctx) })
+	}
+}
+
+// followPolicy reads the policy file again on a signal and when it changes.
+func (svc *Service) followPolicy(ctx context.Context) {
+	svc.policyLoaded(ctx)
+	t := time.NewTicker(policyPoll)
+	defer t.Stop()
+	for {
+		force := false
+		select {
+		case <-ctx.Done():
+			return
+		case <-svc.config.Reload:
+			force = true
+		case <-t.C:
+		}
+		changed, err := svc.policies.Reload(ctx, force)
+		switch {
+		case err != nil:
+			svc.metrics.reloaded(err)
+			svc.logger.ErrorContext(ctx, "policy not reloaded, the old rules stay in force", "err", err)
+		case changed:
+			svc.metrics.reloaded(nil)
+			svc.policyLoaded(ctx)
+		case force:
+			svc.logger.InfoContext(ctx, "policy unchanged")
+		}
+	}
+}
+
+// policyLoaded says which rules are in force, in the log and as an event.
+func (svc *Service) policyLoaded(ctx context.Context) {
+	rules := svc.policies.now()
+	for _, w := range rules.set.Warnings() {
+		svc.logger.WarnContext(ctx, "policy warning", "warning", w)
+	}
+	svc.logger.InfoContext(ctx, "policy loaded", "file", svc.config.Policy, "sha256", rules.sum, "rules", len(rules.set.Rules()))
+	ev := ca.Event{Time: time.Now().UTC(), Type: ca.EventPolicyLoaded, Detail: map[string]string{"sha256": rules.sum, "rules": fmt.Sprint(len(rules.set.Rules()))}}
+	if err := svc.store.Append(ctx, ev); err != nil && ctx.Err() == nil {
+		svc.logger.ErrorContext(ctx, "event not recorded", "type", ev.Type, "err", err)
+	}
+}
+
+// prune deletes what is past its retention, once an hour.
+func (svc *Service) prune(ctx context.Context) {
+	t := time.NewTicker(pruneEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+		}
+		n, err := svc.store.Prune(ctx, time.Now().UTC().Add(-svc.config.Retention))
+		switch {
+		case err != nil && ctx.Err() == nil:
+			svc.logger.ErrorContext(ctx, "prune", "err", err)
+		case n > 0:
+			svc.logger.InfoContext(ctx, "pruned", "rows", n)
+		}
+	}
+}
+
+// greet tells a person, in a few lines, what runs.
+func (svc *Service) greet() {
+	c, out := svc.config, svc.config.Out
+	is := svc.authority.Intermediates()
+	store := "PostgreSQL"
+	if dsn, err := c.StoreDSN(); err == nil && !ca.IsPostgres(dsn) {
+		store = dsn
+	}
+	fmt.Fprintf(out, "mayfly-issuer %s serves %s at %s (tls %s)\n", Version(), svc.authority.TrustDomain(), c.PublicURL, c.TLS.Mode)
+	fmt.Fprintf(out, "  listen   %s\n", svc.Addr())
+	if a := svc.MetricsAddr(); a != nil {
+		fmt.Fprintf(out, "  metrics  %s/metrics\n", a)
+	}
+	fmt.Fprintf(out, "  store    %s\n", store)
+	fmt.Fprintf(out, "  policy   %s: %d rules\n", c.Policy, len(svc.policies.Set().Rules()))
+	if len(is) > 0 {
+		fmt.Fprintf(out, "  issues   with %s until %s\n", is[0].Subject.CommonName, is[0].NotAfter.UTC().Format(time.DateOnly))
+	}
+	for _, w := range svc.server.Warnings() {
+		fmt.Fprintf(out, "  WARNING  %s\n", w)
+	}
+}

@@ -1,0 +1,160 @@
+package issuer
+
+import (
+	"errors"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"net/textproto"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/go-chi/chi/v5"
+
+	"github.com/mayfly-ca/mayfly/ca"
+	"github.com/mayfly-ca/mayfly/client/wire"
+)
+
+// Options is what a Server is made of. Authority and Policies are required and
+// stay owned by the caller.
+type Options struct {
+	Authority *ca.Authority
+	Policies  *Policies
+	// PublicURL is the origin that clients use, without a trailing slash.
+	PublicURL string
+	// ClientIPHeader and TrustedProxies say where a client's address is found;
+	// see Config.
+	ClientIPHeader string
+	TrustedProxies []netip.Prefix
+	Rate           RateConfig
+	Metrics        *Metrics     // nil: an own, unserved set
+	Logger         *slog.Logger // nil discards
+	// Page makes the admin page, mounted below every route of the API. Nil: no
+	// page.
+	Page func(*Server) http.Handler
+}
+
+// Server answers the HTTP API. It is safe for concurrent use.
+type Server struct {
+	authority *ca.Authority
+	policies  *Policies
+	publicURL string
+	metrics   *Metrics
+	logger    *slog.Logger
+
+	addresses addressReader
+	perIP     *limiter
+	perID     *limiter
+	waiters   waiters
+	bundle    bundles
+	draining  chan struct{} // closed when the stop begins
+	drainOnce sync.Once
+	heldTotal atomic.Int64
+	router    chi.Router
+	startedAt time.Time
+}
+
+// New makes a Server.
+func New(o Options) (*Server, error) {
+	if o.Authority == nil || o.Policies == nil {
+		return nil, errors.New("issuer: New wants an Authority and Policies")
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Metrics == nil {
+		o.Metrics = NewMetrics()
+	}
+	s := &Server{
+		authority: o.Authority,
+		policies:  o.Policies,
+		publicURL: o.PublicURL,
+		metrics:   o.Metrics,
+		logger:    o.Logger,
+		addresses: addressReader{header: textproto.CanonicalMIMEHeaderKey(o.ClientIPHeader), trusted: o.TrustedProxies},
+		perIP:     newLimiter(o.Rate.PerIP),
+		perID:     newLimiter(o.Rate.PerIdentity),
+		draining:  make(chan struct{}),
+		startedAt: time.Now(),
+	}
+	s.waiters.byAddress = make(map[string]int)
+	if err := s.encodeBundle(); err != nil {
+		return nil, err
+	}
+	s.metrics.watch(s)
+	s.router = s.routes(o.Page)
+	return s, nil
+}
+
+// Handler is the API, and the page where there is one.
+func (s *Server) Handler() http.Handler { return s.router }
+
+// Drain begins the stop: /readyz fails and every held request is answered, so
+// that an http.Server's Shutdown has only short requests to wait for.
+func (s *Server) Drain() { s.drainOnce.Do(func() { close(s.draining) }) }
+
+// handlerFunc answers a request, or returns the error that problem.go maps.
+type handlerFunc func(http.ResponseWriter, *http.Request) error
+
+// routes is the whole API. /openapi.json describes the same, and a test walks
+// both against each other.
+func (s *Server) routes(page func(*Server) http.Handler) chi.Router {
+	r := chi.NewRouter()
+	r.Use(s.observe, s.limitBody)
+	r.NotFound(s.handle(func(http.ResponseWriter, *http.Request) error {
+		return &Error{Name: wire.ProblemNotFound, Detail: "there is no such path; see " + wire.PathOpenAPI}
+	}))
+	r.MethodNotAllowed(methodNotAllowed)
+
+	// Liveness and readiness are asked often, by the platform alone.
+	r.Get(wire.PathHealth, s.handle(s.health))
+	r.Get(wire.PathReady, s.handle(s.ready))
+
+	r.Group(func(r chi.Router) {
+		r.Use(s.limitAddress)
+		r.Post(wire.PathCertificates, s.handle(s.issue))
+		r.Get(wire.PathCertificates, s.handle(s.listCertificates))
+		r.Get(wire.PathCertificates+"/{serial}", s.handle(s.showCertificate))
+		r.Post(wire.PathRevocations, s.handle(s.revoke))
+		r.Get(wire.PathBlocks, s.handle(s.listBlocks))
+		r.Delete(wire.PathBlocks+"/{id}", s.handle(s.deleteBlock))
+		r.Get(wire.PathCRL, s.handle(s.crl))
+		r.Get(wire.PathCRLWait, s.handle(s.crlWait))
+		r.Get(wire.PathCRL+"/{aki}", s.handle(s.crlOf))
+		r.Get(wire.PathTrustBundle, s.handle(s.trustBundle))
+		r.Post(wire.PathSessions, s.handle(s.reportSessions))
+		r.Get(wire.PathSessions, s.handle(s.listSessions))
+		r.Get(wire.PathEvents, s.handle(s.listEvents))
+		r.Get(wire.PathInfo, s.handle(s.info))
+		r.Post(wire.PathPolicyExplain, s.handle(s.explain))
+		r.Get(wire.PathOpenAPI, s.handle(s.openAPI))
+		s.stepRoutes(r)
+	})
+	if page != nil {
+		r.Mount("/", page(s))
+	}
+	return r
+}
+
+// methodNotAllowed has no problem type of its own: RFC 9457 section 4.2.1.
+func methodNotAllowed(w http.ResponseWriter, r *http.Request) {
+	writeProblem(w, &wire.Problem{Type: "about:blank", Title: "Method Not Allowed", Status: http.StatusMethodNotAllowed, Instance: infoOf(r.Context()).id})
+}
+
+// bearer takes the token from the Authorization header.
+func bearer(r *http.Request) (string, error) {
+	values := r.Header.Values("Authorization")
+	if len(values) == 0 {
+		return "", badToken("no token: send Authorization: Bearer with an OIDC token")
+	}
+	scheme, token, ok := strings.Cut(values[0], " ")
+	if len(values) > 1 || !ok || !strings.EqualFold(scheme, "Bearer") || token == "" {
+		return "", badToken("want one Authorization header of scheme Bearer")
+	}
+	if len(token) > wire.MaxTokenBytes {
+		return "", badToken("the token is larger than %d bytes", wire.MaxTokenBytes)
+	}
+	return token, nil
+}

@@ -1,0 +1,133 @@
+package issuer
+
+import (
+	"fmt"
+	"net/http"
+	"net/netip"
+	"time"
+
+	"github.com/mayfly-ca/mayfly/ca"
+	"github.com/mayfly-ca/mayfly/client/wire"
+	"github.com/mayfly-ca/mayfly/issuer/policy"
+)
+
+// maxSessionReason bounds the reason in a report.
+const maxSessionReason = 256
+
+// sessionSkew bounds how far ahead of now a report's time may lie. Reports of
+// the past are welcome: a sidecar keeps them while the issuer is away.
+const sessionSkew = 5 * time.Minute
+
+// reportSessions is POST /v1/sessions.
+func (s *Server) reportSessions(w http.ResponseWriter, r *http.Request) error {
+	by, err := s.admitMachine(w, r)
+	if err != nil {
+		return err
+	}
+	var req wire.SessionsRequest
+	if err := decode(r, &req); err != nil {
+		return err
+	}
+	if len(req.Reports) == 0 || len(req.Reports) > wire.MaxSessionReports {
+		return badRequest("reports: want 1 to %d of them", wire.MaxSessionReports)
+	}
+	reports, refused := sessionReports(req.Reports, time.Now())
+	out := wire.SessionsResponse{Refused: refused}
+	if len(reports) > 0 {
+		accepted, no, err := s.authority.Store().ReportSessions(r.Context(), by, reports)
+		if err != nil {
+			return unavailable("report sessions", err)
+		}
+		out.Accepted = accepted
+		for _, n := range no {
+			out.Refused = append(out.Refused, wire.RefusedSession{ID: n.ID, Reason: n.Reason})
+		}
+	}
+	return writeJSON(w, http.StatusOK, out)
+}
+
+// admitMachine verifies a machine's token for the sessions audience, which is
+// never good for a certificate, and finds the engine that its rule serves.
+func (s *Server) admitMachine(w http.ResponseWriter, r *http.Request) (ca.SessionReporter, error) {
+	raw, err := bearer(r)
+	if err != nil {
+		return ca.SessionReporter{}, err
+	}
+	ctx := r.Context()
+	rules := s.policies.now()
+	claims, err := rules.verifier.Verify(ctx, raw, rules.set.SessionsAudience())
+	if err != nil {
+		return ca.SessionReporter{}, err
+	}
+	infoOf(ctx).identity = claimant(claims)
+	if err := s.perID.take(w, r, limitKey(claims)); err != nil {
+		return ca.SessionReporter{}, err
+	}
+	d, err := rules.set.Decide(claims, policy.Request{Want: policy.WantSessions})
+	if err != nil {
+		return ca.SessionReporter{}, s.denied(ctx, claims, err)
+	}
+	if len(d.Engines) != 1 {
+		return ca.SessionReporter{}, fmt.Errorf("rule %s admits %d engines", d.Rule, len(d.Engines))
+	}
+	infoOf(ctx).rule = d.Rule
+	return ca.SessionReporter{Machine: d.Identity.String(), Engine: d.Engines[0].Name}, nil
+}
+
+// sessionReports checks the form of each report; what is malformed is refused
+// for good, so that a sidecar does not send it for ever.
+func sessionReports(in []wire.SessionReport, now time.Time) ([]ca.SessionReport, []wire.RefusedSession) {
+	out := make([]ca.SessionReport, 0, len(in))
+	var refused []wire.RefusedSession
+	for _, i := range in {
+		if why := badReport(i, now); why != "" {
+			refused = append(refused, wire.RefusedSession{ID: clip(i.ID), Reason: why})
+			continue
+		}
+		out = append(out, ca.SessionReport{
+			Kind: i.Kind, ID: i.ID, Serial: i.Serial, RemoteAddr: i.RemoteAddr, Reason: i.Reason,
+			At: i.At.UTC(), BytesIn: i.BytesIn, BytesOut: i.BytesOut,
+		})
+	}
+	return out, refused
+}
+
+func badReport(r wire.SessionReport, now time.Time) string {
+	switch {
+	case r.Kind != wire.SessionOpen && r.Kind != wire.SessionProgress && r.Kind != wire.SessionClose:
+		return "kind is none of open, progress, close"
+	case !isHex(r.ID, 32, 32):
+		return "id is not 32 lower-case hex digits"
+	case !isHex(r.Serial, 32, 32):
+		return "serial is not 32 lower-case hex digits"
+	case r.At.IsZero() || r.At.After(now.Add(sessionSkew)):
+		return "at is missing or in the future"
+	case r.BytesIn < 0 || r.BytesOut < 0:
+		return "bytes are negative"
+	case len(r.Reason) > maxSessionReason:
+		return "reason is too long"
+	case r.RemoteAddr != "" && !isAddress(r.RemoteAddr):
+		return "remote_addr is no address"
+	}
+	return ""
+}
+
+func isAddress(s string) bool {
+	if _, err := netip.ParseAddrPort(s); err == nil {
+		return true
+	}
+	_, err := netip.ParseAddr(s)
+	return err == nil
+}
+
+// listSessions is GET /v1/sessions.
+func (s *Server) listSessions(w http.ResponseWriter, r *http.Request) error {
+	if _, err := s.admit(w, r, policy.Viewer); err != nil {
+		return err
+	}
+	list, err := s.Sessions(r.Context(), r.URL.Query())
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, http.StatusOK, list)
+}
