@@ -3,6 +3,7 @@ package ca
 import (
 	"bytes"
 	"context"
+	"crypto"
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
@@ -205,8 +206,11 @@ func (a *Authority) signCRLs(ctx context.Context, s store.CRLState) ([]store.Sig
 		if list.RevokedCertificateEntries, err = crlEntries(s.Entries[l.aki]); err != nil {
 			return nil, err
 		}
-		ticket := l.guard.CRL(guard.CRL{Number: s.Number, ThisUpdate: now, Floor: s.Floor.Truncate(time.Second), Entries: list.RevokedCertificateEntries})
-		der, err := step.CRL(ctx, list, l.cert, ticket)
+		announced := guard.CRL{Number: s.Number, ThisUpdate: now, Floor: s.Floor.Truncate(time.Second), Entries: list.RevokedCertificateEntries}
+		der, err := l.guard.CRL(announced, func(signer crypto.Signer) error {
+			_, err := step.CRL(ctx, list, l.cert, signer)
+			return err
+		})
 		if err != nil {
 			return nil, err
 		}

@@ -52,7 +52,9 @@ func (a *Authority) Issue(ctx context.Context, g issuance.Grant, csr *x509.Certi
 	}
 	announced := guard.Leaf{Serial: guard.Serial(template), Grant: g, PublicKey: csr.PublicKey}
 	r := &recording{store: a.store, params: p, aki: a.current.aki, issuedAt: now}
-	leaf, err := step.Leaf(ctx, template, a.current.cert, a.current.guard.Leaf(ctx, announced, r))
+	leaf, err := a.current.guard.Leaf(ctx, announced, r, func(signer crypto.Signer) error {
+		return step.Leaf(ctx, template, a.current.cert, signer)
+	})
 	if errors.Is(err, guard.ErrRepeated) {
 		return a.repeat(ctx, announced, r)
 	}

@@ -2,6 +2,7 @@ package ca
 
 import (
 	"context"
+	"crypto"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -54,7 +55,7 @@ func (a *Authority) serverCertificate(ctx context.Context, dnsNames []string, ip
 	template.DNSNames, template.IPAddresses = dnsNames, ips
 	template.NotAfter = issuance.NotAfter(template.NotBefore, guard.ServerTTL, a.current.cert)
 	announced := guard.Server{Serial: guard.Serial(template), DNSNames: dnsNames, IPAddresses: ips, PublicKey: key.Public()}
-	ticket := a.current.guard.Server(announced, func(leaf *x509.Certificate) error {
+	record := func(leaf *x509.Certificate) error {
 		names := append([]string(nil), dnsNames...)
 		for _, ip := range ips {
 			names = append(names, ip.String())
@@ -63,8 +64,10 @@ func (a *Authority) serverCertificate(ctx context.Context, dnsNames []string, ip
 			Time: time.Now().UTC(), Type: EventIssued, By: "issuer", Serial: guard.Serial(leaf),
 			Reason: "certificate of the issuer's own listener", Detail: map[string]string{"names": strings.Join(names, " ")},
 		})
+	}
+	leaf, err := a.current.guard.Server(announced, record, func(signer crypto.Signer) error {
+		return step.Leaf(ctx, template, a.current.cert, signer)
 	})
-	leaf, err := step.Leaf(ctx, template, a.current.cert, ticket)
 	if err != nil {
 		return nil, err
 	}

@@ -1,19 +1,53 @@
 package guard
 
 import (
+	"bytes"
+	"crypto"
 	"crypto/x509"
 	"encoding/asn1"
 	"errors"
 	"fmt"
 	"math/big"
+	"net"
 	"slices"
 	"time"
-
-	"bytes"
 
 	"github.com/mayfly-ca/mayfly/ca/identity"
 	"github.com/mayfly-ca/mayfly/ca/issuance"
 )
+
+// Server announces the certificate of the issuer's own HTTPS listener. It has
+// no SPIFFE ID and no grant, so no engine and no client takes it for a peer.
+type Server struct {
+	Serial      string
+	DNSNames    []string
+	IPAddresses []net.IP // loopback only
+	PublicKey   crypto.PublicKey
+}
+
+// Server signs the issuer's own certificate, which encode builds, if it is a,
+// and once record has returned.
+func (g *Guard) Server(a Server, record func(*x509.Certificate) error, encode Encoder) (*x509.Certificate, error) {
+	tbs, err := g.take(encode)
+	if err != nil {
+		return nil, err
+	}
+	leaf, err := parseTBS(tbs)
+	if err != nil {
+		return nil, &RefusedError{err}
+	}
+	if err := g.checkServer(leaf, a); err != nil {
+		return nil, &RefusedError{err}
+	}
+	if err := record(leaf); err != nil {
+		return nil, err
+	}
+	sig, err := g.sign(tbs)
+	if err != nil {
+		return nil, err
+	}
+	return g.verified(tbs, sig)
+}
 
 // ServerTTL is the lifetime of the issuer's own certificate.
 const ServerTTL = 24 * time.Hour
@@ -66,14 +100,20 @@ type CRL struct {
 	Entries []x509.RevocationListEntry
 }
 
-// CRL returns the ticket for one CRL.
-func (g *Guard) CRL(a CRL) *Ticket {
-	return &Ticket{guard: g, admit: func(tbs []byte) error {
-		if err := g.checkCRL(tbs, a); err != nil {
-			return &RefusedError{err}
-		}
-		return nil
-	}}
+// CRL signs the list that encode builds, if it is a, and returns its DER.
+func (g *Guard) CRL(a CRL, encode Encoder) ([]byte, error) {
+	tbs, err := g.take(encode)
+	if err != nil {
+		return nil, err
+	}
+	if err := g.checkCRL(tbs, a); err != nil {
+		return nil, &RefusedError{err}
+	}
+	sig, err := g.sign(tbs)
+	if err != nil {
+		return nil, err
+	}
+	return wrap(tbs, sig)
 }
 
 func (g *Guard) checkCRL(tbs []byte, a CRL) error {

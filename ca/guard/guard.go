@@ -2,17 +2,18 @@
 // that was not announced, and no leaf before its record is durable: a
 // certificate that was never recorded cannot exist.
 //
-// A Guard itself is no signer. Leaf, CRL and Server announce one thing each and
-// return a Ticket, which is a crypto.MessageSigner for that one thing and once:
-// it is given the whole to-be-signed bytes, parses them as what they claim to
-// be, checks everything from them anew, and only then signs. A ticket that is
-// dropped leaves nothing behind.
+// Leaf, CRL and Server are each told what one thing is to be, and an Encoder for
+// it, which is handed a crypto.MessageSigner. That signer takes the encoder's
+// to-be-signed bytes whole and gives nothing back: the guard parses them as what
+// they claim to be, checks everything from them anew, has a leaf recorded, and
+// only then signs. What was announced dies with the call, however it ends.
 //
 // It imports ca/issuance, ca/identity and the standard library; who records is
 // told to it as a Recorder.
 package guard
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"crypto/ecdsa"
@@ -20,15 +21,14 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/x509"
-	"encoding/asn1"
 	"errors"
 	"fmt"
 	"io"
-	"net"
-	"sync/atomic"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"golang.org/x/crypto/cryptobyte"
+	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
 
 	"github.com/mayfly-ca/mayfly/ca/issuance"
 )
@@ -38,25 +38,24 @@ type Recorder interface {
 	// Record writes the record of leaf, whose RawTBSCertificate is what will
 	// be signed, and returns when it is durable. ErrRepeated says that the
 	// token bought another leaf before, which Recorded returns: nothing was
-	// written then, and the ticket signs nothing. After any other error the
-	// ticket signs nothing either.
+	// written then. After any error nothing is signed.
 	Record(ctx context.Context, leaf *x509.Certificate) error
 	// Recorded returns the to-be-signed bytes of a leaf that was recorded and
 	// is neither expired nor revoked, and its signature if that was kept.
 	Recorded(ctx context.Context) (tbs, signature []byte, err error)
 }
 
-// Errors of a ticket.
+// Errors of a Guard.
 var (
 	// ErrRepeated: see Recorder.
 	ErrRepeated = errors.New("the token bought a certificate before")
-	// ErrDigest: a signature over a bare digest was asked for. The guard signs
-	// only what it can read.
-	ErrDigest = errors.New("guard: a bare digest is never signed")
 	// ErrExpired: a recorded leaf has ended and is not signed again.
 	ErrExpired = errors.New("guard: the recorded certificate has expired")
-	// ErrSpent: a ticket was used a second time.
-	ErrSpent = errors.New("guard: the ticket is spent")
+	// ErrDigest: an encoder asked for a signature over a bare digest. The
+	// guard signs only what it can read.
+	ErrDigest = errors.New("guard: a bare digest is never signed")
+	// ErrSpent: an encoder asked for a second signature.
+	ErrSpent = errors.New("guard: one signature was announced")
 )
 
 // RefusedError says that what was to be signed is not what was announced.
@@ -81,7 +80,7 @@ type Options struct {
 // Guard holds one intermediate's key.
 type Guard struct {
 	o Options
-	// pub is the issuer's, so that all tickets compare with one.
+	// pub is the issuer's public key.
 	pub crypto.PublicKey
 }
 
@@ -110,38 +109,55 @@ func (g *Guard) Deterministic() bool {
 	return ok
 }
 
-// Ticket signs the one thing that it was announced for, once. It implements
-// crypto.Signer and crypto.MessageSigner.
-type Ticket struct {
-	guard *Guard
-	spent atomic.Bool
-	// admit checks and records tbs.
-	admit func(tbs []byte) error
+// Encoder builds one certificate or list that signer signs, as
+// x509.CreateCertificate does. What it returns besides an error is not needed:
+// the guard joins bytes and signature itself.
+type Encoder func(signer crypto.Signer) error
+
+// taker is the signer that an Encoder is given. It takes the bytes and returns
+// errTaken: the encoder ends there, and nobody but the guard has a signature.
+type taker struct {
+	pub crypto.PublicKey
+	tbs []byte
 }
 
-var _ crypto.MessageSigner = (*Ticket)(nil)
+var (
+	_        crypto.MessageSigner = (*taker)(nil)
+	errTaken                      = errors.New("guard: taken to be signed")
+)
 
 // Public is the intermediate's public key.
-func (t *Ticket) Public() crypto.PublicKey { return t.guard.pub }
+func (t *taker) Public() crypto.PublicKey { return t.pub }
 
 // Sign refuses: see ErrDigest.
-func (t *Ticket) Sign(io.Reader, []byte, crypto.SignerOpts) ([]byte, error) {
+func (t *taker) Sign(io.Reader, []byte, crypto.SignerOpts) ([]byte, error) {
 	return nil, ErrDigest
 }
 
-// SignMessage signs tbs if it is what the ticket was announced for. rand is not
-// used: software keys sign deterministically.
-func (t *Ticket) SignMessage(_ io.Reader, tbs []byte, opts crypto.SignerOpts) ([]byte, error) {
-	if t.spent.Swap(true) {
+// SignMessage takes tbs.
+func (t *taker) SignMessage(_ io.Reader, tbs []byte, opts crypto.SignerOpts) ([]byte, error) {
+	switch {
+	case t.tbs != nil:
+		t.tbs = nil
 		return nil, ErrSpent
-	}
-	if opts.HashFunc() != crypto.SHA256 {
+	case opts.HashFunc() != crypto.SHA256:
 		return nil, &RefusedError{errors.New("another hash than SHA-256")}
 	}
-	if err := t.admit(tbs); err != nil {
+	t.tbs = bytes.Clone(tbs)
+	return nil, errTaken
+}
+
+// take runs encode until it hands its bytes over.
+func (g *Guard) take(encode Encoder) ([]byte, error) {
+	t := &taker{pub: g.pub}
+	err := encode(t)
+	switch {
+	case len(t.tbs) > 0 && errors.Is(err, errTaken):
+		return t.tbs, nil
+	case err != nil:
 		return nil, err
 	}
-	return t.guard.sign(tbs)
+	return nil, errors.New("guard: the encoder wanted no signature")
 }
 
 // sign is the only use of the key.
@@ -167,25 +183,48 @@ type Leaf struct {
 	PublicKey crypto.PublicKey
 }
 
-// Leaf returns the ticket for one leaf, which r will have recorded before it is
-// signed.
-func (g *Guard) Leaf(ctx context.Context, a Leaf, r Recorder) *Ticket {
-	return &Ticket{guard: g, admit: func(tbs []byte) error {
-		leaf, err := parseTBS(tbs)
-		if err != nil {
-			return &RefusedError{err}
-		}
-		if got := Serial(leaf); got != a.Serial {
-			return &RefusedError{fmt.Errorf("serial %s was not announced", got)}
-		}
-		if !equalKeys(leaf.PublicKey, a.PublicKey) {
-			return &RefusedError{errors.New("another public key than announced")}
-		}
-		if err := issuance.Check(leaf, a.Grant, g.bounds()); err != nil {
-			return &RefusedError{err}
-		}
-		return r.Record(ctx, leaf)
-	}}
+// Leaf signs the leaf that encode builds, if it is a, and once r has recorded
+// it.
+func (g *Guard) Leaf(ctx context.Context, a Leaf, r Recorder, encode Encoder) (*x509.Certificate, error) {
+	tbs, err := g.take(encode)
+	if err != nil {
+		return nil, err
+	}
+	leaf, err := parseTBS(tbs)
+	if err != nil {
+		return nil, &RefusedError{err}
+	}
+	if got := Serial(leaf); got != a.Serial {
+		return nil, &RefusedError{fmt.Errorf("serial %s was not announced", got)}
+	}
+	if !equalKeys(leaf.PublicKey, a.PublicKey) {
+		return nil, &RefusedError{errors.New("another public key than announced")}
+	}
+	if err := issuance.Check(leaf, a.Grant, g.bounds()); err != nil {
+		return nil, &RefusedError{err}
+	}
+	if err := r.Record(ctx, leaf); err != nil {
+		return nil, err
+	}
+	sig, err := g.sign(tbs)
+	if err != nil {
+		return nil, err
+	}
+	if !g.Deterministic() { // a KMS may answer anything
+		return g.verified(tbs, sig)
+	}
+	return sealed(leaf, sig)
+}
+
+// sealed gives leaf, as parseTBS made it, its signature, and saves parsing it
+// again.
+func sealed(leaf *x509.Certificate, sig []byte) (*x509.Certificate, error) {
+	der, err := wrap(leaf.RawTBSCertificate, sig)
+	if err != nil {
+		return nil, fmt.Errorf("assemble certificate: %w", err)
+	}
+	leaf.Raw, leaf.Signature = der, sig
+	return leaf, nil
 }
 
 // Repeat returns the leaf that r recorded for a's token before, byte for byte
@@ -239,39 +278,22 @@ func (g *Guard) complete(tbs, sig []byte) (leaf *x509.Certificate, fresh []byte,
 		}
 		fresh = sig
 	}
-	if leaf, err = Assemble(tbs, sig); err != nil {
-		return nil, nil, err
+	// It may be the store's, or of a key that faltered: two signatures over the
+	// same bytes, one of them faulty, would give a deterministic ECDSA key away.
+	leaf, err = g.verified(tbs, sig)
+	return leaf, fresh, err
+}
+
+// verified joins tbs and sig to a certificate and verifies it.
+func (g *Guard) verified(tbs, sig []byte) (*x509.Certificate, error) {
+	leaf, err := Assemble(tbs, sig)
+	if err != nil {
+		return nil, err
 	}
-	// Of the store, or of a key that faltered: two signatures over the same
-	// bytes, one of them faulty, would give a deterministic ECDSA key away.
 	if err := leaf.CheckSignatureFrom(g.o.Issuer); err != nil {
-		return nil, nil, fmt.Errorf("guard: recorded signature: %w", err)
+		return nil, fmt.Errorf("guard: signature: %w", err)
 	}
-	return leaf, fresh, nil
-}
-
-// Server announces the certificate of the issuer's own HTTPS listener. It has
-// no SPIFFE ID and no grant, so no engine and no client takes it for a peer.
-type Server struct {
-	Serial      string
-	DNSNames    []string
-	IPAddresses []net.IP // loopback only
-	PublicKey   crypto.PublicKey
-}
-
-// Server returns the ticket for the issuer's own certificate. record is called
-// before it is signed.
-func (g *Guard) Server(a Server, record func(*x509.Certificate) error) *Ticket {
-	return &Ticket{guard: g, admit: func(tbs []byte) error {
-		leaf, err := parseTBS(tbs)
-		if err != nil {
-			return &RefusedError{err}
-		}
-		if err := g.checkServer(leaf, a); err != nil {
-			return &RefusedError{err}
-		}
-		return record(leaf)
-	}}
+	return leaf, nil
 }
 
 func (g *Guard) bounds() issuance.Bounds {
@@ -289,22 +311,19 @@ func equalKeys(a, b crypto.PublicKey) bool {
 	return ok && k.Equal(b)
 }
 
-// ecdsaWithSHA256 is the one signature algorithm of mayfly's intermediates.
-var ecdsaWithSHA256 = asn1.RawValue{FullBytes: []byte{0x30, 0x0a, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, 0x02}}
+// ecdsaWithSHA256 is the one signature algorithm of mayfly's intermediates, as
+// an AlgorithmIdentifier in DER (RFC 5758 3.2).
+var ecdsaWithSHA256 = []byte{0x30, 0x0a, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, 0x02}
 
-// signed is the outer form of certificates and CRLs (RFC 5280 4.1 and 5.1).
-type signed struct {
-	TBS       asn1.RawValue
-	Algorithm asn1.RawValue
-	Signature asn1.BitString
-}
-
+// wrap is the outer form of certificates and CRLs (RFC 5280 4.1 and 5.1).
 func wrap(tbs, signature []byte) ([]byte, error) {
-	return asn1.Marshal(signed{
-		TBS:       asn1.RawValue{FullBytes: tbs},
-		Algorithm: ecdsaWithSHA256,
-		Signature: asn1.BitString{Bytes: signature, BitLength: 8 * len(signature)},
+	b := cryptobyte.NewBuilder(make([]byte, 0, len(tbs)+128))
+	b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
+		b.AddBytes(tbs)
+		b.AddBytes(ecdsaWithSHA256)
+		b.AddASN1BitString(signature)
 	})
+	return b.Bytes()
 }
 
 // Assemble joins a recorded TBS and its signature to a certificate. It does not

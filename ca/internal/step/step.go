@@ -17,23 +17,23 @@ import (
 	"go.step.sm/crypto/x509util"
 )
 
-// Leaf has issuer's signer sign template as it stands for template.PublicKey.
-// NotBefore, NotAfter, SerialNumber and SubjectKeyId must be set. softcas writes
-// the issuer's name into template.
-func Leaf(ctx context.Context, template, issuer *x509.Certificate, signer crypto.Signer) (*x509.Certificate, error) {
+// Leaf encodes template as it stands, for template.PublicKey, as a certificate
+// of issuer, and has signer sign it. NotBefore, NotAfter, SerialNumber and
+// SubjectKeyId must be set. softcas writes the issuer's name into template.
+func Leaf(ctx context.Context, template, issuer *x509.Certificate, signer crypto.Signer) error {
 	if template.NotBefore.IsZero() || template.NotAfter.IsZero() || template.SerialNumber == nil || len(template.SubjectKeyId) == 0 {
-		return nil, errors.New("sign leaf: an unfinished template")
+		return errors.New("encode leaf: an unfinished template")
 	}
 	cas, err := newCAS(ctx, issuer, signer)
 	if err != nil {
-		return nil, fmt.Errorf("sign leaf: %w", err)
+		return fmt.Errorf("encode leaf: %w", err)
 	}
 	// Lifetime is not used, since the template has its times, but must be set.
-	resp, err := cas.CreateCertificate(&apiv1.CreateCertificateRequest{Template: template, Lifetime: time.Second})
+	_, err = cas.CreateCertificate(&apiv1.CreateCertificateRequest{Template: template, Lifetime: time.Second})
 	if err != nil {
-		return nil, fmt.Errorf("sign leaf: %w", err)
+		return fmt.Errorf("encode leaf: %w", err)
 	}
-	return resp.Certificate, nil
+	return nil
 }
 
 // CRL has issuer's signer sign list and returns its DER.
