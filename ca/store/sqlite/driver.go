@@ -128,6 +128,12 @@ func (t transaction) Exec(_ context.Context, query string, args ...any) (int64, 
 	return r.RowsAffected()
 }
 
+// Do implements ledger.Tx.
+func (t transaction) Do(ctx context.Context, query string, args ...any) error {
+	_, err := t.Exec(ctx, query, args...)
+	return err
+}
+
 // Insert implements ledger.Tx.
 func (t transaction) Insert(_ context.Context, table *ledger.Table, rows [][]any) error {
 	s, err := t.prepared(table.InsertOne())

@@ -24,8 +24,10 @@ type Tx interface {
 	Reader
 	// Exec changes rows and tells how many.
 	Exec(ctx context.Context, query string, args ...any) (int64, error)
-	// Insert adds rows, each with one value per column of t. A driver may
-	// put it off until the next Query, Lookup, Exec or the commit.
+	// Do is an Exec that nobody counts. A driver may put it off, in order,
+	// until the next Query, Lookup, Exec or the commit; Insert too.
+	Do(ctx context.Context, query string, args ...any) error
+	// Insert adds rows, each with one value per column of t.
 	Insert(ctx context.Context, t *Table, rows [][]any) error
 	// Lookup asks one question once for each of args and hands every row of
 	// the i-th answer to scan.

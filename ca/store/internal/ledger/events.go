@@ -116,7 +116,7 @@ func link(ctx context.Context, tx Tx, h *head, events []store.Event) error {
 		return err
 	}
 	for hour, n := range hours {
-		if _, err := tx.Exec(ctx, `INSERT INTO hours (hour, issued, denied) VALUES ($1, $2, $3)
+		if err := tx.Do(ctx, `INSERT INTO hours (hour, issued, denied) VALUES ($1, $2, $3)
 			ON CONFLICT (hour) DO UPDATE SET issued = hours.issued + excluded.issued, denied = hours.denied + excluded.denied`,
 			hour, n[0], n[1]); err != nil {
 			return err

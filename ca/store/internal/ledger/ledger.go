@@ -137,9 +137,8 @@ func readHead(ctx context.Context, r Reader) (*head, error) {
 }
 
 func (h *head) write(ctx context.Context, tx Tx) error {
-	_, err := tx.Exec(ctx, `UPDATE state SET floor = $1, blocks_version = $2, revision = $3, head_seq = $4, head_hash = $5, head_time = $6, disorder = $7`,
+	return tx.Do(ctx, `UPDATE state SET floor = $1, blocks_version = $2, revision = $3, head_seq = $4, head_hash = $5, head_time = $6, disorder = $7`,
 		h.floor, h.blocksVersion, h.revision, h.seq, h.hash, h.time, h.disorder)
-	return err
 }
 
 // update runs f in one commit under the ledger lock. f changes h and returns

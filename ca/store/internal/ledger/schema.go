@@ -44,7 +44,7 @@ type Table struct {
 	Name    string
 	Columns []Column
 
-	insertOne string
+	insertOne, insertMany string
 }
 
 // Names joins the column names with commas.
@@ -64,6 +64,11 @@ func table(name, columns string) *Table {
 		t.Columns = append(t.Columns, Column{n, map[string]Kind{"i": Int, "t": Text, "b": Bytes}[k]})
 	}
 	t.insertOne = fmt.Sprintf("INSERT INTO %s (%s) VALUES (%s)", t.Name, t.Names(), values(1, len(t.Columns)))
+	arrays := make([]string, len(t.Columns))
+	for i, c := range t.Columns {
+		arrays[i] = fmt.Sprintf("$%d::%s[]", i+1, [...]string{Int: "bigint", Text: "text", Bytes: "bytea"}[c.Kind])
+	}
+	t.insertMany = fmt.Sprintf("INSERT INTO %s (%s) SELECT * FROM unnest(%s)", t.Name, t.Names(), strings.Join(arrays, ", "))
 	return t
 }
 
@@ -170,6 +175,10 @@ func readMeta(ctx context.Context, r Reader) (*store.Meta, []byte, error) {
 	m.CreatedAt = fromMicro(created)
 	return &m, key, nil
 }
+
+// InsertMany is the statement that adds many rows, its parameters one
+// PostgreSQL array per column.
+func (t *Table) InsertMany() string { return t.insertMany }
 
 // InsertOne is the statement that adds one row.
 func (t *Table) InsertOne() string { return t.insertOne }

@@ -1,0 +1,76 @@
+package postgres_test
+
+import (
+	"context"
+	"errors"
+	"testing"
+
+	"github.com/mayfly-ca/mayfly/ca/store"
+	"github.com/mayfly-ca/mayfly/ca/store/postgres"
+	"github.com/mayfly-ca/mayfly/ca/store/postgres/postgrestest"
+	"github.com/mayfly-ca/mayfly/ca/store/storetest"
+)
+
+func create(t testing.TB, server *postgrestest.Server) (url string) {
+	t.Helper()
+	url = server.Database(t)
+	if err := postgres.Create(context.Background(), url, storetest.Meta()); err != nil {
+		t.Fatal(err)
+	}
+	return url
+}
+
+func handle(t testing.TB, url string) store.Store {
+	t.Helper()
+	s, err := postgres.Open(context.Background(), url, storetest.Meta().RootFingerprint)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func TestConformance(t *testing.T) {
+	t.Parallel()
+	server := postgrestest.Start(t)
+	storetest.Run(t, func(t testing.TB) storetest.Open {
+		url := create(t, server)
+		return func(t testing.TB) store.Store { return handle(t, url) }
+	})
+}
+
+func TestCreateAndOpen(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	server := postgrestest.Start(t)
+	url := server.Database(t)
+	if _, err := postgres.Open(ctx, url, ""); !errors.Is(err, store.ErrMissing) {
+		t.Errorf("empty: %v", err)
+	}
+	errs := make(chan error, 2)
+	for range 2 {
+		go func() { errs <- postgres.Create(ctx, url, storetest.Meta()) }()
+	}
+	if a, b := <-errs, <-errs; (a == nil) == (b == nil) || !errors.Is(errors.Join(a, b), store.ErrExists) {
+		t.Errorf("two at once: %v, %v", a, b)
+	}
+	if err := handle(t, url).Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := postgres.Open(ctx, url, "bb22"); !errors.Is(err, store.ErrOtherRoot) {
+		t.Errorf("another root's: %v", err)
+	}
+	if _, err := postgres.Open(ctx, url+"&dbname=nothing", ""); !errors.Is(err, store.ErrMissing) {
+		t.Errorf("no such database: %v", err)
+	}
+	if _, err := postgres.Open(ctx, "postgres://ann:secret@%zz", ""); err == nil || errors.Is(err, store.ErrMissing) {
+		t.Errorf("malformed: %v", err)
+	}
+}
+
+func BenchmarkRecord(b *testing.B) {
+	server := postgrestest.Start(b)
+	storetest.BenchmarkRecord(b, func(t testing.TB) storetest.Open {
+		url := create(t, server)
+		return func(t testing.TB) store.Store { return handle(t, url) }
+	})
+}
