@@ -124,7 +124,10 @@ func Engine(id spiffeid.ID) (name string, ok bool) {
 		return "", false
 	}
 	name, rest, ok = strings.Cut(rest, "/")
-	return name, ok && name != "" && rest != ""
+	if !ok || name == "" || rest == "" {
+		return "", false
+	}
+	return name, true
 }
 
 // CommonName makes s fit for people: what is not valid UTF-8, control
