@@ -247,3 +247,20 @@ func (c *Conn) SetWriteDeadline(t time.Time) error {
 	}
 	return c.tcp.SetWriteDeadline(t)
 }
+
+// Farewell ends the connection so that the peer can read what was last written
+// to it, an alert or a refusal: it sends FIN and drops what still comes until
+// the peer closes too or most has passed. A close with bytes unread would be a
+// reset, which takes those last bytes from some peers.
+func (c *Conn) Farewell(most time.Duration) {
+	defer c.Close()
+	if c.tcp.CloseWrite() != nil || c.tcp.SetReadDeadline(time.Now().Add(most)) != nil {
+		return
+	}
+	for range 64 { // buffers: a peer that sends on is not listening
+		if c.fill() != nil {
+			return
+		}
+		c.release()
+	}
+}

@@ -1,0 +1,14 @@
+// Command mayfly-sidecar stands in front of a build engine and admits the
+// clients whose certificates are for it.
+package main
+
+import (
+	"context"
+	"os"
+
+	"github.com/mayfly-ca/mayfly/engine-sidecar/cli"
+)
+
+func main() {
+	os.Exit(cli.Run(context.Background(), os.Args[1:], cli.Stdio{In: os.Stdin, Out: os.Stdout, Err: os.Stderr}))
+}

@@ -1,0 +1,327 @@
+package sidecar
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// EnvPrefix begins the environment variable of every key: MAYFLY_SIDECAR_ and
+// the key in upper case, MAYFLY_SIDECAR_LIMITS_ and the key for one of limits.
+// A variable that is set, and not empty, wins over the file.
+const EnvPrefix = "MAYFLY_SIDECAR_"
+
+// Values of proxy_protocol.
+const (
+	// ProxyOff takes the TCP peer's address as the client's, if there is no
+	// proxy in front; a PROXY header is then garbage to TLS.
+	ProxyOff = "off"
+	// ProxyRequired wants a PROXY protocol v2 header on each connection.
+	ProxyRequired = "required"
+)
+
+// Values of on_stale.
+const (
+	// StaleRefuse refuses new connections while the feed is stale.
+	StaleRefuse = "refuse"
+	// StaleCut cuts live relays too.
+	StaleCut = "cut"
+)
+
+// Values of engine_probe.
+const (
+	ProbeAnswer  = "answer"
+	ProbeConnect = "connect"
+)
+
+// Config is the sidecar's configuration file, strict YAML. Durations are
+// written as in Go: 90s, 5m, 24h.
+type Config struct {
+	// Issuer is the issuer's URL: https, or http on loopback. Required.
+	Issuer string `yaml:"issuer"`
+	// CAFile is a PEM file of the roots that the issuer's own TLS certificate
+	// chains to. Empty: the system's.
+	CAFile string `yaml:"ca_file"`
+	// TrustAnchor pins mayfly's root: "sha256:" and the hex digest of its DER.
+	// Empty: the root that the issuer names is believed, over its TLS.
+	TrustAnchor string `yaml:"trust_anchor"`
+	// Audience of the tokens asked for, mayfly:<trust domain>. Empty: what the
+	// issuer's /v1/info says.
+	Audience string `yaml:"audience"`
+	// Engine is this engine's name in the policy. Required.
+	Engine string `yaml:"engine"`
+	// Listen is the TCP address for clients. Default :8080.
+	Listen string `yaml:"listen"`
+	// ProxyProtocol is off or required. Default off. Behind a proxy that sends
+	// PROXY v2 (Fly: handlers proxy_proto) use required: without it all clients
+	// share one address and no limit per address is possible.
+	ProxyProtocol string `yaml:"proxy_protocol"`
+	// TrustedProxies are the addresses or networks (CIDR) that may send a PROXY
+	// header. Others are hung up on. Empty, with proxy_protocol required: any
+	// peer, which is right only where nobody but the proxy can reach Listen.
+	TrustedProxies []string `yaml:"trusted_proxies"`
+	// StatusListen is the TCP address of /healthz, /readyz and /metrics, plain
+	// HTTP. Empty: none. Nothing secret is told, but keep it off the internet.
+	StatusListen string `yaml:"status_listen"`
+	// EngineSocket is the absolute path of the engine's unix socket. Default
+	// /run/dagger/engine.sock.
+	EngineSocket string `yaml:"engine_socket"`
+	// EngineEnv is the engine's environment beside PATH and HOME: KEY=VALUE, or
+	// KEY alone to pass on the sidecar's own value.
+	EngineEnv []string `yaml:"engine_env"`
+	// EngineProbe says when the engine is ready: answer (it answers an HTTP/2
+	// greeting, as Dagger and BuildKit do) or connect (it accepts a connection).
+	// Default answer.
+	EngineProbe string `yaml:"engine_probe"`
+	// EngineHide are absolute paths that the engine must not see, beside /.fly
+	// and the folder of a token file.
+	EngineHide []string `yaml:"engine_hide"`
+	// UnsafeNoIsolation runs the engine in the sidecar's own namespaces: a build
+	// step that breaks out of its container then reaches the machine's identity.
+	UnsafeNoIsolation bool `yaml:"unsafe_no_isolation"`
+	// TokenSource says where ID tokens come from: auto, fly, file:PATH, env:NAME
+	// or exec:CMD. Default auto, which is fly on a Fly Machine.
+	TokenSource string `yaml:"token_source"`
+	// FlyAPISocket is the Fly Machine's API socket. Default /.fly/api.
+	FlyAPISocket string `yaml:"fly_api_socket"`
+	// MaxStaleness is the age from which the revocation feed admits nobody.
+	// Default 5m, at most 1h.
+	MaxStaleness time.Duration `yaml:"max_staleness"`
+	// OnStale is what a stale feed means for live relays: refuse (only new ones
+	// are refused) or cut. Default refuse.
+	OnStale string `yaml:"on_stale"`
+	// MaxConnectionAge ends any relay. Default and maximum 24h.
+	MaxConnectionAge time.Duration `yaml:"max_connection_age"`
+	// IdleExit ends the program with 0 when it had no relay for so long. 0, the
+	// default: never.
+	IdleExit time.Duration `yaml:"idle_exit"`
+	// BootGrace stands in for IdleExit until the first relay, counted from
+	// listening. Default 60s. Without effect when IdleExit is 0.
+	BootGrace time.Duration `yaml:"boot_grace"`
+	// BootTimeout ends the program with 1 when it was not listening for so long.
+	// Default 10m.
+	BootTimeout time.Duration `yaml:"boot_timeout"`
+	// DrainTimeout is how long a stop waits for relays to end by themselves,
+	// before the engine is told to stop. Default 30s.
+	DrainTimeout time.Duration `yaml:"drain_timeout"`
+	// KillTimeout is how long the engine may take to stop before it is killed,
+	// and with it, for Dagger, its cache. Default 120s. The platform's own kill
+	// timeout has to be longer than both together.
+	KillTimeout time.Duration `yaml:"kill_timeout"`
+	// Limits bound what clients may use.
+	Limits Limits `yaml:"limits"`
+
+	Program Program `yaml:"-"`
+}
+
+// Program is what does not come from the file.
+type Program struct {
+	// Command is the engine's command line. Empty: something else runs the
+	// engine, and only its socket is used.
+	Command []string
+	// EngineOut and EngineErr get the engine's output. Nil discards it.
+	EngineOut, EngineErr io.Writer
+	// Logger is the sidecar's log. Nil discards it.
+	Logger *slog.Logger
+	// Signals are passed on to the engine. May be nil.
+	Signals <-chan os.Signal
+	// Listening, if not nil, hears of each start of listening, and of the
+	// status address, which is nil when there is none.
+	Listening func(addr, status net.Addr)
+}
+
+// Limits bound what clients may use. A zero takes the default.
+type Limits struct {
+	// Connections bounds the relays at one time. Default 10000.
+	Connections int `yaml:"connections"`
+	// ConnectionsPerRun bounds the relays of one SPIFFE ID and run. Default 256.
+	ConnectionsPerRun int `yaml:"connections_per_run"`
+	// Handshakes bounds the connections that are not authenticated yet; the
+	// oldest is closed for a new one. Default 512.
+	Handshakes int `yaml:"handshakes"`
+	// HandshakesPerAddress bounds those of one client address, where addresses
+	// are known. Default 64.
+	HandshakesPerAddress int `yaml:"handshakes_per_address"`
+	// HandshakeTimeout bounds PROXY header and handshake together. Default 10s.
+	HandshakeTimeout time.Duration `yaml:"handshake_timeout"`
+	// HandshakeRate bounds the handshakes per second, after a burst of twice as
+	// many. Default 500.
+	HandshakeRate int `yaml:"handshake_rate"`
+}
+
+// ParseConfig reads a configuration file and the environment, fills in the
+// defaults and checks the whole. Unknown keys, a second document and unknown
+// variables that begin with EnvPrefix are errors. environ is os.Environ().
+func ParseConfig(data []byte, environ []string) (Config, error) {
+	var c Config
+	d := yaml.NewDecoder(bytes.NewReader(data))
+	d.KnownFields(true)
+	if err := d.Decode(&c); err != nil && !errors.Is(err, io.EOF) {
+		return Config{}, fmt.Errorf("configuration: %w", err)
+	}
+	if err := d.Decode(new(any)); !errors.Is(err, io.EOF) {
+		return Config{}, errors.New("configuration: more than one document")
+	}
+	vars := map[string]string{}
+	for _, v := range environ {
+		if name, value, ok := strings.Cut(v, "="); ok && strings.HasPrefix(name, EnvPrefix) && value != "" {
+			vars[name] = value
+		}
+	}
+	if err := fromEnv(reflect.ValueOf(&c).Elem(), EnvPrefix, vars); err != nil {
+		return Config{}, err
+	}
+	for name := range vars {
+		return Config{}, fmt.Errorf("configuration: %s names no key", name)
+	}
+	c.setDefaults()
+	return c, c.Validate()
+}
+
+// fromEnv sets the fields of v whose variables are set, and takes those from
+// vars.
+func fromEnv(v reflect.Value, prefix string, vars map[string]string) error {
+	for i := range v.NumField() {
+		key := v.Type().Field(i).Tag.Get("yaml")
+		if key == "-" {
+			continue
+		}
+		name := prefix + strings.ToUpper(key)
+		field := v.Field(i)
+		if field.Kind() == reflect.Struct {
+			if err := fromEnv(field, name+"_", vars); err != nil {
+				return err
+			}
+			continue
+		}
+		value, ok := vars[name]
+		if !ok {
+			continue
+		}
+		delete(vars, name)
+		switch field.Kind() {
+		case reflect.String:
+			field.SetString(value)
+		case reflect.Slice:
+			field.Set(reflect.ValueOf(splitList(value)))
+		default:
+			if err := yaml.Unmarshal([]byte(value), field.Addr().Interface()); err != nil {
+				return fmt.Errorf("configuration: %s: %w", name, err)
+			}
+		}
+	}
+	return nil
+}
+
+// splitList splits at commas and drops white space and empty items.
+func splitList(s string) []string {
+	var out []string
+	for item := range strings.SplitSeq(s, ",") {
+		if item = strings.TrimSpace(item); item != "" {
+			out = append(out, item)
+		}
+	}
+	return out
+}
+
+func orDefault[T comparable](v *T, d T) {
+	var zero T
+	if *v == zero {
+		*v = d
+	}
+}
+
+func (c *Config) setDefaults() {
+	orDefault(&c.Listen, ":8080")
+	orDefault(&c.ProxyProtocol, ProxyOff)
+	orDefault(&c.EngineSocket, "/run/dagger/engine.sock")
+	orDefault(&c.EngineProbe, ProbeAnswer)
+	orDefault(&c.TokenSource, "auto")
+	orDefault(&c.MaxStaleness, 5*time.Minute)
+	orDefault(&c.OnStale, StaleRefuse)
+	orDefault(&c.MaxConnectionAge, 24*time.Hour)
+	orDefault(&c.BootGrace, time.Minute)
+	orDefault(&c.BootTimeout, 10*time.Minute)
+	orDefault(&c.DrainTimeout, 30*time.Second)
+	orDefault(&c.KillTimeout, 2*time.Minute)
+	orDefault(&c.Limits.Connections, 10000)
+	orDefault(&c.Limits.ConnectionsPerRun, 256)
+	orDefault(&c.Limits.Handshakes, 512)
+	orDefault(&c.Limits.HandshakesPerAddress, 64)
+	orDefault(&c.Limits.HandshakeTimeout, 10*time.Second)
+	orDefault(&c.Limits.HandshakeRate, 500)
+}
+
+// Validate tells what is wrong with c after the defaults.
+func (c *Config) Validate() error {
+	var errs []error
+	wrong := func(bad bool, format string, args ...any) {
+		if bad {
+			errs = append(errs, fmt.Errorf("configuration: "+format, args...))
+		}
+	}
+	wrong(c.Issuer == "", "issuer is required")
+	wrong(c.Engine == "", "engine is required")
+	wrong(!filepath.IsAbs(c.EngineSocket), "engine_socket %q is not an absolute path", c.EngineSocket)
+	wrong(len(c.EngineSocket) > 100, "engine_socket is longer than a unix socket's path may be")
+	wrong(!slices.Contains([]string{ProxyOff, ProxyRequired}, c.ProxyProtocol), "proxy_protocol %q is neither off nor required", c.ProxyProtocol)
+	wrong(!slices.Contains([]string{StaleRefuse, StaleCut}, c.OnStale), "on_stale %q is neither refuse nor cut", c.OnStale)
+	wrong(!slices.Contains([]string{ProbeAnswer, ProbeConnect}, c.EngineProbe), "engine_probe %q is neither answer nor connect", c.EngineProbe)
+	wrong(len(c.TrustedProxies) > 0 && c.ProxyProtocol == ProxyOff, "trusted_proxies needs proxy_protocol: required")
+	for _, addr := range []string{c.Listen, c.StatusListen} {
+		_, _, err := net.SplitHostPort(addr)
+		wrong(addr != "" && err != nil, "address %q: %v", addr, err)
+	}
+	_, err := parsePrefixes(c.TrustedProxies)
+	wrong(err != nil, "trusted_proxies: %v", err)
+	for _, p := range c.EngineHide {
+		wrong(!filepath.IsAbs(p), "engine_hide: %q is not an absolute path", p)
+	}
+	for _, d := range []struct {
+		key         string
+		value, most time.Duration
+	}{
+		{"max_staleness", c.MaxStaleness, time.Hour},
+		{"max_connection_age", c.MaxConnectionAge, 24 * time.Hour},
+		{"boot_grace", c.BootGrace, 24 * time.Hour},
+		{"boot_timeout", c.BootTimeout, 24 * time.Hour},
+		{"kill_timeout", c.KillTimeout, time.Hour},
+		{"limits.handshake_timeout", c.Limits.HandshakeTimeout, time.Minute},
+	} {
+		wrong(d.value <= 0 || d.value > d.most, "%s: %v is not within (0, %v]", d.key, d.value, d.most)
+	}
+	wrong(c.IdleExit < 0, "idle_exit is negative")
+	wrong(c.DrainTimeout < 0 || c.DrainTimeout > 24*time.Hour, "drain_timeout: %v is not within [0, 24h]", c.DrainTimeout)
+	l := c.Limits
+	wrong(min(l.Connections, l.ConnectionsPerRun, l.Handshakes, l.HandshakesPerAddress, l.HandshakeRate) < 0, "limits: negative")
+	return errors.Join(errs...)
+}
+
+// parsePrefixes reads addresses and networks.
+func parsePrefixes(list []string) ([]netip.Prefix, error) {
+	var out []netip.Prefix
+	for _, s := range list {
+		if p, err := netip.ParsePrefix(s); err == nil {
+			out = append(out, p.Masked())
+			continue
+		}
+		a, err := netip.ParseAddr(s)
+		if err != nil {
+			return nil, fmt.Errorf("%q is neither an address nor a network", s)
+		}
+		out = append(out, netip.PrefixFrom(a, a.BitLen()))
+	}
+	return out, nil
+}

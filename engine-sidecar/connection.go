@@ -1,0 +1,150 @@
+package sidecar
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/mayfly-ca/mayfly/client/mtls"
+	"github.com/mayfly-ca/mayfly/client/wire"
+	"github.com/mayfly-ca/mayfly/engine-sidecar/admission"
+	"github.com/mayfly-ca/mayfly/engine-sidecar/relay"
+)
+
+// engineDialTimeout bounds the connection to the engine's socket.
+const engineDialTimeout = 10 * time.Second
+
+// connection is an authenticated client's.
+type connection struct {
+	s       *sidecar
+	tls     *tls.Conn
+	below   *relay.Conn
+	peer    mtls.Peer
+	remote  netip.AddrPort
+	waiting *waiting
+
+	mu    sync.Mutex
+	relay *relay.Relay // nil until bytes flow
+	cut   string       // reason of a cut before that
+}
+
+// serve runs the connection to its end.
+func (c *connection) serve() {
+	if c.peer.ALPN == wire.ALPNControl {
+		c.serveControl()
+		return
+	}
+	name, err := mtls.RelayName(c.tls.ConnectionState())
+	if err != nil {
+		c.waiting.leave()
+		_ = c.below.Abort()
+		return
+	}
+	live, refusal := c.s.gate.Admit(c.peer, name, c)
+	if refusal != nil {
+		c.refuse(refusal)
+		return
+	}
+	defer live.Done()
+	c.waiting.leave()
+	c.serveRelay(name)
+}
+
+// refuse tells a client that speaks mayfly why, and hangs up on any other.
+func (c *connection) refuse(r *admission.Refusal) {
+	defer c.waiting.leave()
+	c.s.refused(r, c.peer, c.remote)
+	if c.peer.ALPN != wire.ALPNRelay && c.peer.ALPN != wire.ALPNControl {
+		_ = c.below.Abort() // authorize said yes a moment ago
+		return
+	}
+	if err := c.say(wire.Verdict(r.Reason)); err == nil {
+		_ = c.tls.CloseWrite()
+	}
+	c.below.Farewell(farewell)
+}
+
+// say writes a verdict.
+func (c *connection) say(line string) error {
+	if err := c.tls.SetWriteDeadline(time.Now().Add(c.s.cfg.Limits.HandshakeTimeout)); err != nil {
+		return err
+	}
+	_, err := c.tls.Write([]byte(line))
+	return err
+}
+
+func (c *connection) serveRelay(name string) {
+	s := c.s
+	began := time.Now()
+	engine, err := s.dialEngine()
+	if err != nil {
+		s.log.LogAttrs(context.Background(), slog.LevelError, "engine does not accept a connection",
+			append(who(c.peer, c.remote), slog.Any("error", err))...)
+		_ = c.below.Abort()
+		return
+	}
+	if c.peer.ALPN == wire.ALPNRelay {
+		if err := c.say(wire.VerdictOK); err != nil {
+			_ = engine.Close()
+			_ = c.below.Abort()
+			return
+		}
+	}
+	r := relay.New(c.tls, c.below, engine)
+	c.attach(r)
+	attrs := who(c.peer, c.remote)
+	s.log.LogAttrs(context.Background(), slog.LevelInfo, "relay opened", append(attrs, slog.String("alpn", c.peer.ALPN))...)
+	session := s.reporter.open(c.peer, c.remote, r)
+	reason, err := r.Run()
+	in, out := r.Bytes()
+	session.end(reason)
+	s.metrics.ends.WithLabelValues(reason).Inc()
+	s.metrics.bytes.WithLabelValues("in").Add(float64(in))
+	s.metrics.bytes.WithLabelValues("out").Add(float64(out))
+	attrs = append(attrs, slog.String("reason", reason), slog.Int64("bytes_in", in), slog.Int64("bytes_out", out),
+		slog.Duration("lasted", time.Since(began).Round(time.Millisecond)))
+	if err != nil {
+		attrs = append(attrs, slog.Any("error", err))
+	}
+	s.log.LogAttrs(context.Background(), slog.LevelInfo, "relay ended", attrs...)
+}
+
+func (s *sidecar) dialEngine() (*net.UnixConn, error) {
+	d := net.Dialer{Timeout: engineDialTimeout}
+	conn, err := d.Dial("unix", s.cfg.EngineSocket)
+	if err != nil {
+		return nil, err
+	}
+	unix, ok := conn.(*net.UnixConn)
+	if !ok {
+		return nil, errors.Join(errors.New("not a unix socket"), conn.Close())
+	}
+	return unix, nil
+}
+
+// attach makes r what Cut cuts.
+func (c *connection) attach(r *relay.Relay) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.relay = r
+	if c.cut != "" {
+		r.Cut(c.cut)
+	}
+}
+
+// Cut implements admission.Cutter.
+func (c *connection) Cut(reason string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.relay != nil {
+		c.relay.Cut(reason)
+		return
+	}
+	c.cut = reason
+	_ = c.below.Abort()
+}

@@ -1,0 +1,187 @@
+package sidecar
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"io"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/mayfly-ca/mayfly/client/wire"
+	"github.com/mayfly-ca/mayfly/engine-sidecar/admission"
+)
+
+const (
+	// noticeWait is how long a cut waits for its notice to be written, and
+	// noticeLead how long after that the notice travels ahead of the cut.
+	noticeWait = 250 * time.Millisecond
+	noticeLead = 10 * time.Millisecond
+	// controlQueue bounds the messages that wait to be written. More cuts than
+	// that at once go without a notice.
+	controlQueue = 1024
+	// controlWrite bounds one write.
+	controlWrite = 10 * time.Second
+)
+
+// serveControl runs a control connection to its end.
+func (c *connection) serveControl() {
+	k := &control{conn: c, out: make(chan message, controlQueue), ending: make(chan struct{}), gone: make(chan struct{})}
+	member, refusal := c.s.gate.OpenControl(c.peer, k)
+	if refusal != nil {
+		c.refuse(refusal)
+		return
+	}
+	c.waiting.leave()
+	var wg sync.WaitGroup
+	wg.Go(k.write)
+	err := k.read(member)
+	member.Close()
+	k.End()
+	wg.Wait()
+	c.s.log.LogAttrs(context.Background(), slog.LevelDebug, "control connection ended",
+		append(who(c.peer, c.remote), slog.Any("error", err))...)
+}
+
+// control is a live control connection, and its admission.Notifier.
+type control struct {
+	conn   *connection
+	out    chan message
+	ending chan struct{} // closed by End
+	gone   chan struct{} // closed when nothing is written any more
+	once   sync.Once
+}
+
+// message is a line to write, and who waits for that.
+type message struct {
+	line []byte
+	sent func()
+}
+
+// Notify implements admission.Notifier.
+func (k *control) Notify(m wire.Control, sent func()) {
+	line, err := m.Line()
+	if err != nil {
+		sent()
+		return
+	}
+	once := sync.OnceFunc(sent)
+	select {
+	case k.out <- message{line, func() { time.AfterFunc(noticeLead, once) }}:
+		// The writer may hang on a client that does not read.
+		time.AfterFunc(noticeWait, once)
+	default:
+		once()
+	}
+}
+
+// End implements admission.Notifier.
+func (k *control) End() { k.once.Do(func() { close(k.ending) }) }
+
+// answer writes a line in turn, and waits for room.
+func (k *control) answer(m wire.Control) error {
+	line, err := m.Line()
+	if err != nil {
+		return err
+	}
+	select {
+	case k.out <- message{line: line}:
+		return nil
+	case <-k.gone:
+		return io.ErrClosedPipe
+	}
+}
+
+// write owns the connection's outgoing side, and closes it.
+func (k *control) write() {
+	defer close(k.gone)
+	conn := k.conn.tls
+	err := k.put(conn, message{line: []byte(wire.VerdictOK)})
+	for err == nil {
+		select {
+		case m := <-k.out:
+			err = k.put(conn, m)
+			continue
+		case <-k.ending:
+		}
+		err = k.flush(conn)
+		break
+	}
+	if err == nil && conn.CloseWrite() == nil {
+		// Wakes read, if it was not the one to end this.
+		_ = k.conn.below.SetReadDeadline(time.Now().Add(farewell))
+		return
+	}
+	_ = k.conn.below.Abort()
+	k.release()
+}
+
+// flush writes what is queued and no more.
+func (k *control) flush(conn *tls.Conn) error {
+	for {
+		select {
+		case m := <-k.out:
+			if err := k.put(conn, m); err != nil {
+				return err
+			}
+		default:
+			return nil
+		}
+	}
+}
+
+// release lets those go who wait for lines that nobody writes any more.
+func (k *control) release() {
+	for {
+		select {
+		case m := <-k.out:
+			if m.sent != nil {
+				m.sent()
+			}
+		default:
+			return
+		}
+	}
+}
+
+func (k *control) put(conn *tls.Conn, m message) error {
+	err := conn.SetWriteDeadline(time.Now().Add(controlWrite))
+	if err == nil {
+		_, err = conn.Write(m.line)
+	}
+	if m.sent != nil {
+		m.sent()
+	}
+	return err
+}
+
+// read takes the client's lines until it ends or says what it must not.
+func (k *control) read(member *admission.Control) error {
+	defer k.conn.below.Close()
+	if err := k.conn.below.SetReadDeadline(time.Time{}); err != nil {
+		return err
+	}
+	lines := bufio.NewScanner(k.conn.tls)
+	lines.Buffer(nil, wire.MaxControlLine)
+	for lines.Scan() {
+		m, err := wire.ParseControl(lines.Bytes())
+		if err != nil {
+			return err
+		}
+		member.Heard()
+		switch {
+		case m.Hold != nil:
+			err = k.answer(wire.Control{Held: member.Hold(m.Hold)})
+		case m.Ping != 0:
+			err = k.answer(wire.Control{Pong: m.Ping})
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return lines.Err()
+}
+
+var _ admission.Cutter = (*connection)(nil)
+var _ admission.Notifier = (*control)(nil)

@@ -1,0 +1,213 @@
+package sidecar
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/mayfly-ca/mayfly/client"
+	"github.com/mayfly-ca/mayfly/client/mtls"
+	"github.com/mayfly-ca/mayfly/client/tokensource"
+	"github.com/mayfly-ca/mayfly/engine-sidecar/revocation"
+)
+
+// Waits between attempts to get a certificate, beside those of Issuer.Mint.
+const (
+	mintRetryMin = 500 * time.Millisecond
+	mintRetryMax = 30 * time.Second
+)
+
+// ownCertificate is the sidecar's certificate, or none yet. It is a
+// mtls.Source. The keys live in it alone.
+type ownCertificate struct {
+	now atomic.Pointer[client.Credential]
+}
+
+// Certificate implements mtls.Source.
+func (o *ownCertificate) Certificate() (*tls.Certificate, error) {
+	c := o.now.Load()
+	if c == nil {
+		return nil, errors.New("no certificate yet")
+	}
+	return c.Certificate()
+}
+
+// Roots implements mtls.Source.
+func (o *ownCertificate) Roots() *x509.CertPool {
+	c := o.now.Load()
+	if c == nil {
+		return nil
+	}
+	return c.Roots()
+}
+
+func (o *ownCertificate) rootCertificates() []*x509.Certificate {
+	c := o.now.Load()
+	if c == nil {
+		return nil
+	}
+	return c.RootCertificates()
+}
+
+// judged is what a revocation.Checker wants to know of c.
+func judged(c *client.Credential) revocation.Certificate {
+	out := revocation.CertificateOf([]*x509.Certificate{c.Leaf})
+	if cert, err := c.Certificate(); err == nil && len(cert.Certificate) > 1 {
+		out.Issuer = sha256.Sum256(cert.Certificate[1])
+	}
+	return out
+}
+
+// renewIn is when to renew c: at half life by its own times, held within a
+// quarter and a half of its life from now, so that a wrong clock makes neither
+// a storm nor a late renewal.
+func renewIn(c *client.Credential, now time.Time) time.Duration {
+	half := c.Response.NotAfter.Sub(c.Response.RenewAfter)
+	return min(max(c.Response.RenewAfter.Sub(now), half/2), half)
+}
+
+// tokenSource is what the configuration says, with its Fly socket.
+func (c *Config) tokenSource() (tokensource.Source, error) {
+	if c.FlyAPISocket != "" && (c.TokenSource == "fly" || c.TokenSource == "auto") {
+		return tokensource.FlyMachine(c.FlyAPISocket), nil
+	}
+	return tokensource.Parse(c.TokenSource)
+}
+
+// audience is the tokens' audience: configured, or the issuer's own word, which
+// is held to the form that it must have.
+func (s *sidecar) audience(ctx context.Context) (string, error) {
+	if a := s.knownAudience.Load(); a != nil {
+		return *a, nil
+	}
+	info, err := s.issuer.Info(ctx)
+	if err != nil {
+		return "", err
+	}
+	if info.Audience != tokensource.AudiencePrefix+info.TrustDomain {
+		return "", fmt.Errorf("issuer %s names audience %q for trust domain %q", s.issuer, info.Audience, info.TrustDomain)
+	}
+	s.knownAudience.Store(&info.Audience)
+	return info.Audience, nil
+}
+
+// mint gets a certificate, trying until ctx ends. It says why each time that it
+// has to wait.
+func (s *sidecar) mint(ctx context.Context) (*client.Credential, error) {
+	wait := mintRetryMin
+	for {
+		c, err := s.mintOnce(ctx)
+		if err == nil {
+			s.metrics.renewals.WithLabelValues("ok").Inc()
+			s.log.Info("certificate received", "serial", c.Serial(), "identity", c.Response.Identity,
+				"rule", c.Response.Rule, "not_after", c.Response.NotAfter.UTC())
+			return c, nil
+		}
+		if ctx.Err() != nil {
+			return nil, fmt.Errorf("%w: %w", ctx.Err(), err)
+		}
+		s.mintError.Store(&err)
+		s.metrics.renewals.WithLabelValues("failed").Inc()
+		pause := wait/2 + rand.N(wait)
+		s.log.Error("no certificate", "error", err, "again_in", pause.Round(time.Millisecond))
+		wait = min(2*wait, mintRetryMax)
+		if !sleep(ctx, pause) {
+			return nil, fmt.Errorf("%w: %w", ctx.Err(), err)
+		}
+	}
+}
+
+func (s *sidecar) mintOnce(ctx context.Context) (*client.Credential, error) {
+	audience, err := s.audience(ctx)
+	if err != nil {
+		return nil, err
+	}
+	c, err := s.issuer.Mint(ctx, client.MintRequest{
+		Source: s.source, Audience: audience, Engine: s.cfg.Engine, Usage: x509.ExtKeyUsageServerAuth,
+		Retry: func(err error, wait time.Duration) {
+			s.mintError.Store(&err)
+			s.metrics.renewals.WithLabelValues("failed").Inc()
+			s.log.Warn("no certificate yet", "error", err, "again_in", wait.Round(time.Millisecond))
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := s.checkOwn(c); err != nil {
+		return nil, fmt.Errorf("answer of issuer %s: %w", s.issuer, err)
+	}
+	return c, nil
+}
+
+// checkOwn holds a new certificate to what clients will check, so that a wrong
+// policy shows here and not at the first client.
+func (s *sidecar) checkOwn(c *client.Credential) error {
+	prefix := "/engine/" + s.cfg.Engine + "/"
+	switch {
+	case !strings.HasPrefix(c.Claims.ID.Path(), prefix):
+		return fmt.Errorf("identity %s is not below %s", c.Claims.ID, prefix)
+	case s.trustDomain != "" && c.TrustDomain.Name() != s.trustDomain:
+		return fmt.Errorf("trust domain is now %s, was %s", c.TrustDomain, s.trustDomain)
+	case s.checker.Revoked(judged(c)):
+		return mtls.ErrRevoked
+	}
+	return nil
+}
+
+// keepCertificate renews at half life, and at once when told that the
+// certificate is revoked, until ctx ends.
+func (s *sidecar) keepCertificate(ctx context.Context) {
+	for {
+		timer := time.NewTimer(renewIn(s.own.now.Load(), time.Now()))
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		case <-timer.C:
+		case <-s.renewNow:
+			timer.Stop()
+		}
+		c, err := s.mint(ctx)
+		if err != nil {
+			return // only when ctx has ended
+		}
+		s.adopt(c)
+	}
+}
+
+// adopt makes c the certificate of new handshakes; relays are left alone.
+func (s *sidecar) adopt(c *client.Credential) {
+	s.own.now.Store(c)
+	s.offer([]byte(c.Response.CRL))
+	nudge(s.look)
+}
+
+// offer gives the checker a feed that came with a certificate.
+func (s *sidecar) offer(feed []byte) {
+	if _, err := s.checker.Offer(feed); err != nil {
+		// Mint has parsed the same bytes: only a root that changed in between.
+		s.log.Warn("revocation feed beside the certificate", "error", err)
+	}
+}
+
+// sleep waits for d and tells whether ctx is still alive.
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}
+
+// sessionsAudience is that of tokens for session reports.
+func sessionsAudience(audience string) string { return audience + ":sessions" }

@@ -1,0 +1,98 @@
+package sidecar
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/mayfly-ca/mayfly/client/wire"
+	"github.com/mayfly-ca/mayfly/engine-sidecar/supervise"
+)
+
+// engine is what stands behind the socket: a supervise.Engine, or somebody
+// else's.
+type engine interface {
+	// Ready returns when the engine answers, an error when it has ended or ctx
+	// has.
+	Ready(ctx context.Context) error
+	// Done is closed when the engine has ended; ExitCode is its code then.
+	Done() <-chan struct{}
+	ExitCode() int
+	Signal(sig os.Signal) error
+	// Stop ends it in order, cutting the relays on the way.
+	Stop(ctx context.Context, signals ...os.Signal) error
+}
+
+// startEngine starts what the configuration says.
+func (s *sidecar) startEngine(ctx context.Context) (engine, error) {
+	p := s.cfg.Program
+	if len(p.Command) == 0 {
+		return &foreignEngine{socket: s.cfg.EngineSocket, cut: s.cutForStop}, nil
+	}
+	probe := supervise.ProbeAnswer
+	if s.cfg.EngineProbe == ProbeConnect {
+		probe = supervise.ProbeConnect
+	}
+	return supervise.Start(ctx, supervise.Options{
+		Args: p.Command, Env: s.cfg.EngineEnv, Socket: s.cfg.EngineSocket, Probe: probe,
+		Isolate: !s.cfg.UnsafeNoIsolation, Hide: s.cfg.hidden(),
+		Stdout: p.EngineOut, Stderr: p.EngineErr,
+		Cut: s.cutForStop, Logger: s.log,
+	})
+}
+
+func (s *sidecar) cutForStop() { s.gate.CutAll(wire.ReasonDraining) }
+
+// hidden are the paths that the engine must not see: the configured ones, the
+// machine's API socket, and where a token file is.
+func (c *Config) hidden() []string {
+	hide := append([]string(nil), c.EngineHide...)
+	folder := func(file string) {
+		dir := filepath.Dir(filepath.Clean(file))
+		if strings.Count(dir, "/") > 1 {
+			hide = append(hide, dir)
+		} else {
+			hide = append(hide, file) // a folder like /tmp is the engine's too
+		}
+	}
+	if c.FlyAPISocket != "" {
+		folder(c.FlyAPISocket)
+	}
+	if file, ok := strings.CutPrefix(c.TokenSource, "file:"); ok && filepath.IsAbs(file) {
+		folder(file)
+	}
+	return hide
+}
+
+// foreignEngine is one that something else runs, say another container that
+// shares the socket's volume.
+type foreignEngine struct {
+	socket string
+	cut    func()
+}
+
+func (f *foreignEngine) Ready(ctx context.Context) error {
+	for {
+		conn, err := new(net.Dialer).DialContext(ctx, "unix", f.socket)
+		if err == nil {
+			return conn.Close()
+		}
+		if !sleep(ctx, 50*time.Millisecond) {
+			return fmt.Errorf("engine is not ready: %w", err)
+		}
+	}
+}
+
+func (f *foreignEngine) Done() <-chan struct{}  { return nil }
+func (f *foreignEngine) ExitCode() int          { return 0 }
+func (f *foreignEngine) Signal(os.Signal) error { return nil }
+
+// Stop cuts the relays; the engine is not ours to end.
+func (f *foreignEngine) Stop(context.Context, ...os.Signal) error {
+	f.cut()
+	return nil
+}

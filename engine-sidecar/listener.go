@@ -1,0 +1,256 @@
+package sidecar
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"golang.org/x/time/rate"
+
+	"github.com/mayfly-ca/mayfly/ca/identity"
+	"github.com/mayfly-ca/mayfly/client/mtls"
+	"github.com/mayfly-ca/mayfly/client/wire"
+	"github.com/mayfly-ca/mayfly/engine-sidecar/admission"
+	"github.com/mayfly-ca/mayfly/engine-sidecar/relay"
+)
+
+const (
+	// deadPeer is the time in which the kernel finds a peer that is gone.
+	deadPeer = 20 * time.Second
+	// farewell bounds the wait for a refused peer to read why.
+	farewell = 2 * time.Second
+)
+
+// front is the listener for clients. It can be opened again after close.
+type front struct {
+	s       *sidecar
+	conf    *tls.Config
+	rate    *rate.Limiter
+	proxies []netip.Prefix
+	addr    string // to listen on; the real one after the first time
+
+	mu    sync.Mutex
+	ln    *net.TCPListener
+	conns sync.WaitGroup
+}
+
+func newFront(s *sidecar) (*front, error) {
+	perSecond := s.cfg.Limits.HandshakeRate
+	f := &front{s: s, addr: s.cfg.Listen, rate: rate.NewLimiter(rate.Limit(perSecond), 2*perSecond)}
+	var err error
+	if f.proxies, err = parsePrefixes(s.cfg.TrustedProxies); err != nil {
+		return nil, err
+	}
+	return f, nil
+}
+
+// secure makes the TLS configuration, once the trust domain is known and before
+// open. The certificate and the roots are asked for at each handshake.
+func (f *front) secure(td spiffeid.TrustDomain) {
+	f.conf = mtls.ServerConfig(&f.s.own, td, f.authorize)
+	follow := f.conf.GetConfigForClient
+	f.conf.GetConfigForClient = func(h *tls.ClientHelloInfo) (*tls.Config, error) {
+		if !f.rate.Allow() {
+			return nil, errHandshakeRate
+		}
+		return follow(h)
+	}
+}
+
+var errHandshakeRate = errors.New("too many handshakes in this second")
+
+// authorize ends the handshake of a refused client that speaks no mayfly
+// protocol; the others are told why after it.
+func (f *front) authorize(p mtls.Peer) error {
+	if p.ALPN == wire.ALPNRelay || p.ALPN == wire.ALPNControl {
+		return nil
+	}
+	if refusal := f.s.gate.Judge(p); refusal != nil {
+		return &refusedPeer{refusal, p}
+	}
+	return nil
+}
+
+// refusedPeer is a Refusal that keeps who it was, for the log.
+type refusedPeer struct {
+	*admission.Refusal
+	peer mtls.Peer
+}
+
+func (r *refusedPeer) Unwrap() error { return r.Refusal }
+
+// open starts listening.
+func (f *front) open() (net.Addr, error) {
+	ln, err := new(net.ListenConfig).Listen(context.Background(), "tcp", f.addr)
+	if err != nil {
+		return nil, err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.ln = ln.(*net.TCPListener)
+	f.addr = ln.Addr().String()
+	f.conns.Go(func() { f.accept(f.ln) })
+	return ln.Addr(), nil
+}
+
+// close stops listening. Connections live on.
+func (f *front) close() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.ln != nil {
+		_ = f.ln.Close()
+		f.ln = nil
+	}
+}
+
+// listening tells whether it is open.
+func (f *front) listening() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.ln != nil
+}
+
+func (f *front) accept(ln *net.TCPListener) {
+	for {
+		tcp, err := ln.AcceptTCP()
+		switch {
+		case errors.Is(err, net.ErrClosed):
+			return
+		case err != nil:
+			// Out of descriptors, most likely: they come back.
+			f.s.log.Error("accept", "error", err)
+			time.Sleep(50 * time.Millisecond)
+			continue
+		}
+		w := f.s.halfOpen.enter(func() { _ = tcp.SetLinger(0); _ = tcp.Close() })
+		// The handshake needs a deep stack; what follows it starts on a fresh one.
+		f.conns.Go(func() { f.greet(tcp, w) })
+	}
+}
+
+// greet authenticates a connection and hands it on.
+func (f *front) greet(tcp *net.TCPConn, w *waiting) {
+	deadline := time.Now().Add(f.s.cfg.Limits.HandshakeTimeout)
+	remote, err := f.address(tcp, w, deadline)
+	if err != nil {
+		w.leave()
+		f.s.metrics.handshakes.WithLabelValues("failed").Inc()
+		f.s.log.Debug("connection refused before TLS", "error", err, "peer", tcp.RemoteAddr())
+		_ = tcp.Close()
+		return
+	}
+	below, err := relay.NewConn(tcp)
+	if err != nil {
+		w.leave()
+		_ = tcp.Close()
+		return
+	}
+	conn := tls.Server(below, f.conf)
+	err = errors.Join(relay.KeepAlive(tcp, deadPeer), tcp.SetDeadline(deadline))
+	if err == nil {
+		err = conn.Handshake()
+	}
+	if err != nil {
+		f.failed(err, remote)
+		below.Farewell(farewell)
+		w.leave()
+		return
+	}
+	peer, err := f.peer(conn)
+	if err != nil {
+		// Verified a moment ago by the same code.
+		f.failed(err, remote)
+		w.leave()
+		_ = below.Abort()
+		return
+	}
+	f.s.metrics.handshakes.WithLabelValues("ok").Inc()
+	c := &connection{s: f.s, tls: conn, below: below, peer: peer, remote: remote, waiting: w}
+	f.conns.Go(c.serve)
+}
+
+// address is the client's: by PROXY header, or the TCP peer's.
+func (f *front) address(tcp *net.TCPConn, w *waiting, deadline time.Time) (netip.AddrPort, error) {
+	peer := addrOf(tcp.RemoteAddr())
+	if f.s.cfg.ProxyProtocol == ProxyOff {
+		// Whether this is a client or a proxy in front is not known, so the limit
+		// per address is off.
+		return peer, nil
+	}
+	if !trusted(f.proxies, peer.Addr()) {
+		return peer, errors.New("peer is not in trusted_proxies")
+	}
+	if err := tcp.SetReadDeadline(deadline); err != nil {
+		return peer, err
+	}
+	addr, err := readProxyHeader(tcp)
+	if err != nil {
+		return peer, err
+	}
+	if addr.IsValid() && !w.from(addr.Addr()) {
+		f.s.metrics.handshakes.WithLabelValues("limited").Inc()
+		return addr, errors.New("too many handshakes of this address")
+	}
+	return addr, nil
+}
+
+// failed logs a handshake that did not succeed: loudly only where somebody
+// showed a certificate.
+func (f *front) failed(err error, remote netip.AddrPort) {
+	result := "failed"
+	if errors.Is(err, errHandshakeRate) {
+		result = "limited"
+	}
+	f.s.metrics.handshakes.WithLabelValues(result).Inc()
+	var refused *refusedPeer
+	var bad *tls.CertificateVerificationError
+	switch {
+	case errors.As(err, &refused):
+		f.s.refused(refused.Refusal, refused.peer, remote)
+	case errors.As(err, &bad):
+		f.s.log.Warn("client certificate does not verify", "error", err, "remote", remote)
+	case errors.Is(err, io.EOF):
+		f.s.log.Debug("connection closed in the handshake", "remote", remote)
+	default:
+		f.s.log.Info("handshake", "error", err, "remote", remote)
+	}
+}
+
+// peer is who the connection's other end has proven to be.
+func (f *front) peer(conn *tls.Conn) (mtls.Peer, error) {
+	cs := conn.ConnectionState()
+	if len(cs.VerifiedChains) == 0 {
+		return mtls.Peer{}, errors.New("no verified chain")
+	}
+	chain := cs.VerifiedChains[0]
+	claims, err := identity.FromCertificate(chain[0], f.s.own.now.Load().TrustDomain)
+	if err != nil {
+		return mtls.Peer{}, err
+	}
+	return mtls.Peer{Claims: claims, Certificate: chain[0], Chain: chain, ALPN: cs.NegotiatedProtocol}, nil
+}
+
+// refused counts and logs a refusal of an authenticated peer.
+func (s *sidecar) refused(r *admission.Refusal, p mtls.Peer, remote netip.AddrPort) {
+	s.metrics.refusals.WithLabelValues(r.Reason).Inc()
+	s.log.LogAttrs(context.Background(), slog.LevelWarn, "client refused", append(who(p, remote),
+		slog.String("reason", r.Reason), slog.Any("error", r.Err), slog.String("alpn", p.ALPN))...)
+}
+
+// who are the attributes that name a peer in the log.
+func who(p mtls.Peer, remote netip.AddrPort) []slog.Attr {
+	return []slog.Attr{
+		slog.String("serial", p.Serial()),
+		slog.String("run", p.Claims.Grant.Run),
+		slog.String("repository", p.Claims.Workflow.SourceRepositoryURI),
+		slog.String("identity", p.Claims.ID.String()),
+		slog.String("remote", remote.String()),
+	}
+}

@@ -1,0 +1,367 @@
+package sidecar
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/mayfly-ca/mayfly/client"
+	"github.com/mayfly-ca/mayfly/client/tokensource"
+	"github.com/mayfly-ca/mayfly/client/wire"
+	"github.com/mayfly-ca/mayfly/engine-sidecar/admission"
+	"github.com/mayfly-ca/mayfly/engine-sidecar/revocation"
+	"github.com/mayfly-ca/mayfly/engine-sidecar/supervise"
+)
+
+// lastReports bounds the last session reports at the end.
+const lastReports = 3 * time.Second
+
+// sidecar is one run of the program.
+type sidecar struct {
+	cfg           Config
+	log           *slog.Logger
+	issuer        *client.Issuer
+	source        tokensource.Source
+	knownAudience atomic.Pointer[string]
+	trustDomain   string // set before listening
+	own           ownCertificate
+	mintError     atomic.Pointer[error] // the last
+	renewNow      chan struct{}         // own certificate is revoked
+	look          chan struct{}         // own certificate or the feed is new
+	checker       *revocation.Checker
+	gate          *admission.Gate
+	halfOpen      *halfOpen
+	front         *front
+	reporter      *reporter
+	metrics       *metrics
+	engine        engine
+	statusAddr    net.Addr
+
+	ending  context.CancelFunc
+	workers sync.WaitGroup
+}
+
+// Run runs a sidecar until ctx ends, and then drains: see Config.DrainTimeout.
+// exit is the exit code for the program: 0 after a stop that was ordered or an
+// idle end, the engine's own when it ended by itself, 1 with an error
+// otherwise.
+func Run(ctx context.Context, cfg Config) (exit int, err error) {
+	if err := cfg.Validate(); err != nil {
+		return 1, err
+	}
+	s, err := newSidecar(cfg)
+	if err != nil {
+		return 1, err
+	}
+	defer s.issuer.CloseIdleConnections()
+	// The workers outlive ctx: draining needs them.
+	life, end := context.WithCancel(context.WithoutCancel(ctx))
+	s.ending = end
+	defer s.workers.Wait()
+	defer end()
+	if err := s.serveStatus(life); err != nil {
+		return 1, err
+	}
+	s.workers.Go(func() { s.reporter.run(life) })
+	defer s.front.conns.Wait()
+	defer s.close()
+	ready, err := s.boot(ctx, life)
+	if err != nil || !ready {
+		return s.afterBoot(ctx, err)
+	}
+	return s.watch(ctx, life)
+}
+
+func newSidecar(cfg Config) (*sidecar, error) {
+	s := &sidecar{
+		cfg: cfg, log: cfg.Program.Logger, metrics: newMetrics(),
+		renewNow: make(chan struct{}, 1), look: make(chan struct{}, 1),
+		halfOpen: newHalfOpen(cfg.Limits.Handshakes, cfg.Limits.HandshakesPerAddress),
+	}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	var err error
+	if s.issuer, err = client.NewIssuer(cfg.Issuer, cfg.CAFile, cfg.TrustAnchor); err != nil {
+		return nil, err
+	}
+	if s.source, err = cfg.tokenSource(); err != nil {
+		return nil, err
+	}
+	if cfg.Audience != "" {
+		s.knownAudience.Store(&cfg.Audience)
+	}
+	s.checker = revocation.New(revocation.Options{
+		Source: s.issuer, Roots: s.own.rootCertificates, MaxStaleness: cfg.MaxStaleness, Logger: s.log,
+		Report:  func(event string) { s.metrics.feed.WithLabelValues(event).Inc() },
+		Changed: s.feedChanged,
+	})
+	s.gate = admission.NewGate(admission.Options{
+		Engine: cfg.Engine, Checker: s.checker, MaxAge: cfg.MaxConnectionAge,
+		MaxRelays: cfg.Limits.Connections, MaxPerRun: cfg.Limits.ConnectionsPerRun,
+	})
+	s.reporter = newReporter(s)
+	if s.front, err = newFront(s); err != nil {
+		return nil, err
+	}
+	s.metrics.watch(s)
+	return s, nil
+}
+
+func (s *sidecar) serveStatus(life context.Context) error {
+	if s.cfg.StatusListen == "" {
+		return nil
+	}
+	ln, err := net.Listen("tcp", s.cfg.StatusListen)
+	if err != nil {
+		return fmt.Errorf("status listener: %w", err)
+	}
+	s.statusAddr = ln.Addr()
+	s.workers.Go(func() { s.status(life, ln) })
+	return nil
+}
+
+// feedChanged runs after each feed that was taken in.
+func (s *sidecar) feedChanged() {
+	s.gate.Sweep()
+	if own := s.own.now.Load(); own != nil && s.checker.Revoked(judged(own)) {
+		nudge(s.renewNow)
+	}
+	nudge(s.look)
+}
+
+// nudge wakes whoever waits on c, or will next.
+func nudge(c chan<- struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// boot gets the certificate and the engine ready side by side, then a fresh
+// feed. ready is false when ctx ended first.
+func (s *sidecar) boot(ctx, life context.Context) (ready bool, err error) {
+	limit, cancel := context.WithTimeoutCause(ctx, s.cfg.BootTimeout,
+		fmt.Errorf("not listening %v after the start (boot_timeout)", s.cfg.BootTimeout))
+	defer cancel()
+	type minted struct {
+		cred *client.Credential
+		err  error
+	}
+	certificate := make(chan minted, 1)
+	s.workers.Go(func() {
+		c, err := s.mint(limit)
+		certificate <- minted{c, err}
+	})
+	if s.engine, err = s.startEngine(limit); err != nil {
+		return false, err
+	}
+	answers := make(chan error, 1)
+	s.workers.Go(func() { answers <- s.engine.Ready(limit) })
+	got, err := minted{}, error(nil)
+	for waiting := 2; waiting > 0; waiting-- {
+		select {
+		case got = <-certificate:
+			err = got.err
+		case err = <-answers:
+		}
+		if err != nil {
+			return false, s.bootError(ctx, limit, err)
+		}
+	}
+	s.trustDomain = got.cred.TrustDomain.Name()
+	s.front.secure(got.cred.TrustDomain)
+	s.adopt(got.cred)
+	s.workers.Go(func() { s.checker.Run(life) })
+	s.workers.Go(func() { s.keepCertificate(life) })
+	select {
+	case <-s.checker.Fresh():
+		return true, nil
+	case <-s.engine.Done():
+		return false, &supervise.ExitError{Code: s.engine.ExitCode()}
+	case <-limit.Done():
+		return false, s.bootError(ctx, limit, errors.New("no fresh revocation feed"))
+	}
+}
+
+// bootError says why the time was up; nil when it was ctx that ended.
+func (s *sidecar) bootError(ctx, limit context.Context, err error) error {
+	switch {
+	case ctx.Err() != nil:
+		return nil
+	case limit.Err() == nil:
+		return err
+	}
+	if last := s.mintError.Load(); last != nil && s.own.now.Load() == nil {
+		err = *last
+	}
+	return fmt.Errorf("%w: %w", context.Cause(limit), err)
+}
+
+// afterBoot ends a run that never listened.
+func (s *sidecar) afterBoot(ctx context.Context, err error) (int, error) {
+	var ended *supervise.ExitError
+	if errors.As(err, &ended) {
+		return ended.Code, fmt.Errorf("while starting: %w", err)
+	}
+	if s.engine != nil {
+		s.stopEngine(ctx)
+	}
+	if err != nil {
+		return 1, err
+	}
+	return 0, nil
+}
+
+// watch listens and holds on until there is a reason to end.
+func (s *sidecar) watch(ctx, life context.Context) (int, error) {
+	if err := s.listen(); err != nil {
+		s.stopEngine(ctx)
+		return 1, err
+	}
+	idle := newIdle(s.cfg, time.Now())
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	var away time.Time // when listening stopped; zero while it goes on
+	for {
+		select {
+		case <-ctx.Done():
+			return s.drain(ctx)
+		case <-s.engine.Done():
+			return s.engineGone()
+		case sig := <-s.cfg.Program.Signals:
+			if err := s.engine.Signal(sig); err != nil {
+				s.log.Warn("signal not passed on", "error", err)
+			}
+		case <-s.look:
+		case <-tick.C:
+		}
+		if err := s.holdGround(&away); err != nil {
+			s.stopEngine(ctx)
+			return 1, err
+		}
+		if s.cfg.OnStale == StaleCut && s.checker.Stale() {
+			s.gate.CutAll(wire.ReasonFeedStale)
+		}
+		if why := idle.over(s.gate.Counts(), time.Now()); why != "" {
+			s.log.Info("idle: ending", "why", why)
+			return s.drain(ctx)
+		}
+	}
+}
+
+// holdGround stops listening while the own certificate is out, and listens
+// again with the next one.
+func (s *sidecar) holdGround(away *time.Time) error {
+	out := s.checker.Revoked(judged(s.own.now.Load()))
+	switch {
+	case out && away.IsZero():
+		s.log.Error("own certificate is revoked: not listening until there is another")
+		*away = time.Now()
+		s.front.close()
+		s.gate.CutAll(wire.ReasonDraining)
+		s.gate.EndControls()
+	case !out && !away.IsZero():
+		if err := s.listen(); err != nil {
+			return err
+		}
+		*away = time.Time{}
+	case out && time.Since(*away) > s.cfg.BootTimeout:
+		err := errors.New("own certificate is revoked")
+		if last := s.mintError.Load(); last != nil {
+			err = fmt.Errorf("%w: %w", err, *last)
+		}
+		return fmt.Errorf("not listening for %v (boot_timeout): %w", s.cfg.BootTimeout, err)
+	}
+	return nil
+}
+
+func (s *sidecar) listen() error {
+	addr, err := s.front.open()
+	if err != nil {
+		return err
+	}
+	s.log.Info("listening", "addr", addr.String(), "engine", s.cfg.Engine)
+	if f := s.cfg.Program.Listening; f != nil {
+		f(addr, s.statusAddr)
+	}
+	return nil
+}
+
+// engineGone ends the run after an engine that nobody stopped.
+func (s *sidecar) engineGone() (int, error) {
+	code := s.engine.ExitCode()
+	err := fmt.Errorf("the engine ended by itself: %w", &supervise.ExitError{Code: code})
+	s.log.Error("engine ended by itself", "exit_code", code)
+	return code, err
+}
+
+// drain lets relays end, then stops the engine in order.
+func (s *sidecar) drain(ctx context.Context) (int, error) {
+	s.log.Info("draining", "relays", s.gate.Counts().Relays, "drain_timeout", s.cfg.DrainTimeout)
+	s.gate.Drain()
+	s.front.close()
+	timer := time.NewTimer(s.cfg.DrainTimeout)
+	defer timer.Stop()
+	select {
+	case <-s.gate.Empty():
+	case <-timer.C:
+		s.log.Warn("relays are left: stopping the engine", "relays", s.gate.Counts().Relays)
+	case <-s.engine.Done():
+	}
+	s.stopEngine(ctx)
+	return 0, nil
+}
+
+// stopEngine stops the engine within kill_timeout. It has a deadline of its own,
+// since ctx may be what ended.
+func (s *sidecar) stopEngine(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.cfg.KillTimeout)
+	defer cancel()
+	if err := s.engine.Stop(ctx, syscall.SIGTERM); err != nil {
+		s.log.Error("engine did not stop in order", "error", err)
+	}
+}
+
+// close ends what clients have and tells the issuer a last time.
+func (s *sidecar) close() {
+	s.front.close()
+	s.gate.Drain()
+	s.halfOpen.closeAll()
+	s.gate.CutAll(wire.ReasonDraining)
+	<-s.gate.Empty()
+	s.gate.EndControls()
+	ctx, cancel := context.WithTimeout(context.Background(), lastReports)
+	defer cancel()
+	if err := s.reporter.flush(ctx); err != nil {
+		s.log.Warn("last sessions are not reported", "error", err)
+	}
+	s.ending()
+}
+
+// idle judges when a sidecar without clients ends.
+type idle struct {
+	exit, grace time.Duration
+	since       time.Time // of listening
+}
+
+func newIdle(c Config, now time.Time) idle { return idle{c.IdleExit, c.BootGrace, now} }
+
+// over says why to end now, or "".
+func (i idle) over(c admission.Counts, now time.Time) string {
+	switch {
+	case i.exit == 0 || c.Relays > 0:
+		return ""
+	case !c.Ever && now.Sub(i.since) >= i.grace:
+		return fmt.Sprintf("nobody came within %v (boot_grace)", i.grace)
+	case c.Ever && now.Sub(c.Emptied) >= i.exit:
+		return fmt.Sprintf("no connection for %v (idle_exit)", i.exit)
+	}
+	return ""
+}

@@ -1,0 +1,44 @@
+package sidecar_test
+
+import (
+	"io"
+	"strings"
+	"testing"
+
+	"github.com/mayfly-ca/mayfly/client/mtls/mtlstest"
+	"github.com/mayfly-ca/mayfly/client/wire"
+)
+
+func TestRelayAndStop(t *testing.T) {
+	t.Parallel()
+	w := start(t)
+	conn := w.admitted(w.clientCert(nil))
+	if err := conn.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.Read(make([]byte, 1)); err != io.EOF {
+		t.Fatalf("after half-close: %v", err)
+	}
+	conn.Close()
+	code, _ := w.get("/readyz")
+	if code != 200 {
+		t.Fatalf("readyz: %d", code)
+	}
+	if _, body := w.get("/metrics"); !strings.Contains(body, "mayfly_sidecar_feed_number 1") {
+		t.Fatalf("metrics:\n%s", body)
+	}
+	w.stop()
+	if out := <-w.done; out.exit != 0 || out.err != nil {
+		t.Fatalf("ended with %d, %v\n%s", out.exit, out.err, w.log)
+	}
+	if !w.log.has("relay ended", "reason=closed", "bytes_in=4", "run=77/1/5") {
+		t.Fatalf("log:\n%s", w.log)
+	}
+}
+
+func TestWrongEngine(t *testing.T) { // ATTACKS 39
+	t.Parallel()
+	w := start(t)
+	w.admitted(w.clientCert(nil))
+	w.refusedWith(w.clientCert(func(l *mtlstest.Leaf) { l.Engines = []string{"other"} }), wire.ReasonWrongEngine)
+}

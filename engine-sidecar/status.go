@@ -1,0 +1,59 @@
+package sidecar
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// unready says why clients are not admitted now; empty when they are.
+func (s *sidecar) unready() string {
+	own := s.own.now.Load()
+	switch {
+	case own == nil:
+		return "no certificate yet"
+	case time.Now().After(own.Response.NotAfter):
+		return "own certificate has expired"
+	case s.checker.Revoked(judged(own)):
+		return "own certificate is revoked"
+	case s.checker.Stale():
+		return "revocation feed is stale"
+	case s.gate.Draining():
+		return "stopping"
+	case !s.front.listening():
+		return "not listening yet"
+	}
+	return ""
+}
+
+// status serves /healthz, /readyz and /metrics until ctx ends.
+func (s *sidecar) status(ctx context.Context, ln net.Listener) {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		if why := s.unready(); why != "" {
+			http.Error(w, why, http.StatusServiceUnavailable)
+			return
+		}
+		fmt.Fprintln(w, "ok")
+	})
+	mux.Handle("GET /metrics", promhttp.HandlerFor(s.metrics.registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4}))
+	srv := &http.Server{
+		Handler:           mux,
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       10 * time.Second,
+		WriteTimeout:      30 * time.Second,
+		IdleTimeout:       time.Minute,
+		MaxHeaderBytes:    16 << 10,
+	}
+	stop := context.AfterFunc(ctx, func() { _ = srv.Close() })
+	defer stop()
+	if err := srv.Serve(ln); err != nil && !errors.Is(err, http.ErrServerClosed) {
+		s.log.Error("status listener", "error", err)
+	}
+}

@@ -1,0 +1,528 @@
+package sidecar_test
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/mayfly-ca/mayfly/client/mtls"
+	"github.com/mayfly-ca/mayfly/client/mtls/mtlstest"
+	"github.com/mayfly-ca/mayfly/client/wire"
+	sidecar "github.com/mayfly-ca/mayfly/engine-sidecar"
+)
+
+const (
+	trustDomain = "ci.example.com"
+	serverName  = "engine.example.com"
+)
+
+// fakeIssuer is an issuer that admits everybody. The real one stands in the
+// tests of package e2e.
+type fakeIssuer struct {
+	tb  testing.TB
+	ca  *mtlstest.CA
+	srv *httptest.Server
+
+	mu       sync.Mutex
+	changed  chan struct{} // closed at each change of the feed
+	feed     mtlstest.Feed
+	feedPEM  []byte
+	down     bool          // answers 503 to everything
+	frozen   bool          // answers 204 to every wait, whatever the feed says
+	denied   bool          // issues nothing
+	ttl      time.Duration // of server certificates
+	issued   []*x509.Certificate
+	reports  []wire.SessionReport
+	reportTo []string // tokens that reports came with
+}
+
+func newFakeIssuer(tb testing.TB) *fakeIssuer {
+	tb.Helper()
+	f := &fakeIssuer{tb: tb, ca: mtlstest.New(tb, trustDomain), ttl: time.Hour, changed: make(chan struct{})}
+	f.publish(func(*mtlstest.Feed) {})
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET "+wire.PathInfo, func(w http.ResponseWriter, _ *http.Request) {
+		_ = json.NewEncoder(w).Encode(wire.Info{TrustDomain: trustDomain, Audience: "mayfly:" + trustDomain})
+	})
+	mux.HandleFunc("POST "+wire.PathCertificates, f.issue)
+	mux.HandleFunc("GET "+wire.PathCRLWait, f.wait)
+	mux.HandleFunc("POST "+wire.PathSessions, f.sessions)
+	f.srv = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		f.mu.Lock()
+		down := f.down
+		f.mu.Unlock()
+		if down {
+			http.Error(w, "down", http.StatusServiceUnavailable)
+			return
+		}
+		mux.ServeHTTP(w, r)
+	}))
+	tb.Cleanup(func() { f.srv.CloseClientConnections(); f.srv.Close() })
+	return f
+}
+
+// publish changes the feed and gives it the next number, unless change does.
+func (f *fakeIssuer) publish(change func(*mtlstest.Feed)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.feed.Number++
+	f.feed.ThisUpdate = time.Now()
+	f.feed.NextUpdate = time.Time{}
+	f.feed.RootNextUpdate = time.Time{}
+	change(&f.feed)
+	f.feedPEM = f.ca.Feed(f.tb, f.feed)
+	close(f.changed)
+	f.changed = make(chan struct{})
+}
+
+func (f *fakeIssuer) revoke(certs ...*x509.Certificate) {
+	f.publish(func(feed *mtlstest.Feed) {
+		for _, c := range certs {
+			feed.Revoked = append(feed.Revoked, c.SerialNumber)
+		}
+	})
+}
+
+func (f *fakeIssuer) set(change func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	change()
+}
+
+func (f *fakeIssuer) wait(w http.ResponseWriter, r *http.Request) {
+	after, _ := strconv.ParseInt(r.URL.Query().Get("after"), 10, 64)
+	for {
+		f.mu.Lock()
+		number, body, changed, frozen := f.feed.Number, f.feedPEM, f.changed, f.frozen
+		f.mu.Unlock()
+		if number != after && !frozen {
+			_, _ = w.Write(body)
+			return
+		}
+		select {
+		case <-changed:
+		case <-r.Context().Done():
+			return
+		case <-time.After(200 * time.Millisecond):
+			w.WriteHeader(http.StatusNoContent)
+			return
+		}
+	}
+}
+
+func (f *fakeIssuer) issue(w http.ResponseWriter, r *http.Request) {
+	var req wire.IssueRequest
+	if err := json.NewDecoder(r.Body).Decode(&req); err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	block, _ := pem.Decode([]byte(req.CSR))
+	csr, err := x509.ParseCertificateRequest(block.Bytes)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.denied {
+		w.Header().Set("Content-Type", wire.ProblemMediaType)
+		w.WriteHeader(http.StatusForbidden)
+		_ = json.NewEncoder(w).Encode(wire.Problem{Type: wire.ProblemPrefix + wire.ProblemDenied, Title: "denied", Detail: "no rule admits app_id 3", Status: 403, Claim: "app_id"})
+		return
+	}
+	now := time.Now()
+	cert := f.ca.Issue(f.tb, mtlstest.Leaf{
+		ID: "/engine/default/fly/22/m1", DNS: []string{serverName}, Usage: x509.ExtKeyUsageServerAuth,
+		Key: csr.PublicKey, NotBefore: now.Add(-time.Minute), NotAfter: now.Add(f.ttl),
+	})
+	f.issued = append(f.issued, cert.Leaf)
+	var chain, bundle bytes.Buffer
+	for _, der := range cert.Certificate {
+		_ = pem.Encode(&chain, &pem.Block{Type: "CERTIFICATE", Bytes: der})
+	}
+	for _, root := range f.ca.RootCertificates() {
+		_ = pem.Encode(&bundle, &pem.Block{Type: "CERTIFICATE", Bytes: root.Raw})
+	}
+	w.WriteHeader(http.StatusCreated)
+	_ = json.NewEncoder(w).Encode(wire.IssueResponse{
+		Serial: mtls.Serial(cert.Leaf.SerialNumber), Certificate: chain.String(), TrustBundle: bundle.String(),
+		CRL: string(f.feedPEM), NotBefore: cert.Leaf.NotBefore, NotAfter: cert.Leaf.NotAfter,
+		RenewAfter: now.Add(f.ttl / 2), Identity: cert.Leaf.URIs[0].String(), Rule: "rule",
+		Engines: []wire.Engine{{Name: "default", Endpoint: "tcp://" + serverName + ":8080", ServerName: serverName}},
+	})
+}
+
+func (f *fakeIssuer) sessions(w http.ResponseWriter, r *http.Request) {
+	var req wire.SessionsRequest
+	if err := json.NewDecoder(r.Body).Decode(&req); err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.reports = append(f.reports, req.Reports...)
+	f.reportTo = append(f.reportTo, strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer "))
+	_ = json.NewEncoder(w).Encode(wire.SessionsResponse{Accepted: len(req.Reports)})
+}
+
+// world is an issuer, an engine and a running sidecar.
+type world struct {
+	tb     testing.TB
+	issuer *fakeIssuer
+	engine net.Listener
+	cfg    sidecar.Config
+	log    *lines
+
+	addr   string
+	status string
+	stop   context.CancelFunc
+	done   chan outcome
+}
+
+type outcome struct {
+	exit int
+	err  error
+}
+
+// lines collects a log.
+type lines struct {
+	mu  sync.Mutex
+	all []string
+}
+
+func (l *lines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.all = append(l.all, string(p))
+	return len(p), nil
+}
+
+func (l *lines) has(parts ...string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, line := range l.all {
+		n := 0
+		for _, p := range parts {
+			if strings.Contains(line, p) {
+				n++
+			}
+		}
+		if n == len(parts) {
+			return true
+		}
+	}
+	return false
+}
+
+func (l *lines) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return strings.Join(l.all, "")
+}
+
+// setUp makes an issuer, an echoing engine and a configuration.
+func setUp(tb testing.TB) *world {
+	tb.Helper()
+	dir, err := os.MkdirTemp("", "sidecar") // short enough for a socket
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { os.RemoveAll(dir) })
+	w := &world{tb: tb, issuer: newFakeIssuer(tb), log: &lines{}, done: make(chan outcome, 1)}
+	socket := filepath.Join(dir, "engine.sock")
+	if w.engine, err = net.Listen("unix", socket); err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { w.engine.Close() })
+	token := filepath.Join(dir, "token")
+	payload := base64.RawURLEncoding.EncodeToString([]byte(fmt.Sprintf(`{"exp":%d}`, time.Now().Add(time.Hour).Unix())))
+	if err := os.WriteFile(token, []byte("e30."+payload+".c2ln"), 0o600); err != nil {
+		tb.Fatal(err)
+	}
+	yaml := fmt.Sprintf("issuer: %s\nengine: default\nlisten: 127.0.0.1:0\nstatus_listen: 127.0.0.1:0\nengine_socket: %s\ntoken_source: file:%s\ndrain_timeout: 200ms\n",
+		w.issuer.srv.URL, socket, token)
+	if w.cfg, err = sidecar.ParseConfig([]byte(yaml), nil); err != nil {
+		tb.Fatal(err)
+	}
+	return w
+}
+
+// echo serves every connection of the engine by giving back what comes, and
+// keeps half-close.
+func (w *world) echo() {
+	go func() {
+		for {
+			c, err := w.engine.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				_, _ = io.Copy(c, c)
+			}()
+		}
+	}()
+}
+
+// run starts the sidecar and waits until it listens.
+func (w *world) run() *world {
+	w.tb.Helper()
+	listening := make(chan [2]string, 8)
+	w.launch(func(addr, status net.Addr) { listening <- [2]string{addr.String(), status.String()} })
+	select {
+	case a := <-listening:
+		w.addr, w.status = a[0], a[1]
+	case out := <-w.done:
+		w.tb.Fatalf("sidecar ended: %d, %v\n%s", out.exit, out.err, w.log)
+	case <-time.After(20 * time.Second):
+		w.tb.Fatalf("sidecar does not listen\n%s", w.log)
+	}
+	return w
+}
+
+func (w *world) launch(listening func(addr, status net.Addr)) {
+	ctx, cancel := context.WithCancel(context.Background())
+	w.stop = cancel
+	w.cfg.Program.Logger = slog.New(slog.NewTextHandler(w.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	w.cfg.Program.Listening = listening
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		exit, err := sidecar.Run(ctx, w.cfg)
+		w.done <- outcome{exit, err}
+	}()
+	w.tb.Cleanup(func() { cancel(); <-ended })
+}
+
+// start is setUp with an echoing engine, running.
+func start(tb testing.TB) *world {
+	tb.Helper()
+	w := setUp(tb)
+	w.echo()
+	return w.run()
+}
+
+// clientCert makes a client's certificate for this engine.
+func (w *world) clientCert(change func(*mtlstest.Leaf)) *tls.Certificate {
+	w.tb.Helper()
+	l := mtlstest.Leaf{Run: "77/1/5"}
+	if change != nil {
+		change(&l)
+	}
+	w.issuer.mu.Lock()
+	defer w.issuer.mu.Unlock()
+	return w.issuer.ca.Issue(w.tb, l)
+}
+
+// dial connects with TLS and without a verdict.
+func (w *world) dial(cert *tls.Certificate, alpn ...string) (*tls.Conn, error) {
+	w.tb.Helper()
+	td := spiffeid.RequireTrustDomainFromString(trustDomain)
+	conf := mtls.ClientConfig(mtlstest.Source{Cert: cert, Pool: w.issuer.ca.Roots()}, td, serverName, alpn,
+		func(mtls.Peer) error { return nil })
+	tcp, err := net.Dial("tcp", w.addr)
+	if err != nil {
+		return nil, err
+	}
+	w.tb.Cleanup(func() { tcp.Close() })
+	_ = tcp.SetDeadline(time.Now().Add(30 * time.Second))
+	conn := tls.Client(tcp, conf)
+	return conn, conn.Handshake()
+}
+
+// open connects by mayfly/1 and returns the verdict's reason, "" for OK.
+func (w *world) open(cert *tls.Certificate) (*tls.Conn, string) {
+	w.tb.Helper()
+	conn, err := w.dial(cert, wire.ALPNRelay)
+	if err != nil {
+		w.tb.Fatalf("dial: %v\n%s", err, w.log)
+	}
+	return conn, w.verdict(conn)
+}
+
+// verdict reads the line byte for byte, since the engine's bytes follow it.
+func (w *world) verdict(conn net.Conn) string {
+	w.tb.Helper()
+	var line []byte
+	for !bytes.HasSuffix(line, []byte("\n")) {
+		var b [1]byte
+		if _, err := conn.Read(b[:]); err != nil {
+			w.tb.Fatalf("verdict after %q: %v\n%s", line, err, w.log)
+		}
+		line = append(line, b[0])
+	}
+	reason, err := wire.ParseVerdict(string(line))
+	if err != nil {
+		w.tb.Fatal(err)
+	}
+	return reason
+}
+
+// admitted opens a relay that must be admitted, and proves that it works.
+func (w *world) admitted(cert *tls.Certificate) *tls.Conn {
+	w.tb.Helper()
+	conn, reason := w.open(cert)
+	if reason != "" {
+		w.tb.Fatalf("refused: %s\n%s", reason, w.log)
+	}
+	w.echoes(conn)
+	return conn
+}
+
+// echoes proves that the relay carries bytes both ways.
+func (w *world) echoes(conn net.Conn) {
+	w.tb.Helper()
+	if err := ping(conn); err != nil {
+		w.tb.Fatalf("relay: %v\n%s", err, w.log)
+	}
+}
+
+func ping(conn net.Conn) error {
+	if _, err := conn.Write([]byte("ping")); err != nil {
+		return err
+	}
+	var b [4]byte
+	if _, err := io.ReadFull(conn, b[:]); err != nil {
+		return err
+	}
+	if string(b[:]) != "ping" {
+		return fmt.Errorf("got %q", b)
+	}
+	return nil
+}
+
+// refusedWith opens a relay that must be refused for a reason.
+func (w *world) refusedWith(cert *tls.Certificate, want string) {
+	w.tb.Helper()
+	conn, reason := w.open(cert)
+	if reason != want {
+		w.tb.Fatalf("verdict %q, want %q\n%s", reason, want, w.log)
+	}
+	if n, err := conn.Read(make([]byte, 1)); err != io.EOF {
+		w.tb.Fatalf("after the refusal: %d bytes, %v", n, err)
+	}
+}
+
+// cutOff waits until a relay that carries nothing ends, and returns how long
+// that took.
+func (w *world) cutOff(conn net.Conn) time.Duration {
+	w.tb.Helper()
+	began := time.Now()
+	_, err := conn.Read(make([]byte, 1))
+	var timeout net.Error
+	if err == nil || errors.As(err, &timeout) && timeout.Timeout() {
+		w.tb.Fatalf("relay lives: %v\n%s", err, w.log)
+	}
+	return time.Since(began)
+}
+
+// controlConn is a control connection as a client has it.
+type controlConn struct {
+	tb    testing.TB
+	conn  *tls.Conn
+	lines *bufio.Scanner
+}
+
+// control opens a control connection and wants it admitted.
+func (w *world) control(cert *tls.Certificate) *controlConn {
+	w.tb.Helper()
+	conn, err := w.dial(cert, wire.ALPNControl)
+	if err != nil {
+		w.tb.Fatal(err)
+	}
+	if reason := w.verdict(conn); reason != "" {
+		w.tb.Fatalf("control connection refused: %s", reason)
+	}
+	return &controlConn{tb: w.tb, conn: conn, lines: bufio.NewScanner(conn)}
+}
+
+func (c *controlConn) send(m wire.Control) {
+	c.tb.Helper()
+	line, err := m.Line()
+	if err != nil {
+		c.tb.Fatal(err)
+	}
+	if _, err := c.conn.Write(line); err != nil {
+		c.tb.Fatal(err)
+	}
+}
+
+func (c *controlConn) next() wire.Control {
+	c.tb.Helper()
+	if !c.lines.Scan() {
+		c.tb.Fatalf("control connection ended: %v", c.lines.Err())
+	}
+	m, err := wire.ParseControl(c.lines.Bytes())
+	if err != nil {
+		c.tb.Fatal(err)
+	}
+	return m
+}
+
+// hold asks for relays and returns those that are held.
+func (c *controlConn) hold(conns ...*tls.Conn) []string {
+	c.tb.Helper()
+	var names []string
+	for _, conn := range conns {
+		names = append(names, nameOf(c.tb, conn))
+	}
+	c.send(wire.Control{Hold: names})
+	return c.next().Held
+}
+
+func nameOf(tb testing.TB, conn *tls.Conn) string {
+	tb.Helper()
+	name, err := mtls.RelayName(conn.ConnectionState())
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return name
+}
+
+// eventually waits for a condition that comes about without a signal.
+func eventually(tb testing.TB, what string, f func() bool) {
+	tb.Helper()
+	deadline := time.Now().Add(15 * time.Second)
+	for !f() {
+		if time.Now().After(deadline) {
+			tb.Fatalf("not in time: %s", what)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+// get asks the status listener.
+func (w *world) get(path string) (int, string) {
+	w.tb.Helper()
+	resp, err := http.Get("http://" + w.status + path)
+	if err != nil {
+		w.tb.Fatal(err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		w.tb.Fatal(err)
+	}
+	return resp.StatusCode, string(b)
+}
