@@ -64,7 +64,7 @@ func (c *execCommand) Run(ctx context.Context, p *program) error {
 		return err
 	}
 	end := t.serve(ctx, ln)
-	err = c.command(p, path, argv, host(ln)).run(ctx, t.final)
+	err = c.command(p, path, argv, host(ln)).run(ctx, t)
 	if err := errors.Join(end(), cleanup()); err != nil {
 		p.warn("%v", err)
 	}
@@ -160,7 +160,7 @@ func withVariables(env []string, set ...string) []string {
 var passedOn = []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2}
 
 // run runs the command to its end, or to the tunnel's.
-func (c *child) run(ctx context.Context, final <-chan error) error {
+func (c *child) run(ctx context.Context, t *tunnel) error {
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, passedOn...)
 	defer signal.Stop(signals)
@@ -186,10 +186,10 @@ func (c *child) run(ctx context.Context, final <-chan error) error {
 			if refused != exitOK {
 				return commandStatus(refused)
 			}
-			return c.status(err)
+			return c.blame(c.status(err), t.refusal())
 		case s := <-signals:
 			c.pass(s.(syscall.Signal))
-		case err := <-final:
+		case err := <-t.final:
 			// The reason is told before the command is ended, which may
 			// have a lot to say about it.
 			f := told(err)
@@ -224,6 +224,18 @@ func (c *child) send(s syscall.Signal) {
 		return
 	}
 	c.cmd.Process.Signal(s)
+}
+
+// blame tells a refusal that a command met which then ended by itself.
+func (c *child) blame(status, refusal error) error {
+	switch {
+	case refusal == nil:
+		return status
+	case status == nil:
+		c.p.warn("%s", told(refusal).what)
+		return nil
+	}
+	return refusal
 }
 
 // status is how the command ended, as a shell would say it.

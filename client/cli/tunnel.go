@@ -27,8 +27,9 @@ type tunnel struct {
 	// renewed has a token whenever a new certificate has come.
 	renewed chan struct{}
 
-	mu     sync.Mutex
-	waking map[string]bool // by engine: that it is awaited was said
+	mu      sync.Mutex
+	waking  map[string]bool // by engine: that it is awaited was said
+	refused error           // the last refusal or unanswered dial
 }
 
 // open buys the certificate.
@@ -99,6 +100,9 @@ func (t *tunnel) hear(e client.Event) {
 	case client.EventWaking:
 		t.hearWaking(e)
 	case client.EventConnected:
+		t.mu.Lock()
+		t.refused = nil
+		t.mu.Unlock()
 		if t.wasWaking(e.Engine) {
 			p.note("engine %s is awake after %v", e.Engine, e.Elapsed.Round(100*time.Millisecond))
 		}
@@ -134,22 +138,32 @@ func (t *tunnel) wasWaking(engine string) bool {
 	return was
 }
 
-// hearEnd says what ended a dial or a relay, unless it ends the proxy too,
-// whose error is told then.
+// hearEnd notes what ended a dial or a relay, and says it, unless it ends the
+// proxy too, whose error is told then.
 func (t *tunnel) hearEnd(e client.Event) {
 	if e.Err == nil || errors.Is(e.Err, context.Canceled) || errors.Is(e.Err, client.ErrClosed) || errors.Is(e.Err, net.ErrClosed) {
 		return
 	}
 	var cut *client.CutError
-	if errors.As(e.Err, &cut) {
-		if !cut.Final() {
-			t.p.warn("%s", told(e.Err).what)
-		}
+	if errors.As(e.Err, &cut) && !cut.Final() {
+		t.p.warn("%s", told(e.Err).what)
 		return
 	}
-	if t.client != nil && t.client.Stats().Open > 0 {
+	t.mu.Lock()
+	t.refused = e.Err
+	t.mu.Unlock()
+	if cut == nil && t.client != nil && t.client.Stats().Open > 0 {
 		t.p.warn("%s", told(e.Err).what)
 	}
+}
+
+// refusal is why a tool may have seen its connection break: what the client
+// said of its last dial or relay that was refused. It is known before the tool
+// can see anything.
+func (t *tunnel) refusal() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.refused
 }
 
 // serve relays what ln accepts until ctx ends or the client gives up. The
