@@ -222,7 +222,7 @@ func (s settings) useIssuer(listen, publicURL, dir string) {
 		"key":          filepath.Join(dir, "intermediate.key"),
 	}
 	if !s.foreignStore() {
-		s.issuer["store"] = filepath.Join(dir, "mayfly.db")
+		s.issuer["store"] = filepath.Join(dir, "store")
 	}
 	s.issuer["policy"] = filepath.Join(dir, "policy.yaml")
 	for _, key := range []string{"behind_proxy", "client_ip_header", "trusted_proxies", "run_as"} {

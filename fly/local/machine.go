@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"net/http"
@@ -46,13 +48,15 @@ func (s *stack) startMachine(ctx context.Context) (string, error) {
 		return "", err
 	}
 	s.closers = append(s.closers, log.Close)
-	claims := s.settings.admitted("fly")
+	env, err := s.sidecarEnv(listen)
+	if err != nil {
+		return "", err
+	}
 	s.machine.fly, err = flytest.NewMachine(flytest.MachineConfig{
 		App:       app,
 		Command:   append([]string{s.program("mayfly-sidecar"), "run", "--"}, s.engine.command...),
-		Env:       s.sidecarEnv(listen),
+		Env:       env,
 		OIDC:      s.providers.fly,
-		Claims:    claims,
 		Addresses: map[int]string{service.InternalPort: listen},
 		Stdout:    log,
 		Stderr:    log,
@@ -80,8 +84,13 @@ func (s *stack) stopMachine() error {
 }
 
 // sidecarEnv configures the sidecar as fly.toml's [env] does on a machine.
-func (s *stack) sidecarEnv(listen string) []string {
+func (s *stack) sidecarEnv(listen string) ([]string, error) {
+	root, err := s.root()
+	if err != nil {
+		return nil, err
+	}
 	return []string{
+		fmt.Sprintf("MAYFLY_SIDECAR_TRUST_ANCHOR=sha256:%x", sha256.Sum256(root.Raw)),
 		"PATH=" + os.Getenv("PATH"),
 		"HOME=" + s.dir,
 		"TMPDIR=" + s.dir,
@@ -94,19 +103,30 @@ func (s *stack) sidecarEnv(listen string) []string {
 		"MAYFLY_SIDECAR_ENGINE_SOCKET=" + s.engine.socket,
 		"MAYFLY_SIDECAR_TOKEN_SOURCE=fly",
 		"MAYFLY_SIDECAR_STATUS_LISTEN=127.0.0.1:0",
+	}, nil
+}
+
+// root is this run's root certificate.
+func (s *stack) root() (*x509.Certificate, error) {
+	data, err := os.ReadFile(s.caFile)
+	if err != nil {
+		return nil, err
 	}
+	block, _ := pem.Decode(data)
+	if block == nil {
+		return nil, fmt.Errorf("%s holds no certificate", s.caFile)
+	}
+	return x509.ParseCertificate(block.Bytes)
 }
 
 // httpClient trusts this run's root alone.
 func (s *stack) httpClient() (*http.Client, error) {
-	pem, err := os.ReadFile(s.caFile)
+	root, err := s.root()
 	if err != nil {
 		return nil, err
 	}
 	roots := x509.NewCertPool()
-	if !roots.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("%s holds no certificate", s.caFile)
-	}
+	roots.AddCert(root)
 	return &http.Client{
 		Timeout:   10 * time.Second,
 		Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}, DisableKeepAlives: true},
