@@ -1,0 +1,247 @@
+package client
+
+import (
+	"errors"
+	"io"
+	"net"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/mayfly-ca/mayfly/client/wire"
+)
+
+func TestRelay(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, loopback{})
+	c := w.client()
+	conn, err := c.DialContext(t.Context(), "tcp", "dagger:80")
+	if err != nil {
+		t.Fatal(err)
+	}
+	echo(t, conn, "hello")
+	w.sidecar.waitHeldBy(t, c.Info().Serial)
+	// A half-close: the engine reads to the end and its answer still comes.
+	if _, err := io.WriteString(conn, "and more"); err != nil {
+		t.Fatal(err)
+	}
+	if err := conn.(interface{ CloseWrite() error }).CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.Write([]byte("x")); err == nil {
+		t.Error("wrote after CloseWrite")
+	}
+	rest, err := io.ReadAll(conn)
+	if err != nil || string(rest) != "and more" {
+		t.Errorf("read %q, %v", rest, err)
+	}
+	if err := conn.Close(); err != nil {
+		t.Error(err)
+	}
+	s := c.Stats()
+	if s.Connections != 1 || s.Open != 0 || s.BytesSent != 13 || s.BytesReceived != 13 || s.Wake <= 0 {
+		t.Errorf("stats %+v", s)
+	}
+	eventually(t, "the control connection to close with the last relay", func() bool {
+		return w.sidecar.get(func(s *fakeSidecar) int { return len(s.links) }) == 0
+	})
+}
+
+func TestProxy(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, loopback{})
+	c := w.client()
+	ln, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- c.Proxy(t.Context(), ln) }()
+	for range 3 {
+		conn, err := net.Dial("unix", ln.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := strings.Repeat("0123456789abcdef", 20_000)
+		go func() {
+			_, _ = io.WriteString(conn, want)
+			_ = conn.(*net.UnixConn).CloseWrite()
+		}()
+		got, err := io.ReadAll(conn)
+		if err != nil || string(got) != want {
+			t.Errorf("%d bytes of %d, %v", len(got), len(want), err)
+		}
+		_ = conn.Close()
+	}
+	// A revocation ends the proxy, and says so.
+	conn, err := net.Dial("unix", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	echo(t, conn, "hello")
+	w.sidecar.waitHeldBy(t, c.Info().Serial)
+	w.sidecar.cutAll(wire.ReasonRevoked)
+	cut := as[*CutError](t, <-done)
+	if cut.Reason != wire.ReasonRevoked || cut.Serial != c.Info().Serial || !strings.Contains(cut.Error(), "an admin revoked it") {
+		t.Errorf("cut %v", cut)
+	}
+	if _, err := conn.Read(make([]byte, 1)); err == nil {
+		t.Error("the tool's connection lives on")
+	}
+	if _, err := net.Dial("unix", ln.Addr().String()); err == nil {
+		t.Error("the listener lives on")
+	}
+}
+
+func TestProxyEndsOnRefusal(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, loopback{})
+	w.sidecar.set(func(s *fakeSidecar) { s.verdict = refuse(wire.ReasonWrongEngine) })
+	c := w.client()
+	ln := loopback{}.listen(t)
+	done := make(chan error, 1)
+	go func() { done <- c.Proxy(t.Context(), ln) }()
+	conn, err := net.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := conn.Read(make([]byte, 1)); err == nil || errors.Is(err, io.EOF) {
+		t.Errorf("the tool sees %v, want a broken connection", err)
+	}
+	if r := as[*RejectedError](t, <-done); r.Reason != wire.ReasonWrongEngine || r.Retryable() {
+		t.Errorf("%+v", r)
+	}
+}
+
+func TestProxyEndsWithContext(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, loopback{})
+	c := w.client()
+	ctx, cancel := contextWithCancel(t)
+	ln := loopback{}.listen(t)
+	done := make(chan error, 1)
+	go func() { done <- c.Proxy(ctx, ln) }()
+	conn, err := net.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	echo(t, conn, "hello")
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+// Close ends relays, dials and the proxy, and revokes nothing.
+func TestClose(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, loopback{})
+	c := w.client()
+	conn, err := c.DialContext(t.Context(), "tcp", testEngine)
+	if err != nil {
+		t.Fatal(err)
+	}
+	echo(t, conn, "hello")
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("read after Close: %v", err)
+	}
+	if _, err := c.DialContext(t.Context(), "tcp", testEngine); !errors.Is(err, ErrClosed) {
+		t.Errorf("dial after Close: %v", err)
+	}
+	if err := c.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// Two engines: the address names one, and without a name none is guessed.
+func TestEngineOfAddress(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, loopback{})
+	w.issuer.set(func(i *fakeIssuer) {
+		second := i.engines[0]
+		second.Name = "second"
+		i.engines = append(i.engines, second)
+	})
+	c := w.client()
+	conn, err := c.DialContext(t.Context(), "tcp", testEngine+":1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = conn.Close()
+	if _, err := c.DialContext(t.Context(), "tcp", "dagger:1"); err == nil || !strings.Contains(err.Error(), "[default second]") {
+		t.Errorf("dial of neither: %v", err)
+	}
+	if _, err := c.DialContext(t.Context(), "tcp", "second"); err == nil {
+		t.Error("believed engine default to be engine second")
+	}
+	named := w.client(func(c *Config) { c.Engine = testEngine })
+	conn, err = named.DialContext(t.Context(), "tcp", "dagger:1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = conn.Close()
+}
+
+// A token is asked for mayfly's audience only, whatever the issuer says.
+func TestAudience(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name     string
+		info     wire.Info
+		audience string
+		ok       bool
+	}{
+		{name: "the issuer's", info: wire.Info{TrustDomain: testDomain, Audience: "mayfly:" + testDomain}, ok: true},
+		{name: "of another service", info: wire.Info{TrustDomain: testDomain, Audience: "sts.amazonaws.com"}},
+		{name: "of another trust domain", info: wire.Info{TrustDomain: testDomain, Audience: "mayfly:other.example.com"}},
+		{name: "configured", audience: "mayfly:" + testDomain, ok: true},
+		{name: "configured, of another service", audience: "sts.amazonaws.com"},
+		{name: "configured, of another trust domain", audience: "mayfly:other.example.com"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, loopback{})
+			w.issuer.set(func(i *fakeIssuer) { i.info = tt.info })
+			cfg := w.config()
+			cfg.Audience = tt.audience
+			c, err := New(t.Context(), cfg)
+			if err == nil {
+				defer c.Close()
+			}
+			if (err == nil) != tt.ok {
+				t.Errorf("error %v", err)
+			}
+			for _, a := range w.source.asked {
+				if !strings.HasPrefix(a, "mayfly:") {
+					t.Errorf("asked for a token for %q", a)
+				}
+			}
+		})
+	}
+}
+
+func TestRenewInClocks(t *testing.T) {
+	t.Parallel()
+	now := time.Now()
+	c := &Credential{Response: wire.IssueResponse{NotBefore: now.Add(-time.Minute), RenewAfter: now.Add(30 * time.Minute), NotAfter: now.Add(time.Hour)}}
+	for _, tt := range []struct {
+		clock, want time.Duration
+	}{
+		{0, 30 * time.Minute},
+		{5 * time.Minute, 25 * time.Minute},
+		{time.Hour, 15 * time.Minute},  // a clock that is ahead: no storm
+		{-time.Hour, 30 * time.Minute}, // behind: not late
+		{20 * time.Minute, 15 * time.Minute},
+	} {
+		if got := c.renewIn(now.Add(tt.clock)); got != tt.want {
+			t.Errorf("clock %v: in %v, want %v", tt.clock, got, tt.want)
+		}
+	}
+}
