@@ -101,11 +101,11 @@ func Start(t testing.TB, o Options) *Issuer {
 	}
 	dir := t.TempDir()
 	i := &Issuer{t: t, PolicyFile: filepath.Join(dir, "policy.yaml")}
-	i.GitHub = provider(t, idtoken.GitHub, map[string]any{
+	i.GitHub = provider(t, idtoken.GitHub, idtoken.RS256, map[string]any{
 		"repository_owner_id": OwnerID, "repository_id": RepositoryID, "ref": "refs/heads/main", "event_name": "push",
 	})
-	i.Fly = provider(t, idtoken.Fly, map[string]any{"org_id": OrgID, "app_id": AppID})
-	i.Staff = provider(t, idtoken.People, map[string]any{"aud": ClientID, "email": Admin, "email_verified": true})
+	i.Fly = provider(t, idtoken.Fly, idtoken.RS256, map[string]any{"org_id": OrgID, "app_id": AppID})
+	i.Staff = provider(t, idtoken.People, idtoken.ES256, map[string]any{"aud": ClientID, "email": Admin, "email_verified": true})
 	text := fmt.Sprintf(defaultPolicy, TrustDomain, i.GitHub.URL(), i.Fly.URL(), i.Staff.URL(), ClientID, o.Endpoint, ServerName,
 		OwnerID, RepositoryID, OrgID, AppID, ServerName, Admin, Viewer)
 	if o.Policy != nil {
@@ -359,9 +359,9 @@ func (i *Issuer) Call(method, path, token string, in, out any) error {
 	return json.Unmarshal(data, out)
 }
 
-func provider(t testing.TB, kind idtoken.Type, defaults map[string]any) *idtokentest.Provider {
+func provider(t testing.TB, kind idtoken.Type, algorithm string, defaults map[string]any) *idtokentest.Provider {
 	t.Helper()
-	p, err := idtokentest.New(idtokentest.Options{Type: kind, Defaults: defaults})
+	p, err := idtokentest.New(idtokentest.Options{Type: kind, Algorithm: algorithm, Defaults: defaults})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -374,7 +374,7 @@ trust_domain: %s
 providers:
   github: {type: github, issuer: "%s", unsafe_http: true}
   fly: {type: fly, issuer: "%s", unsafe_http: true}
-  staff: {type: people, issuer: "%s", client_id: %s, unsafe_http: true}
+  staff: {type: people, issuer: "%s", client_id: %s, algorithms: [ES256], unsafe_http: true}
 engines:
   default: {endpoint: "%s", server_name: %s}
 rules:
