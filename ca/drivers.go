@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/mayfly-ca/mayfly/ca/store/postgres"
 	"github.com/mayfly-ca/mayfly/ca/store/sqlite"
 )
 
@@ -23,7 +24,7 @@ func IsPostgres(dsn string) bool {
 // file or a postgres:// URL. ErrExists if there is one.
 func CreateStore(ctx context.Context, dsn string, m Meta) error {
 	if IsPostgres(dsn) {
-		return errors.New("create store: PostgreSQL is not built in")
+		return postgres.Create(ctx, dsn, m)
 	}
 	return sqlite.Create(ctx, dsn, m)
 }
@@ -32,9 +33,17 @@ func CreateStore(ctx context.Context, dsn string, m Meta) error {
 // ErrOtherRoot.
 func OpenStore(ctx context.Context, dsn string, root *x509.Certificate) (Store, error) {
 	if IsPostgres(dsn) {
-		return nil, errors.New("open store: PostgreSQL is not built in")
+		s, err := postgres.Open(ctx, dsn, Fingerprint(root))
+		if err != nil { // not a nil *postgres.Store in a Store
+			return nil, err
+		}
+		return s, nil
 	}
-	return sqlite.Open(ctx, dsn, Fingerprint(root))
+	s, err := sqlite.Open(ctx, dsn, Fingerprint(root))
+	if err != nil {
+		return nil, err
+	}
+	return s, nil
 }
 
 // MetaOf names a new store of the authority whose certificates are given in PEM,
