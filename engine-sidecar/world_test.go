@@ -526,3 +526,5 @@ func (w *world) get(path string) (int, string) {
 	}
 	return resp.StatusCode, string(b)
 }
+
+func contains(s, part string) bool { return strings.Contains(s, part) }
