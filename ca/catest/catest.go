@@ -261,6 +261,24 @@ func Key(t testing.TB) *ecdsa.PrivateKey {
 	return key
 }
 
+// PrivateKey reads one in PKCS #8 PEM, as Init writes the intermediate's.
+func PrivateKey(t testing.TB, data []byte) crypto.Signer {
+	t.Helper()
+	block, _ := pem.Decode(data)
+	if block == nil {
+		t.Fatal("no PEM block")
+	}
+	key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	signer, ok := key.(crypto.Signer)
+	if !ok {
+		t.Fatalf("a %T does not sign", key)
+	}
+	return signer
+}
+
 // CSR makes a request for key that asks for nothing.
 func CSR(t testing.TB, key crypto.Signer) *x509.CertificateRequest {
 	t.Helper()
