@@ -3,7 +3,11 @@ package postgres_test
 import (
 	"context"
 	"errors"
+	"io"
 	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
 
 	"github.com/mayfly-ca/mayfly/ca/store"
 	"github.com/mayfly-ca/mayfly/ca/store/postgres"
@@ -72,5 +76,37 @@ func BenchmarkRecord(b *testing.B) {
 	storetest.BenchmarkRecord(b, func(t testing.TB) storetest.Open {
 		url := create(t, server)
 		return func(t testing.TB) store.Store { return handle(t, url) }
+	})
+}
+
+func TestDamage(t *testing.T) {
+	t.Parallel()
+	server := postgrestest.Start(t)
+	storetest.RunDamage(t, func(t testing.TB) storetest.Database {
+		url := create(t, server)
+		return storetest.Database{
+			Open: func(t testing.TB) store.Store { return handle(t, url) },
+			Exec: func(t testing.TB, query string) {
+				ctx := context.Background()
+				c, err := pgx.Connect(ctx, url)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if _, err := c.Exec(ctx, query); err != nil {
+					t.Fatal(err)
+				}
+				if err := c.Close(ctx); err != nil {
+					t.Fatal(err)
+				}
+			},
+			Restore: func(t testing.TB, r io.Reader) (storetest.Open, time.Time, error) {
+				elsewhere := server.Database(t)
+				_, floor, err := postgres.Restore(context.Background(), elsewhere, r, store.Event{})
+				if _, open := postgres.Open(context.Background(), elsewhere, ""); err != nil && !errors.Is(open, store.ErrMissing) {
+					t.Errorf("a failed restore left a store: %v", open)
+				}
+				return func(t testing.TB) store.Store { return handle(t, elsewhere) }, floor, err
+			},
+		}
 	})
 }

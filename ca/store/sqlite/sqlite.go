@@ -158,7 +158,7 @@ func dsn(path string, pragmas ...string) (string, error) {
 
 // connect opens the writing and the reading connections.
 func connect(ctx context.Context, path string) (*driver, error) {
-	w, err := dsn(path, "journal_mode(WAL)", "synchronous(FULL)", "cache_size(-32000)", "wal_autocheckpoint(4000)", "temp_store(MEMORY)")
+	w, err := dsn(path, "journal_mode(WAL)", "synchronous(FULL)", "cache_size(-32000)", "wal_autocheckpoint(8000)", "temp_store(MEMORY)")
 	if err != nil {
 		return nil, err
 	}

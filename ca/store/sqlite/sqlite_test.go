@@ -2,10 +2,13 @@ package sqlite_test
 
 import (
 	"context"
+	"database/sql"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/mayfly-ca/mayfly/ca/store"
 	"github.com/mayfly-ca/mayfly/ca/store/sqlite"
@@ -96,5 +99,35 @@ func BenchmarkRecord(b *testing.B) {
 	storetest.BenchmarkRecord(b, func(t testing.TB) storetest.Open {
 		path := create(t)
 		return func(t testing.TB) store.Store { return handle(t, path) }
+	})
+}
+
+func TestDamage(t *testing.T) {
+	t.Parallel()
+	storetest.RunDamage(t, func(t testing.TB) storetest.Database {
+		path := create(t)
+		return storetest.Database{
+			Open: func(t testing.TB) store.Store { return handle(t, path) },
+			Exec: func(t testing.TB, query string) {
+				db, err := sql.Open("sqlite", path)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if _, err := db.Exec("PRAGMA busy_timeout = 10000; PRAGMA legacy_alter_table = ON; " + query); err != nil {
+					t.Fatal(err)
+				}
+				if err := db.Close(); err != nil {
+					t.Fatal(err)
+				}
+			},
+			Restore: func(t testing.TB, r io.Reader) (storetest.Open, time.Time, error) {
+				elsewhere := filepath.Join(t.TempDir(), "store")
+				_, floor, err := sqlite.Restore(context.Background(), elsewhere, r, store.Event{})
+				if _, there := os.Stat(elsewhere); err != nil && there == nil {
+					t.Error("a failed restore left a store")
+				}
+				return func(t testing.TB) store.Store { return handle(t, elsewhere) }, floor, err
+			},
+		}
 	})
 }

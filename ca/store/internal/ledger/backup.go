@@ -102,7 +102,13 @@ func (b *backupWriter) table(ctx context.Context, r Reader, t *Table) error {
 	}
 	for rows.Next() {
 		row := t.fresh()
-		if err := errors.Join(rows.Scan(row...), b.enc.Encode(row)); err != nil {
+		err := rows.Scan(row...)
+		for _, v := range row {
+			if raw, ok := v.(*[]byte); ok {
+				*raw = nonNil(*raw) // null is nothing that a column may hold
+			}
+		}
+		if err := errors.Join(err, b.enc.Encode(row)); err != nil {
 			return errors.Join(err, rows.Close())
 		}
 		b.rows++

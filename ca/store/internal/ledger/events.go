@@ -330,5 +330,10 @@ func verifyChain(ctx context.Context, r Reader) (int64, error) {
 	if at != h.seq || !bytes.Equal(hash, h.hash) {
 		return 0, fmt.Errorf("the chain ends with event %d, the newest was %d", at, h.seq)
 	}
-	return at - start, nil
+	var stray int64
+	found, err := one(ctx, r, `SELECT seq FROM events WHERE seq > $1 OR seq <= $2 ORDER BY seq LIMIT 1`, []any{at, start}, &stray)
+	if err == nil && found {
+		err = fmt.Errorf("event %d is in no link", stray)
+	}
+	return at - start, err
 }
