@@ -35,6 +35,8 @@ type App struct {
 	VM             []VM              `toml:"vm"`
 	Metrics        []Metrics         `toml:"metrics"`
 	Files          []File            `toml:"files"`
+	// Checks are reported and change no routing, unlike a service's.
+	Checks map[string]Check `toml:"checks"`
 }
 
 // Build says what image runs.
@@ -133,6 +135,17 @@ type HTTPCheck struct {
 	Path        string            `toml:"path"`
 	Protocol    string            `toml:"protocol"`
 	Headers     map[string]string `toml:"headers"`
+}
+
+// Check is a top-level check.
+type Check struct {
+	Type        string `toml:"type"`
+	Port        int    `toml:"port"`
+	Method      string `toml:"method"`
+	Path        string `toml:"path"`
+	Interval    string `toml:"interval"`
+	Timeout     string `toml:"timeout"`
+	GracePeriod string `toml:"grace_period"`
 }
 
 // Restart says what follows the end of the main process.

@@ -30,8 +30,14 @@ func TestMain(m *testing.M) {
 var commands = map[string]func(args []string) int{
 	"exit":  func(args []string) int { var code int; fmt.Sscan(args[0], &code); return code },
 	"serve": serveCommand,
-	// deaf never ends on SIGTERM.
-	"deaf": func([]string) int { signal.Ignore(syscall.SIGTERM); select {} },
+	// deaf ADDR never ends on SIGTERM, once it listens.
+	"deaf": func(args []string) int {
+		signal.Ignore(syscall.SIGTERM)
+		if _, err := net.Listen("tcp", args[0]); err != nil {
+			return 1
+		}
+		select {}
+	},
 }
 
 func run(name string, args ...string) []string {
@@ -228,9 +234,7 @@ func TestWakeOnConnectAndStopWhenIdle(t *testing.T) {
 		if m.State() != StateStarted || m.Starts() != wake {
 			t.Errorf("machine is %s, started %d times, want %d", m.State(), m.Starts(), wake)
 		}
-		for p.isIdle() || p.Load() != 1 { // exchange's own connection is being untracked
-			time.Sleep(time.Millisecond)
-		}
+		await(t, "the end of the exchange", func() bool { return p.Load() == 1 })
 		open.Close()
 		if _, err := m.Wait(patience(t)); err != nil {
 			t.Fatal(err)
@@ -295,9 +299,7 @@ func TestMachineAPI(t *testing.T) {
 	if err := json.Unmarshal([]byte(answer), &claims); err != nil || claims["aud"] != "mayfly:test" || claims["machine_id"] != m.ID() || claims["org_id"] != "11" {
 		t.Errorf("token %q", answer)
 	}
-	if answer := exchange(t, dial(t, p.Addr()), "ask stop"); !strings.Contains(answer, "ok") {
-		t.Errorf("stop: %q", answer)
-	}
+	exchange(t, dial(t, p.Addr()), "ask stop") // its answer may lose the race with the stop
 	if _, err := m.Wait(patience(t)); err != nil {
 		t.Fatal(err)
 	}

@@ -70,6 +70,12 @@ func (a *App) check() error {
 			note("metrics: port %d, path %q", m.Port, m.Path)
 		}
 	}
+	for name, c := range a.Checks {
+		if !isPort(c.Port) || c.Type != "tcp" && (c.Type != "http" || !path.IsAbs(c.Path)) {
+			note("checks.%s: type %q, port %d, path %q", name, c.Type, c.Port, c.Path)
+		}
+		errs = append(errs, checkTimes(c.Interval, c.Timeout, c.GracePeriod))
+	}
 	for _, f := range a.Files {
 		errs = append(errs, f.check())
 	}
