@@ -1,0 +1,171 @@
+package sidecar_test
+
+import (
+	"io"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/mayfly-ca/mayfly/client/mtls/mtlstest"
+	"github.com/mayfly-ca/mayfly/client/wire"
+)
+
+// until makes a certificate that ends soon.
+func until(end time.Time) func(*mtlstest.Leaf) {
+	return func(l *mtlstest.Leaf) { l.Run, l.NotAfter = "77/1/5", end }
+}
+
+// TestThief: a relay under a stolen certificate gains nothing by the owner's
+// renewal (ATTACKS 61).
+func TestThief(t *testing.T) {
+	t.Parallel()
+	w := start(t)
+	end := time.Now().Add(4 * time.Second).Truncate(time.Second)
+	stolen := w.clientCert(until(end))
+	owner, thief := w.admitted(stolen), w.admitted(stolen)
+	first := w.control(stolen)
+	if held := first.hold(owner); len(held) != 1 {
+		t.Fatalf("held %v", held)
+	}
+	renewed := w.clientCert(nil)
+	second := w.control(renewed)
+	// The owner knows its own relay's name alone.
+	if held := second.hold(owner); !slices.Equal(held, []string{nameOf(t, owner)}) {
+		t.Fatalf("held %v", held)
+	}
+	w.cutOff(thief)
+	if late := time.Since(end); late < -10*time.Millisecond || late > 2*time.Second {
+		t.Fatalf("thief's relay ended %v after NotAfter", late)
+	}
+	w.echoes(owner)
+	w.refusedByTLS(stolen, wire.ALPNRelay, "expired certificate")
+}
+
+// TestHoldOfOthers: ATTACKS 62.
+func TestHoldOfOthers(t *testing.T) {
+	t.Parallel()
+	w := start(t)
+	mine := w.admitted(w.clientCert(nil))
+	unnamed := w.admitted(w.clientCert(func(l *mtlstest.Leaf) { l.Run = "" }))
+	for name, change := range map[string]func(*mtlstest.Leaf){
+		"another run":      func(l *mtlstest.Leaf) { l.Run = "77/2/5" },
+		"another identity": func(l *mtlstest.Leaf) { l.ID = "/github/1/3" },
+		"an empty run":     func(l *mtlstest.Leaf) { l.Run = "" },
+	} {
+		if held := w.control(w.clientCert(change)).hold(mine, unnamed); len(held) != 0 {
+			t.Errorf("%s: held %v", name, held)
+		}
+	}
+	unknown := w.control(w.clientCert(nil))
+	unknown.send(wire.Control{Hold: []string{strings.Repeat("ab", 32)}})
+	if held := unknown.next().Held; len(held) != 0 {
+		t.Errorf("an unknown name: held %v", held)
+	}
+	if held := unknown.hold(mine, unnamed); !slices.Equal(held, []string{nameOf(t, mine)}) {
+		t.Errorf("its own: held %v", held)
+	}
+}
+
+// TestFirstSerialRevoked: ATTACKS 63.
+func TestFirstSerialRevoked(t *testing.T) {
+	t.Parallel()
+	w := start(t)
+	first := w.clientCert(until(time.Now().Add(2 * time.Second)))
+	relay, other := w.admitted(first), w.admitted(w.clientCert(nil))
+	control := w.control(w.clientCert(nil))
+	if held := control.hold(relay); len(held) != 1 {
+		t.Fatalf("held %v", held)
+	}
+	eventually(t, "first certificate over", func() bool { return time.Now().After(first.Leaf.NotAfter.Add(time.Second)) })
+	w.echoes(relay) // lives by its renewal
+	w.issuer.revoke(first.Leaf)
+	if got, want := control.next(), (wire.Control{Cut: nameOf(t, relay), Reason: wire.ReasonRevoked}); got.Cut != want.Cut || got.Reason != want.Reason {
+		t.Fatalf("notice %+v, want %+v", got, want)
+	}
+	w.cutOff(relay)
+	w.echoes(other)
+}
+
+// TestNoticeBeforeCut: whoever reads the control connection when the relay ends
+// finds the reason there.
+func TestNoticeBeforeCut(t *testing.T) {
+	t.Parallel()
+	w := start(t)
+	for range 20 {
+		cert := w.clientCert(nil)
+		relay, control := w.admitted(cert), w.control(cert)
+		if held := control.hold(relay); len(held) != 1 {
+			t.Fatalf("held %v", held)
+		}
+		told := make(chan time.Time, 1)
+		go func() {
+			if control.lines.Scan() {
+				told <- time.Now()
+			}
+			close(told)
+		}()
+		w.issuer.revoke(cert.Leaf)
+		w.cutOff(relay)
+		ended := time.Now()
+		at, ok := <-told
+		if !ok || at.After(ended) {
+			t.Fatalf("notice %v after the cut", at.Sub(ended))
+		}
+		// The control connection is the revoked certificate's too.
+		if control.lines.Scan() || control.lines.Err() != nil {
+			t.Fatalf("control connection goes on: %v", control.lines.Err())
+		}
+	}
+}
+
+func TestControlRefusals(t *testing.T) {
+	t.Parallel()
+	w := start(t)
+	revoked := w.clientCert(nil)
+	w.issuer.revoke(revoked.Leaf)
+	eventually(t, "feed", func() bool { _, b := w.get("/metrics"); return contains(b, "feed_number 2") })
+	for cert, want := range map[string]string{"wrong": wire.ReasonWrongEngine, "revoked": wire.ReasonRevoked} {
+		c := revoked
+		if cert == "wrong" {
+			c = w.clientCert(func(l *mtlstest.Leaf) { l.Engines = []string{"other"} })
+		}
+		conn, err := w.dial(c, wire.ALPNControl)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := w.verdict(conn); got != want {
+			t.Errorf("%s: verdict %q, want %q", cert, got, want)
+		}
+		if _, err := conn.Read(make([]byte, 1)); err != io.EOF {
+			t.Errorf("%s: after the refusal: %v", cert, err)
+		}
+	}
+	w.control(w.clientCert(nil))
+}
+
+func TestPingAndGarbage(t *testing.T) {
+	t.Parallel()
+	w := start(t)
+	cert := w.clientCert(nil)
+	relay, control := w.admitted(cert), w.control(cert)
+	if held := control.hold(relay); len(held) != 1 {
+		t.Fatalf("held %v", held)
+	}
+	control.send(wire.Control{Ping: 7})
+	if got := control.next(); got.Pong != 7 {
+		t.Fatalf("answer to ping: %+v", got)
+	}
+	for _, line := range []string{"{}\n", "not json\n", `{"ping":1,"hold":[]}` + "\n", `{"hold":["x"]}` + "\n", strings.Repeat("x", wire.MaxControlLine+1)} {
+		bad := w.control(cert)
+		go io.WriteString(bad.conn, line)
+		if bad.lines.Scan() {
+			t.Errorf("%.20q was answered with %s", line, bad.lines.Text())
+		}
+	}
+	control.send(wire.Control{Ping: 8})
+	if got := control.next(); got.Pong != 8 {
+		t.Fatalf("answer to ping: %+v", got)
+	}
+	w.echoes(relay)
+}

@@ -1,0 +1,351 @@
+package sidecar_test
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/mayfly-ca/mayfly/client/wire"
+	sidecar "github.com/mayfly-ca/mayfly/engine-sidecar"
+	"github.com/mayfly-ca/mayfly/engine-sidecar/supervise"
+)
+
+// TestMain lets the test binary be the sidecar's hidden subcommand and the
+// engine of the tests.
+func TestMain(m *testing.M) {
+	if supervise.IsChild(os.Args[1:]) {
+		os.Exit(supervise.Child(os.Args[1:]))
+	}
+	if len(os.Args) == 4 && os.Args[1] == "__engine_of_test" {
+		os.Exit(testEngine(os.Args[2], os.Args[3]))
+	}
+	os.Exit(m.Run())
+}
+
+// testEngine echoes on a socket. It ends with 0 on SIGTERM once it has no
+// connection, as Dagger does, and crashes with 7 when a client says "crash".
+func testEngine(socket, _ string) int {
+	ln, err := net.Listen("unix", socket)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	term := make(chan os.Signal, 1)
+	signal.Notify(term, syscall.SIGTERM)
+	conns := make(chan int)
+	go func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			conns <- 1
+			go func() {
+				defer func() { c.Close(); conns <- -1 }()
+				buf := make([]byte, 4096)
+				for {
+					n, err := c.Read(buf)
+					if err != nil {
+						return
+					}
+					if string(buf[:n]) == "crash" {
+						os.Exit(7)
+					}
+					if _, err := c.Write(buf[:n]); err != nil {
+						return
+					}
+				}
+			}()
+		}
+	}()
+	open, ending := 0, false
+	for !ending || open > 0 {
+		select {
+		case n := <-conns:
+			open += n
+		case <-term:
+			ending = true
+		}
+	}
+	return 0
+}
+
+// supervised makes w run the test engine as its child.
+func (w *world) supervised() *world {
+	w.engine.Close()
+	w.cfg.UnsafeNoIsolation = true
+	w.cfg.Program.Command = []string{os.Args[0], "__engine_of_test", w.cfg.EngineSocket, "x"}
+	w.cfg.Program.EngineErr = w.log
+	return w
+}
+
+func (w *world) wantEnd(exit int, errPart string) {
+	w.tb.Helper()
+	select {
+	case out := <-w.done:
+		if out.exit != exit || errPart == "" && out.err != nil || errPart != "" && (out.err == nil || !strings.Contains(out.err.Error(), errPart)) {
+			w.tb.Fatalf("ended with %d, %v; want %d, %q\n%s", out.exit, out.err, exit, errPart, w.log)
+		}
+	case <-time.After(20 * time.Second):
+		w.tb.Fatalf("does not end\n%s", w.log)
+	}
+}
+
+func TestDrainWaitsForRelays(t *testing.T) {
+	t.Parallel()
+	w := setUp(t).supervised()
+	w.cfg.DrainTimeout = 20 * time.Second
+	w.run()
+	cert := w.clientCert(nil)
+	conn, control := w.admitted(cert), w.control(cert)
+	w.stop()
+	eventually(t, "not accepting", func() bool {
+		c, err := net.Dial("tcp", w.addr)
+		if err == nil {
+			c.Close()
+		}
+		return err != nil
+	})
+	w.echoes(conn) // what runs may go on
+	control.send(wire.Control{Ping: 1})
+	if got := control.next(); got.Pong != 1 {
+		t.Fatalf("control connection: %+v", got)
+	}
+	conn.Close()
+	w.wantEnd(0, "")
+	if w.log.has("relays are left") {
+		t.Fatalf("log:\n%s", w.log)
+	}
+}
+
+// TestDrainCutsWhatIsLeft: the engine waits for its clients and they for it, as
+// with Dagger, until the sidecar cuts.
+func TestDrainCutsWhatIsLeft(t *testing.T) {
+	t.Parallel()
+	w := setUp(t).supervised()
+	w.run()
+	cert := w.clientCert(nil)
+	conn, control := w.admitted(cert), w.control(cert)
+	if held := control.hold(conn); len(held) != 1 {
+		t.Fatalf("held %v", held)
+	}
+	began := time.Now()
+	w.stop()
+	if got := control.next(); got.Reason != wire.ReasonDraining {
+		t.Fatalf("notice: %+v", got)
+	}
+	w.cutOff(conn)
+	w.wantEnd(0, "")
+	if took := time.Since(began); took < supervise.DefaultCutAfter || took > 10*time.Second {
+		t.Fatalf("stop took %v", took)
+	}
+}
+
+func TestEngineCrash(t *testing.T) {
+	t.Parallel()
+	w := setUp(t).supervised().run()
+	conn := w.admitted(w.clientCert(nil))
+	if _, err := io.WriteString(conn, "crash"); err != nil {
+		t.Fatal(err)
+	}
+	w.cutOff(conn)
+	w.wantEnd(7, "engine ended by itself")
+}
+
+func TestEngineThatNeverStarts(t *testing.T) {
+	t.Parallel()
+	w := setUp(t).supervised()
+	w.cfg.Program.Command = []string{"/bin/sh", "-c", "exit 9"}
+	w.launch(nil)
+	w.wantEnd(9, "while starting")
+}
+
+func TestIsolatedEngine(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		if os.Getenv("MAYFLY_TEST_REQUIRE") == "all" {
+			t.Fatal("isolation needs root")
+		}
+		t.Skip("isolation needs root: run the test as root")
+	}
+	w := setUp(t).supervised()
+	w.cfg.UnsafeNoIsolation = false
+	// The token's folder is hidden from the engine, and the socket must not be.
+	dir := t.TempDir()
+	w.cfg.EngineSocket = dir + "/engine.sock"
+	w.cfg.Program.Command[2] = w.cfg.EngineSocket
+	w.run()
+	w.admitted(w.clientCert(nil))
+	w.stop()
+	w.wantEnd(0, "")
+}
+
+func TestIdleExit(t *testing.T) {
+	t.Parallel()
+	w := setUp(t)
+	w.echo()
+	w.cfg.IdleExit, w.cfg.BootGrace = 2*time.Second, time.Minute
+	w.run()
+	conn := w.admitted(w.clientCert(nil))
+	// Port scanners do not hold it awake, nor does it end while a relay lives.
+	ended := make(chan struct{})
+	defer close(ended)
+	go func() {
+		for {
+			if c, err := net.Dial("tcp", w.addr); err == nil {
+				defer c.Close()
+			}
+			select {
+			case <-ended:
+				return
+			case <-time.After(200 * time.Millisecond):
+			}
+		}
+	}()
+	time.Sleep(3 * time.Second) // longer than idle_exit: that is the test
+	w.echoes(conn)
+	conn.Close()
+	w.wantEnd(0, "")
+	if !w.log.has("idle: ending", "idle_exit") {
+		t.Fatalf("log:\n%s", w.log)
+	}
+}
+
+func TestBootGrace(t *testing.T) {
+	t.Parallel()
+	w := setUp(t)
+	w.echo()
+	w.cfg.IdleExit, w.cfg.BootGrace = time.Minute, time.Second
+	w.run()
+	w.wantEnd(0, "")
+	if !w.log.has("idle: ending", "boot_grace") {
+		t.Fatalf("log:\n%s", w.log)
+	}
+}
+
+func TestBootTimeout(t *testing.T) {
+	t.Parallel()
+	t.Run("denied", func(t *testing.T) {
+		t.Parallel()
+		w := setUp(t)
+		w.echo()
+		w.cfg.BootTimeout = 2 * time.Second
+		w.issuer.set(func() { w.issuer.denied = true })
+		w.launch(nil)
+		w.wantEnd(1, "no rule admits app_id 3")
+	})
+	t.Run("engine silent", func(t *testing.T) {
+		t.Parallel()
+		w := setUp(t)
+		w.engine.Close() // nobody listens there
+		w.cfg.BootTimeout = 2 * time.Second
+		w.launch(nil)
+		w.wantEnd(1, "boot_timeout")
+	})
+	t.Run("stopped meanwhile", func(t *testing.T) {
+		t.Parallel()
+		w := setUp(t)
+		w.issuer.set(func() { w.issuer.down = true })
+		w.launch(nil)
+		eventually(t, "a try", func() bool { return w.log.has("no certificate") })
+		w.stop()
+		w.wantEnd(0, "")
+	})
+}
+
+// TestIssuerAwayAtBoot heals without a restart.
+func TestIssuerAwayAtBoot(t *testing.T) {
+	t.Parallel()
+	w := setUp(t)
+	w.echo()
+	w.issuer.set(func() { w.issuer.down = true })
+	listening := make(chan string, 1)
+	w.launch(func(addr, _ net.Addr) { listening <- addr.String() })
+	eventually(t, "a failed try", func() bool { return w.log.has("no certificate") })
+	select {
+	case <-listening:
+		t.Fatal("listens without a certificate")
+	default:
+	}
+	w.issuer.set(func() { w.issuer.down = false })
+	select {
+	case w.addr = <-listening:
+	case <-time.After(20 * time.Second):
+		t.Fatalf("does not heal\n%s", w.log)
+	}
+	w.admitted(w.clientCert(nil))
+}
+
+// TestRotation: new handshakes see a new certificate of a new key, and no relay
+// notices.
+func TestRotation(t *testing.T) {
+	t.Parallel()
+	w := setUp(t)
+	w.echo()
+	w.issuer.ttl = 4 * time.Second
+	w.run()
+	cert := w.clientCert(nil)
+	conn := w.admitted(cert)
+	first := conn.ConnectionState().PeerCertificates[0]
+	eventually(t, "another certificate", func() bool {
+		c, err := w.dial(cert, "h2")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		now := c.ConnectionState().PeerCertificates[0]
+		if now.Equal(first) {
+			return false
+		}
+		if string(now.RawSubjectPublicKeyInfo) == string(first.RawSubjectPublicKeyInfo) {
+			t.Fatal("the same key again")
+		}
+		return true
+	})
+	w.echoes(conn)
+}
+
+// TestIssuerAwayAtRotation keeps the old certificate as long as it lives, says
+// so loudly and catches up.
+func TestIssuerAwayAtRotation(t *testing.T) {
+	t.Parallel()
+	w := setUp(t)
+	w.echo()
+	w.issuer.ttl = 6 * time.Second
+	w.run()
+	conn := w.admitted(w.clientCert(nil))
+	w.issuer.set(func() { w.issuer.down = true })
+	eventually(t, "failures counted", func() bool {
+		_, b := w.get("/metrics")
+		return contains(b, `certificate_requests_total{result="failed"}`)
+	})
+	w.admitted(w.clientCert(nil))
+	w.issuer.set(func() { w.issuer.down = false })
+	eventually(t, "caught up", func() bool {
+		w.issuer.mu.Lock()
+		defer w.issuer.mu.Unlock()
+		return len(w.issuer.issued) >= 2
+	})
+	w.echoes(conn)
+}
+
+func TestBadConfig(t *testing.T) {
+	t.Parallel()
+	exit, err := sidecar.Run(t.Context(), sidecar.Config{})
+	if exit != 1 || err == nil {
+		t.Fatalf("empty configuration: %d, %v", exit, err)
+	}
+	w := setUp(t)
+	w.cfg.Issuer = "http://issuer.example.com" // http off loopback (ATTACKS 70)
+	exit, err = sidecar.Run(t.Context(), w.cfg)
+	if exit != 1 || err == nil || errors.Is(err, net.ErrClosed) {
+		t.Fatalf("http off loopback: %d, %v", exit, err)
+	}
+}
