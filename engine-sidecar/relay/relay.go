@@ -48,6 +48,7 @@ type Relay struct {
 type downEnd struct {
 	clean  bool // the engine's end of stream, and close_notify was sent
 	client bool // otherwise: the client's side failed, not the engine's
+	late   bool // and that only when all bytes had been delivered
 }
 
 // New makes a relay of a TLS connection that has shaken hands, the Conn below
@@ -112,7 +113,11 @@ func (r *Relay) finish(downErr error) (string, error) {
 	end := <-r.down
 	defer r.engine.Close()
 	if end.client {
-		return ClientLost, errors.Join(downErr, r.conn.Abort())
+		_ = r.conn.Abort()
+		if end.late && !r.deaf {
+			return Closed, nil // it had said its own end, and then hung up
+		}
+		return ClientLost, downErr
 	}
 	// The client may be slow, and may still be sending: all that was sent to
 	// it is its own before the socket goes.
@@ -121,10 +126,10 @@ func (r *Relay) finish(downErr error) (string, error) {
 	switch {
 	case !end.clean:
 		return EngineLost, downErr
-	case err != nil:
+	case r.deaf && err != nil:
 		return ClientLost, err
 	}
-	return Closed, nil
+	return Closed, err
 }
 
 // upstream carries client to engine. It returns Closed when the client said
@@ -266,7 +271,7 @@ func (r *Relay) tellEnd() (downEnd, error) {
 	err := errors.Join(r.tls.CloseWrite(), r.conn.flush())
 	if err != nil {
 		_ = r.conn.Abort()
-		return downEnd{client: true}, err
+		return downEnd{client: true, late: true}, err
 	}
 	return downEnd{clean: true}, nil
 }
