@@ -186,3 +186,14 @@ func TestPendingPasses(t *testing.T) {
 	}
 	s.run("exec", "--", "dialer", "echo").check(t, 0)
 }
+
+// waitFor waits for something that is on its way.
+func waitFor(t *testing.T, ready func() bool) {
+	t.Helper()
+	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		if ready() {
+			return
+		}
+	}
+	t.Fatal("it did not come")
+}
