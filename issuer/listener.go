@@ -16,32 +16,52 @@ import (
 	"github.com/mayfly-ca/mayfly/ca"
 )
 
-// acceptGrace is how long a stopping listener takes what the kernel has
-// accepted already: closing at once would reset those connections.
-const acceptGrace = 100 * time.Millisecond
+// A stopping listener takes what the kernel has accepted already, since closing
+// would reset those connections: for acceptGrace, and then until the queue was
+// empty for a moment, or acceptLimit is over.
+const (
+	acceptGrace  = 100 * time.Millisecond
+	acceptMoment = time.Millisecond
+	acceptLimit  = time.Second
+)
 
-// drainListener empties the kernel's queue of accepted connections when it is
-// closed. Accept reports net.ErrClosed when that is done.
+// drainListener empties the kernel's queue of accepted connections at its end.
 type drainListener struct {
 	*net.TCPListener
-	closing atomic.Bool
-	once    sync.Once
+	draining atomic.Bool
+	until    atomic.Int64  // Unix ns: the end of acceptLimit
+	drained  chan struct{} // closed when Accept is done
+	once     sync.Once
 }
 
 // Accept implements net.Listener.
 func (l *drainListener) Accept() (net.Conn, error) {
 	c, err := l.TCPListener.Accept()
-	if err == nil || !l.closing.Load() {
+	if err != nil && l.draining.Load() && time.Now().Before(time.Unix(0, l.until.Load())) {
+		// The deadline may have passed between two Accepts: ask the queue once more.
+		if l.SetDeadline(time.Now().Add(acceptMoment)) == nil {
+			c, err = l.TCPListener.Accept()
+		}
+	}
+	if err == nil || !l.draining.Load() {
 		return c, err
 	}
-	_ = l.TCPListener.Close()
+	l.once.Do(func() { close(l.drained) })
 	return nil, net.ErrClosed
 }
 
-// Close begins the end: Accept goes on for acceptGrace.
-func (l *drainListener) Close() error {
-	l.once.Do(func() { l.closing.Store(true) })
-	return l.SetDeadline(time.Now().Add(acceptGrace))
+// drain lets Accept empty the queue, and closes the listener.
+func (l *drainListener) drain() {
+	now := time.Now()
+	l.until.Store(now.Add(acceptLimit).UnixNano())
+	l.draining.Store(true)
+	if l.SetDeadline(now.Add(acceptGrace)) == nil {
+		select {
+		case <-l.drained:
+		case <-time.After(acceptLimit + acceptGrace): // nobody accepts any more
+		}
+	}
+	_ = l.TCPListener.Close()
 }
 
 // certificateKeeper holds the listener's certificate and keeps it fresh. The

@@ -160,7 +160,7 @@ func (svc *Service) listen(ctx context.Context, host string) error {
 		}
 		l = made.(*net.TCPListener) // of network tcp
 	}
-	svc.api = &drainListener{TCPListener: l}
+	svc.api = &drainListener{TCPListener: l, drained: make(chan struct{})}
 	svc.closers = append(svc.closers, func() { _ = l.Close() })
 	if c.MetricsListen != "" {
 		if svc.scrape, err = lc.Listen(ctx, "tcp", c.MetricsListen); err != nil {
@@ -196,7 +196,8 @@ func (svc *Service) Close() {
 // Serve answers requests until ctx ends or a listener fails, and closes.
 func (svc *Service) Serve(ctx context.Context) error {
 	defer svc.Close()
-	api := svc.httpServer(svc.server.Handler())
+	api, conns := svc.httpServer(svc.server.Handler()), newConnections()
+	api.ConnState = conns.state
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", svc.metrics.Handler())
 	scrape := svc.httpServer(mux)
@@ -208,9 +209,9 @@ func (svc *Service) Serve(ctx context.Context) error {
 	svc.background(work, &wg)
 
 	failed := make(chan error, 2)
-	wg.Go(func() { failed <- svc.serveAPI(api) })
+	wg.Go(func() { failed <- ignoreClosed(svc.serveAPI(api)) })
 	if svc.scrape != nil {
-		wg.Go(func() { failed <- scrape.Serve(svc.scrape) })
+		wg.Go(func() { failed <- ignoreClosed(scrape.Serve(svc.scrape)) })
 	}
 	svc.greet()
 	if svc.config.Started != nil {
@@ -222,12 +223,21 @@ func (svc *Service) Serve(ctx context.Context) error {
 		svc.logger.Info("stopping")
 	case err = <-failed:
 	}
-	svc.server.Drain()
-	stop, done := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
-	defer done()
-	err = errors.Join(ignoreClosed(err), api.Shutdown(stop), scrape.Shutdown(stop))
+	err = errors.Join(err, svc.stop(context.WithoutCancel(ctx), api, conns), scrape.Close())
 	svc.logger.Info("stopped")
 	return err
+}
+
+// stop ends the service in order: no new connections, held requests answered,
+// requests under way waited for.
+func (svc *Service) stop(ctx context.Context, api *http.Server, conns *connections) error {
+	ctx, cancel := context.WithTimeout(ctx, stopTimeout)
+	defer cancel()
+	svc.server.Drain()
+	svc.api.drain()
+	api.SetKeepAlivesEnabled(false)
+	conns.quiet(ctx)
+	return api.Shutdown(ctx)
 }
 
 func (svc *Service) serveAPI(s *http.Server) error {
@@ -238,7 +248,7 @@ func (svc *Service) serveAPI(s *http.Server) error {
 }
 
 func ignoreClosed(err error) error {
-	if errors.Is(err, http.ErrServerClosed) {
+	if errors.Is(err, http.ErrServerClosed) || errors.Is(err, net.ErrClosed) {
 		return nil
 	}
 	return err
