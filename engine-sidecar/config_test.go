@@ -1,0 +1,202 @@
+package sidecar
+
+import (
+	"bytes"
+	"net"
+	"net/netip"
+	"os"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/pires/go-proxyproto"
+
+	"github.com/mayfly-ca/mayfly/engine-sidecar/admission"
+)
+
+const minimal = "issuer: https://issuer.example.com\nengine: default\n"
+
+func TestParseConfig(t *testing.T) {
+	t.Parallel()
+	c, err := ParseConfig([]byte(minimal+"limits: {connections: 7}\nidle_exit: 90s\n"), []string{
+		"HOME=/root", "MAYFLY_ISSUER=https://other.example.com",
+		"MAYFLY_SIDECAR_ENGINE=big", "MAYFLY_SIDECAR_MAX_STALENESS=2m", "MAYFLY_SIDECAR_LIMITS_HANDSHAKE_RATE=9",
+		"MAYFLY_SIDECAR_TRUSTED_PROXIES=172.16.0.0/12, fdaa::1", "MAYFLY_SIDECAR_PROXY_PROTOCOL=required",
+		"MAYFLY_SIDECAR_UNSAFE_NO_ISOLATION=true", "MAYFLY_SIDECAR_LISTEN=",
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := Config{
+		Issuer: "https://issuer.example.com", Engine: "big", Listen: ":8080", ProxyProtocol: "required",
+		TrustedProxies: []string{"172.16.0.0/12", "fdaa::1"}, EngineSocket: "/run/dagger/engine.sock",
+		EngineProbe: "answer", UnsafeNoIsolation: true, TokenSource: "auto", MaxStaleness: 2 * time.Minute,
+		OnStale: "refuse", MaxConnectionAge: 24 * time.Hour, IdleExit: 90 * time.Second, BootGrace: time.Minute,
+		BootTimeout: 10 * time.Minute, DrainTimeout: 30 * time.Second, KillTimeout: 2 * time.Minute,
+		Limits: Limits{
+			Connections: 7, ConnectionsPerRun: 256, Handshakes: 512, HandshakesPerAddress: 64,
+			HandshakeTimeout: 10 * time.Second, HandshakeRate: 9,
+		},
+	}
+	if diff := cmp.Diff(want, c); diff != "" {
+		t.Fatal(diff)
+	}
+	if _, err := ParseConfig(nil, []string{"MAYFLY_SIDECAR_ISSUER=https://issuer.example.com", "MAYFLY_SIDECAR_ENGINE=default"}); err != nil {
+		t.Fatalf("by variables alone: %v", err)
+	}
+}
+
+func TestParseConfigRefuses(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct{ yaml, env, want string }{
+		"nothing":              {"", "", "issuer is required"},
+		"unknown key":          {minimal + "isuer: x\n", "", "isuer"},
+		"unknown limit":        {minimal + "limits: {conections: 1}\n", "", "conections"},
+		"duplicate key":        {minimal + "engine: b\n", "", "already defined"},
+		"second document":      {minimal + "---\nengine: b\n", "", "more than one document"},
+		"unknown variable":     {minimal, "MAYFLY_SIDECAR_ENGIN=x", "names no key"},
+		"bad duration":         {minimal, "MAYFLY_SIDECAR_IDLE_EXIT=90", "IDLE_EXIT"},
+		"staleness of a day":   {minimal + "max_staleness: 24h\n", "", "max_staleness"},
+		"age over a day":       {minimal + "max_connection_age: 25h\n", "", "max_connection_age"},
+		"negative idle":        {minimal + "idle_exit: -1s\n", "", "idle_exit"},
+		"relative socket":      {minimal + "engine_socket: engine.sock\n", "", "engine_socket"},
+		"proxy_protocol":       {minimal + "proxy_protocol: v2\n", "", "proxy_protocol"},
+		"on_stale":             {minimal + "on_stale: ignore\n", "", "on_stale"},
+		"proxies without":      {minimal + "trusted_proxies: [10.0.0.0/8]\n", "", "needs proxy_protocol"},
+		"proxy that is a name": {minimal + "proxy_protocol: required\ntrusted_proxies: [edge.example.com]\n", "", "neither an address"},
+		"address":              {minimal + "listen: 8080\n", "", "8080"},
+		"negative limit":       {minimal + "limits: {connections: -1}\n", "", "limits"},
+	} {
+		var env []string
+		if tc.env != "" {
+			env = []string{tc.env}
+		}
+		_, err := ParseConfig([]byte(tc.yaml), env)
+		if err == nil || !strings.Contains(err.Error(), tc.want) {
+			t.Errorf("%s: %v, want %q", name, err, tc.want)
+		}
+	}
+}
+
+// TestEveryKeyIsDocumented: a doc comment on each key, and a variable for each.
+func TestEveryKeyIsDocumented(t *testing.T) {
+	t.Parallel()
+	src, err := os.ReadFile("config.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var walk func(typ reflect.Type)
+	walk = func(typ reflect.Type) {
+		for i := range typ.NumField() {
+			f := typ.Field(i)
+			if f.Tag.Get("yaml") == "-" {
+				continue
+			}
+			if !bytes.Contains(src, []byte("// "+f.Name+" ")) {
+				t.Errorf("%s has no doc comment", f.Name)
+			}
+			if f.Type.Kind() == reflect.Struct {
+				walk(f.Type)
+			}
+		}
+	}
+	walk(reflect.TypeFor[Config]())
+}
+
+func TestHidden(t *testing.T) {
+	t.Parallel()
+	c := Config{
+		TokenSource: "file:/var/run/secrets/mayfly/token", FlyAPISocket: "/run/fly/api",
+		EngineHide: []string{"/srv/secret"},
+	}
+	if diff := cmp.Diff([]string{"/srv/secret", "/run/fly", "/var/run/secrets/mayfly"}, c.hidden()); diff != "" {
+		t.Fatal(diff)
+	}
+	c = Config{TokenSource: "file:/tmp/token"}
+	if diff := cmp.Diff([]string{"/tmp/token"}, c.hidden()); diff != "" {
+		t.Fatal(diff)
+	}
+}
+
+func TestIdle(t *testing.T) {
+	t.Parallel()
+	now := time.Now()
+	i := newIdle(Config{IdleExit: time.Minute, BootGrace: 2 * time.Minute}, now)
+	for name, tc := range map[string]struct {
+		counts admission.Counts
+		after  time.Duration
+		over   bool
+	}{
+		"nobody yet":    {admission.Counts{}, time.Minute + time.Second, false},
+		"nobody":        {admission.Counts{}, 2 * time.Minute, true},
+		"somebody":      {admission.Counts{Ever: true, Relays: 1}, time.Hour, false},
+		"just gone":     {admission.Counts{Ever: true, Emptied: now.Add(time.Hour)}, time.Hour + 59*time.Second, false},
+		"gone":          {admission.Counts{Ever: true, Emptied: now.Add(time.Hour)}, time.Hour + time.Minute, true},
+		"only controls": {admission.Counts{Ever: true, Controls: 3, Emptied: now}, time.Minute, true},
+	} {
+		if got := i.over(tc.counts, now.Add(tc.after)) != ""; got != tc.over {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+	if newIdle(Config{BootGrace: time.Second}, now).over(admission.Counts{}, now.Add(time.Hour)) != "" {
+		t.Error("idle_exit 0 ended it")
+	}
+}
+
+func TestExpiry(t *testing.T) {
+	t.Parallel()
+	for token, want := range map[string]int64{
+		"e30.eyJleHAiOjE3MDAwMDAwMDB9.c2ln": 1700000000,
+		"e30.e30.c2ln":                      0,
+		"e30.%%.c2ln":                       0,
+		"nothing":                           0,
+		"e30.eyJleHAiOi0xfQ.c2ln":           0,
+	} {
+		got := expiry(token)
+		if want == 0 && !got.IsZero() || want != 0 && got.Unix() != want {
+			t.Errorf("%s: %v", token, got)
+		}
+	}
+}
+
+// FuzzProxyHeader: exactly the header is read, and what is taken for an address
+// is the one that a proxy would write for it.
+func FuzzProxyHeader(f *testing.F) {
+	for _, from := range []string{"203.0.113.9:4711", "[2001:db8::1]:1"} {
+		src := netip.MustParseAddrPort(from)
+		h := proxyproto.Header{
+			Version: 2, Command: proxyproto.PROXY, TransportProtocol: proxyproto.TCPv4,
+			SourceAddr: net.TCPAddrFromAddrPort(src), DestinationAddr: net.TCPAddrFromAddrPort(src),
+		}
+		if src.Addr().Is6() {
+			h.TransportProtocol = proxyproto.TCPv6
+		}
+		b, err := h.Format()
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+		f.Add(append(b, "more"...))
+	}
+	f.Add([]byte("PROXY TCP4 1.2.3.4 1.2.3.4 1 1\r\n"))
+	f.Add(append(bytes.Clone(proxySignature), 0x20, 0, 0, 0))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		r := bytes.NewReader(data)
+		addr, err := readProxyHeader(r)
+		if err != nil {
+			return
+		}
+		if !bytes.HasPrefix(data, proxySignature) {
+			t.Fatal("no signature")
+		}
+		n := proxyHeaderFixed + int(data[14])<<8 + int(data[15])
+		if read := len(data) - r.Len(); read != n {
+			t.Fatalf("read %d bytes of a header of %d", read, n)
+		}
+		if addr.IsValid() && addr.Addr().Is4In6() {
+			t.Fatalf("%v has two spellings", addr)
+		}
+	})
+}
