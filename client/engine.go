@@ -5,10 +5,12 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/url"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/mayfly-ca/mayfly/ca/identity"
@@ -93,13 +95,40 @@ const (
 	attemptTimeout = 60 * time.Second
 )
 
+// endWatch sees how the connection below TLS ends. crypto/tls takes a bare end
+// at a record's border for the end of the stream, though only close_notify is
+// one (RFC 8446 section 6.1): a cut, or whoever sits in between, would pass for
+// a complete answer.
+type endWatch struct {
+	net.Conn
+	ended atomic.Bool
+}
+
+func (w *endWatch) Read(b []byte) (int, error) {
+	n, err := w.Conn.Read(b)
+	if err == io.EOF {
+		w.ended.Store(true)
+	}
+	return n, err
+}
+
 // engineConn is an admitted connection to a sidecar.
 type engineConn struct {
 	*tls.Conn
+	below *endWatch
 	// bottom is the TCP connection: closing it waits for nobody.
 	bottom net.Conn
 	cred   *Credential
 	engine wire.Engine
+}
+
+// Read returns io.EOF for the stream's own end only.
+func (e *engineConn) Read(b []byte) (int, error) {
+	n, err := e.Conn.Read(b)
+	if err == io.EOF && e.below.ended.Load() {
+		err = io.ErrUnexpectedEOF
+	}
+	return n, err
 }
 
 // abandon closes the connection without a word, at once.
@@ -169,7 +198,8 @@ func (c *Client) secure(ctx context.Context, bottom net.Conn, ep endpoint, cred 
 		under = outer
 	}
 	var refused error
-	conn := tls.Client(under, mtls.ClientConfig(cred, cred.TrustDomain, e.ServerName, []string{alpn}, func(p mtls.Peer) error {
+	below := &endWatch{Conn: under}
+	conn := tls.Client(below, mtls.ClientConfig(cred, cred.TrustDomain, e.ServerName, []string{alpn}, func(p mtls.Peer) error {
 		refused = checkEngine(p, e, feed)
 		return refused
 	}))
@@ -189,7 +219,7 @@ func (c *Client) secure(ctx context.Context, bottom net.Conn, ep endpoint, cred 
 	if !stop() { // the context ended between the verdict and here
 		return nil, ctx.Err()
 	}
-	return &engineConn{Conn: conn, bottom: bottom, cred: cred, engine: e}, nil
+	return &engineConn{Conn: conn, below: below, bottom: bottom, cred: cred, engine: e}, nil
 }
 
 // inTime gives a context's end, which shows as a closed connection, its name.

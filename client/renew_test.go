@@ -1,0 +1,283 @@
+package client
+
+import (
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/mayfly-ca/mayfly/client/wire"
+)
+
+// recorder keeps the events of a client.
+type recorder struct {
+	mu     sync.Mutex
+	events []Event
+}
+
+func (r *recorder) hear(e Event) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.events = append(r.events, e)
+}
+
+func (r *recorder) kinds(of EventKind) []Event {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.DeleteFunc(slices.Clone(r.events), func(e Event) bool { return e.Kind != of })
+}
+
+func dialed(t *testing.T, c *Client) net.Conn {
+	t.Helper()
+	conn, err := c.DialContext(t.Context(), "tcp", testEngine)
+	if err != nil {
+		t.Fatal(err)
+	}
+	echo(t, conn, "hello")
+	return conn
+}
+
+// A build of three hours on certificates of one: its connection lives through
+// the renewals, each with a fresh token and a new key.
+func TestLongJob(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, &memory{})
+		var r recorder
+		c := w.client(func(c *Config) { c.Progress = r.hear })
+		conn := dialed(t, c)
+		first := c.Credential()
+		for range 3 * 6 {
+			time.Sleep(10 * time.Minute)
+			echo(t, conn, "still here")
+		}
+		w.sidecar.waitHeldBy(t, c.Info().Serial)
+		if n := len(r.kinds(EventRenewed)); n != 5 && n != 6 {
+			t.Errorf("%d renewals in 3 h", n)
+		}
+		if got := w.source.count(); got != len(r.kinds(EventRenewed))+1 {
+			t.Errorf("%d tokens", got)
+		}
+		if tokens := slices.Compact(slices.Sorted(slices.Values(w.issuer.tokens))); len(tokens) != len(w.issuer.tokens) {
+			t.Error("a token was used twice")
+		}
+		if c.Credential().key.Equal(first.key) || c.Credential().Serial() == first.Serial() {
+			t.Error("the key was not renewed")
+		}
+		if n := w.sidecar.get(func(s *fakeSidecar) int { return len(s.links) }); n != 1 {
+			t.Errorf("%d control connections are open", n)
+		}
+		if err := conn.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// With renewal stopped the relay ends at NotAfter, and says so; a new dial
+// tries to mint and says why it cannot.
+func TestRenewalStops(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, &memory{})
+		var r recorder
+		c := w.client(func(c *Config) { c.Progress = r.hear })
+		conn := dialed(t, c)
+		end := c.Info().NotAfter
+		w.issuer.set(func(i *fakeIssuer) {
+			i.answer = func(_ int, w http.ResponseWriter, _ *http.Request) bool {
+				problem(w, wire.ProblemBlocked, "run 7 is blocked until tomorrow")
+				return true
+			}
+		})
+		_, err := io.ReadAll(conn)
+		if late := time.Since(end); late < 0 || late > time.Second {
+			t.Errorf("ended %v after NotAfter", late)
+		}
+		cut := as[*CutError](t, err)
+		if cut.Reason != wire.ReasonExpired || !cut.NotAfter.Equal(end) || cut.Renewal == nil || !cut.Final() {
+			t.Errorf("%+v", cut)
+		}
+		for _, says := range []string{"expired", cut.Serial, "renewing it fails", "run 7 is blocked"} {
+			if !strings.Contains(err.Error(), says) {
+				t.Errorf("%q does not say %q", err, says)
+			}
+		}
+		if _, err := conn.Write([]byte("x")); as[*CutError](t, err) != cut {
+			t.Error("a write has another reason")
+		}
+		if len(r.kinds(EventRenewFailed)) < 10 || len(r.kinds(EventCut)) != 1 {
+			t.Errorf("%d failed renewals, %d cuts told", len(r.kinds(EventRenewFailed)), len(r.kinds(EventCut)))
+		}
+		_ = conn.Close()
+		_, err = c.DialContext(t.Context(), "tcp", testEngine)
+		if p := as[*wire.Problem](t, err); p.Name() != wire.ProblemBlocked {
+			t.Errorf("%+v", p)
+		}
+		// The block is lifted: the client heals by itself.
+		w.issuer.set(func(i *fakeIssuer) { i.answer = nil })
+		conn = dialed(t, c)
+		_ = conn.Close()
+	})
+}
+
+// An issuer that is down at half life costs nothing if it is back before the
+// end.
+func TestRenewalHeals(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := &memory{}
+		w := newWorld(t, n)
+		c := w.client()
+		conn := dialed(t, c)
+		time.Sleep(25 * time.Minute)
+		w.issuer.set(func(i *fakeIssuer) {
+			i.answer = func(_ int, w http.ResponseWriter, _ *http.Request) bool {
+				problem(w, wire.ProblemUnavailable, "the store is down")
+				return true
+			}
+		})
+		time.Sleep(25 * time.Minute)
+		echo(t, conn, "still here")
+		w.issuer.set(func(i *fakeIssuer) { i.answer = nil })
+		time.Sleep(25 * time.Minute)
+		echo(t, conn, "still here")
+		if c.Stats().Renewals == 0 {
+			t.Error("not renewed")
+		}
+		_ = conn.Close()
+	})
+}
+
+// A sidecar that goes silent is noticed after 20 s, though an exec may be
+// silent for minutes.
+func TestSilence(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, &memory{})
+		c := w.client()
+		conn := dialed(t, c)
+		time.Sleep(10 * time.Minute)
+		echo(t, conn, "after ten minutes of nothing")
+		w.sidecar.set(func(s *fakeSidecar) { s.frozen, s.deaf = true, true })
+		start := time.Now()
+		_, err := conn.Read(make([]byte, 1))
+		if cut := as[*CutError](t, err); cut.Reason != ReasonSilence || cut.Final() {
+			t.Errorf("%+v", cut)
+		}
+		if took := time.Since(start); took < 10*time.Second || took > 21*time.Second {
+			t.Errorf("cut after %v", took)
+		}
+		_ = conn.Close()
+	})
+}
+
+// A relay that no control connection ever held is not cut for silence.
+func TestNeverHeld(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, &memory{})
+		w.sidecar.set(func(s *fakeSidecar) { s.deaf = true })
+		c := w.client()
+		conn := dialed(t, c)
+		time.Sleep(20 * time.Minute)
+		echo(t, conn, "still here")
+		// And it ends at the NotAfter of the certificate that it was dialed
+		// with, which the reader learns although nobody told it.
+		_, err := io.ReadAll(conn)
+		if cut := as[*CutError](t, err); cut.Reason != wire.ReasonExpired {
+			t.Errorf("%+v", cut)
+		}
+		_ = conn.Close()
+	})
+}
+
+// A control connection that breaks is opened again and holds the relays anew.
+func TestControlReset(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, &memory{})
+		c := w.client()
+		one, two := dialed(t, c), dialed(t, c)
+		w.sidecar.waitHeldBy(t, c.Info().Serial)
+		for range 3 {
+			w.sidecar.resetControl()
+			time.Sleep(15 * time.Second)
+			echo(t, one, "one")
+			echo(t, two, "two")
+		}
+		if n := w.sidecar.get(func(s *fakeSidecar) int { return s.opened }); n != 4 {
+			t.Errorf("%d control connections", n)
+		}
+		if n := w.sidecar.get(func(s *fakeSidecar) int { return s.holds }); n != 8 {
+			t.Errorf("%d holds", n)
+		}
+		_ = one.Close()
+		_ = two.Close()
+		synctest.Wait()
+		if n := w.sidecar.get(func(s *fakeSidecar) int { return len(s.links) }); n != 0 {
+			t.Errorf("%d control connections without a relay", n)
+		}
+	})
+}
+
+// Whatever the sidecar says before it cuts is what the reader gets.
+func TestCutReason(t *testing.T) {
+	for _, reason := range []string{wire.ReasonRevoked, wire.ReasonFeedStale, wire.ReasonDraining, wire.ReasonLimit} {
+		t.Run(reason, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, &memory{})
+				c := w.client()
+				conn := dialed(t, c)
+				w.sidecar.waitHeldBy(t, c.Info().Serial)
+				w.sidecar.cutAll(reason)
+				_, err := conn.Read(make([]byte, 1))
+				cut := as[*CutError](t, err)
+				if cut.Reason != reason || cut.Engine != testEngine || cut.Final() == wire.Retryable(reason) {
+					t.Errorf("%+v", cut)
+				}
+				_ = conn.Close()
+			})
+		})
+	}
+	t.Run("without a word", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t, &memory{})
+			c := w.client()
+			conn := dialed(t, c)
+			w.sidecar.reset()
+			_, err := conn.Read(make([]byte, 1))
+			if cut := as[*CutError](t, err); cut.Reason != ReasonLost || cut.Err == nil || errors.Is(err, io.EOF) {
+				t.Errorf("%+v", cut)
+			}
+			_ = conn.Close()
+		})
+	})
+}
+
+// A machine that slept through its certificate's end mints at the next dial,
+// once for all dials.
+func TestDialMints(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, &memory{})
+		c := w.client()
+		// As after a suspend: the certificate is over, and no timer has fired.
+		over := *c.Credential()
+		over.Response.NotAfter = time.Now().Add(-time.Minute)
+		c.cred.Store(&over)
+		var wg sync.WaitGroup
+		for range 4 {
+			wg.Go(func() {
+				conn, err := c.DialContext(t.Context(), "tcp", testEngine)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				_ = conn.Close()
+			})
+		}
+		wg.Wait()
+		if n := w.issuer.get(func(i *fakeIssuer) int { return i.posts }); n != 2 {
+			t.Errorf("%d certificates", n)
+		}
+	})
+}
