@@ -151,7 +151,7 @@ type LoginSource struct {
 func (s LoginSource) Token(_ context.Context, _ string) (string, error) {
 	l, err := s.Store.Find(s.Issuer, time.Now())
 	if err != nil {
-		return "", err
+		return "", &Error{Source: s.String(), Hint: "run mayfly login", Err: err}
 	}
 	return l.IDToken, nil
 }

@@ -1,0 +1,127 @@
+package cli
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+	"time"
+	"unicode"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestVisible(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct{ in, want string }{
+		{"acme/app", "acme/app"},
+		{"größe 世界", "größe 世界"},
+		{"a\x1b[31mb", `a\x1b[31mb`},
+		{"a\r\nb\tc", `a\r\nb\tc`},
+		{"a\u202eb\u2066c\u200bd", `a\u202eb\u2066c\u200bd`},
+		{"a\u0085\u009bb", `a\u0085\u009bb`},
+		{"a\xffb\u2028", `a\xffb\u2028`},
+		{"::set-output name=x::y", `\x3a:set-output name=x::y`},
+		{"  ::stop", `  \x3a:stop`},
+		{"spiffe://a::b", "spiffe://a::b"},
+		{"x ##[group]y", `x \x23#[group]y`},
+		{"# heading", "# heading"},
+	} {
+		if got := visible(tt.in); got != tt.want {
+			t.Errorf("visible(%q) = %s, want %s", tt.in, got, tt.want)
+		}
+	}
+}
+
+// FuzzVisible: nothing that acts is left, and what is harmless is unchanged.
+func FuzzVisible(f *testing.F) {
+	f.Add("a\x1b[31m\r\n\u202e##[x]::y")
+	f.Add("acme/app")
+	f.Fuzz(func(t *testing.T, s string) {
+		got := visible(s)
+		for _, r := range got {
+			if unicode.IsControl(r) || unicode.Is(unicode.Bidi_Control, r) || unicode.Is(unicode.Cf, r) || r == unicode.ReplacementChar && !strings.ContainsRune(s, r) {
+				t.Fatalf("visible(%q) has %U", s, r)
+			}
+		}
+		if strings.Contains(got, "##[") || strings.HasPrefix(strings.TrimSpace(got), "::") {
+			t.Fatalf("visible(%q) = %q is a runner's command", s, got)
+		}
+		if again := visible(got); again != got {
+			t.Fatalf("visible is not settled: %q, %q", got, again)
+		}
+		for n := 1; n < 12; n += 5 {
+			if w := width(cut(got, n)); w > n {
+				t.Fatalf("cut(%q, %d) is %d wide", got, n, w)
+			}
+		}
+	})
+}
+
+func testTerminal(width int, color bool) (*terminal, *bytes.Buffer) {
+	var out bytes.Buffer
+	t := newTerminal(Stdio{Out: &out, Err: &out})
+	t.outWidth, t.outColor = width, color
+	t.now = func() time.Time { return time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC) }
+	return t, &out
+}
+
+func TestTableFits(t *testing.T) {
+	t.Parallel()
+	cols := []column{{"SERIAL", 12}, {"STATUS", 0}, {"REPOSITORY", 10}}
+	rows := func() [][]cell {
+		return [][]cell{
+			{plain(strings.Repeat("5f", 16)), {Text: "valid", Style: &styleGood}, plain("acme/" + strings.Repeat("app", 20))},
+			{plain("00"), {Text: "revoked", Style: &styleBad}, plain("界/\x1b[2J")},
+		}
+	}
+	for _, w := range []int{40, 60, 80, 200} {
+		term, out := testTerminal(w, false)
+		term.table(cols, rows())
+		for line := range strings.Lines(out.String()) {
+			if got := width(strings.TrimRight(line, "\n")); got > w {
+				t.Errorf("at %d columns a line has %d: %s", w, got, line)
+			}
+		}
+	}
+	term, out := testTerminal(0, false) // no terminal: nothing is cut
+	term.table(cols, rows())
+	if !strings.Contains(out.String(), strings.Repeat("app", 20)) || strings.Contains(out.String(), "…") {
+		t.Errorf("cut without a terminal:\n%s", out)
+	}
+	for _, color := range []bool{true, false} {
+		term, out := testTerminal(100, color)
+		term.table(cols, rows())
+		if got := strings.Contains(out.String(), "\x1b[3"); got != color {
+			t.Errorf("colours %v, want %v:\n%q", got, color, out)
+		}
+		if strings.Contains(out.String(), "\x1b[2J") {
+			t.Error("a value acts")
+		}
+	}
+}
+
+func TestTimes(t *testing.T) {
+	t.Parallel()
+	tty, _ := testTerminal(80, false)
+	ci, _ := testTerminal(0, false)
+	at := tty.now().Add(41*time.Minute + 30*time.Second)
+	got := []string{tty.moment(at), ci.moment(at), tty.moment(tty.now().Add(-5 * time.Second)), ci.moment(time.Time{}), span(25 * time.Hour), span(72 * time.Hour)}
+	want := []string{"in 41m", "2026-01-02T03:45:35Z", "5s ago", "-", "25h00m", "3d"}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Error(d)
+	}
+	if got := []string{size(999), size(1000), size(1_500_000), size(12_000_000_000)}; got[0] != "999 B" || got[1] != "1.0 kB" || got[2] != "1.5 MB" || got[3] != "12.0 GB" {
+		t.Errorf("sizes %v", got)
+	}
+}
+
+func TestReadLineLeavesTheRest(t *testing.T) {
+	t.Parallel()
+	r := strings.NewReader("yes\r\nrest")
+	if got := readLine(r, 16); got != "yes" || r.Len() != len("rest") {
+		t.Errorf("%q, %d bytes left", got, r.Len())
+	}
+	if got := readLine(strings.NewReader(strings.Repeat("y", 1000)), 16); len(got) > 17 {
+		t.Errorf("read %d bytes", len(got))
+	}
+}
