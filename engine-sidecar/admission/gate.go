@@ -17,7 +17,7 @@ import (
 const (
 	// ReasonSilent: the control connection that held the relay said nothing
 	// for wire.ControlSilence.
-	ReasonSilent = "silent"
+	ReasonSilent = "silence"
 	// ReasonMaxAge: the relay reached Options.MaxAge.
 	ReasonMaxAge = "max_age"
 )

@@ -229,8 +229,8 @@ func TestSilence(t *testing.T) {
 		time.Sleep(19 * time.Second)
 		relay.want(t)
 		time.Sleep(2 * time.Second)
-		relay.want(t, "cut silent")
-		ctl.want(t, "told a silent")
+		relay.want(t, "cut silence")
+		ctl.want(t, "told a silence")
 		loose.want(t) // without a control connection: no heartbeat
 		if !ctl.ended {
 			t.Fatal("the silent control connection goes on")
@@ -264,7 +264,7 @@ func TestResetAndHoldAgain(t *testing.T) {
 				next.Close()
 			}
 			time.Sleep(wire.ControlSilence + time.Second)
-			relay.want(t, "cut silent")
+			relay.want(t, "cut silence")
 			l.Done()
 		}
 	})

@@ -1,0 +1,153 @@
+package sidecar_test
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/mayfly-ca/mayfly/client"
+	"github.com/mayfly-ca/mayfly/client/tokensource"
+	"github.com/mayfly-ca/mayfly/client/wire"
+	"github.com/mayfly-ca/mayfly/issuer/issuertest"
+)
+
+// job is the token source of a GitHub job with claims of its own.
+type job struct {
+	issuer *issuertest.Issuer
+	claims map[string]any
+}
+
+func (j job) Token(context.Context, string) (string, error) {
+	return j.issuer.GitHubToken(j.claims), nil
+}
+func (j job) String() string { return "job of a test" }
+
+var _ tokensource.Source = job{}
+
+// realWorld is a sidecar at a real issuer, as a Fly machine.
+func realWorld(t *testing.T) (*world, *issuertest.Issuer) {
+	t.Helper()
+	issuer := issuertest.Start(t, issuertest.Options{})
+	w := setUp(t)
+	w.echo()
+	socket := filepath.Join(filepath.Dir(w.cfg.EngineSocket), "fly.sock")
+	fly, err := issuer.Fly.ServeFlySocket(socket, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { fly.Close() })
+	w.cfg.Issuer, w.cfg.CAFile, w.cfg.TrustAnchor = issuer.URL, issuer.CAFile, issuer.TrustAnchor
+	w.cfg.TokenSource, w.cfg.FlyAPISocket = "fly", socket
+	return w.run(), issuer
+}
+
+// realClient is package client as a job uses it, of a run of its own.
+func (w *world) realClient(issuer *issuertest.Issuer, run string) *client.Client {
+	w.tb.Helper()
+	c, err := client.New(w.tb.Context(), client.Config{
+		Issuer: issuer.URL, CAFile: issuer.CAFile, TrustAnchor: issuer.TrustAnchor,
+		Source: job{issuer, map[string]any{"run_id": run}}, WakeTimeout: 5 * time.Second,
+		Dial: func(ctx context.Context, network, addr string) (net.Conn, error) {
+			if addr == "127.0.0.1:8080" { // the policy's endpoint
+				addr = w.addr
+			}
+			return new(net.Dialer).DialContext(ctx, network, addr)
+		},
+	})
+	if err != nil {
+		w.tb.Fatal(err)
+	}
+	w.tb.Cleanup(func() { c.Close() })
+	return c
+}
+
+func (w *world) realDial(c *client.Client) net.Conn {
+	w.tb.Helper()
+	conn, err := c.DialContext(w.tb.Context(), "tcp", "default")
+	if err != nil {
+		w.tb.Fatalf("%v\n%s", err, w.log)
+	}
+	w.tb.Cleanup(func() { conn.Close() })
+	w.echoes(conn)
+	return conn
+}
+
+// TestRealIssuerAndClient measures from the return of the revoke call to the
+// moment that the client knows, and wants the reason told.
+func TestRealIssuerAndClient(t *testing.T) {
+	t.Parallel()
+	w, issuer := realWorld(t)
+	bystander := w.realDial(w.realClient(issuer, "1000"))
+	var took []time.Duration
+	for i := range 12 {
+		c := w.realClient(issuer, []string{"2000", "2001", "2002"}[i%3]+string(rune('a'+i)))
+		conn := w.realDial(c)
+		answer, err := issuer.Revoke(wire.RevokeRequest{Serial: c.Credential().Serial(), Block: wire.BlockNone, Reason: "test"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		returned := time.Now()
+		_, err = conn.Read(make([]byte, 1))
+		took = append(took, time.Since(returned))
+		var cut *client.CutError
+		if !errors.As(err, &cut) || cut.Reason != wire.ReasonRevoked || answer.CRLNumber == 0 {
+			t.Fatalf("the client heard %v\n%s", err, w.log)
+		}
+	}
+	w.echoes(bystander)
+	slices.Sort(took)
+	t.Logf("revoke -> the client knows over %d: p50 %v, max %v", len(took), took[len(took)/2], took[len(took)-1])
+	if most := took[len(took)-1]; most > time.Second {
+		t.Fatalf("max %v, want at most 1s", most)
+	}
+}
+
+// TestRealSessions: what an admin sees of a relay.
+func TestRealSessions(t *testing.T) {
+	t.Parallel()
+	w, issuer := realWorld(t)
+	c := w.realClient(issuer, "3000")
+	conn := w.realDial(c)
+	serial := c.Credential().Serial()
+	find := func() (found wire.Session) {
+		var list wire.List[wire.Session]
+		if err := issuer.Call(http.MethodGet, wire.PathSessions+"?serial="+serial, issuer.ViewerToken(), nil, &list); err != nil {
+			t.Fatal(err)
+		}
+		if len(list.Items) > 0 {
+			found = list.Items[0]
+		}
+		return found
+	}
+	eventually(t, "the session to be told", func() bool { return find().Serial == serial })
+	if err := conn.Close(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "its end to be told", func() bool { return find().ClosedAt != nil })
+	if s := find(); s.BytesIn != 4 || s.BytesOut != 4 || s.Engine != "default" {
+		t.Fatalf("session %+v\n%s", s, w.log)
+	}
+}
+
+// TestRelaysThroughIssuerRestart: relays do not notice.
+func TestRelaysThroughIssuerRestart(t *testing.T) {
+	t.Parallel()
+	w := start(t)
+	var conns []net.Conn
+	for range 100 {
+		conns = append(conns, w.admitted(w.clientCert(nil)))
+	}
+	w.issuer.set(func() { w.issuer.down = true })
+	w.issuer.srv.CloseClientConnections()
+	eventually(t, "the sidecar to notice", func() bool { return w.log.has("revocation feed fails") })
+	w.issuer.set(func() { w.issuer.down = false })
+	eventually(t, "it to be back", func() bool { return w.log.has("revocation feed works again") })
+	for _, c := range conns {
+		w.echoes(c)
+	}
+}
