@@ -68,63 +68,37 @@ func MetaOf(rootPEM, intermediatePEM []byte) (Meta, error) {
 	}, nil
 }
 
-// RestoreStore brings a backup back as the SQLite file at path, which must not
-// exist, and raises its floor: what was issued or revoked after the backup is
-// unknown, so everything issued before now is refused. The file appears under
-// its name only with the floor in it.
-func RestoreStore(ctx context.Context, path string, backup io.Reader, root *x509.Certificate, by string) (time.Time, error) {
-	if IsPostgres(path) {
-		return time.Time{}, errors.New("restore: PostgreSQL restores by its own means; then call RestoreInPlace")
+// RestoreStore makes the store at dsn from a backup of any driver, where none may
+// be yet (ErrExists), and raises its floor: what was issued or revoked after the
+// backup is unknown, so everything issued before now is refused. The store is
+// there whole, with the floor in it, or not at all. A backup of another root is
+// ErrOtherRoot; what was made of it no authority opens, and a SQLite file is
+// removed again.
+func RestoreStore(ctx context.Context, dsn string, backup io.Reader, root *x509.Certificate, by string) (time.Time, error) {
+	restore := sqlite.Restore
+	if IsPostgres(dsn) {
+		restore = postgres.Restore
 	}
-	floor, err := restoreFile(ctx, path, backup, root, by)
+	m, floor, err := restore(ctx, dsn, backup, restored(by))
 	if err != nil {
 		return time.Time{}, fmt.Errorf("restore: %w", err)
+	}
+	if m.RootFingerprint != Fingerprint(root) {
+		err := fmt.Errorf("restore: the backup is of root %s: %w", m.RootFingerprint, ErrOtherRoot)
+		if !IsPostgres(dsn) {
+			err = errors.Join(err, os.Remove(dsn))
+		}
+		return time.Time{}, err
 	}
 	return floor, nil
 }
 
-func restoreFile(ctx context.Context, path string, backup io.Reader, root *x509.Certificate, by string) (floor time.Time, err error) {
-	for _, taken := range []string{path, path + "-wal"} {
-		if _, err := os.Lstat(taken); err == nil {
-			return time.Time{}, fmt.Errorf("%s: %w", taken, ErrExists)
-		}
-	}
-	unfinished := path + ".restoring"
-	if err := copyNew(unfinished, backup); err != nil {
-		return time.Time{}, err
-	}
-	defer func() {
-		for _, end := range []string{"", "-wal", "-shm"} {
-			if rm := os.Remove(unfinished + end); rm != nil && !os.IsNotExist(rm) {
-				err = errors.Join(err, rm)
-			}
-		}
-	}()
-	s, err := OpenStore(ctx, unfinished, root)
-	if err != nil {
-		return time.Time{}, err
-	}
-	floor, err = RestoreInPlace(ctx, s, by)
-	if err := errors.Join(err, s.Close()); err != nil {
-		return time.Time{}, err
-	}
-	return floor, os.Link(unfinished, path) // refuses where path is taken
+func restored(by string) Event {
+	return Event{Time: time.Now().UTC(), Type: EventRestored, By: by, Reason: "restored from a backup"}
 }
 
 // RestoreInPlace raises the floor of a store that was rolled back by its own
 // means, as RestoreStore does.
 func RestoreInPlace(ctx context.Context, s Store, by string) (time.Time, error) {
-	return s.RaiseFloor(ctx, Event{Time: time.Now().UTC(), Type: EventRestored, By: by, Reason: "restored from a backup"})
-}
-
-func copyNew(path string, r io.Reader) (err error) {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	if _, err := io.Copy(f, r); err != nil {
-		return err
-	}
-	return f.Sync()
+	return s.RaiseFloor(ctx, restored(by))
 }
