@@ -284,5 +284,6 @@ func (s *Server) encodeBundle() error {
 		return err
 	}
 	s.bundle = b
-	return nil
+	s.texts, err = newTexts(b.pem, s.authority.Intermediates())
+	return err
 }

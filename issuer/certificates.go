@@ -93,18 +93,15 @@ func (s *Server) writeIssued(w http.ResponseWriter, r *http.Request, issued *ca.
 	for _, e := range d.Engines {
 		engines = append(engines, wire.Engine{Name: e.Name, Endpoint: e.Endpoint, ServerName: e.ServerName})
 	}
-	return writeJSON(w, http.StatusCreated, wire.IssueResponse{
-		Serial:      issued.Record.Serial,
-		Certificate: pemOf(issued.Chain...),
-		TrustBundle: s.bundle.pem,
-		CRL:         string(crls.PEM),
-		NotBefore:   leaf.NotBefore.UTC(),
-		NotAfter:    leaf.NotAfter.UTC(),
-		RenewAfter:  leaf.NotBefore.Add(leaf.NotAfter.Sub(leaf.NotBefore) / 2).UTC(),
-		Identity:    issued.Record.Identity,
-		Rule:        issued.Record.Rule,
-		Engines:     engines,
-	})
+	return s.writeIssuedJSON(w, wire.IssueResponse{
+		Serial:     issued.Record.Serial,
+		NotBefore:  leaf.NotBefore.UTC(),
+		NotAfter:   leaf.NotAfter.UTC(),
+		RenewAfter: leaf.NotBefore.Add(leaf.NotAfter.Sub(leaf.NotBefore) / 2).UTC(),
+		Identity:   issued.Record.Identity,
+		Rule:       issued.Record.Rule,
+		Engines:    engines,
+	}, issued.Chain, crls)
 }
 
 // listCertificates is GET /v1/certificates.

@@ -49,6 +49,8 @@ type Server struct {
 	perID     *limiter
 	waiters   waiters
 	bundle    bundles
+	texts     *texts
+	crlText   atomic.Pointer[crlText]
 	draining  chan struct{} // closed when the stop begins
 	drainOnce sync.Once
 	heldTotal atomic.Int64
