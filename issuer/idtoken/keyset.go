@@ -11,8 +11,9 @@ import (
 	"time"
 )
 
-// Ages of a key set. Wall clock decides, since a suspended machine's monotonic
-// clock stands still.
+// Ages of a key set: by the wall clock or the monotonic one, whichever is more,
+// since a suspended machine's monotonic clock stands still, and a wall clock
+// can be set back.
 const (
 	// refreshAfter is when a key set is fetched again in the background.
 	refreshAfter = 10 * time.Minute
@@ -80,17 +81,14 @@ type keySet struct {
 // generation is one fetched set.
 type generation struct {
 	keys keys
-	at   time.Time // wall clock
+	at   time.Time // with its monotonic reading
 }
 
-func (g *generation) age(now time.Time) time.Duration { return now.Round(0).Sub(g.at) }
-
-// fresh is false for a set from the future too: the clock was set back, and
-// the set's age is unknown.
-func (g *generation) fresh(now time.Time) bool {
-	age := g.age(now)
-	return age >= 0 && age < staleAfter
+func (g *generation) age(now time.Time) time.Duration {
+	return max(now.Sub(g.at), now.Round(0).Sub(g.at.Round(0)))
 }
+
+func (g *generation) fresh(now time.Time) bool { return g.age(now) < staleAfter }
 
 func (g *generation) usable(now time.Time) bool { return g.age(now) < lastGoodFor }
 
@@ -173,7 +171,7 @@ func (k *keySet) land(fl *flight) {
 	defer cancel()
 	got, err := k.fetcher.fetch(ctx)
 	if err == nil {
-		k.current.Store(&generation{keys: got, at: time.Now().Round(0)})
+		k.current.Store(&generation{keys: got, at: time.Now()})
 	}
 	k.mu.Lock()
 	was := k.failure
@@ -211,7 +209,8 @@ func (k *keySet) lastFailure() error {
 }
 
 // key returns the public key named kid for alg. Errors: *TokenError for a kid
-// that the provider does not publish, *UnavailableError, or ctx's own.
+// that the provider does not publish, *UnavailableError (around ctx's own
+// error, where that came first).
 func (k *keySet) key(ctx context.Context, kid, alg string) (crypto.PublicKey, error) {
 	now := time.Now()
 	g := k.current.Load()
@@ -229,8 +228,7 @@ func (k *keySet) key(ctx context.Context, kid, alg string) (crypto.PublicKey, er
 		}
 	}
 	g = k.current.Load()
-	switch {
-	case g == nil || !g.usable(time.Now()):
+	if g == nil || !g.usable(time.Now()) {
 		err := k.lastFailure()
 		if err == nil {
 			err = errors.New("not fetched yet")
@@ -255,6 +253,6 @@ func (k *keySet) await(ctx context.Context, now time.Time) error {
 	case <-fl.done:
 		return nil
 	case <-ctx.Done():
-		return ctx.Err()
+		return &UnavailableError{Provider: k.provider, Err: ctx.Err()}
 	}
 }

@@ -95,6 +95,9 @@ func (p Provider) Complete() (Provider, error) {
 		return Provider{}, fmt.Errorf("unknown type %q: want github, fly, oidc or people", string(p.Type))
 	}
 	issuer, err := p.parseURL(p.Issuer)
+	if err == nil && strings.Contains(p.Issuer, "?") { // OpenID Connect Discovery section 3
+		err = errors.New("a URL with a query is not accepted")
+	}
 	if err != nil {
 		return Provider{}, fmt.Errorf("issuer: %w", err)
 	}
@@ -123,8 +126,8 @@ func (p Provider) Complete() (Provider, error) {
 	return p, nil
 }
 
-// parseURL accepts an absolute https URL without userinfo, query and fragment,
-// and http where UnsafeHTTP is set and the host is loopback.
+// parseURL accepts an absolute https URL without userinfo and fragment, and
+// http where UnsafeHTTP is set and the host is loopback.
 func (p Provider) parseURL(s string) (*url.URL, error) {
 	if s == "" || len(s) > maxURLBytes {
 		return nil, fmt.Errorf("want a URL of 1 to %d bytes", maxURLBytes)
@@ -138,8 +141,8 @@ func (p Provider) parseURL(s string) (*url.URL, error) {
 		return nil, errors.New("want an absolute URL with a host")
 	case u.User != nil:
 		return nil, errors.New("a URL with userinfo is not accepted")
-	case u.RawQuery != "" || u.ForceQuery || strings.Contains(s, "#"):
-		return nil, errors.New("a URL with a query or a fragment is not accepted")
+	case strings.Contains(s, "#"):
+		return nil, errors.New("a URL with a fragment is not accepted")
 	case u.Host != strings.ToLower(u.Host):
 		return nil, errors.New("the host is not in lower case")
 	}
@@ -254,7 +257,7 @@ func (p *Provider) completeServerURL(issuer *url.URL) error {
 		if err != nil {
 			return fmt.Errorf("server_url: %w", err)
 		}
-		if u.Path != "" {
+		if u.Path != "" || strings.Contains(p.ServerURL, "?") {
 			return errors.New("server_url: want scheme and host only, without a trailing slash")
 		}
 		return nil

@@ -60,6 +60,7 @@ func TestComplete(t *testing.T) {
 		"upper case":         {idtoken.Provider{Type: idtoken.OIDC, Issuer: "https://GitLab.com"}, "lower case", ""},
 		"too long":           {idtoken.Provider{Type: idtoken.OIDC, Issuer: "https://gitlab.com/" + strings.Repeat("x", 1024)}, "1024", ""},
 		"a pinned jwks_uri":  {idtoken.Provider{Type: idtoken.OIDC, Issuer: "https://gitlab.com", JWKSURI: "https://keys.example.com/jwks"}, "", ""},
+		"jwks_uri, a query":  {idtoken.Provider{Type: idtoken.OIDC, Issuer: "https://gitlab.com", JWKSURI: "https://keys.example.com/jwks?p=x"}, "", ""},
 		"jwks_uri by http":   {idtoken.Provider{Type: idtoken.OIDC, Issuer: "https://gitlab.com", JWKSURI: "http://keys.example.com"}, "jwks_uri", ""},
 		"ES256":              {idtoken.Provider{Type: idtoken.OIDC, Issuer: "https://gitlab.com", Algorithms: []string{"RS256", "ES256", "EdDSA"}}, "", ""},
 		"HS256":              {idtoken.Provider{Type: idtoken.OIDC, Issuer: "https://gitlab.com", Algorithms: []string{"HS256"}}, "algorithm", ""},

@@ -113,7 +113,7 @@ func (v *Verifier) Close() {
 
 // Verify checks raw, a compact JWS, for audience and returns its claims. A
 // provider of type people has its client id as the audience, whatever the
-// argument. Errors: *TokenError, *UnavailableError, or ctx's own.
+// argument. Errors: *TokenError, *UnavailableError (when ctx ends first, too).
 func (v *Verifier) Verify(ctx context.Context, raw, audience string) (Claims, error) {
 	t, err := parseJWS(raw)
 	if err != nil {

@@ -85,11 +85,22 @@ func (s *Set) identity(r *rule, c idtoken.Claims, engines []string) (identity.Cl
 		err = who.Validate()
 	}
 	if err != nil {
-		// Claims too long for a certificate. The cause says which.
-		last := parts[len(parts)-1]
-		return identity.Claims{}, fmt.Errorf("%w: %w", &Denial{Rule: r.name, Claim: last, Got: asJSON(segments[len(segments)-1])}, err)
+		// A claim is too long for a certificate; the cause says where.
+		claim := longestClaim(c)
+		got, _ := c.Get(claim)
+		return identity.Claims{}, fmt.Errorf("%w: %w", &Denial{Rule: r.name, Claim: claim, Got: asJSON(got)}, err)
 	}
 	return who, nil
+}
+
+func longestClaim(c idtoken.Claims) (longest string) {
+	most := -1
+	for _, name := range c.Names() {
+		if s, ok := c.String(name); ok && len(s) > most {
+			longest, most = name, len(s)
+		}
+	}
+	return longest
 }
 
 // nameClaims are the claims whose values, escaped, are the path of the SPIFFE

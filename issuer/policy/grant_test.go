@@ -150,10 +150,10 @@ func TestClaimsOfTheIdentity(t *testing.T) {
 	wantDenied(t, err, "r", "repository_id")
 	_, err = s.Decide(token(t, s, hub, claims{"repository_id": 7}), certificate)
 	wantDenied(t, err, "r", "repository_id")
-	_, err = s.Decide(token(t, s, hub, claims{"repository_id": strings.Repeat("7", 4000)}), certificate)
+	_, err = s.Decide(token(t, s, hub, claims{"repository_id": strings.Repeat("7", 4000), "sub": "short"}), certificate)
 	wantDenied(t, err, "r", "repository_id")
-	_, err = s.Decide(token(t, s, hub, claims{"workflow_ref": strings.Repeat("x", 4000)}), certificate)
-	wantDenied(t, err, "r", "repository_id")
+	_, err = s.Decide(token(t, s, hub, claims{"workflow_ref": strings.Repeat("x", 4000), "job_workflow_ref": "short"}), certificate)
+	wantDenied(t, err, "r", "workflow_ref")
 
 	all := parse(t, head()+ordinary)
 	_, err = all.Decide(token(t, all, fly, claims{"machine_id": nil}), certificate)

@@ -264,24 +264,35 @@ func warningsOf(s *Set) []string {
 // same or another, to builds of branches: the first can poison the cache that
 // the second builds from.
 func sharedCaches(s *Set) []string {
+	isPR := func(event string) bool { return strings.HasPrefix(event, eventPullRequest) }
 	var out []string
-	for _, pr := range s.rules {
-		if !pr.admitsEvent(func(e string) bool { return strings.HasPrefix(e, eventPullRequest) }) {
-			continue
-		}
-		for _, branch := range s.rules {
-			if !branch.admitsEvent(func(e string) bool { return !strings.HasPrefix(e, eventPullRequest) }) {
+	for _, e := range s.engines {
+		var prs, branches []string
+		for _, r := range s.rules {
+			if !slices.Contains(r.engines, e.Name) {
 				continue
 			}
-			for _, e := range pr.engines {
-				if !slices.Contains(branch.engines, e) {
-					continue
-				}
-				out = append(out, fmt.Sprintf("rules %s (pull requests) and %s (branches) share engine %s: a pull request's build can poison the cache that the branch builds from; give pull requests an engine of their own", pr.name, branch.name, e))
+			if r.admitsEvent(isPR) {
+				prs = append(prs, r.name)
 			}
+			if r.admitsEvent(func(event string) bool { return !isPR(event) }) {
+				branches = append(branches, r.name)
+			}
+		}
+		if len(prs) > 0 && len(branches) > 0 {
+			out = append(out, fmt.Sprintf("rules %s (pull requests) and %s (branches) share engine %s: a pull request's build can poison the cache that the branch builds from; give pull requests an engine of their own", few(prs), few(branches), e.Name))
 		}
 	}
 	return out
+}
+
+// few names the first names.
+func few(names []string) string {
+	const most = 5
+	if more := len(names) - most; more > 0 {
+		return fmt.Sprintf("%s and %d more", strings.Join(names[:most], ", "), more)
+	}
+	return strings.Join(names, ", ")
 }
 
 func (r *rule) admitsEvent(is func(string) bool) bool {
