@@ -3,6 +3,7 @@
 package supervise
 
 import (
+	"crypto/rand"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -60,7 +61,13 @@ func TestBuildStepCannotReachSidecar(t *testing.T) {
 	if err := os.WriteFile(shim, []byte(script), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	m := newMachine(t, true, "{dir}/s", buildkitd, "--addr", "unix://{dir}/s", "--root", "{dir}/state",
+	// A parent cgroup of its own tells its cgroups from those of other engines.
+	parent := "mayfly-test-" + rand.Text()
+	config := filepath.Join(files, "buildkitd.toml")
+	if err := os.WriteFile(config, fmt.Appendf(nil, "[worker.oci]\ndefaultCgroupParent = %q\n", parent), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	m := newMachine(t, true, "{dir}/s", buildkitd, "--config", config, "--addr", "unix://{dir}/s", "--root", "{dir}/state",
 		"--oci-worker-binary", shim, "--oci-worker-snapshotter", "overlayfs", "--containerd-worker=false",
 		"--allow-insecure-entitlement", "security.insecure", "--allow-insecure-entitlement", "network.host")
 	child := m.child(t)
@@ -87,6 +94,9 @@ func TestBuildStepCannotReachSidecar(t *testing.T) {
 			}
 		})
 	}
+	if made, _ := filepath.Glob("/sys/fs/cgroup/*/" + parent); len(made) == 0 {
+		t.Log("the engine made no cgroups here: nothing shows that they are removed")
+	}
 	began := time.Now()
 	pids := descendants(child)
 	if err := m.Stop(patience(t)); err != nil || m.ExitCode() != 0 {
@@ -97,5 +107,8 @@ func TestBuildStepCannotReachSidecar(t *testing.T) {
 		if alive(pid) {
 			t.Errorf("process %d is left", pid)
 		}
+	}
+	if left, _ := filepath.Glob("/sys/fs/cgroup/*/" + parent); len(left) > 0 {
+		t.Errorf("cgroups are left: %v", left)
 	}
 }

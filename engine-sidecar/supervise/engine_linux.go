@@ -43,6 +43,8 @@ type Engine struct {
 	code    int // after done
 	stop    sync.Once
 	ended   sync.WaitGroup
+	before  cgroups // of an isolated engine
+	back    func()  // to the sidecar's own cgroup
 }
 
 // Start starts the engine and returns when it runs, or says why it does not;
@@ -59,12 +61,13 @@ func Start(ctx context.Context, o Options) (*Engine, error) {
 	if o.Isolate && os.Geteuid() != 0 {
 		return nil, &IsolationError{Op: "namespaces", Err: os.ErrPermission}
 	}
+	e := &Engine{opts: o, log: o.logger(), told: make(chan struct{}), done: make(chan struct{})}
 	if o.Isolate {
-		if err := leaveRootCgroup(); err != nil {
+		if e.back, err = leaveRootCgroup(cgroupRoot); err != nil {
 			return nil, &IsolationError{Op: "leave the root cgroup", Err: err}
 		}
+		e.before = listCgroups(cgroupRoot)
 	}
-	e := &Engine{opts: o, log: o.logger(), told: make(chan struct{}), done: make(chan struct{})}
 	if e.notify, err = listenNotify(); err != nil {
 		return nil, err
 	}
@@ -85,6 +88,7 @@ func Start(ctx context.Context, o Options) (*Engine, error) {
 func (e *Engine) run(ctx context.Context, env []string, started chan<- error) {
 	runtime.LockOSThread()
 	defer close(e.done)
+	defer e.tidy()
 	defer e.ended.Wait()
 	defer e.notify.Close()
 	cmd, link, err := e.spawn(env)
@@ -104,6 +108,14 @@ func (e *Engine) run(ctx context.Context, env []string, started chan<- error) {
 	_ = cmd.Wait() // the state says it all
 	e.code = exitCode(cmd.ProcessState.Sys().(syscall.WaitStatus))
 	e.log.Info("engine ended", "exit_code", e.code)
+}
+
+// tidy removes what an isolated engine left in the kernel.
+func (e *Engine) tidy() {
+	if e.opts.Isolate {
+		e.before.sweep(cgroupRoot)
+		e.back()
+	}
 }
 
 // spawn executes this program again as the child, with one end of a socket

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -27,38 +26,6 @@ func Harden() error {
 		return fmt.Errorf("forbid core files: %w", err)
 	}
 	return nil
-}
-
-// cgroupRoot is where a pure cgroup v2 hierarchy is mounted, which is told by
-// its cgroup.controllers file.
-const cgroupRoot = "/sys/fs/cgroup"
-
-// leaveRootCgroup moves this process from the root of its cgroup namespace
-// into a child cgroup. Dagger's entrypoint empties the root by the PIDs that
-// it can see, which from a PID namespace are not ours, and then fails to
-// enable controllers. On cgroup v1, or anywhere but at the root, nothing needs
-// to move.
-func leaveRootCgroup() error {
-	if _, err := os.Stat(filepath.Join(cgroupRoot, "cgroup.controllers")); errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	own, err := os.ReadFile("/proc/self/cgroup")
-	if err != nil {
-		return err
-	}
-	if strings.TrimSpace(string(own)) != "0::/" {
-		return nil
-	}
-	child := filepath.Join(cgroupRoot, "mayfly-sidecar")
-	if err := os.Mkdir(child, 0o755); err != nil {
-		if errors.Is(err, syscall.EROFS) {
-			return nil // nor can the entrypoint write there
-		}
-		if !errors.Is(err, fs.ErrExist) {
-			return err
-		}
-	}
-	return os.WriteFile(filepath.Join(child, "cgroup.procs"), []byte(strconv.Itoa(os.Getpid())), 0)
 }
 
 // orphanGrace is how long a dead child stays before ReapOrphans takes it for

@@ -1,4 +1,7 @@
-package flytest
+// Package e2e tests what no single house can: the files that are deployed
+// against the configurations of the programs that read them, and the programs
+// together.
+package e2e
 
 import (
 	"encoding/json"
@@ -6,6 +9,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -15,13 +19,14 @@ import (
 	"github.com/pelletier/go-toml/v2"
 
 	sidecar "github.com/mayfly-ca/mayfly/engine-sidecar"
+	"github.com/mayfly-ca/mayfly/fly/flytest"
 	"github.com/mayfly-ca/mayfly/issuer"
 	"github.com/mayfly-ca/mayfly/issuer/policy"
 )
 
-func load(t *testing.T, path string) *App {
+func load(t *testing.T, path string) *flytest.App {
 	t.Helper()
-	app, err := LoadApp(filepath.Join("..", path))
+	app, err := flytest.LoadApp(filepath.Join("..", path))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -38,7 +43,7 @@ func read(t *testing.T, path string) []byte {
 }
 
 // sidecarConfig is what the sidecar makes of the image's file and [env].
-func sidecarConfig(t *testing.T, app *App) sidecar.Config {
+func sidecarConfig(t *testing.T, app *flytest.App) sidecar.Config {
 	t.Helper()
 	var environ []string
 	for name, value := range app.Env {
@@ -109,7 +114,7 @@ func TestEngineFiles(t *testing.T) {
 		})
 	}
 	raw, edge := load(t, "engine/fly.toml"), load(t, "engine/fly.edge.toml")
-	if diff := cmp.Diff(raw, edge, cmpopts.IgnoreFields(App{}, "Path", "Services")); diff != "" {
+	if diff := cmp.Diff(raw, edge, cmpopts.IgnoreFields(flytest.App{}, "Path", "Services")); diff != "" {
 		t.Errorf("fly.edge.toml differs in more than its port:\n%s", diff)
 	}
 }
@@ -159,10 +164,10 @@ func TestCacheFitsTheVolume(t *testing.T) {
 		{"buildkit/fly.toml", buildkit.Worker.OCI.MaxUsedSpace, buildkit.Worker.OCI.MinFreeSpace},
 	} {
 		m := load(t, c.file).Mounts[0]
-		most, err1 := gigabytes(c.most, 1, 500)
-		free, err2 := gigabytes(c.free, 1, 500)
-		limit, err3 := gigabytes(m.AutoExtendSizeLimit, 1, 500)
-		initial, err4 := gigabytes(m.InitialSize, 1, 500)
+		most, err1 := gigabytes(c.most)
+		free, err2 := gigabytes(c.free)
+		limit, err3 := gigabytes(m.AutoExtendSizeLimit)
+		initial, err4 := gigabytes(m.InitialSize)
 		if err1 != nil || err2 != nil || err3 != nil || err4 != nil {
 			t.Fatal(err1, err2, err3, err4)
 		}
@@ -235,6 +240,11 @@ func TestDockerfilesBuildCommand(t *testing.T) {
 		ignore := string(read(t, dir+"/Dockerfile.dockerignore"))
 		must(strings.Contains(ignore, "\n**\n") && strings.Contains(ignore, "\n**/*.key\n"), dir+": keys are never sent")
 	}
+}
+
+// gigabytes reads "32GB" and "40gb".
+func gigabytes(s string) (int, error) {
+	return strconv.Atoi(strings.TrimSuffix(strings.ToLower(s), "gb"))
 }
 
 func mustOf(t *testing.T) func(ok bool, what string) {
