@@ -1,0 +1,170 @@
+package issuance_test
+
+import (
+	"encoding/json"
+	"math/big"
+	"net"
+	"testing"
+	"time"
+
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rsa"
+	"crypto/x509"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/mayfly-ca/mayfly/ca/identity"
+	"github.com/mayfly-ca/mayfly/ca/issuance"
+)
+
+func client() issuance.Params {
+	return issuance.Params{
+		Profile: issuance.Client, TTL: time.Hour, Provider: "github",
+		Identity: identity.Claims{
+			ID:    spiffeid.RequireFromString("spiffe://ci.example.com/github/1/2"),
+			Grant: identity.Grant{Engines: []string{"default", "large"}, Rule: "app-main", Run: "1/1/1"},
+		},
+		Token:  issuance.Token{Issuer: "https://token.example.com", ID: "1", SingleUse: true},
+		Claims: json.RawMessage(`{}`),
+	}
+}
+
+func server() issuance.Params {
+	p := client()
+	p.Profile, p.TTL, p.Provider = issuance.Server, 24*time.Hour, "fly"
+	p.Identity.ID = spiffeid.RequireFromString("spiffe://ci.example.com/engine/default/fly/1/2")
+	p.Identity.Grant = identity.Grant{Engines: []string{"default"}, Rule: "engine"}
+	p.DNSNames = []string{"example-engine.fly.dev"}
+	return p
+}
+
+// Attack 37: the caps are in code, whatever policy says.
+func TestNewGrantRefuses(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		from   func() issuance.Params
+		change func(*issuance.Params)
+	}{
+		"no profile":             {client, func(p *issuance.Params) { p.Profile = "" }},
+		"unknown profile":        {client, func(p *issuance.Params) { p.Profile = "ca" }},
+		"client over 1 h":        {client, func(p *issuance.Params) { p.TTL = time.Hour + time.Second }},
+		"server over 24 h":       {server, func(p *issuance.Params) { p.TTL = 24*time.Hour + time.Second }},
+		"no ttl":                 {client, func(p *issuance.Params) { p.TTL = 0 }},
+		"negative ttl":           {client, func(p *issuance.Params) { p.TTL = -time.Hour }},
+		"part of a second":       {client, func(p *issuance.Params) { p.TTL = time.Millisecond }},
+		"no ID":                  {client, func(p *issuance.Params) { p.Identity.ID = spiffeid.ID{} }},
+		"no engine":              {client, func(p *issuance.Params) { p.Identity.Grant.Engines = nil }},
+		"no rule":                {client, func(p *issuance.Params) { p.Identity.Grant.Rule = "" }},
+		"no provider":            {client, func(p *issuance.Params) { p.Provider = "" }},
+		"no token issuer":        {client, func(p *issuance.Params) { p.Token.Issuer = "" }},
+		"single use without jti": {client, func(p *issuance.Params) { p.Token.ID = "" }},
+		"client with DNS":        {client, func(p *issuance.Params) { p.DNSNames = []string{"a.example.com"} }},
+		"client as an engine":    {client, func(p *issuance.Params) { p.Identity.ID = server().Identity.ID }},
+		"server as a client":     {server, func(p *issuance.Params) { p.Identity.ID = client().Identity.ID }},
+		"server as another engine": {server, func(p *issuance.Params) {
+			p.Identity.ID = spiffeid.RequireFromString("spiffe://ci.example.com/engine/large/fly/1/2")
+		}},
+		"server without DNS":        {server, func(p *issuance.Params) { p.DNSNames = nil }},
+		"server of two engines":     {server, func(p *issuance.Params) { p.Identity.Grant.Engines = []string{"default", "large"} }},
+		"wildcard":                  {server, func(p *issuance.Params) { p.DNSNames = []string{"*.fly.dev"} }},
+		"upper case":                {server, func(p *issuance.Params) { p.DNSNames = []string{"Example.fly.dev"} }},
+		"IP address as a DNS name":  {server, func(p *issuance.Params) { p.DNSNames = []string{"10.0.0.1"} }},
+		"value beyond its bound":    {client, func(p *issuance.Params) { p.Identity.Workflow.Subject = string(make([]byte, identity.MaxValue+1)) }},
+		"common name with controls": {client, func(p *issuance.Params) { p.Identity.CommonName = "a\x1b[31m" }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := c.from()
+			if _, err := issuance.NewGrant(p); err != nil {
+				t.Fatalf("unchanged: %v", err)
+			}
+			c.change(&p)
+			if g, err := issuance.NewGrant(p); err == nil || !g.IsZero() {
+				t.Errorf("granted %+v", g)
+			}
+		})
+	}
+}
+
+// A grant shares no memory with what it was made of, nor with what it gives.
+func TestGrantIsImmutable(t *testing.T) {
+	t.Parallel()
+	p := server()
+	g, err := issuance.NewGrant(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.DNSNames[0], p.Identity.Grant.Engines[0], p.Claims[0] = "evil.example.com", "evil", 'x'
+	got := g.Params()
+	got.DNSNames[0], got.Identity.Grant.Engines[0], got.Claims[0] = "evil.example.com", "evil", 'x'
+	ids := cmp.Comparer(func(a, b spiffeid.ID) bool { return a == b })
+	if diff := cmp.Diff(server(), g.Params(), ids); diff != "" {
+		t.Error(diff)
+	}
+	var zero issuance.Grant
+	if !zero.IsZero() || g.IsZero() || zero.Params().Profile != "" {
+		t.Error("zero grants are told apart wrongly")
+	}
+}
+
+func TestNotAfterIsNeverPastTheIntermediate(t *testing.T) {
+	t.Parallel()
+	notBefore := time.Date(2026, 11, 24, 0, 0, 0, 0, time.UTC)
+	for end, want := range map[time.Duration]time.Duration{48 * time.Hour: 61 * time.Minute, 10 * time.Minute: 10 * time.Minute} {
+		issuer := &x509.Certificate{NotAfter: notBefore.Add(end)}
+		if got := issuance.NotAfter(notBefore, time.Hour, issuer).Sub(notBefore); got != want {
+			t.Errorf("issuer ends after %v: leaf after %v, want %v", end, got, want)
+		}
+	}
+}
+
+func TestCheckKey(t *testing.T) {
+	t.Parallel()
+	modulus := func(bits uint) *big.Int { return new(big.Int).SetBit(big.NewInt(1), int(bits)-1, 1) }
+	for name, c := range map[string]struct {
+		pub any
+		ok  bool
+	}{
+		"P-256":       {&ecdsa.PublicKey{Curve: elliptic.P256()}, true},
+		"P-384":       {&ecdsa.PublicKey{Curve: elliptic.P384()}, true},
+		"P-521":       {&ecdsa.PublicKey{Curve: elliptic.P521()}, false},
+		"P-224":       {&ecdsa.PublicKey{Curve: elliptic.P224()}, false},
+		"Ed25519":     {ed25519.PublicKey(make([]byte, ed25519.PublicKeySize)), true},
+		"RSA 2048":    {&rsa.PublicKey{N: modulus(2048), E: 65537}, true},
+		"RSA 8192":    {&rsa.PublicKey{N: modulus(8192), E: 65537}, true},
+		"RSA 2047":    {&rsa.PublicKey{N: modulus(2047), E: 65537}, false},
+		"RSA 16384":   {&rsa.PublicKey{N: modulus(16384), E: 65537}, false},
+		"RSA e=3":     {&rsa.PublicKey{N: modulus(2048), E: 3}, false},
+		"RSA e=65539": {&rsa.PublicKey{N: modulus(2048), E: 65539}, false},
+		"nothing":     {nil, false},
+	} {
+		if err := issuance.CheckKey(c.pub); (err == nil) != c.ok {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// Whatever HostName takes is a name that Go's verifier, which is handed it as a
+// DNS name, does not take for an address or a pattern.
+func FuzzHostName(f *testing.F) {
+	for _, s := range []string{"example-engine.fly.dev", "localhost", "*.fly.dev", "10.0.0.1", "::1", "a..b", "-a.example", "a_b.example", "fly.dev."} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		if !issuance.HostName(s) {
+			return
+		}
+		if net.ParseIP(s) != nil {
+			t.Fatalf("%q is an address", s)
+		}
+		cert := &x509.Certificate{DNSNames: []string{s}}
+		if err := cert.VerifyHostname(s); err != nil {
+			t.Fatal(err)
+		}
+		if err := cert.VerifyHostname("x." + s); err == nil {
+			t.Fatalf("%q matches more than itself", s)
+		}
+	})
+}
