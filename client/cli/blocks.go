@@ -46,7 +46,7 @@ func (c *blocksListCommand) Run(ctx context.Context, p *program) error {
 	for _, b := range a.Value.Items {
 		rows = append(rows, []cell{plain(b.ID), plain(p.moment(b.Until)), plain(matchWords(b)), plain(b.By), plain(b.Reason)})
 	}
-	p.table([]column{{"ID", 8}, {"UNTIL", 0}, {"WHO", 20}, {"BY", 10}, {"REASON", 12}}, rows)
+	p.table([]column{{Head: "ID", Min: 10, Early: true}, {Head: "UNTIL"}, {Head: "WHO", Min: 20}, {Head: "BY", Min: 10}, {Head: "REASON", Min: 12}}, rows)
 	return nil
 }
 

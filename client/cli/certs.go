@@ -104,7 +104,7 @@ func (c *certsListCommand) Run(ctx context.Context, p *program) error {
 		})
 	}
 	p.table([]column{
-		{"SERIAL", 12}, {"STATUS", 0}, {"REPOSITORY", 14}, {"RUN", 8}, {"ACTOR", 8}, {"RULE", 8}, {"ENGINES", 8}, {"EXPIRES", 0},
+		{Head: "SERIAL", Min: 10, Early: true}, {Head: "STATUS"}, {Head: "REPOSITORY", Min: 14}, {Head: "RUN", Min: 8}, {Head: "ACTOR", Min: 8}, {Head: "RULE", Min: 8}, {Head: "ENGINES", Min: 8}, {Head: "EXPIRES"},
 	}, rows)
 	p.more(next)
 	return nil

@@ -57,7 +57,7 @@ func (c *certsRevokeCommand) Run(ctx context.Context, p *program) error {
 		if err != nil || c.DryRun {
 			return err
 		}
-		if !p.confirm(fmt.Sprintf("Revoke %s%s?", touched, c.blockWords())) {
+		if !p.confirm(fmt.Sprintf("Revoke %s%s%s?", touched, c.ofWhom(req), c.blockWords())) {
 			return failf(exitFailed, "nothing was changed; type yes in full to revoke", "not confirmed")
 		}
 	}
@@ -151,6 +151,17 @@ func (c *certsRevokeCommand) look(ctx context.Context, p *program, api *admin.Cl
 	}
 	p.note("would revoke %s%s", touched, c.blockWords())
 	return touched, nil
+}
+
+// ofWhom repeats what was asked for, as the issuer will read it.
+func (c *certsRevokeCommand) ofWhom(r wire.RevokeRequest) string {
+	switch {
+	case r.Serial != "":
+		return " (" + r.Serial + ")"
+	case r.Match != nil:
+		return " of " + matchWords(wire.Block{Match: *r.Match})
+	}
+	return ""
 }
 
 func (c *certsRevokeCommand) blockWords() string {

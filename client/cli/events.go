@@ -79,7 +79,7 @@ func (c *eventsCommand) Run(ctx context.Context, p *program) error {
 			plain(subject(e)), plain(e.RunID), plain(e.Serial), plain(remarks(e)),
 		})
 	}
-	p.table([]column{{"SEQ", 0}, {"TIME", 0}, {"TYPE", 0}, {"WHO", 14}, {"RUN", 8}, {"SERIAL", 8}, {"WHAT", 16}}, rows)
+	p.table([]column{{Head: "SEQ"}, {Head: "TIME"}, {Head: "TYPE"}, {Head: "WHO", Min: 14}, {Head: "RUN", Min: 8}, {Head: "SERIAL", Min: 10, Early: true}, {Head: "WHAT", Min: 16}}, rows)
 	p.more(next)
 	return nil
 }
@@ -160,7 +160,7 @@ func remarks(e wire.Event) string {
 	if e.Count > 1 {
 		s = append(s, fmt.Sprintf("%d times", e.Count))
 	}
-	if e.By != "" && e.By != subject(e) {
+	if e.By != "" && e.By != subject(e) && e.By != e.Identity {
 		s = append(s, "by "+e.By)
 	}
 	for _, k := range slices.Sorted(maps.Keys(e.Detail)) {

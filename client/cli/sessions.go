@@ -131,7 +131,7 @@ func (w *sessionWatch) changes(items []wire.Session) {
 }
 
 var sessionColumns = []column{
-	{"STATE", 0}, {"ENGINE", 8}, {"REPOSITORY", 14}, {"RUN", 10}, {"SERIAL", 12}, {"OPENED", 0}, {"IN", 0}, {"OUT", 0}, {"REASON", 8},
+	{Head: "STATE"}, {Head: "ENGINE", Min: 8}, {Head: "REPOSITORY", Min: 14}, {Head: "RUN", Min: 10}, {Head: "SERIAL", Min: 10, Early: true}, {Head: "OPENED"}, {Head: "IN"}, {Head: "OUT"}, {Head: "REASON", Min: 8},
 }
 
 func (p *program) sessionRows(items []wire.Session) [][]cell {

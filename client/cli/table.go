@@ -8,11 +8,13 @@ import (
 	"charm.land/lipgloss/v2"
 )
 
-// column is one column of a table. Only columns with a Min shrink, down to it,
-// the widest first.
+// column is one column of a table. Only columns with a Min shrink, down to it:
+// first those that are Early, such as a serial, whose beginning will do, then
+// the others, the widest first.
 type column struct {
-	Head string
-	Min  int
+	Head  string
+	Min   int
+	Early bool
 }
 
 // cell is one value; Style colours it where colours are on.
@@ -54,25 +56,33 @@ func (t *terminal) table(cols []column, rows [][]cell) {
 // gap stands between two columns.
 const gap = 2
 
-// fit takes columns from the widest that may shrink until the row fits.
+// fit takes columns from those that may shrink until the row fits.
 func fit(cols []column, widths []int, total int) {
 	used := -gap
 	for _, w := range widths {
 		used += w + gap
 	}
-	for used > total {
-		widest := -1
-		for i, c := range cols {
-			if c.Min > 0 && widths[i] > c.Min && (widest < 0 || widths[i] > widths[widest]) {
-				widest = i
-			}
+	for ; used > total; used-- {
+		i := widest(cols, widths, true)
+		if i < 0 {
+			i = widest(cols, widths, false)
 		}
-		if widest < 0 {
+		if i < 0 {
 			return
 		}
-		widths[widest]--
-		used--
+		widths[i]--
 	}
+}
+
+// widest is the widest column that can shrink, or -1.
+func widest(cols []column, widths []int, early bool) int {
+	found := -1
+	for i, c := range cols {
+		if c.Min > 0 && widths[i] > c.Min && c.Early == early && (found < 0 || widths[i] > widths[found]) {
+			found = i
+		}
+	}
+	return found
 }
 
 func (t *terminal) row(b *strings.Builder, cells []cell, widths []int) {

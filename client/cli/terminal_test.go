@@ -67,7 +67,7 @@ func testTerminal(width int, color bool) (*terminal, *bytes.Buffer) {
 
 func TestTableFits(t *testing.T) {
 	t.Parallel()
-	cols := []column{{"SERIAL", 12}, {"STATUS", 0}, {"REPOSITORY", 10}}
+	cols := []column{{Head: "SERIAL", Min: 10, Early: true}, {Head: "STATUS"}, {Head: "REPOSITORY", Min: 10}}
 	rows := func() [][]cell {
 		return [][]cell{
 			{plain(strings.Repeat("5f", 16)), {Text: "valid", Style: &styleGood}, plain("acme/" + strings.Repeat("app", 20))},
