@@ -11,6 +11,6 @@
 // parsing does (BenchmarkVerify, BenchmarkVerifyGoOIDC). A test holds that
 // go-oidc accepts whatever is accepted here.
 //
-// It imports the standard library, go-oidc, go-jose and x/oauth2's context key
-// by way of go-oidc. It decides nothing: issuer/policy does.
+// It imports the standard library, go-oidc and go-jose, and nothing of mayfly.
+// It decides nothing: issuer/policy does.
 package idtoken

@@ -11,9 +11,10 @@ import (
 	"fmt"
 	"math/big"
 	"strings"
-
-	"github.com/mayfly-ca/mayfly/client/wire"
 )
+
+// MaxTokenBytes bounds a token, and is checked before anything else.
+const MaxTokenBytes = 16 << 10
 
 // jws is a compact JWS (RFC 7515 section 3.1) taken apart; nothing of it is
 // verified yet.
@@ -25,7 +26,7 @@ type jws struct {
 	signature     []byte
 }
 
-// parseJWS accepts one spelling of a token: at most wire.MaxTokenBytes, three
+// parseJWS accepts one spelling of a token: at most MaxTokenBytes, three
 // parts of the base64url alphabet, no padding and no stray bits, so that two
 // different strings are never the same token. Size and alphabet are checked
 // before anything is split or decoded. Members of the header that name keys
@@ -63,8 +64,8 @@ func dots(raw string) (first, second int, err error) {
 	if raw == "" {
 		return 0, 0, refuse("it is empty")
 	}
-	if len(raw) > wire.MaxTokenBytes {
-		return 0, 0, refuse("it is larger than %d bytes", wire.MaxTokenBytes)
+	if len(raw) > MaxTokenBytes {
+		return 0, 0, refuse("it is larger than %d bytes", MaxTokenBytes)
 	}
 	first, second = -1, -1
 	for i := range len(raw) {
