@@ -180,8 +180,8 @@ func (c *child) run(ctx context.Context, t *tunnel) error {
 	for {
 		select {
 		case err := <-ended:
-			if c.group {
-				c.send(syscall.SIGKILL) // what it left behind has no tunnel any more
+			if c.group && kill != nil {
+				c.send(syscall.SIGKILL) // what it started has not ended with it
 			}
 			if refused != exitOK {
 				return commandStatus(refused)

@@ -21,8 +21,8 @@ type proxyCommand struct {
 func (proxyCommand) Help() string {
 	return `Stays until it is interrupted, or refused for good (exit code 5), and renews its certificate meanwhile. Prints what to put into the environment of the tools:
 
-	eval "$(mayfly proxy &)" # waits for the end: use --listen unix:PATH instead
 	mayfly proxy --listen unix:$PWD/engine.sock &
+	export BUILDKIT_HOST=unix://$PWD/engine.sock
 
 With --json it prints one line: runner_host, buildkit_host, engine, serial, identity, rule, expires_at.
 

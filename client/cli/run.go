@@ -24,7 +24,7 @@ type globals struct {
 	CAFile      string `help:"PEM file that the issuer's TLS certificate is checked against, in place of the system's roots." name:"ca-file" env:"MAYFLY_CA_FILE" type:"path" placeholder:"FILE" group:"global"`
 	TrustAnchor string `help:"SHA-256 of the root's DER: the only root that an engine may be under." env:"MAYFLY_TRUST_ANCHOR" placeholder:"sha256:HEX" group:"global"`
 	Audience    string `help:"Audience of the tokens to ask for. Default: what the issuer says at /v1/info." env:"MAYFLY_AUDIENCE" placeholder:"mayfly:TD" group:"global"`
-	TokenSource string `help:"Where ID tokens come from: auto, github, fly, file:PATH, or exec:CMD, which runs CMD without a shell." default:"auto" placeholder:"SOURCE" group:"global"`
+	TokenSource string `help:"Where ID tokens come from: auto, github, gitlab, fly, file:PATH, env:NAME, or exec:CMD, which runs CMD without a shell." default:"auto" placeholder:"SOURCE" group:"global"`
 	JSON        bool   `help:"Print the API's body, one JSON document a line, on stdout." name:"json" group:"global"`
 }
 

@@ -1,0 +1,65 @@
+package cli_test
+
+import (
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestVersionAndHelp(t *testing.T) {
+	t.Parallel()
+	s := &stand{tb: t, env: []string{"PATH=" + os.Getenv("PATH")}}
+	if o := s.run("version"); o.code != 0 || !strings.HasPrefix(o.stdout, "mayfly ") || o.stderr != "" {
+		t.Errorf("%+v", o)
+	}
+	var v map[string]any
+	if o := s.run("--json", "version"); json.Unmarshal([]byte(o.stdout), &v) != nil || v["go"] == nil {
+		t.Errorf("%s", o.stdout)
+	}
+	for _, c := range []string{"", "exec", "proxy", "cert", "policy suggest", "doctor", "certs list", "certs show", "certs revoke",
+		"sessions", "events", "blocks list", "blocks remove", "login", "inspect", "version"} {
+		o := s.run(append(strings.Fields(c), "--help")...)
+		if o.code != 0 || !strings.Contains(o.stdout, "Usage: mayfly") || !strings.Contains(o.stdout, "MAYFLY_ISSUER") || o.stderr != "" {
+			t.Errorf("%s --help: %+v", c, o)
+		}
+	}
+	for _, args := range [][]string{{"nothing"}, {"--nothing"}, {"certs", "list", "--status", "odd"}, {"inspect"}, {"cert"}} {
+		s.run(args...).check(t, 2, "mayfly: error: ")
+	}
+}
+
+// TestSizeAndStart: the stripped program is 12 MB at most, and starts in 20 ms.
+func TestSizeAndStart(t *testing.T) {
+	if testing.Short() {
+		t.Skip("builds the program: run without -short")
+	}
+	path := filepath.Join(t.TempDir(), "mayfly")
+	build := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", path, "../cmd/mayfly")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	fi, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	best := time.Hour
+	for range 20 { // the best: a busy machine must not fail it
+		start := time.Now()
+		if err := exec.Command(path, "version").Run(); err != nil {
+			t.Fatal(err)
+		}
+		best = min(best, time.Since(start))
+	}
+	t.Logf("%d bytes, starts in %v", fi.Size(), best)
+	if fi.Size() > 12_000_000 {
+		t.Errorf("%d bytes, at most 12 MB", fi.Size())
+	}
+	if best > 20*time.Millisecond {
+		t.Errorf("starts in %v, at most 20 ms", best)
+	}
+}
