@@ -18,6 +18,14 @@ type brokenStore struct {
 	record  error // before anything is written
 	lost    error // after the record is durable
 	publish error
+	attach  error
+}
+
+func (b *brokenStore) AttachSignature(ctx context.Context, serial string, sig []byte) error {
+	if b.attach != nil {
+		return b.attach
+	}
+	return b.Store.AttachSignature(ctx, serial, sig)
 }
 
 func (b *brokenStore) Record(ctx context.Context, c *ca.Certificate, ev ca.Event) (*ca.Certificate, error) {
