@@ -26,6 +26,9 @@ func TestMain(m *testing.M) {
 	if len(os.Args) == 4 && os.Args[1] == "__engine_of_test" {
 		os.Exit(testEngine(os.Args[2], os.Args[3]))
 	}
+	if len(os.Args) == 4 && os.Args[1] == "__sidecar_of_test" {
+		os.Exit(sidecarOfTest(os.Args[2]))
+	}
 	os.Exit(m.Run())
 }
 

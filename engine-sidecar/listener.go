@@ -153,7 +153,7 @@ func (f *front) greet(tcp *net.TCPConn, w *waiting) {
 		return
 	}
 	conn := tls.Server(below, f.conf)
-	err = errors.Join(relay.KeepAlive(tcp, deadPeer), tcp.SetDeadline(deadline))
+	err = errors.Join(below.KeepAlive(deadPeer), tcp.SetDeadline(deadline))
 	if err == nil {
 		err = conn.Handshake()
 	}

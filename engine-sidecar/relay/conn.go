@@ -46,6 +46,8 @@ type Conn struct {
 
 	mu   sync.Mutex
 	cork *[]byte // what Write collects; nil when it writes through
+
+	patience patience
 }
 
 // NewConn wraps tcp, which it owns from then on.
@@ -163,6 +165,7 @@ func (c *Conn) Write(p []byte) (int, error) {
 		return c.tcp.Write(p)
 	}
 	if len(*c.cork)+len(p) > corkSize && len(*c.cork) > 0 {
+		c.watch()
 		if _, err := c.tcp.Write(*c.cork); err != nil {
 			return 0, err
 		}
@@ -193,6 +196,7 @@ func (c *Conn) flush() error {
 	}
 	var err error
 	if len(*c.cork) > 0 {
+		c.watch()
 		_, err = c.tcp.Write(*c.cork)
 	}
 	putCork(c.cork)

@@ -27,8 +27,8 @@ const (
 	EngineLost = "engine_lost"
 )
 
-// lingerIdle ends the wait for a client to take what was sent to it, when none
-// of it was acknowledged for so long.
+// lingerIdle ends the wait for a client to take what was sent to it, when it
+// acknowledged nothing for so long, not even that its window is closed.
 const lingerIdle = 30 * time.Second
 
 // Relay is one TLS connection joined to one connection of the engine. It is
@@ -294,7 +294,7 @@ func (r *Relay) linger(sending bool) error {
 		now := r.conn.unsent()
 		if now != left {
 			left, since = now, time.Now()
-		} else if time.Since(since) > lingerIdle {
+		} else if time.Since(since) > lingerIdle && (left == 0 || !r.conn.alive(lingerIdle)) {
 			return os.ErrDeadlineExceeded
 		}
 		step = min(step*2, 250*time.Millisecond)

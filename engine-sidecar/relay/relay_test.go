@@ -348,3 +348,40 @@ func TestEchoCountsBytes(t *testing.T) {
 		t.Fatalf("counted %d in, %d out, want %d", in, out, len(data))
 	}
 }
+
+// TestPausedReader: a client that stops reading for longer than the bound on
+// dead peers loses nothing, whether the engine still writes, has ended, or has
+// its last bytes in the kernel.
+func TestPausedReader(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	for _, size := range []int{1 << 20, 32 << 20} {
+		for _, bounded := range []bool{true, false} {
+			p := w.open()
+			answer := random(t, size)
+			if err := p.relay.conn.KeepAlive(time.Second); err != nil {
+				t.Fatal(err)
+			}
+			if !bounded { // what the kernel's bound alone does is why
+				p.relay.conn.patience.mu.Lock()
+				p.relay.conn.patience.timeout = 0
+				p.relay.conn.patience.mu.Unlock()
+			}
+			p.clientTCP.SetReadBuffer(64 << 10)
+			go func() {
+				p.engine.Write(answer)
+				p.engine.Close()
+			}()
+			time.Sleep(4 * time.Second) // the pause that is tested
+			got, err := io.ReadAll(p.client)
+			whole := err == nil && bytes.Equal(got, answer)
+			if bounded && !whole {
+				t.Fatalf("of %d bytes the client read %d (%v)", size, len(got), err)
+			}
+			if !bounded && whole && size > 16<<20 {
+				t.Log("this kernel's TCP_USER_TIMEOUT spares slow readers by itself")
+			}
+			p.client.Close()
+		}
+	}
+}

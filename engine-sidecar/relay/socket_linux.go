@@ -1,33 +1,15 @@
 package relay
 
 import (
-	"net"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// KeepAlive makes the kernel find a peer that is gone: probes while the
-// connection is silent, and an end to unacknowledged data after timeout
+// setUserTimeout bounds the time that sent data may stay unacknowledged
 // (TCP_USER_TIMEOUT, RFC 5482).
-func KeepAlive(tcp *net.TCPConn, timeout time.Duration) error {
-	if err := tcp.SetKeepAliveConfig(net.KeepAliveConfig{
-		Enable: true, Idle: timeout / 2, Interval: timeout / 4, Count: 2,
-	}); err != nil {
-		return err
-	}
-	raw, err := tcp.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var set error
-	err = raw.Control(func(fd uintptr) {
-		set = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(timeout.Milliseconds()))
-	})
-	if err != nil {
-		return err
-	}
-	return set
+func setUserTimeout(fd uintptr, d time.Duration) error {
+	return unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(d.Milliseconds()))
 }
 
 func outQueue(fd uintptr) int {
@@ -36,4 +18,17 @@ func outQueue(fd uintptr) int {
 		return 0
 	}
 	return n
+}
+
+// pulseOf reads how the peer does.
+func pulseOf(fd uintptr) (pulse, bool) {
+	info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+	if err != nil {
+		return pulse{}, false
+	}
+	return pulse{
+		acked:     info.Bytes_acked,
+		lastHeard: time.Duration(info.Last_ack_recv) * time.Millisecond,
+		resending: info.Retransmits > 0,
+	}, true
 }

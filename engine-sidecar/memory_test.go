@@ -1,0 +1,129 @@
+package sidecar_test
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"runtime/debug"
+	"strings"
+	"testing"
+
+	"github.com/mayfly-ca/mayfly/client/mtls/mtlstest"
+	sidecar "github.com/mayfly-ca/mayfly/engine-sidecar"
+)
+
+// sidecarOfTest is a sidecar in a process of its own, so that its memory can be
+// told from its peers'. It prints its address, and, for each line that it
+// reads, what is in use.
+func sidecarOfTest(config string) int {
+	data, err := os.ReadFile(config)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	cfg, err := sidecar.ParseConfig(data, nil)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	go func() {
+		defer cancel()
+		in := bufio.NewScanner(os.Stdin)
+		for in.Scan() {
+			for range 6 { // stacks shrink by half each time, pools empty after two
+				runtime.GC()
+			}
+			debug.FreeOSMemory()
+			var m runtime.MemStats
+			runtime.ReadMemStats(&m)
+			fmt.Println(m.HeapInuse + m.StackInuse)
+		}
+	}()
+	cfg.Program.Listening = func(addr, _ net.Addr) { fmt.Println(addr) }
+	exit, err := sidecar.Run(ctx, cfg)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+	}
+	return exit
+}
+
+// TestIdleMemory: everything that the sidecar keeps for a relay that has
+// carried 64 KiB each way and is idle.
+func TestIdleMemory(t *testing.T) {
+	w := setUp(t)
+	w.echo()
+	config := filepath.Join(t.TempDir(), "sidecar.yaml")
+	doc := fmt.Sprintf("issuer: %s\nengine: default\nlisten: 127.0.0.1:0\nengine_socket: %s\ntoken_source: %q\nlimits: {handshake_rate: 100000}\n",
+		w.cfg.Issuer, w.cfg.EngineSocket, w.cfg.TokenSource)
+	if err := os.WriteFile(config, []byte(doc), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(os.Args[0], "__sidecar_of_test", config, "x")
+	cmd.Stderr = w.log
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Wait()
+	defer stdin.Close()
+	lines := bufio.NewScanner(stdout)
+	next := func() string {
+		t.Helper()
+		if !lines.Scan() {
+			t.Fatalf("sidecar ended\n%s", w.log)
+		}
+		return lines.Text()
+	}
+	inUse := func() (n int) {
+		t.Helper()
+		fmt.Fprintln(stdin)
+		if err := json.Unmarshal([]byte(next()), &n); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	w.addr = next()
+	const count = 400
+	data := []byte(strings.Repeat("x", 64<<10))
+	conns := make([]*tls.Conn, count)
+	one := func(i int) {
+		conn, reason := w.open(w.clientCert(func(l *mtlstest.Leaf) { l.Run = fmt.Sprint(i) }))
+		if reason != "" {
+			t.Fatal(reason)
+		}
+		go conn.Write(data)
+		if _, err := io.ReadFull(conn, make([]byte, len(data))); err != nil {
+			t.Fatal(err)
+		}
+		conns[i] = conn
+	}
+	for i := range 50 { // pools, caches and tables have their first size
+		one(i)
+	}
+	before := inUse()
+	for i := 50; i < count; i++ {
+		one(i)
+	}
+	per := (inUse() - before) / (count - 50)
+	t.Logf("%d bytes of the sidecar's memory per idle relay", per)
+	if per > 50_000 {
+		t.Fatalf("%d bytes per idle relay, want at most 50000", per)
+	}
+	w.echoes(conns[0])
+}
