@@ -267,6 +267,7 @@ func PrivateKey(t testing.TB, data []byte) crypto.Signer {
 	block, _ := pem.Decode(data)
 	if block == nil {
 		t.Fatal("no PEM block")
+		return nil
 	}
 	key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
 	if err != nil {
@@ -305,6 +306,7 @@ func Certificate(t testing.TB, data []byte) *x509.Certificate {
 	block, _ := pem.Decode(data)
 	if block == nil {
 		t.Fatal("no PEM block")
+		return nil
 	}
 	cert, err := x509.ParseCertificate(block.Bytes)
 	if err != nil {
