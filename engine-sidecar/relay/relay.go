@@ -102,6 +102,11 @@ func (r *Relay) run() (reason string, err error) {
 	if reason != Closed {
 		r.abort()
 		wg.Wait()
+		if end := <-r.down; end.client && !errors.Is(downErr, net.ErrClosed) {
+			// The kernel tells one of the two directions why, and the other an end
+			// of stream.
+			return ClientLost, downErr
+		}
 		return reason, err
 	}
 	wg.Wait()
