@@ -1,6 +1,8 @@
 package sidecar_test
 
 import (
+	"bufio"
+	"crypto/tls"
 	"io"
 	"slices"
 	"strings"
@@ -10,6 +12,60 @@ import (
 	"github.com/mayfly-ca/mayfly/client/mtls/mtlstest"
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
+
+// controlConn is a control connection as a client has it.
+type controlConn struct {
+	tb    testing.TB
+	conn  *tls.Conn
+	lines *bufio.Scanner
+}
+
+// control opens a control connection and wants it admitted.
+func (w *world) control(cert *tls.Certificate) *controlConn {
+	w.tb.Helper()
+	conn, err := w.dial(cert, wire.ALPNControl)
+	if err != nil {
+		w.tb.Fatal(err)
+	}
+	if reason := w.verdict(conn); reason != "" {
+		w.tb.Fatalf("control connection refused: %s", reason)
+	}
+	return &controlConn{tb: w.tb, conn: conn, lines: bufio.NewScanner(conn)}
+}
+
+func (c *controlConn) send(m wire.Control) {
+	c.tb.Helper()
+	line, err := m.Line()
+	if err != nil {
+		c.tb.Fatal(err)
+	}
+	if _, err := c.conn.Write(line); err != nil {
+		c.tb.Fatal(err)
+	}
+}
+
+func (c *controlConn) next() wire.Control {
+	c.tb.Helper()
+	if !c.lines.Scan() {
+		c.tb.Fatalf("control connection ended: %v", c.lines.Err())
+	}
+	m, err := wire.ParseControl(c.lines.Bytes())
+	if err != nil {
+		c.tb.Fatal(err)
+	}
+	return m
+}
+
+// hold asks for relays and returns those that are held.
+func (c *controlConn) hold(conns ...*tls.Conn) []string {
+	c.tb.Helper()
+	var names []string
+	for _, conn := range conns {
+		names = append(names, nameOf(c.tb, conn))
+	}
+	c.send(wire.Control{Hold: names})
+	return c.next().Held
+}
 
 // until makes a certificate that ends soon.
 func until(end time.Time) func(*mtlstest.Leaf) {

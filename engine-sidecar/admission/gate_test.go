@@ -50,10 +50,9 @@ func (f *feed) revoke(serial int64) {
 
 // conn is a Cutter and a Notifier that notes what happens to it.
 type conn struct {
-	mu     sync.Mutex
-	log    []string
-	ended  bool
-	silent bool // writes nothing, as a client that does not read
+	mu    sync.Mutex
+	log   []string
+	ended bool
 }
 
 func (c *conn) note(s string) {
