@@ -50,6 +50,15 @@ func (l *drainListener) Accept() (net.Conn, error) {
 	return nil, net.ErrClosed
 }
 
+// Close closes the listener, which drain may have done: http.Server closes it
+// too, and either order is right.
+func (l *drainListener) Close() error {
+	if err := l.TCPListener.Close(); !errors.Is(err, net.ErrClosed) {
+		return err
+	}
+	return nil
+}
+
 // drain lets Accept empty the queue, and closes the listener.
 func (l *drainListener) drain() {
 	now := time.Now()
@@ -61,7 +70,7 @@ func (l *drainListener) drain() {
 		case <-time.After(acceptLimit + acceptGrace): // nobody accepts any more
 		}
 	}
-	_ = l.TCPListener.Close()
+	_ = l.Close()
 }
 
 // certificateKeeper holds the listener's certificate and keeps it fresh. The
