@@ -53,7 +53,9 @@ type ReplayError struct {
 func (e *ReplayError) Error() string { return "token was used before: " + e.Why }
 
 // Certificate is the record of one issued leaf, written before it is signed.
-// Times are UTC and in whole seconds except IssuedAt (microseconds).
+// Times are UTC and in whole seconds except IssuedAt (microseconds). NotAfter
+// lies at most 25 hours after IssuedAt. Texts are UTF-8 without NUL, of at most
+// 4 KiB; Claims, TBS and Signature have at most 64 KiB each.
 type Certificate struct {
 	Serial       string // 32 lower-case hex digits
 	Profile      string
@@ -85,8 +87,9 @@ type Certificate struct {
 }
 
 // Match selects certificates; every field that is set must be equal. Since and
-// Until bound IssuedAt as [Since, Until). TokenIssuer and Run belong to blocks
-// made from a serial and are not offered on the wire.
+// Until bound IssuedAt as [Since, Until) and choose what is revoked; a Block
+// has neither. TokenIssuer belongs to blocks made from a serial and is not
+// offered on the wire.
 type Match struct {
 	TokenIssuer  string     `json:"token_issuer,omitempty"`
 	Repository   string     `json:"repository,omitempty"`
@@ -102,7 +105,9 @@ type Match struct {
 // IsZero tells whether m selects nothing.
 func (m Match) IsZero() bool { return m == Match{} }
 
-// CertificateFilter selects a page of certificates, newest first.
+// CertificateFilter selects a page of certificates, newest first. A certificate
+// that was revoked has the status "revoked", expired or not; "expired" begins
+// after NotAfter.
 type CertificateFilter struct {
 	Match
 	SerialPrefix string
@@ -123,6 +128,18 @@ type Block struct {
 }
 
 // Revocation is one order to revoke. Exactly one of Serial, Match and All.
+//
+// Serial may be of an expired certificate, since a relay may outlive the one
+// it began under. Match and All revoke what is unexpired. With a Block, what
+// is refused from then on is:
+//
+//   - for Serial of a client with a repository and a run: that run of its
+//     token issuer; for any other: its SPIFFE ID;
+//   - for Match: the match without Since and Until; where those are all of it,
+//     every client that holds a certificate which it selects;
+//   - for All: every client that holds an unexpired certificate.
+//
+// What a block covers is revoked with it.
 type Revocation struct {
 	Serial string
 	Match  Match
@@ -289,6 +306,8 @@ type Store interface {
 	AttachSignature(ctx context.Context, serial string, sig []byte) error
 
 	Certificate(ctx context.Context, serial string) (*Certificate, error)
+	// Certificates leaves Claims, TBS and Signature empty. A cursor is good
+	// for the filters that it came with: else ErrBadCursor.
 	Certificates(ctx context.Context, f CertificateFilter) ([]Certificate, string, error)
 
 	// Revoke follows DESIGN section 3: see Revocation.
@@ -299,12 +318,15 @@ type Store interface {
 	// Floor is the highest floor ever set; at first Meta().CreatedAt.
 	Floor(ctx context.Context) (time.Time, error)
 	// RaiseFloor sets the floor to the next whole second after the later of
-	// now and the newest recorded issuance, as restore does.
+	// now and the newest recorded issuance, as restore does, and revokes
+	// what is unexpired.
 	RaiseFloor(ctx context.Context, ev Event) (time.Time, error)
 
-	// PublishCRLs takes the CRL row lock, reads the state, takes the number
-	// max(previous+1, Unix ms), calls sign, stores what it returns and
-	// commits. If the newest set is younger than maxAge and nothing was
+	// PublishCRLs reads the state, takes the number max(previous+1, Unix ms),
+	// calls sign, and stores what it returns, under the CRL row's lock, if
+	// that row is still as it was read; else it begins again. So a set holds
+	// all that sets of lower numbers hold. sign may be called more than once,
+	// and must not call PublishCRLs. If the newest set is younger than maxAge and nothing was
 	// revoked since, it returns that one and does not call sign; maxAge 0
 	// always signs.
 	PublishCRLs(ctx context.Context, maxAge time.Duration, sign func(CRLState) ([]SignedCRL, error)) (*CRLSet, error)
@@ -318,7 +340,8 @@ type Store interface {
 	Append(ctx context.Context, ev ...Event) error
 	// Denied adds a denial; equal ones (identity, reason) of one minute are
 	// summed and written once, and the number of distinct ones per minute is
-	// capped, so that strangers cannot fill the disk.
+	// capped, so that strangers cannot fill the disk. Alone of all methods it
+	// returns before it has written; Events, Backup and Close write first.
 	Denied(ctx context.Context, ev Event) error
 	Events(ctx context.Context, f EventFilter) ([]Event, string, error)
 	// VerifyEvents walks the chain from its checkpoint and returns how many
@@ -337,11 +360,13 @@ type Store interface {
 
 	// Prune deletes expired certificates, their tokens and revocations, closed
 	// sessions, blocks, logins and events that ended before a time, in small
-	// batches, leaving a checkpoint in the chain.
+	// batches, leaving a checkpoint in the chain. Certificates stay for at
+	// least 26 hours after NotAfter.
 	Prune(ctx context.Context, before time.Time) (int64, error)
 	// Each calls f for every stored certificate in serial order.
 	Each(ctx context.Context, f func(*Certificate) error) error
-	// Backup writes a consistent copy while the store is in use.
+	// Backup writes a consistent copy while the store is in use, in a form
+	// that every driver's Restore reads. Logins are left out.
 	Backup(ctx context.Context, w io.Writer) error
 	// Ping tells whether the store answers and can be written.
 	Ping(ctx context.Context) error

@@ -79,6 +79,24 @@ func BenchmarkRecord(b *testing.B) {
 	})
 }
 
+// execute changes the database behind the store's back.
+func execute(url string) func(t testing.TB, query string) {
+	return func(t testing.TB, query string) {
+		t.Helper()
+		ctx := context.Background()
+		c, err := pgx.Connect(ctx, url)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Exec(ctx, query); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Close(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func TestDamage(t *testing.T) {
 	t.Parallel()
 	server := postgrestest.Start(t)
@@ -86,19 +104,7 @@ func TestDamage(t *testing.T) {
 		url := create(t, server)
 		return storetest.Database{
 			Open: func(t testing.TB) store.Store { return handle(t, url) },
-			Exec: func(t testing.TB, query string) {
-				ctx := context.Background()
-				c, err := pgx.Connect(ctx, url)
-				if err != nil {
-					t.Fatal(err)
-				}
-				if _, err := c.Exec(ctx, query); err != nil {
-					t.Fatal(err)
-				}
-				if err := c.Close(ctx); err != nil {
-					t.Fatal(err)
-				}
-			},
+			Exec: execute(url),
 			Restore: func(t testing.TB, r io.Reader) (storetest.Open, time.Time, error) {
 				elsewhere := server.Database(t)
 				_, floor, err := postgres.Restore(context.Background(), elsewhere, r, store.Event{})
@@ -109,4 +115,20 @@ func TestDamage(t *testing.T) {
 			},
 		}
 	})
+}
+
+func TestCrash(t *testing.T) {
+	url := ""
+	if !storetest.IsCrashChild() {
+		url = create(t, postgrestest.Start(t))
+	}
+	storetest.RunCrash(t, "TestCrash", url, 20, handle)
+}
+
+func BenchmarkLists(b *testing.B) {
+	url := create(b, postgrestest.Start(b))
+	storetest.BenchmarkLists(b, storetest.Database{
+		Open: func(t testing.TB) store.Store { return handle(t, url) },
+		Exec: execute(url),
+	}, "decode(md5(i::text), 'hex')")
 }

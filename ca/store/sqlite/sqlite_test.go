@@ -102,24 +102,30 @@ func BenchmarkRecord(b *testing.B) {
 	})
 }
 
+// execute changes the file behind the store's back.
+func execute(path string) func(t testing.TB, query string) {
+	return func(t testing.TB, query string) {
+		t.Helper()
+		db, err := sql.Open("sqlite", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := db.Exec("PRAGMA busy_timeout = 10000; PRAGMA legacy_alter_table = ON; " + query); err != nil {
+			t.Fatal(err)
+		}
+		if err := db.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func TestDamage(t *testing.T) {
 	t.Parallel()
 	storetest.RunDamage(t, func(t testing.TB) storetest.Database {
 		path := create(t)
 		return storetest.Database{
 			Open: func(t testing.TB) store.Store { return handle(t, path) },
-			Exec: func(t testing.TB, query string) {
-				db, err := sql.Open("sqlite", path)
-				if err != nil {
-					t.Fatal(err)
-				}
-				if _, err := db.Exec("PRAGMA busy_timeout = 10000; PRAGMA legacy_alter_table = ON; " + query); err != nil {
-					t.Fatal(err)
-				}
-				if err := db.Close(); err != nil {
-					t.Fatal(err)
-				}
-			},
+			Exec: execute(path),
 			Restore: func(t testing.TB, r io.Reader) (storetest.Open, time.Time, error) {
 				elsewhere := filepath.Join(t.TempDir(), "store")
 				_, floor, err := sqlite.Restore(context.Background(), elsewhere, r, store.Event{})
@@ -130,4 +136,20 @@ func TestDamage(t *testing.T) {
 			},
 		}
 	})
+}
+
+func TestCrash(t *testing.T) {
+	path := ""
+	if !storetest.IsCrashChild() {
+		path = create(t)
+	}
+	storetest.RunCrash(t, "TestCrash", path, 20, handle)
+}
+
+func BenchmarkLists(b *testing.B) {
+	path := create(b)
+	storetest.BenchmarkLists(b, storetest.Database{
+		Open: func(t testing.TB) store.Store { return handle(t, path) },
+		Exec: execute(path),
+	}, "randomblob(16)")
 }

@@ -1,0 +1,100 @@
+package storetest
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+
+	"github.com/mayfly-ca/mayfly/ca/store"
+)
+
+// crashEnv names the database to the process that is to be killed.
+const crashEnv = "MAYFLY_STORETEST_CRASH"
+
+// RunCrash kills a process that records, again and again, and looks for every
+// certificate that it had the acknowledgement of. test is the name of the
+// calling test, which this runs anew in a process of its own; open opens the
+// database dsn there and here.
+func RunCrash(t *testing.T, test, dsn string, rounds int, open func(t testing.TB, dsn string) store.Store) {
+	if dsn := os.Getenv(crashEnv); dsn != "" {
+		recordForEver(t, open(t, dsn))
+	}
+	lost := 0
+	for round := range rounds {
+		acknowledged := recordAndKill(t, test, dsn, 20+round*7%60)
+		s := open(t, dsn)
+		for _, serial := range acknowledged {
+			if _, err := s.Certificate(context.Background(), serial); err != nil {
+				t.Errorf("round %d: acknowledged, but %v", round, err)
+				lost++
+			}
+		}
+		if _, err := s.VerifyEvents(context.Background()); err != nil {
+			t.Errorf("round %d: %v", round, err)
+		}
+		record(t, s, Certificate("after"))
+		if err := s.Close(); err != nil {
+			t.Errorf("round %d: %v", round, err)
+		}
+	}
+	t.Logf("%d kills, %d acknowledged records lost", rounds, lost)
+}
+
+// IsCrashChild tells whether this process is the one to be killed.
+func IsCrashChild() bool { return os.Getenv(crashEnv) != "" }
+
+// recordForEver records from eight goroutines and prints each acknowledged
+// serial, until it is killed.
+func recordForEver(t testing.TB, s store.Store) {
+	for range 8 {
+		go func() {
+			for {
+				c := Certificate("crash")
+				if _, err := s.Record(context.Background(), c, store.Event{}); err != nil {
+					os.Exit(3)
+				}
+				fmt.Printf("acknowledged %s\n", c.Serial)
+			}
+		}()
+	}
+	select {}
+}
+
+// recordAndKill kills a recording process after n acknowledgements and returns
+// all that it printed.
+func recordAndKill(t testing.TB, test, dsn string, n int) (acknowledged []string) {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	child := exec.Command(self, "-test.run=^"+test+"$", "-test.timeout=60s")
+	child.Env = append(os.Environ(), crashEnv+"="+dsn)
+	out, err := child.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := child.Start(); err != nil {
+		t.Fatal(err)
+	}
+	lines := bufio.NewScanner(out)
+	for lines.Scan() {
+		serial, ok := strings.CutPrefix(lines.Text(), "acknowledged ")
+		if !ok || len(serial) != 32 {
+			continue
+		}
+		if acknowledged = append(acknowledged, serial); len(acknowledged) == n {
+			if err := child.Process.Kill(); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	if err := child.Wait(); err == nil || len(acknowledged) < n {
+		t.Fatalf("the child ended by itself after %d records: %v", len(acknowledged), err)
+	}
+	return acknowledged
+}
