@@ -355,6 +355,7 @@ type fakeRelay struct {
 	id     string
 	expiry *time.Timer
 	heldBy string // serial
+	held   bool   // by a control connection
 }
 
 // fakeLink is a control connection at the sidecar's end.
@@ -609,7 +610,7 @@ func (s *fakeSidecar) hold(names []string, p mtls.Peer) []string {
 			continue
 		}
 		r.expiry.Reset(time.Until(p.Certificate.NotAfter))
-		r.heldBy = p.Serial()
+		r.heldBy, r.held = p.Serial(), true
 		s.holds++
 		held = append(held, name)
 	}
@@ -626,18 +627,18 @@ func (l *fakeLink) send(m wire.Control) {
 	_, _ = l.conn.Write(line)
 }
 
-// heldBy waits until every relay hangs on this serial.
+// waitHeldBy waits until a control connection of this serial holds every relay.
 func (s *fakeSidecar) waitHeldBy(t *testing.T, serial string) {
 	t.Helper()
 	eventually(t, "relays to hang on "+serial, func() bool {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		for _, r := range s.relays {
-			if r.heldBy != serial {
+			if r.heldBy != serial || !r.held {
 				return false
 			}
 		}
-		return len(s.relays) > 0 && s.holds > 0
+		return len(s.relays) > 0
 	})
 }
 
