@@ -1,0 +1,129 @@
+package e2e
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// stack is a running fly/local.
+type stack struct {
+	dir string
+	env map[string]string
+}
+
+// need skips, with what to install, or fails where nothing may be skipped.
+func need(t *testing.T, ok bool, what string) {
+	t.Helper()
+	switch {
+	case ok:
+	case os.Getenv("MAYFLY_TEST_REQUIRE") == "all":
+		t.Fatal(what)
+	default:
+		t.Skip(what)
+	}
+}
+
+func needRoot(t *testing.T) {
+	t.Helper()
+	need(t, runtime.GOOS == "linux" && os.Geteuid() == 0, "a real engine wants root on Linux: run the tests with sudo")
+}
+
+// startStack runs fly/local until the test ends, and fails the test if it then
+// does not end cleanly.
+func startStack(t *testing.T, args ...string) *stack {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "stack")
+	bin := filepath.Join(t.TempDir(), "local")
+	if out, err := exec.Command("go", "build", "-o", bin, "../local").CombinedOutput(); err != nil {
+		t.Fatalf("build fly/local: %v\n%s", err, out)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	cmd := exec.CommandContext(ctx, bin, append([]string{"--keep", "--dir", dir}, args...)...)
+	cmd.Dir = "../.."
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	cmd.WaitDelay = time.Minute
+	var said strings.Builder
+	cmd.Stdout, cmd.Stderr = &said, &said
+	if err := cmd.Start(); err != nil {
+		stop()
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	t.Cleanup(func() {
+		stop()
+		var exit *exec.ExitError
+		if err := <-ended; err != nil && !errors.Is(err, context.Canceled) || errors.As(err, &exit) {
+			t.Errorf("fly/local: %v\n%s", err, said.String())
+		}
+	})
+	s := &stack{dir: dir}
+	for deadline := time.Now().Add(8 * time.Minute); ; {
+		if s.load() {
+			return s
+		}
+		select {
+		case err := <-ended:
+			ended <- err
+			t.Fatalf("fly/local ended before it was up: %v\n%s", err, said.String())
+		case <-time.After(50 * time.Millisecond):
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("fly/local is not up:\n%s", said.String())
+		}
+	}
+}
+
+// load reads DIR/env as a shell does, and tells whether it is there.
+func (s *stack) load() bool {
+	out, err := exec.Command("sh", "-c", `. "$0/env" 2>/dev/null && env -0`, s.dir).Output()
+	if err != nil {
+		return false
+	}
+	s.env = map[string]string{}
+	for kv := range strings.SplitSeq(string(out), "\x00") {
+		name, value, _ := strings.Cut(kv, "=")
+		s.env[name] = value
+	}
+	return s.env["MAYFLY_ISSUER"] != ""
+}
+
+// environ is the process's environment with what DIR/env exports.
+func (s *stack) environ() []string {
+	var env []string
+	for name, value := range s.env {
+		if name != "" {
+			env = append(env, name+"="+value)
+		}
+	}
+	return env
+}
+
+// mayfly runs the program as the job and the admin that DIR/env makes of us.
+func (s *stack) mayfly(t *testing.T, args ...string) (string, error) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), filepath.Join(s.env["MAYFLY_BIN"], "mayfly"), args...)
+	cmd.Env = s.environ()
+	out, err := cmd.CombinedOutput()
+	return string(out), err
+}
+
+// buildctl finds the client that the stack's engine tools came with.
+func buildctl(t *testing.T) string {
+	t.Helper()
+	cmd := exec.Command("go", "-C", "../local/engine", "tool", "-n", "buildctl")
+	cmd.Env = append(os.Environ(), "GOWORK=off", "GOFLAGS=")
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("go tool -n buildctl: %v", err)
+	}
+	return strings.TrimSpace(string(out))
+}
