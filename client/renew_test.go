@@ -262,8 +262,10 @@ func TestDialMints(t *testing.T) {
 		w := newWorld(t, &memory{})
 		c := w.client()
 		// As after a suspend: the certificate is over, and no timer has fired.
+		synctest.Wait() // until the renewal has its timer
 		over := *c.Credential()
 		over.Response.NotAfter = time.Now().Add(-time.Minute)
+		over.Response.RenewAfter = over.Response.NotAfter.Add(-30 * time.Minute)
 		c.cred.Store(&over)
 		var wg sync.WaitGroup
 		for range 4 {

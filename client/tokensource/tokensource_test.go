@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -83,11 +84,9 @@ func answer(status int, body string) http.HandlerFunc {
 // inTurn answers the n-th request with the n-th handler, and later ones with
 // the last.
 func inTurn(h ...http.HandlerFunc) http.HandlerFunc {
-	n := 0
+	var n atomic.Int32
 	return func(w http.ResponseWriter, r *http.Request) {
-		i := min(n, len(h)-1)
-		n++ // before a handler that panics
-		h[i](w, r)
+		h[min(int(n.Add(1)), len(h))-1](w, r)
 	}
 }
 
@@ -131,13 +130,13 @@ func TestGitHub(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				asked := 0
+				var asked atomic.Int32
 				g, err := newGitHub("http://127.0.0.1/idtoken?api-version=2.0", secret)
 				if err != nil {
 					t.Fatal(err)
 				}
 				g.client = newClient(pipes(t, func(w http.ResponseWriter, r *http.Request) {
-					asked++
+					asked.Add(1)
 					q := r.URL.Query()
 					if q.Get("audience") != audience || q.Get("api-version") != "2.0" || r.Header.Get("Authorization") != "bearer "+secret {
 						t.Errorf("asked %s", r.URL)
@@ -150,8 +149,8 @@ func TestGitHub(t *testing.T) {
 				if took := time.Since(start); took > tt.most {
 					t.Errorf("took %v, at most %v", took, tt.most)
 				}
-				if asked != tt.asked {
-					t.Errorf("asked %d times, want %d", asked, tt.asked)
+				if n := int(asked.Load()); n != tt.asked {
+					t.Errorf("asked %d times, want %d", n, tt.asked)
 				}
 				if tt.says == "" {
 					if err != nil || got != token {
