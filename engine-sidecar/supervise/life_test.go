@@ -191,7 +191,11 @@ func TestProbe(t *testing.T) {
 	}{
 		{"settings", func(c net.Conn) { _, _ = c.Write([]byte{0, 0, 0, 4, 0, 0, 0, 0, 0}) }, true},
 		{"another protocol", func(c net.Conn) { _, _ = io.WriteString(c, "HTTP/1.1 400 Bad Request\r\n\r\n") }, true},
-		{"short answer", func(c net.Conn) { _, _ = io.WriteString(c, "no"); c.Close() }, true},
+		{"short answer", func(c net.Conn) {
+			_, _ = io.CopyN(io.Discard, c, int64(len(greeting)))
+			_, _ = io.WriteString(c, "no")
+			c.Close()
+		}, true},
 		{"hangs up", func(c net.Conn) { _, _ = io.CopyN(io.Discard, c, int64(len(greeting))); c.Close() }, true},
 		{"silence", func(net.Conn) {}, false},
 	} {
