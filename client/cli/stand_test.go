@@ -84,19 +84,6 @@ func shortDir(tb testing.TB) string {
 	return dir
 }
 
-// set changes the stand under its lock.
-func (s *stand) set(f func()) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	f()
-}
-
-func (s *stand) called() []call {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return append([]call(nil), s.calls...)
-}
-
 // answer is a handler that always answers this.
 func answer(status int, contentType, body string) func(http.ResponseWriter, *http.Request) bool {
 	return func(w http.ResponseWriter, _ *http.Request) bool {

@@ -189,7 +189,10 @@ func TestIssuerFiles(t *testing.T) {
 	}
 	must := mustOf(t)
 	h := app.HTTPService
-	must(h != nil && len(app.Services) == 0, "HTTPS by Fly's edge")
+	if h == nil {
+		t.Fatal("fly/issuer/fly.toml has no [http_service]")
+	}
+	must(len(app.Services) == 0, "HTTPS by Fly's edge")
 	must(h.ForceHTTPS && h.InternalPort == 8080 && conf.Listen == ":8080", "and plain HTTP behind it")
 	must(conf.TLS.Mode == issuer.TLSOff && conf.BehindProxy && conf.ClientIPHeader == "Fly-Client-IP", "which the issuer knows")
 	must(h.AutoStopMachines == "stop" && h.MinMachinesRunning == 0, "scales to zero by stop, never by suspend")

@@ -96,26 +96,6 @@ func (s *stack) load() bool {
 	return s.env["MAYFLY_ISSUER"] != ""
 }
 
-// environ is the process's environment with what DIR/env exports.
-func (s *stack) environ() []string {
-	var env []string
-	for name, value := range s.env {
-		if name != "" {
-			env = append(env, name+"="+value)
-		}
-	}
-	return env
-}
-
-// mayfly runs the program as the job and the admin that DIR/env makes of us.
-func (s *stack) mayfly(t *testing.T, args ...string) (string, error) {
-	t.Helper()
-	cmd := exec.CommandContext(t.Context(), filepath.Join(s.env["MAYFLY_BIN"], "mayfly"), args...)
-	cmd.Env = s.environ()
-	out, err := cmd.CombinedOutput()
-	return string(out), err
-}
-
 // buildctl finds the client that the stack's engine tools came with.
 func buildctl(t *testing.T) string {
 	t.Helper()
