@@ -71,5 +71,6 @@ func (a *Authority) serverCertificate(ctx context.Context, dnsNames []string, ip
 	if err != nil {
 		return nil, err
 	}
-	return &tls.Certificate{Certificate: [][]byte{leaf.Raw, a.current.cert.Raw}, PrivateKey: key, Leaf: leaf}, nil
+	// The root goes with it for clients that know only its hash, --trust-anchor.
+	return &tls.Certificate{Certificate: [][]byte{leaf.Raw, a.current.cert.Raw, a.Root().Raw}, PrivateKey: key, Leaf: leaf}, nil
 }
