@@ -178,7 +178,7 @@ func TestCertFiles(t *testing.T) {
 	s := newStand(t)
 	s.leaf = mtlstest.Leaf{NotBefore: time.Now().Add(-time.Second), NotAfter: time.Now().Add(6 * time.Second)}
 	dir := filepath.Join(shortDir(t), "certificate")
-	cmd, out := s.start("docker buildx create", "cert", "--out", dir, "--watch")
+	cmd, out := s.start("Envoy", "cert", "--out", dir, "--watch")
 	text := out.String()
 	for _, want := range []string{"export _EXPERIMENTAL_DAGGER_RUNNER_HOST='tls://127.0.0.1:", "cert_path=", "--driver remote", "servername=engine.example.com", "ghostunnel", "Envoy"} {
 		if !strings.Contains(text, want) {
