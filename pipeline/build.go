@@ -59,7 +59,10 @@ func (p *pipeline) product(platform string) *dagger.Container {
 		roots := p.image(p.options.baseImage, "").File("/etc/ssl/certs/ca-certificates.crt")
 		c = c.WithFile("/etc/ssl/certs/ca-certificates.crt", roots)
 	}
+	// What fly/issuer's own Dockerfile bakes in: nothing secret.
+	config := dagger.ContainerWithDirectoryOpts{Include: []string{"issuer.yaml", "policy.yaml", "*.crt", "*.crl"}}
 	c = c.WithDirectory("/usr/local/bin", p.binaries(platform)).
+		WithDirectory("/etc/mayfly", p.sources().Directory("fly/issuer"), config).
 		WithEnvVariable("PATH", "/usr/local/bin:/usr/bin:/bin").
 		WithEntrypoint([]string{"/usr/local/bin/mayfly-issuer"}).
 		WithDefaultArgs([]string{"serve", "--config", "/etc/mayfly/issuer.yaml"})
