@@ -30,7 +30,7 @@ func seed(b *testing.B, d Database, rows int, random string) {
 	const spacing = 31_000_000 // microseconds: a year of a million
 	at := func(n int) string { return fmt.Sprintf("(%d - (%d - i) * %d)", newest, n, spacing) }
 	numbers := func(n int) string {
-		return fmt.Sprintf("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < %d) ", n)
+		return fmt.Sprintf("WITH RECURSIVE n(i) AS (SELECT CAST(1 AS BIGINT) UNION ALL SELECT i + 1 FROM n WHERE i < %d) ", n)
 	}
 	repo := "CASE WHEN i % 2 = 0 THEN 'octo/big' ELSE 'octo/r' || (i % 5000) END"
 	d.Exec(b, numbers(rows)+"INSERT INTO certificates SELECT "+at(rows)+" * 1024, "+random+

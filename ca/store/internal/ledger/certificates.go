@@ -148,13 +148,18 @@ func (l *Ledger) certificateQuery(ctx context.Context, r Reader, f store.Certifi
 	case "revoked":
 		from = " FROM certificates c" + (&query{index: chosen.index}).hint(l.dialect) + " JOIN revocations r ON r.cert_id = c.id"
 		if chosen.index == "" || chosen.common {
-			from, order = " FROM revocations r CROSS JOIN certificates c", "r.cert_id"
-			q.where("c.id = r.cert_id")
+			order = "r.cert_id"
+			if l.dialect.IndexHints {
+				from = " FROM revocations r CROSS JOIN certificates c"
+				q.where("c.id = r.cert_id")
+			} else { // OFFSET 0 keeps the planner from beginning with certificates
+				from = " FROM revocations r CROSS JOIN LATERAL (SELECT * FROM certificates WHERE id = r.cert_id OFFSET 0) c"
+			}
 		}
 	default:
 		return nil, fmt.Errorf("unknown status %q", f.Status)
 	}
-	if err := whereSerial(q, f.SerialPrefix); err != nil {
+	if err := whereSerial(q, f.SerialPrefix, l.dialect); err != nil {
 		return nil, err
 	}
 	whereMatch(q, f.Match)
@@ -207,7 +212,7 @@ func idAt(t time.Time) int64 {
 
 // whereSerial adds the range of serials that begin with prefix. A prefix of
 // one digit is found on the way, newest first; a longer one by its index.
-func whereSerial(q *query, prefix string) error {
+func whereSerial(q *query, prefix string, d Dialect) error {
 	if prefix == "" {
 		return nil
 	}
@@ -226,7 +231,12 @@ func whereSerial(q *query, prefix string) error {
 		q.where("c.serial >= "+q.arg(low), "c.serial <= "+q.arg(high))
 		return nil
 	}
-	q.where("c.id IN (SELECT id FROM certificates WHERE serial >= " + q.arg(low) + " AND serial <= " + q.arg(high) + ")")
+	ids := "(SELECT id FROM certificates WHERE serial >= " + q.arg(low) + " AND serial <= " + q.arg(high) + ")"
+	if d.IndexHints {
+		q.where("c.id IN " + ids)
+	} else {
+		q.where("c.id = ANY (ARRAY" + ids + ")") // asked first, whatever the planner thinks
+	}
 	return nil
 }
 

@@ -69,8 +69,9 @@ func (e *UncertainError) Unwrap() error { return e.Err }
 type Dialect struct {
 	// Int, Bytes, Clustered and Bodies replace the words of the migrations.
 	Int, Bytes, Clustered, Bodies string
-	// IndexHints says that a query may name its index (SQLite), for a
-	// database that keeps no statistics of its own.
+	// IndexHints says that a query names its index, and joins in the order
+	// in which it is written (SQLite, which keeps no statistics); else the
+	// form of the query has to lead the planner.
 	IndexHints bool
 }
 
