@@ -32,7 +32,13 @@ var _ tokensource.Source = job{}
 // realWorld is a sidecar at a real issuer, as a Fly machine.
 func realWorld(t *testing.T) (*world, *issuertest.Issuer) {
 	t.Helper()
-	issuer := issuertest.Start(t, issuertest.Options{})
+	return realWorldOf(t, issuertest.Options{})
+}
+
+// realWorldOf is realWorld at an issuer with options.
+func realWorldOf(t *testing.T, o issuertest.Options) (*world, *issuertest.Issuer) {
+	t.Helper()
+	issuer := issuertest.Start(t, o)
 	w := setUp(t)
 	w.echo()
 	socket := filepath.Join(filepath.Dir(w.cfg.EngineSocket), "fly.sock")

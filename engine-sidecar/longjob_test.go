@@ -1,0 +1,95 @@
+package sidecar_test
+
+import (
+	"context"
+	"errors"
+	"net"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/mayfly-ca/mayfly/client"
+	"github.com/mayfly-ca/mayfly/client/wire"
+	"github.com/mayfly-ca/mayfly/issuer/issuertest"
+)
+
+// shortTTL is a client certificate's life in these tests. NotBefore lies a
+// minute before the issuing, so half life is two seconds after it.
+const shortTTL = 64 * time.Second
+
+func shortLived(policy string) string {
+	return strings.ReplaceAll(policy, "profile: client, engines: [default], ttl: 1h", "profile: client, engines: [default], ttl: 64s")
+}
+
+// firstOnly gives one token and then none, as a job whose runner lost its
+// connection to GitHub.
+type firstOnly struct {
+	job
+	used atomic.Bool
+}
+
+func (f *firstOnly) Token(ctx context.Context, audience string) (string, error) {
+	if f.used.Swap(true) {
+		return "", errors.New("no more tokens in this test")
+	}
+	return f.job.Token(ctx, audience)
+}
+
+// TestLongJob: one connection outlives its certificate, because its own client
+// renews and holds it. Beside it, a job that cannot renew is cut at NotAfter,
+// and told why.
+func TestLongJob(t *testing.T) {
+	t.Parallel()
+	w, issuer := realWorldOf(t, issuertest.Options{Policy: shortLived})
+	renews := w.realClient(issuer, "5000")
+	held := w.realDial(renews)
+	first := renews.Credential().Serial()
+
+	stuck, err := client.New(t.Context(), client.Config{
+		Issuer: issuer.URL, CAFile: issuer.CAFile, TrustAnchor: issuer.TrustAnchor,
+		Source: &firstOnly{job: job{issuer, map[string]any{"run_id": "5001"}}},
+		Dial: func(ctx context.Context, network, addr string) (net.Conn, error) {
+			if addr == "127.0.0.1:8080" { // the policy's endpoint
+				addr = w.addr
+			}
+			return new(net.Dialer).DialContext(ctx, network, addr)
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { stuck.Close() })
+	doomed := w.realDial(stuck)
+	notAfter := stuck.Info().NotAfter
+
+	ended := make(chan error, 1)
+	go func() {
+		_, err := doomed.Read(make([]byte, 1))
+		ended <- err
+	}()
+	tick := time.NewTicker(5 * time.Second)
+	defer tick.Stop()
+	late := time.After(shortTTL + 20*time.Second)
+	for cut := false; !cut; {
+		select {
+		case <-tick.C:
+			w.echoes(held)
+		case err := <-ended:
+			var told *client.CutError
+			if !errors.As(err, &told) || told.Reason != wire.ReasonExpired {
+				t.Errorf("the job that cannot renew heard %v\n%s", err, w.log)
+			}
+			if early := time.Until(notAfter); early > time.Second {
+				t.Errorf("cut %v before NotAfter", early)
+			}
+			cut = true
+		case <-late:
+			t.Fatalf("a relay whose certificate ended at %v goes on\n%s", notAfter, w.log)
+		}
+	}
+	w.echoes(held)
+	if now := renews.Credential().Serial(); now == first || renews.Stats().Renewals < 2 {
+		t.Errorf("%d renewals: the connection did not outlive its certificate", renews.Stats().Renewals)
+	}
+}
