@@ -116,6 +116,7 @@ func (svc *Service) open(ctx context.Context) error {
 	svc.server, err = New(Options{
 		Authority: svc.authority, Policies: svc.policies, PublicURL: u.String(), ClientIPHeader: c.ClientIPHeader,
 		TrustedProxies: prefixes, Rate: c.Rate, Metrics: svc.metrics, Logger: svc.logger,
+		Page: Page,
 	})
 	if err != nil {
 		return err

@@ -31,8 +31,8 @@ type Options struct {
 	Rate           RateConfig
 	Metrics        *Metrics     // nil: an own, unserved set
 	Logger         *slog.Logger // nil discards
-	// Page makes the admin page, mounted below every route of the API. Nil: no
-	// page.
+	// Page makes the admin page, which answers its own paths and none of the
+	// API's. Nil: no page.
 	Page func(*Server) http.Handler
 }
 
@@ -105,9 +105,13 @@ type handlerFunc func(http.ResponseWriter, *http.Request) error
 func (s *Server) routes(page func(*Server) http.Handler) chi.Router {
 	r := chi.NewRouter()
 	r.Use(s.observe, s.limitBody)
-	r.NotFound(s.handle(func(http.ResponseWriter, *http.Request) error {
+	missing := http.Handler(s.handle(func(http.ResponseWriter, *http.Request) error {
 		return &Error{Name: wire.ProblemNotFound, Detail: "there is no such path; see " + wire.PathOpenAPI}
 	}))
+	if page != nil {
+		missing = pageOr(s.limitAddress(page(s)), missing)
+	}
+	r.NotFound(missing.ServeHTTP)
 	r.MethodNotAllowed(methodNotAllowed)
 
 	// Liveness and readiness are asked often, by the platform alone.
@@ -134,9 +138,6 @@ func (s *Server) routes(page func(*Server) http.Handler) chi.Router {
 		r.Get(wire.PathOpenAPI, s.handle(s.openAPI))
 		s.stepRoutes(r)
 	})
-	if page != nil {
-		r.Mount("/", page(s))
-	}
 	return r
 }
 

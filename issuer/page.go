@@ -1,0 +1,231 @@
+package issuer
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/mayfly-ca/mayfly/ca"
+	"github.com/mayfly-ca/mayfly/client/wire"
+	"github.com/mayfly-ca/mayfly/issuer/idtoken"
+	"github.com/mayfly-ca/mayfly/issuer/policy"
+	"github.com/mayfly-ca/mayfly/issuer/web"
+)
+
+// Page makes the admin page of a server.
+func Page(s *Server) http.Handler {
+	return web.New(web.Options{
+		PublicURL: s.publicURL,
+		Backend:   page{s},
+		Failed: func(r *http.Request, err error) {
+			info := infoOf(r.Context())
+			info.err = err
+			info.problem = problemOf(err, info.id).Name()
+			s.metrics.refused(info.problem)
+		},
+	})
+}
+
+// pageOr gives the page its own paths, and the rest to missing: an API's call
+// that is mistyped is told so in the API's form.
+func pageOr(page, missing http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if web.Owns(r.URL.Path) {
+			page.ServeHTTP(w, r)
+			return
+		}
+		missing.ServeHTTP(w, r)
+	})
+}
+
+// page is the server as web asks it. What Server already offers is embedded.
+type page struct{ *Server }
+
+var _ web.Backend = page{}
+
+var errNoProvider = errors.New("the policy has no such provider of type people")
+
+func people(set *policy.Set, name string) (idtoken.Provider, error) {
+	for _, p := range set.Providers() {
+		if p.Name == name && p.Type == idtoken.People {
+			return p, nil
+		}
+	}
+	return idtoken.Provider{}, &Error{Name: wire.ProblemNotFound, Detail: errNoProvider.Error()}
+}
+
+// Client implements web.Backend.
+func (p page) Client(provider string) (*http.Client, error) {
+	found, err := people(p.policies.Set(), provider)
+	if err != nil {
+		return nil, err
+	}
+	return found.Client(p.policies.verifier), nil
+}
+
+// Verify implements web.Backend.
+func (p page) Verify(ctx context.Context, provider, raw string) (json.RawMessage, error) {
+	rules := p.policies.now()
+	claims, err := rules.verifier.Verify(ctx, raw, rules.set.Audience())
+	if err != nil {
+		return nil, err
+	}
+	if got := claims.Provider(); got.Name != provider || got.Type != idtoken.People {
+		return nil, badToken("the ID token is of another provider")
+	}
+	// The hour within which a token buys a role counts here, at the login.
+	var stale *idtoken.TokenError
+	if _, err := p.roleOf(claims, rules.set); errors.As(err, &stale) {
+		return nil, err
+	}
+	return claims.JSON(), nil
+}
+
+// restore returns the claims of a login, and the rules to judge them by.
+func (p page) restore(provider string, raw json.RawMessage) (idtoken.Claims, *policy.Set, error) {
+	rules := p.policies.now()
+	c, err := rules.verifier.Restore(provider, raw)
+	return c, rules.set, err
+}
+
+// Person implements web.Backend.
+func (p page) Person(ctx context.Context, provider string, raw json.RawMessage) (web.Person, error) {
+	c, set, err := p.restore(provider, raw)
+	if err != nil {
+		return web.Person{}, err
+	}
+	info := infoOf(ctx)
+	info.identity = claimant(c)
+	who, err := p.roleOf(c, set)
+	if err == nil {
+		err = enough(who.Role, policy.Viewer)
+	}
+	if err != nil {
+		return web.Person{}, err
+	}
+	info.rule = who.Rule
+	return web.Person{Name: who.Name, Admin: who.Role == policy.Admin, Rule: who.Rule}, nil
+}
+
+// PutLogin implements web.Backend.
+func (p page) PutLogin(ctx context.Context, who web.Person, l web.Login) error {
+	st := p.authority.Store()
+	if err := st.PutLogin(ctx, ca.Login(l)); err != nil {
+		return unavailable("store login", err)
+	}
+	ev := ca.Event{Time: time.Now().UTC(), Type: ca.EventLogin, By: clip(who.Name), Rule: who.Rule}
+	if err := st.Append(ctx, ev); err != nil {
+		return unavailable("record login", err)
+	}
+	return nil
+}
+
+// Login implements web.Backend.
+func (p page) Login(ctx context.Context, id string) (*web.Login, error) {
+	l, err := p.authority.Store().Login(ctx, id, time.Now().UTC())
+	if err != nil {
+		if errors.Is(err, ca.ErrNotFound) {
+			return nil, web.ErrNoLogin
+		}
+		return nil, unavailable("read login", err)
+	}
+	out := web.Login(*l)
+	return &out, nil
+}
+
+// DeleteLogin implements web.Backend.
+func (p page) DeleteLogin(ctx context.Context, id, by string) error {
+	st := p.authority.Store()
+	if err := st.DeleteLogin(ctx, id); err != nil {
+		return unavailable("delete login", err)
+	}
+	if err := st.Append(ctx, ca.Event{Time: time.Now().UTC(), Type: ca.EventLogout, By: clip(by)}); err != nil {
+		return unavailable("record logout", err)
+	}
+	return nil
+}
+
+// Forbidden implements web.Backend.
+func (p page) Forbidden(ctx context.Context, provider string, raw json.RawMessage, what string) {
+	c, _, err := p.restore(provider, raw)
+	if err != nil {
+		p.logger.ErrorContext(ctx, "event not recorded", "type", ca.EventForbidden, "err", err)
+		return
+	}
+	infoOf(ctx).err = p.forbidden(ctx, c, what, nil)
+}
+
+// Read implements web.Backend.
+func (p page) Read(ctx context.Context, by, serial string) {
+	infoOf(ctx).serial = serial
+	ev := ca.Event{Time: time.Now().UTC(), Type: ca.EventAdminRead, By: clip(by), Serial: serial}
+	if err := p.authority.Store().Append(ctx, ev); err != nil {
+		p.logger.ErrorContext(ctx, "event not recorded", "type", ev.Type, "err", err)
+	}
+}
+
+// chartHours is how much of the past the overview's chart shows.
+const chartHours = 48
+
+// Overview implements web.Backend.
+func (p page) Overview(ctx context.Context) (web.Overview, error) {
+	now := time.Now().UTC()
+	since := now.Truncate(time.Hour).Add(-(chartHours - 1) * time.Hour)
+	counts, err := p.authority.Store().Hours(ctx, since)
+	if err != nil {
+		return web.Overview{}, unavailable("count hours", err)
+	}
+	out := web.Overview{Hours: make([]web.Hour, chartHours), Warnings: p.Warnings()}
+	for i := range out.Hours {
+		out.Hours[i].Start = since.Add(time.Duration(i) * time.Hour)
+	}
+	for _, c := range counts {
+		if i := int(c.Hour.Sub(since) / time.Hour); i >= 0 && i < chartHours {
+			out.Hours[i].Issued += c.Issued
+			out.Hours[i].Denied += c.Denied
+		}
+	}
+	live, err := p.sessions(ctx, ca.SessionFilter{Live: true, Now: now, Limit: wire.MaxListLimit})
+	if err != nil {
+		return web.Overview{}, err
+	}
+	out.Live, out.LiveMore = len(live.Items), live.NextCursor != ""
+	crls, err := p.authority.CRLs(ctx)
+	if err != nil {
+		return web.Overview{}, unavailable("read crl", err)
+	}
+	out.CRLNumber, out.CRLSignedAt = crls.Number, crls.SignedAt.UTC()
+	for _, e := range p.authority.Expiries() {
+		out.Expiries = append(out.Expiries, web.Expiry{What: e.What, NotAfter: e.NotAfter.UTC()})
+	}
+	return out, nil
+}
+
+// Policy implements web.Backend.
+func (p page) Policy() web.Policy {
+	set := p.policies.Set()
+	out := web.Policy{Warnings: set.Warnings()}
+	for _, v := range set.Providers() {
+		out.Providers = append(out.Providers, v.Name)
+	}
+	for _, r := range set.Rules() {
+		w := web.Rule{Name: r.Name, Provider: r.Provider}
+		for _, m := range r.Match {
+			w.Match = append(w.Match, m.Claim+" = "+strings.Join(m.Values, " or "))
+		}
+		if r.Role != "" {
+			w.Grants = "role " + string(r.Role)
+		} else {
+			w.Grants = fmt.Sprintf("%s certificate, %s, engines %s", r.Profile, r.TTL, strings.Join(r.Engines, ", "))
+		}
+		out.Rules = append(out.Rules, w)
+	}
+	return out
+}
+
+// Problem implements web.Backend.
+func (p page) Problem(err error) *wire.Problem { return problemOf(err, "") }

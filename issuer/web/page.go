@@ -1,0 +1,206 @@
+package web
+
+import (
+	"bytes"
+	"embed"
+	"errors"
+	"html/template"
+	"io/fs"
+	"net/http"
+	"net/url"
+	"strings"
+
+	"github.com/mayfly-ca/mayfly/client/wire"
+)
+
+//go:embed assets templates
+var files embed.FS
+
+// Options is what a Page is made of.
+type Options struct {
+	// PublicURL is the only origin that the page is served at.
+	PublicURL string
+	Backend   Backend
+	// Failed hears of every error that a request ended with. Nil: nobody.
+	Failed func(*http.Request, error)
+}
+
+// Page is the admin page. It is safe for concurrent use.
+type Page struct {
+	publicURL, host string
+	backend         Backend
+	failed          func(*http.Request, error)
+	templates       map[string]*template.Template
+	handler         http.Handler
+}
+
+// visitor is who looks.
+type visitor struct {
+	Person
+	login *Login
+}
+
+// contentPolicy is the Content-Security-Policy of every answer. Logging in
+// leaves by a link, so no form goes anywhere else.
+const contentPolicy = "default-src 'none'; style-src 'self'; img-src 'self'; script-src 'self'; " +
+	"form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
+
+// New makes a Page.
+func New(o Options) *Page {
+	p := &Page{publicURL: o.PublicURL, backend: o.Backend, failed: o.Failed, templates: parse()}
+	if u, err := url.Parse(o.PublicURL); err == nil {
+		p.host = u.Host
+	}
+	if p.failed == nil {
+		p.failed = func(*http.Request, error) {}
+	}
+	mux := http.NewServeMux()
+	assets, err := fs.Sub(files, "assets")
+	if err != nil {
+		panic(err) // embedded: cannot fail
+	}
+	mux.Handle("GET /assets/", http.StripPrefix("/assets/", http.FileServerFS(assets)))
+	mux.Handle("GET /login", p.open(p.loginPage))
+	mux.Handle("GET /login/{provider}", p.open(p.begin))
+	mux.Handle("GET "+callbackPath, p.open(p.callback))
+	mux.Handle("POST /logout", p.viewer(p.logout))
+	mux.Handle("GET /{$}", p.viewer(p.overview))
+	mux.Handle("GET /certificates", p.viewer(p.certificates))
+	mux.Handle("GET /certificates/{serial}", p.viewer(p.certificate))
+	mux.Handle("GET /sessions", p.viewer(p.sessions))
+	mux.Handle("GET /events", p.viewer(p.events))
+	mux.Handle("GET /policy", p.viewer(p.policy))
+	mux.Handle("POST /policy", p.viewer(p.policy)) // explains, changes nothing
+	mux.Handle("GET /blocks", p.admin(p.blocks))
+	mux.Handle("POST /blocks/remove", p.admin(p.unblock))
+	mux.Handle("POST /revoke", p.admin(p.revoke))
+	p.handler = p.guard(mux)
+	return p
+}
+
+// Owns tells whether a path is the page's, and not the API's.
+func Owns(path string) bool {
+	first, _, _ := strings.Cut(strings.TrimPrefix(path, "/"), "/")
+	switch first {
+	case "", "assets", "login", "logout", "callback", "certificates", "sessions", "events", "policy", "blocks", "revoke":
+		return true
+	}
+	return false
+}
+
+// ServeHTTP answers as the page.
+func (p *Page) ServeHTTP(w http.ResponseWriter, r *http.Request) { p.handler.ServeHTTP(w, r) }
+
+// guard is before everything: headers, the host, and the origin of what
+// changes something.
+func (p *Page) guard(next http.Handler) http.Handler {
+	origins := http.NewCrossOriginProtection()
+	origins.SetDenyHandler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		p.fail(w, r, &refusal{http.StatusForbidden, "This request came from another site.", nil})
+	}))
+	next = origins.Handler(next)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		h := w.Header()
+		h.Set("Content-Security-Policy", contentPolicy)
+		h.Set("Referrer-Policy", "same-origin") // no-referrer would send Origin: null with forms
+		h.Set("X-Content-Type-Options", "nosniff")
+		h.Set("Cross-Origin-Opener-Policy", "same-origin")
+		h.Set("Cross-Origin-Resource-Policy", "same-origin")
+		h.Set("X-Frame-Options", "DENY")
+		h.Set("Cache-Control", "no-store")
+		if !strings.EqualFold(r.Host, p.host) {
+			p.fail(w, r, &refusal{http.StatusMisdirectedRequest, "The page is served at " + p.publicURL + " only.", nil})
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// open answers anybody.
+func (p *Page) open(h func(http.ResponseWriter, *http.Request) error) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if err := h(w, r); err != nil {
+			p.fail(w, r, err)
+		}
+	})
+}
+
+type handler func(http.ResponseWriter, *http.Request, visitor) error
+
+// viewer answers who has a role now, and sends others to the login.
+func (p *Page) viewer(h handler) http.Handler {
+	return p.open(func(w http.ResponseWriter, r *http.Request) error {
+		c, err := r.Cookie(loginCookie)
+		var l *Login
+		if err == nil {
+			l, err = p.backend.Login(r.Context(), idOf(c.Value))
+		}
+		switch {
+		case errors.Is(err, ErrNoLogin) || errors.Is(err, http.ErrNoCookie):
+			if r.Method == http.MethodGet {
+				http.Redirect(w, r, "/login", http.StatusSeeOther)
+				return nil
+			}
+			return &refusal{http.StatusUnauthorized, "You are not logged in, or no longer.", nil}
+		case err != nil:
+			return err
+		}
+		who, err := p.backend.Person(r.Context(), l.Provider, l.Claims)
+		if err != nil {
+			p.backend.Forbidden(r.Context(), l.Provider, l.Claims, "page "+r.Pattern)
+			dropCookie(w, loginCookie)
+			return &refusal{http.StatusForbidden, "The policy grants you no role here any more.", err}
+		}
+		return h(w, r, visitor{Person: who, login: l})
+	})
+}
+
+// admin is viewer for role admin alone; an attempt without it is an event.
+func (p *Page) admin(h handler) http.Handler {
+	return p.viewer(func(w http.ResponseWriter, r *http.Request, who visitor) error {
+		if !who.Admin {
+			p.backend.Forbidden(r.Context(), who.login.Provider, who.login.Claims, "page "+r.Pattern)
+			return &refusal{http.StatusForbidden, "This wants the role admin; yours is viewer. The attempt is recorded.", nil}
+		}
+		return h(w, r, who)
+	})
+}
+
+// view is what a template sees.
+type view struct {
+	Title, Here string
+	Who         *visitor
+	Reload      bool // by script, every few seconds
+	Data        any
+}
+
+// show renders whole before it writes.
+func (p *Page) show(w http.ResponseWriter, _ *http.Request, status int, name string, who *visitor, v view) error {
+	v.Who = who
+	var b bytes.Buffer
+	if err := p.templates[name].ExecuteTemplate(&b, "layout", v); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "text/html; charset=utf-8")
+	w.WriteHeader(status)
+	_, _ = w.Write(visible(b.Bytes())) // the browser went away: nobody to tell
+	return nil
+}
+
+// fail shows an error.
+func (p *Page) fail(w http.ResponseWriter, r *http.Request, err error) {
+	p.failed(r, err)
+	status, text := http.StatusInternalServerError, "Something went wrong. The issuer's log says what."
+	var own *refusal
+	if errors.As(err, &own) {
+		status, text = own.status, own.text
+	} else if pr := p.backend.Problem(err); pr != nil {
+		status = pr.Status
+		if pr.Name() != wire.ProblemInternal {
+			text = pr.Title + ". " + pr.Detail
+		}
+	}
+	if err := p.show(w, r, status, "error", nil, view{Title: http.StatusText(status), Data: text}); err != nil {
+		http.Error(w, "internal error", http.StatusInternalServerError)
+	}
+}

@@ -1,0 +1,126 @@
+package web
+
+import (
+	"bytes"
+	"fmt"
+	"html/template"
+	"strings"
+	"time"
+	"unicode"
+)
+
+// names of the templates; each is drawn within layout.
+var names = []string{"login", "overview", "certificates", "certificate", "revoke", "sessions", "events", "blocks", "policy", "error"}
+
+func parse() map[string]*template.Template {
+	funcs := template.FuncMap{
+		"when":  func(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05") },
+		"iso":   func(t time.Time) string { return t.UTC().Format(time.RFC3339) },
+		"ago":   func(t time.Time) string { return short(time.Since(t)) },
+		"left":  func(t time.Time) string { return short(time.Until(t)) },
+		"bytes": size,
+		"join":  func(s []string) string { return strings.Join(s, ", ") },
+		"head":  func(s string) string { return s[:min(len(s), 12)] },
+		"soon":  func(t time.Time) bool { return time.Until(t) < 60*24*time.Hour },
+	}
+	layout := template.Must(template.New("layout").Funcs(funcs).ParseFS(files, "templates/layout.html"))
+	out := make(map[string]*template.Template, len(names))
+	for _, n := range names {
+		out[n] = template.Must(template.Must(layout.Clone()).ParseFS(files, "templates/"+n+".html"))
+	}
+	return out
+}
+
+// short writes a duration in its largest unit.
+func short(d time.Duration) string {
+	if d < 0 {
+		d = -d
+	}
+	switch {
+	case d < time.Minute:
+		return fmt.Sprintf("%d s", int(d.Seconds()))
+	case d < 2*time.Hour:
+		return fmt.Sprintf("%d min", int(d.Minutes()))
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%d h", int(d.Hours()))
+	}
+	return fmt.Sprintf("%d days", int(d.Hours()/24))
+}
+
+// size writes bytes in the largest decimal unit.
+func size(n int64) string {
+	v, units := float64(n), []string{"kB", "MB", "GB", "TB"}
+	if n < 1000 {
+		return fmt.Sprintf("%d B", n)
+	}
+	for _, u := range units {
+		if v /= 1000; v < 1000 {
+			return fmt.Sprintf("%.1f %s", v, u)
+		}
+	}
+	return fmt.Sprintf("%.0f TB", v)
+}
+
+// visible writes control, format and other unprintable characters of a whole
+// rendered page as \u escapes. The templates hold none, so all are of values
+// that strangers chose; this is after html/template has escaped these.
+func visible(b []byte) []byte {
+	keep := func(r rune) bool { return r == '\n' || unicode.IsPrint(r) }
+	if bytes.IndexFunc(b, func(r rune) bool { return !keep(r) }) < 0 {
+		return b
+	}
+	var out bytes.Buffer
+	out.Grow(len(b) + 64)
+	for _, r := range string(b) {
+		switch {
+		case keep(r):
+			out.WriteRune(r)
+		case r > 0xffff:
+			fmt.Fprintf(&out, `\U%08x`, r)
+		default:
+			fmt.Fprintf(&out, `\u%04x`, r)
+		}
+	}
+	return out.Bytes()
+}
+
+// chart is the overview's SVG: one bar per hour, denials on top of issuances.
+type chart struct {
+	Bars           []bar
+	Width          int
+	Issued, Denied int64
+	Highest        int64
+}
+
+type bar struct {
+	X, IssuedY, IssuedH, DeniedY, DeniedH int
+	Title                                 string
+}
+
+const (
+	chartHeight = 120
+	barStep     = 12
+)
+
+func newChart(hours []Hour) chart {
+	c := chart{Width: len(hours) * barStep, Highest: 1}
+	for _, h := range hours {
+		c.Highest = max(c.Highest, h.Issued+h.Denied)
+		c.Issued, c.Denied = c.Issued+h.Issued, c.Denied+h.Denied
+	}
+	scale := func(n int64) int {
+		h := int(n * chartHeight / c.Highest)
+		if n > 0 && h < 2 {
+			h = 2 // one denial among thousands is still seen
+		}
+		return h
+	}
+	for i, h := range hours {
+		b := bar{X: i * barStep, IssuedH: scale(h.Issued), DeniedH: scale(h.Denied)}
+		b.IssuedY = chartHeight - b.IssuedH
+		b.DeniedY = max(0, b.IssuedY-b.DeniedH)
+		b.Title = fmt.Sprintf("%s: %d issued, %d denied", h.Start.Format("2006-01-02 15:04"), h.Issued, h.Denied)
+		c.Bars = append(c.Bars, b)
+	}
+	return c
+}

@@ -1,0 +1,350 @@
+package web_test
+
+import (
+	"io"
+	"net/http"
+	"net/http/cookiejar"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/mayfly-ca/mayfly/client/wire"
+	"github.com/mayfly-ca/mayfly/issuer/issuertest"
+)
+
+// browser is an HTTP client with cookies that follows no redirect by itself.
+type browser struct {
+	t *testing.T
+	i *issuertest.Issuer
+	*http.Client
+}
+
+func newBrowser(t *testing.T, i *issuertest.Issuer) *browser {
+	jar, err := cookiejar.New(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &browser{t, i, &http.Client{Transport: i.Client().Transport, Jar: jar, Timeout: 30 * time.Second,
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}}
+}
+
+func (b *browser) do(req *http.Request) (*http.Response, string) {
+	b.t.Helper()
+	resp, err := b.Do(req)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return resp, string(body)
+}
+
+func (b *browser) absolute(path string) string {
+	if strings.HasPrefix(path, "/") {
+		return b.i.URL + path
+	}
+	return path
+}
+
+func (b *browser) get(path string) (*http.Response, string) {
+	b.t.Helper()
+	req, err := http.NewRequest(http.MethodGet, b.absolute(path), nil)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return b.do(req)
+}
+
+// post sends a form as a page of the issuer does, but for the headers given.
+func (b *browser) post(path string, form url.Values, headers ...string) (*http.Response, string) {
+	b.t.Helper()
+	req, err := http.NewRequest(http.MethodPost, b.absolute(path), strings.NewReader(form.Encode()))
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	req.Header.Set("Origin", b.i.URL)
+	for n := 0; n < len(headers); n += 2 {
+		req.Header.Set(headers[n], headers[n+1])
+	}
+	return b.do(req)
+}
+
+// answer goes to the provider as email and returns where it sends back to.
+func (b *browser) answer(email string) string {
+	b.t.Helper()
+	resp, _ := b.get("/login/staff")
+	to, err := resp.Location()
+	if err != nil {
+		b.t.Fatalf("login begins with %s: %v", resp.Status, err)
+	}
+	form := to.Query()
+	if form.Get("code_challenge_method") != "S256" || form.Get("nonce") == "" || form.Get("state") == "" {
+		b.t.Errorf("authorization request %v", form)
+	}
+	form.Set("email", email)
+	to.RawQuery = ""
+	resp, _ = b.post(to.String(), form, "Origin", b.i.Staff.URL())
+	back, err := resp.Location()
+	if err != nil {
+		b.t.Fatalf("the provider answers %s: %v", resp.Status, err)
+	}
+	return back.String()
+}
+
+func (b *browser) login(email string) (*http.Response, string) {
+	b.t.Helper()
+	return b.get(b.answer(email))
+}
+
+func loggedIn(t *testing.T, i *issuertest.Issuer, email string) *browser {
+	t.Helper()
+	b := newBrowser(t, i)
+	if resp, body := b.login(email); resp.StatusCode != http.StatusSeeOther || resp.Header.Get("Location") != "/" {
+		t.Fatalf("login: %s\n%s", resp.Status, body)
+	}
+	return b
+}
+
+func wantStatus(t *testing.T, what string, resp *http.Response, body string, want int) {
+	t.Helper()
+	if resp.StatusCode != want {
+		t.Errorf("%s: %s, want %d\n%s", what, resp.Status, want, body)
+	}
+}
+
+func events(t *testing.T, i *issuertest.Issuer, kind string) []wire.Event {
+	t.Helper()
+	var list wire.List[wire.Event]
+	if err := i.Call("GET", wire.PathEvents+"?type="+kind, i.ViewerToken(), nil, &list); err != nil {
+		t.Fatal(err)
+	}
+	return list.Items
+}
+
+func TestLogin(t *testing.T) {
+	t.Parallel()
+	i := issuertest.Start(t, issuertest.Options{})
+	b := newBrowser(t, i)
+	resp, body := b.get("/")
+	wantStatus(t, "nobody", resp, body, http.StatusSeeOther)
+
+	resp, body = b.login(issuertest.Admin)
+	wantStatus(t, "callback", resp, body, http.StatusSeeOther)
+	var found bool
+	for _, c := range resp.Cookies() {
+		if c.Name == "__Host-mayfly" {
+			found = true
+			if !c.Secure || !c.HttpOnly || c.SameSite != http.SameSiteLaxMode || c.Path != "/" || c.Domain != "" || c.MaxAge != 8*3600 {
+				t.Errorf("cookie %+v", c)
+			}
+		}
+	}
+	if !found {
+		t.Error("no login cookie")
+	}
+	for _, path := range []string{"/", "/certificates", "/sessions", "/events", "/blocks", "/policy"} {
+		resp, body := b.get(path)
+		wantStatus(t, path, resp, body, http.StatusOK)
+		want := "default-src 'none'; style-src 'self'; img-src 'self'; script-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
+		if got := resp.Header.Get("Content-Security-Policy"); got != want {
+			t.Errorf("%s: CSP %q", path, got)
+		}
+		if strings.Contains(body, "style=") || strings.Contains(body, "<style") || strings.Contains(body, " onclick") {
+			t.Errorf("%s has something inline", path)
+		}
+	}
+	if evs := events(t, i, "login"); len(evs) != 1 || evs[0].By != "staff/"+issuertest.Admin {
+		t.Errorf("events %+v", evs)
+	}
+	// The secret is dead after the logout, not only forgotten by the browser.
+	u, _ := url.Parse(i.URL)
+	kept := b.Jar.Cookies(u)
+	resp, body = b.post("/logout", nil)
+	wantStatus(t, "logout", resp, body, http.StatusSeeOther)
+	b.Jar.SetCookies(u, kept)
+	resp, body = b.get("/")
+	wantStatus(t, "after logout", resp, body, http.StatusSeeOther)
+}
+
+// The answer to a login is good once, in the browser that began it, as it came.
+func TestLoginIsBound(t *testing.T) {
+	t.Parallel()
+	i := issuertest.Start(t, issuertest.Options{})
+	back := newBrowser(t, i).answer(issuertest.Admin)
+	resp, body := newBrowser(t, i).get(back)
+	wantStatus(t, "another browser", resp, body, http.StatusBadRequest)
+
+	b := newBrowser(t, i)
+	theirs := b.answer(issuertest.Admin)
+	resp, body = b.get(back)
+	wantStatus(t, "another login's answer", resp, body, http.StatusBadRequest)
+	u, err := url.Parse(theirs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	q := u.Query()
+	q.Set("iss", "https://evil.example")
+	u.RawQuery = q.Encode()
+	resp, body = b.get(u.String())
+	wantStatus(t, "another provider's answer", resp, body, http.StatusBadRequest)
+
+	// A code of one login with the state of another: PKCE and nonce refuse it.
+	stolen := mustQuery(t, newBrowser(t, i).answer(issuertest.Admin)).Get("code")
+	mine, err := url.Parse(b.answer(issuertest.Viewer))
+	if err != nil {
+		t.Fatal(err)
+	}
+	q = mine.Query()
+	q.Set("code", stolen)
+	mine.RawQuery = q.Encode()
+	resp, body = b.get(mine.String())
+	wantStatus(t, "another login's code", resp, body, http.StatusBadGateway)
+
+	good := b.answer(issuertest.Admin)
+	resp, body = b.get(good)
+	wantStatus(t, "the same browser", resp, body, http.StatusSeeOther)
+	resp, body = b.get(good)
+	wantStatus(t, "twice", resp, body, http.StatusBadRequest)
+}
+
+func mustQuery(t *testing.T, raw string) url.Values {
+	t.Helper()
+	u, err := url.Parse(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return u.Query()
+}
+
+func TestRoles(t *testing.T) {
+	t.Parallel()
+	i := issuertest.Start(t, issuertest.Options{})
+	issued, err := i.Issue(i.GitHubToken(nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, body := newBrowser(t, i).login("eve@example.com")
+	wantStatus(t, "a stranger logs in", resp, body, http.StatusForbidden)
+
+	order := url.Values{"serial": {issued.Serial}, "reason": {"test"}, "block": {"none"}, "confirm": {"yes"}}
+	resp, body = newBrowser(t, i).post("/revoke", order)
+	wantStatus(t, "nobody revokes", resp, body, http.StatusUnauthorized)
+
+	viewer, admin := loggedIn(t, i, issuertest.Viewer), loggedIn(t, i, issuertest.Admin)
+	resp, body = viewer.get("/certificates/" + issued.Serial)
+	wantStatus(t, "viewer looks", resp, body, http.StatusOK)
+	if strings.Contains(body, `action="/revoke"`) {
+		t.Error("a viewer is offered to revoke")
+	}
+	before := len(events(t, i, "forbidden"))
+	for path, form := range map[string]url.Values{"/revoke": order, "/blocks/remove": {"id": {strings.Repeat("a", 32)}}} {
+		resp, body = viewer.post(path, form)
+		wantStatus(t, "viewer posts "+path, resp, body, http.StatusForbidden)
+	}
+	if got := len(events(t, i, "forbidden")) - before; got != 2 {
+		t.Errorf("%d events of the viewer's attempts, want 2", got)
+	}
+	resp, body = viewer.post("/policy", url.Values{"provider": {"github"}, "claims": {`{"repository_id":"1"}`}})
+	wantStatus(t, "viewer explains", resp, body, http.StatusOK)
+
+	order.Del("confirm")
+	resp, body = admin.post("/revoke", order)
+	wantStatus(t, "admin asks", resp, body, http.StatusOK)
+	if !strings.Contains(body, "1 certificate<") || !strings.Contains(body, "0 live connections<") {
+		t.Errorf("the question does not say what it touches:\n%s", body)
+	}
+	var d wire.CertificateDetail
+	if err := i.Call("GET", wire.PathCertificates+"/"+issued.Serial, i.ViewerToken(), nil, &d); err != nil || d.Status != wire.StatusValid {
+		t.Fatalf("asking has revoked: %s %v", d.Status, err)
+	}
+	order.Set("confirm", "yes")
+	resp, body = admin.post("/revoke", order)
+	wantStatus(t, "admin revokes", resp, body, http.StatusOK)
+	if err := i.Call("GET", wire.PathCertificates+"/"+issued.Serial, i.ViewerToken(), nil, &d); err != nil || d.Status != wire.StatusRevoked {
+		t.Errorf("not revoked: %s %v", d.Status, err)
+	}
+}
+
+// ATTACKS: forged requests, each beside its allowed twin.
+func TestCrossOrigin(t *testing.T) {
+	t.Parallel()
+	i := issuertest.Start(t, issuertest.Options{})
+	b := loggedIn(t, i, issuertest.Admin)
+	form := url.Values{"provider": {"github"}, "claims": {"{}"}}
+	for name, c := range map[string]struct {
+		headers []string
+		want    int
+	}{
+		"own origin":     {nil, http.StatusOK},
+		"same-origin":    {[]string{"Sec-Fetch-Site", "same-origin"}, http.StatusOK},
+		"another origin": {[]string{"Origin", "https://evil.example"}, http.StatusForbidden},
+		"null origin":    {[]string{"Origin", "null"}, http.StatusForbidden},
+		"cross-site":     {[]string{"Sec-Fetch-Site", "cross-site"}, http.StatusForbidden},
+		"same-site":      {[]string{"Sec-Fetch-Site", "same-site"}, http.StatusForbidden},
+	} {
+		resp, body := b.post("/policy", form, c.headers...)
+		wantStatus(t, name, resp, body, c.want)
+	}
+	req, err := http.NewRequest(http.MethodGet, i.URL+"/login", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Host = "evil.example"
+	resp, body := b.do(req)
+	wantStatus(t, "another host", resp, body, http.StatusMisdirectedRequest)
+}
+
+// The policy is asked on each request: who loses the role is out at once.
+func TestRoleIsDecidedAnew(t *testing.T) {
+	t.Parallel()
+	i := issuertest.Start(t, issuertest.Options{})
+	b := loggedIn(t, i, issuertest.Admin)
+	resp, body := b.get("/blocks")
+	wantStatus(t, "before", resp, body, http.StatusOK)
+	rewrite(t, i, issuertest.Admin, "other@example.com")
+	resp, body = b.get("/blocks")
+	wantStatus(t, "after", resp, body, http.StatusForbidden)
+}
+
+// Claims are chosen by strangers.
+func TestHostileClaims(t *testing.T) {
+	t.Parallel()
+	i := issuertest.Start(t, issuertest.Options{})
+	hostile := "<script>alert(1)</script>\"'><img src=x onerror=y>\u202e\x1b[31m\r\nevil"
+	issued, err := i.Issue(i.GitHubToken(map[string]any{"actor": hostile, "head_ref": hostile}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := loggedIn(t, i, issuertest.Admin)
+	for _, path := range []string{"/certificates", "/certificates/" + issued.Serial, "/events", "/certificates?repository=" + url.QueryEscape(hostile)} {
+		resp, body := b.get(path)
+		wantStatus(t, path, resp, body, http.StatusOK)
+		for _, bad := range []string{"<script>alert", "<img src=x", "\u202e", "\x1b", "\r"} {
+			if strings.Contains(body, bad) {
+				t.Errorf("%s shows %q as it is", path, bad)
+			}
+		}
+	}
+	if _, body := b.get("/certificates"); !strings.Contains(body, `\u202e`) || !strings.Contains(body, `\u001b`) {
+		t.Error("what is hidden is not made visible")
+	}
+}
+
+// The API answers as before beside the page.
+func TestAPIBesidePage(t *testing.T) {
+	t.Parallel()
+	i := issuertest.Start(t, issuertest.Options{})
+	b := newBrowser(t, i)
+	for path, want := range map[string]int{"/v1/nothing": 404, "/v2/certificates": 404, "/healthz": 200, "/login": 200, "/assets/style.css": 200} {
+		resp, body := b.get(path)
+		wantStatus(t, path, resp, body, want)
+		if want == 404 && resp.Header.Get("Content-Type") != wire.ProblemMediaType {
+			t.Errorf("%s: %s", path, resp.Header.Get("Content-Type"))
+		}
+	}
+}
