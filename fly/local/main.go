@@ -164,11 +164,12 @@ func (o options) check() error {
 
 // able tells why this machine cannot run an engine, and what to do.
 func able() error {
+	const docker = `docker run --rm --privileged -v "$PWD":/src -w /src golang:1.26 go run ./fly/local`
 	if runtime.GOOS != "linux" {
-		return fmt.Errorf("build engines run on Linux, this is %s; with Docker: docker run --rm --privileged -v \"$PWD\":/src -w /src golang:1.26 go run ./fly/local", runtime.GOOS)
+		return fmt.Errorf("build engines run on Linux, this is %s; with Docker: %s", runtime.GOOS, docker)
 	}
 	if os.Geteuid() != 0 {
-		return errors.New("an engine mounts and makes namespaces, which wants root: sudo env \"PATH=$PATH\" go run ./fly/local")
+		return fmt.Errorf("an engine mounts and makes namespaces, which wants root: sudo env \"PATH=$PATH\" go run ./fly/local; or with Docker: %s", docker)
 	}
 	return nil
 }
