@@ -73,7 +73,7 @@ func New(o Options) *Page {
 	mux.Handle("POST /policy", p.viewer(p.policy)) // explains, changes nothing
 	mux.Handle("GET /blocks", p.admin(p.blocks))
 	mux.Handle("POST /blocks/remove", p.admin(p.unblock))
-	mux.Handle("POST /revoke", p.admin(p.revoke))
+	mux.Handle("POST /revocations", p.admin(p.revoke))
 	p.handler = p.guard(mux)
 	return p
 }
@@ -82,7 +82,7 @@ func New(o Options) *Page {
 func Owns(path string) bool {
 	first, _, _ := strings.Cut(strings.TrimPrefix(path, "/"), "/")
 	switch first {
-	case "", "assets", "login", "logout", "callback", "certificates", "sessions", "events", "policy", "blocks", "revoke":
+	case "", "assets", "login", "logout", "callback", "certificates", "sessions", "events", "policy", "blocks", "revocations":
 		return true
 	}
 	return false

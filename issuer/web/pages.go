@@ -114,7 +114,7 @@ func order(f url.Values) wire.RevokeRequest {
 	return req
 }
 
-// revoke is POST /revoke: first it shows what would happen, and with confirm
+// revoke is POST /revocations: first it shows what would happen, and with confirm
 // it acts.
 func (p *Page) revoke(w http.ResponseWriter, r *http.Request, who visitor) error {
 	if err := r.ParseForm(); err != nil {

@@ -232,17 +232,17 @@ func TestRoles(t *testing.T) {
 	wantStatus(t, "a stranger logs in", resp, body, http.StatusForbidden)
 
 	order := url.Values{"serial": {issued.Serial}, "reason": {"test"}, "block": {"none"}, "confirm": {"yes"}}
-	resp, body = newBrowser(t, i).post("/revoke", order)
+	resp, body = newBrowser(t, i).post("/revocations", order)
 	wantStatus(t, "nobody revokes", resp, body, http.StatusUnauthorized)
 
 	viewer, admin := loggedIn(t, i, issuertest.Viewer), loggedIn(t, i, issuertest.Admin)
 	resp, body = viewer.get("/certificates/" + issued.Serial)
 	wantStatus(t, "viewer looks", resp, body, http.StatusOK)
-	if strings.Contains(body, `action="/revoke"`) {
+	if strings.Contains(body, `action="/revocations"`) {
 		t.Error("a viewer is offered to revoke")
 	}
 	before := len(events(t, i, "forbidden"))
-	for path, form := range map[string]url.Values{"/revoke": order, "/blocks/remove": {"id": {strings.Repeat("a", 32)}}} {
+	for path, form := range map[string]url.Values{"/revocations": order, "/blocks/remove": {"id": {strings.Repeat("a", 32)}}} {
 		resp, body = viewer.post(path, form)
 		wantStatus(t, "viewer posts "+path, resp, body, http.StatusForbidden)
 	}
@@ -253,7 +253,7 @@ func TestRoles(t *testing.T) {
 	wantStatus(t, "viewer explains", resp, body, http.StatusOK)
 
 	order.Del("confirm")
-	resp, body = admin.post("/revoke", order)
+	resp, body = admin.post("/revocations", order)
 	wantStatus(t, "admin asks", resp, body, http.StatusOK)
 	if !strings.Contains(body, "1 certificate<") || !strings.Contains(body, "0 live connections<") {
 		t.Errorf("the question does not say what it touches:\n%s", body)
@@ -263,7 +263,7 @@ func TestRoles(t *testing.T) {
 		t.Fatalf("asking has revoked: %s %v", d.Status, err)
 	}
 	order.Set("confirm", "yes")
-	resp, body = admin.post("/revoke", order)
+	resp, body = admin.post("/revocations", order)
 	wantStatus(t, "admin revokes", resp, body, http.StatusOK)
 	if err := i.Call("GET", wire.PathCertificates+"/"+issued.Serial, i.ViewerToken(), nil, &d); err != nil || d.Status != wire.StatusRevoked {
 		t.Errorf("not revoked: %s %v", d.Status, err)
