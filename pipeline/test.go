@@ -31,22 +31,29 @@ func (p *pipeline) integration(toolchain *dagger.Container) *dagger.Container {
 		WithEnvVariable("POSTGRES_DB", "mayfly").
 		WithExposedPort(5432).
 		AsService(dagger.ContainerAsServiceOpts{UseEntrypoint: true, Args: []string{"postgres"}})
-	issuer := toolchain.
+	// The CA is made in a step before, so that its root is known to who asks:
+	// TLS is verified in here as everywhere.
+	withCA := toolchain.
 		WithExec([]string{"go", "build", "-o", "/usr/local/bin/", "./issuer/cmd/mayfly-issuer"}).
+		WithExec([]string{"mayfly-issuer", "init", "--dir", "/ca", "--trust-domain", "ci.mayfly.example",
+			"--engine-dns", "engine.mayfly.example", "--issuer-url", integrationURL})
+	issuer := withCA.
 		WithServiceBinding("postgres", postgres).
 		WithExposedPort(8443).
 		AsService(dagger.ContainerAsServiceOpts{Args: []string{"sh", "-euc", issuerScript}})
 	return toolchain.
 		WithServiceBinding("issuer", issuer).
-		WithEnvVariable("MAYFLY_INTEGRATION_ISSUER", "https://issuer:8443").
+		WithFile("/ca/root.crt", withCA.File("/ca/issuer/root.crt")).
+		WithEnvVariable("MAYFLY_INTEGRATION_ISSUER", integrationURL).
+		WithEnvVariable("MAYFLY_INTEGRATION_ROOT", "/ca/root.crt").
 		WithExec([]string{"go", "test", "-count=1", "-run", "^TestIntegration", "-v", "./pipeline"})
 }
 
-// issuerScript makes a CA of a minute's life and serves it.
+const integrationURL = "https://issuer:8443"
+
+// issuerScript serves the CA in /ca over a new store.
 const issuerScript = `
-dir=$(mktemp -d)
-mayfly-issuer init --dir "$dir" --trust-domain ci.mayfly.example --engine-dns engine.mayfly.example --issuer-url https://issuer:8443
-cat >"$dir/policy.yaml" <<'POLICY'
+cat >/ca/issuer/policy.yaml <<'POLICY'
 version: 1
 trust_domain: ci.mayfly.example
 providers:
@@ -59,14 +66,14 @@ rules:
     match: {repository_id: "1", ref: refs/heads/main, event_name: [push]}
     grant: {profile: client, engines: [default], ttl: 1h}
 POLICY
-cat >"$dir/issuer/issuer.yaml" <<CONFIG
+cat >/ca/issuer/issuer.yaml <<CONFIG
 listen: ":8443"
 public_url: https://issuer:8443
 tls: {mode: self}
 ca: {root: root.crt, root_crl: root.crl, intermediate: intermediate.crt, key: intermediate.key}
 store: postgres://postgres:integration@postgres:5432/mayfly?sslmode=disable
-policy: $dir/policy.yaml
+policy: policy.yaml
 CONFIG
-mayfly-issuer store create --config "$dir/issuer/issuer.yaml"
-exec mayfly-issuer serve --config "$dir/issuer/issuer.yaml"
+mayfly-issuer store create --config /ca/issuer/issuer.yaml
+exec mayfly-issuer serve --config /ca/issuer/issuer.yaml
 `
