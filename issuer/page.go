@@ -175,6 +175,10 @@ const chartHours = 48
 func (p page) Overview(ctx context.Context) (web.Overview, error) {
 	now := time.Now().UTC()
 	since := now.Truncate(time.Hour).Add(-(chartHours - 1) * time.Hour)
+	// Summed denials are written by whoever reads events; Hours does not.
+	if _, _, err := p.authority.Store().Events(ctx, ca.EventFilter{Limit: 1}); err != nil {
+		return web.Overview{}, unavailable("write denials", err)
+	}
 	counts, err := p.authority.Store().Hours(ctx, since)
 	if err != nil {
 		return web.Overview{}, unavailable("count hours", err)

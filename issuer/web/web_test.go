@@ -303,7 +303,13 @@ func TestCrossOrigin(t *testing.T) {
 func TestRoleIsDecidedAnew(t *testing.T) {
 	t.Parallel()
 	i := issuertest.Start(t, issuertest.Options{})
+	if _, err := i.Issue(i.GitHubToken(map[string]any{"ref": "refs/heads/evil"})); err == nil {
+		t.Fatal("another branch got a certificate")
+	}
 	b := loggedIn(t, i, issuertest.Admin)
+	if _, body := b.get("/"); !strings.Contains(body, `<a href="/events?type=denied">1</a>`) {
+		t.Errorf("the overview does not count the denial:\n%s", body)
+	}
 	resp, body := b.get("/blocks")
 	wantStatus(t, "before", resp, body, http.StatusOK)
 	rewrite(t, i, issuertest.Admin, "other@example.com")
