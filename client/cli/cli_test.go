@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -157,7 +158,7 @@ func TestWhatAPersonSees(t *testing.T) {
 			t.Parallel()
 			s := newStand(t)
 			if tt.break_ != nil {
-				tt.break_(s)
+				s.set(func() { tt.break_(s) })
 			}
 			command := []string{"exec", "--wake-timeout", "2s", "--", "dialer", "retry"}
 			if tt.reaches {
@@ -176,14 +177,15 @@ func TestWhatAPersonSees(t *testing.T) {
 func TestPendingPasses(t *testing.T) {
 	t.Parallel()
 	s := newStand(t)
-	asked := 0
-	s.token = func(w http.ResponseWriter, r *http.Request) bool {
-		asked++
-		if asked > 1 {
-			return false
+	var asked atomic.Int32
+	s.set(func() {
+		s.token = func(w http.ResponseWriter, r *http.Request) bool {
+			if asked.Add(1) > 1 {
+				return false
+			}
+			return answer(403, "text/plain", "Can't issue ID_TOKEN for job in 'Pending' state")(w, r)
 		}
-		return answer(403, "text/plain", "Can't issue ID_TOKEN for job in 'Pending' state")(w, r)
-	}
+	})
 	s.run("exec", "--", "dialer", "echo").check(t, 0)
 }
 

@@ -117,7 +117,7 @@ func TestExecPassesOnSignals(t *testing.T) {
 func TestExecKillsWhatDoesNotEnd(t *testing.T) {
 	t.Parallel()
 	s := newStand(t)
-	s.verdict = wire.ReasonRevoked
+	s.set(func() { s.verdict = wire.ReasonRevoked })
 	begun := time.Now()
 	s.run("exec", "--", "sh", "-c", `trap '' TERM; dialer retry & while :; do sleep 0.1; done`).check(t, 5, "certificate revoked")
 	if took := time.Since(begun); took > 20*time.Second {
@@ -130,7 +130,7 @@ func TestExecKillsWhatDoesNotEnd(t *testing.T) {
 func TestExecBlames(t *testing.T) {
 	t.Parallel()
 	s := newStand(t)
-	s.verdict = wire.ReasonRevoked
+	s.set(func() { s.verdict = wire.ReasonRevoked })
 	for range 5 {
 		s.run("exec", "--", "dialer", "echo").check(t, 5, "certificate revoked, serial ")
 	}

@@ -126,7 +126,7 @@ func TestProxyReports(t *testing.T) {
 func TestProxyEndsWhenRefused(t *testing.T) {
 	t.Parallel()
 	s := newStand(t)
-	s.cut = wire.ReasonRevoked
+	s.set(func() { s.cut = wire.ReasonRevoked })
 	dir := shortDir(t)
 	socket, report := filepath.Join(dir, "engine.sock"), filepath.Join(dir, "report.json")
 	cmd, out := s.start("export BUILDKIT_HOST=", "proxy", "--listen", "unix:"+socket, "--report", report)
@@ -176,7 +176,9 @@ func TestProxyReplacesADeadSocket(t *testing.T) {
 func TestCertFiles(t *testing.T) {
 	t.Parallel()
 	s := newStand(t)
-	s.leaf = mtlstest.Leaf{NotBefore: time.Now().Add(-time.Second), NotAfter: time.Now().Add(6 * time.Second)}
+	s.set(func() {
+		s.leaf = mtlstest.Leaf{NotBefore: time.Now().Add(-time.Second), NotAfter: time.Now().Add(6 * time.Second)}
+	})
 	dir := filepath.Join(shortDir(t), "certificate")
 	cmd, out := s.start("Envoy", "cert", "--out", dir, "--watch")
 	text := out.String()

@@ -63,7 +63,9 @@ func newStand(tb testing.TB) *stand {
 	tb.Cleanup(s.issuer.Close)
 	s.tokens = httptest.NewServer(http.HandlerFunc(s.serveToken))
 	tb.Cleanup(s.tokens.Close)
-	s.startEngine(mtlstest.Leaf{ID: "/engine/default/fly/1/m", DNS: []string{standServer}, Usage: x509.ExtKeyUsageServerAuth})
+	s.set(func() {
+		s.startEngine(mtlstest.Leaf{ID: "/engine/default/fly/1/m", DNS: []string{standServer}, Usage: x509.ExtKeyUsageServerAuth})
+	})
 	home := tb.TempDir()
 	s.env = []string{
 		"HOME=" + home, "XDG_CONFIG_HOME=" + filepath.Join(home, "config"), "TMPDIR=" + shortDir(tb), "XDG_RUNTIME_DIR=",
@@ -82,6 +84,13 @@ func shortDir(tb testing.TB) string {
 	}
 	tb.Cleanup(func() { os.RemoveAll(dir) })
 	return dir
+}
+
+// set changes the stand under its lock, which its servers read it under.
+func (s *stand) set(f func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f()
 }
 
 // answer is a handler that always answers this.
@@ -169,14 +178,14 @@ func (s *stand) sign(w http.ResponseWriter, body []byte) {
 		return
 	}
 	s.mu.Lock()
-	leaf := s.leaf
+	leaf, engine := s.leaf, s.engine
 	s.mu.Unlock()
 	leaf.Key, leaf.Rule, leaf.Run = csr.PublicKey, "app-main", "32291736541/1/96193868770"
 	cert := s.ca.Issue(s.tb, leaf)
 	resp := wire.IssueResponse{
 		Serial: mtls.Serial(cert.Leaf.SerialNumber), NotBefore: cert.Leaf.NotBefore, NotAfter: cert.Leaf.NotAfter,
 		RenewAfter: cert.Leaf.NotBefore.Add(cert.Leaf.NotAfter.Sub(cert.Leaf.NotBefore) / 2), Identity: cert.Leaf.URIs[0].String(), Rule: "app-main",
-		Engines: []wire.Engine{{Name: "default", Endpoint: "tcp://" + s.engine.Addr().String(), ServerName: standServer}},
+		Engines: []wire.Engine{{Name: "default", Endpoint: "tcp://" + engine.Addr().String(), ServerName: standServer}},
 		CRL:     string(s.ca.Feed(s.tb, mtlstest.Feed{})),
 	}
 	for _, der := range cert.Certificate {
@@ -188,6 +197,7 @@ func (s *stand) sign(w http.ResponseWriter, body []byte) {
 }
 
 // startEngine starts a sidecar with this certificate, in place of an earlier.
+// It is called within set.
 func (s *stand) startEngine(leaf mtlstest.Leaf) {
 	s.tb.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
