@@ -39,7 +39,7 @@ type outcome struct {
 // run runs mayfly as a process of its own.
 func (s *stand) run(args ...string) outcome {
 	s.tb.Helper()
-	ctx, cancel := context.WithTimeout(s.tb.Context(), 90*time.Second)
+	ctx, cancel := context.WithTimeout(s.tb.Context(), 5*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "mayfly", args...)
 	cmd.Env = s.env
@@ -108,6 +108,8 @@ func TestWhatAPersonSees(t *testing.T) {
 			stderr: []string{"id token from", "500", "attempts"}},
 		{name: "token endpoint garbage", code: 1, break_: func(s *stand) { s.token = answer(200, "text/html", "<html>") },
 			stderr: []string{"id token from"}},
+		{name: "token endpoint times out", code: 1, break_: func(s *stand) { s.token = silent },
+			stderr: []string{"id token from", "attempts"}},
 		{name: "token endpoint down", code: 1, break_: func(s *stand) { s.tokens.Close() },
 			stderr: []string{"id token from", "refused"}},
 		{name: "no permission", code: 1, break_: func(s *stand) { s.env = append(s.env, "ACTIONS_ID_TOKEN_REQUEST_URL=", "GITHUB_ACTIONS=true") },
@@ -115,6 +117,8 @@ func TestWhatAPersonSees(t *testing.T) {
 
 		{name: "issuer down", code: 4, break_: func(s *stand) { s.env = append(s.env, "MAYFLY_ISSUER=http://"+down(s)) },
 			stderr: []string{"issuer http://127.0.0.1", "connection refused"}},
+		{name: "issuer slow", code: 4, break_: func(s *stand) { s.issue = silent },
+			stderr: []string{"issuer http://127.0.0.1"}},
 		{name: "issuer not named", code: 2, break_: func(s *stand) { s.env = append(s.env, "MAYFLY_ISSUER=") },
 			stderr: []string{"no issuer is named", "MAYFLY_ISSUER"}},
 		{name: "issuer off loopback by http", code: 2, break_: func(s *stand) { s.env = append(s.env, "MAYFLY_ISSUER=http://mayfly.example.com") },
@@ -171,6 +175,12 @@ func TestWhatAPersonSees(t *testing.T) {
 			}
 		})
 	}
+}
+
+// silent takes a request and never answers it.
+func silent(_ http.ResponseWriter, r *http.Request) bool {
+	<-r.Context().Done()
+	return true
 }
 
 // TestPendingPasses: what passes at the token endpoint is waited for.
