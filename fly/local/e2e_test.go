@@ -3,7 +3,9 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -177,17 +179,25 @@ func waitEnv(t *testing.T, dir, pid string, ended <-chan int) map[string]string 
 	return nil
 }
 
-// asks shows that what DIR/env names answers: the stand-in mints, and the admin's
-// token lists.
+// asks shows that what DIR/env names answers: the stand-ins mint for this
+// issuer, and the admin's token lists.
 func asks(t *testing.T, env map[string]string) {
 	t.Helper()
-	mint, err := http.Post(env["GITHUB_OIDC"]+"/mint", "application/json", strings.NewReader(`{"aud":"`+env["MAYFLY_AUDIENCE"]+`"}`))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer mint.Body.Close()
-	if mint.StatusCode != http.StatusOK {
-		t.Errorf("mint: %s", mint.Status)
+	for _, base := range []string{env["GITHUB_OIDC"], env["FLY_OIDC"]} {
+		mint, err := http.Post(base+"/mint", "application/json", strings.NewReader(`{}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		raw, err := io.ReadAll(mint.Body)
+		if err := errors.Join(err, mint.Body.Close()); err != nil || mint.StatusCode != http.StatusOK {
+			t.Fatalf("mint: %s, %v", mint.Status, err)
+		}
+		_, payload, _ := strings.Cut(string(raw), ".")
+		payload, _, _ = strings.Cut(payload, ".")
+		claims, err := base64.RawURLEncoding.DecodeString(payload)
+		if err != nil || !strings.Contains(string(claims), `"`+env["MAYFLY_AUDIENCE"]+`"`) {
+			t.Errorf("%s mints %s, %v", base, claims, err)
+		}
 	}
 	cmd := exec.Command(filepath.Join(env["MAYFLY_BIN"], "mayfly"), "certs", "list", "--json")
 	cmd.Env = append(os.Environ(), "MAYFLY_ISSUER="+env["MAYFLY_ISSUER"], "MAYFLY_CA_FILE="+env["MAYFLY_CA_FILE"], "MAYFLY_ADMIN_TOKEN="+env["MAYFLY_ADMIN_TOKEN"])

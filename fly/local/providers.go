@@ -13,12 +13,17 @@ type providers struct {
 }
 
 // newProviders starts all three. Each mints by default what the first rule of
-// its type admits.
+// its type admits, for this issuer: /mint works without a claim to override. The
+// runner and the machine's socket give the audience that they are asked for.
 func newProviders(s settings) (*providers, error) {
 	p := &providers{}
 	var all error
 	start := func(kind idtoken.Type) *idtokentest.Provider {
-		provider, err := idtokentest.New(idtokentest.Options{Type: kind, Defaults: s.admitted(string(kind)), ClientID: s.clientID()})
+		defaults := s.admitted(string(kind))
+		if kind != idtoken.People { // whose audience is the client
+			defaults["aud"] = "mayfly:" + s.trustDomain()
+		}
+		provider, err := idtokentest.New(idtokentest.Options{Type: kind, Defaults: defaults, ClientID: s.clientID()})
 		all = errors.Join(all, err)
 		return provider
 	}
