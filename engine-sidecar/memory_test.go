@@ -56,6 +56,11 @@ func sidecarOfTest(config string) int {
 	return exit
 }
 
+// keptBuffers is well below what a relay costs that keeps its buffers while it
+// is idle (145 KB as plain Go), and above what the heap's own state and the race
+// detector add to the 45 to 50 KB that ours costs. The log has the figure.
+const keptBuffers = 64_000
+
 // TestIdleMemory: everything that the sidecar keeps for a relay that has
 // carried 64 KiB each way and is idle.
 func TestIdleMemory(t *testing.T) {
@@ -122,8 +127,8 @@ func TestIdleMemory(t *testing.T) {
 	}
 	per := (inUse() - before) / (count - 50)
 	t.Logf("%d bytes of the sidecar's memory per idle relay", per)
-	if per > 50_000 {
-		t.Fatalf("%d bytes per idle relay, want at most 50000", per)
+	if per > keptBuffers {
+		t.Fatalf("%d bytes per idle relay: buffers are kept, want at most %d", per, keptBuffers)
 	}
 	w.echoes(conns[0])
 }
