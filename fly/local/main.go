@@ -89,10 +89,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	code, err := demonstrate(ctx, opts, r, stdout)
 	if err != nil {
 		fmt.Fprintf(stderr, "\nlocal: %v\n", err)
-		var hint *stepError
-		if errors.As(err, &hint) {
-			fmt.Fprintf(stderr, "What to do: %s\n", hint.remedy)
-		}
+		hint := &stepError{remedy: "the lines above name the cause; --keep --dir DIR leaves everything up, with its logs in DIR/state"}
+		errors.As(err, &hint)
+		fmt.Fprintf(stderr, "What to do: %s\n", hint.remedy)
 		if code == 0 {
 			code = 1
 		}
