@@ -15,12 +15,12 @@ import (
 
 // browser is an HTTP client with cookies that follows no redirect by itself.
 type browser struct {
-	t *testing.T
+	t testing.TB
 	i *issuertest.Issuer
 	*http.Client
 }
 
-func newBrowser(t *testing.T, i *issuertest.Issuer) *browser {
+func newBrowser(t testing.TB, i *issuertest.Issuer) *browser {
 	jar, err := cookiejar.New(nil)
 	if err != nil {
 		t.Fatal(err)
@@ -101,7 +101,7 @@ func (b *browser) login(email string) (*http.Response, string) {
 	return b.get(b.answer(email))
 }
 
-func loggedIn(t *testing.T, i *issuertest.Issuer, email string) *browser {
+func loggedIn(t testing.TB, i *issuertest.Issuer, email string) *browser {
 	t.Helper()
 	b := newBrowser(t, i)
 	if resp, body := b.login(email); resp.StatusCode != http.StatusSeeOther || resp.Header.Get("Location") != "/" {

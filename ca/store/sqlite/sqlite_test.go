@@ -138,6 +138,18 @@ func TestDamage(t *testing.T) {
 	})
 }
 
+// A store of the first shape is brought to the present one when it is opened.
+func TestOpenOlderShape(t *testing.T) {
+	t.Parallel()
+	path := create(t)
+	execute(path)(t, "DROP INDEX events_repository_type; DELETE FROM goose_db_version WHERE version_id > 1")
+	s := handle(t, path)
+	defer s.Close()
+	if _, _, err := s.Events(t.Context(), store.EventFilter{Type: store.EventDenied, Repository: "octo/app"}); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestCrash(t *testing.T) {
 	path := ""
 	if !storetest.IsCrashChild() {

@@ -13,19 +13,19 @@ import (
 	"github.com/mayfly-ca/mayfly/ca/store"
 )
 
-// listRows is how many certificates BenchmarkLists lists, and a fifth of how
-// many events: MAYFLY_BENCH_ROWS, or a million.
-func listRows() int {
+// BenchRows is how many certificates a benchmark lists, and a fifth of how many
+// events: MAYFLY_BENCH_ROWS, or a million.
+func BenchRows() int {
 	if n, err := strconv.Atoi(os.Getenv("MAYFLY_BENCH_ROWS")); err == nil && n > 0 {
 		return n
 	}
 	return 1_000_000
 }
 
-// seed fills the tables of d with rows of a year: a repository with half of
+// Seed fills the tables of d with rows of a year: a repository with half of
 // them all, many with a few, one revoked in fifty. random is SQL for 16 bytes
 // that differ with i.
-func seed(b *testing.B, d Database, rows int, random string) {
+func Seed(b *testing.B, d Database, rows int, random string) {
 	newest := time.Now().Add(-time.Minute).UnixMicro()
 	const spacing = 31_000_000 // microseconds: a year of a million
 	at := func(n int) string { return fmt.Sprintf("(%d - (%d - i) * %d)", newest, n, spacing) }
@@ -49,8 +49,8 @@ func seed(b *testing.B, d Database, rows int, random string) {
 // BenchmarkLists measures pages of 100, each filter at pages from the newest
 // on, and reports p50 and p99 of what a page takes.
 func BenchmarkLists(b *testing.B, d Database, random string) {
-	rows := listRows()
-	seed(b, d, rows, random)
+	rows := BenchRows()
+	Seed(b, d, rows, random)
 	s := open(b, d.Open)
 	ctx := context.Background()
 	since, until := time.Now().Add(-90*24*time.Hour), time.Now().Add(-60*24*time.Hour)

@@ -41,6 +41,8 @@ func testEvents(t *testing.T, o Open) {
 		"type":       {store.EventFilter{Type: store.EventLogin}, func(e store.Event) bool { return e.Type == store.EventLogin }},
 		"serial":     {store.EventFilter{Serial: want[1].Serial}, func(e store.Event) bool { return e.Serial == want[1].Serial }},
 		"repository": {store.EventFilter{Repository: "r2"}, func(e store.Event) bool { return e.Repository == "r2" }},
+		"both":       {store.EventFilter{Repository: "r2", Type: store.EventLogin}, func(e store.Event) bool { return e.Repository == "r2" && e.Type == store.EventLogin }},
+		"neither":    {store.EventFilter{Repository: "r2", Type: store.EventForbidden}, func(store.Event) bool { return false }},
 		"run id":     {store.EventFilter{RunID: "3", Type: store.EventLogin}, func(e store.Event) bool { return e.RunID == "3" && e.Type == store.EventLogin }},
 		"times":      {store.EventFilter{Since: &since, Until: &until}, func(e store.Event) bool { return !e.Time.Before(since) && e.Time.Before(until) }},
 	} {

@@ -247,6 +247,10 @@ func eventQuery(ctx context.Context, r Reader, f store.EventFilter, below *posit
 		}
 		q.index = "events_" + c.column
 	}
+	if f.Type != "" && f.Type != store.EventIssued && f.Repository != "" && f.RunID == "" {
+		q.where("type <> 'issued'") // lets the partial index serve
+		q.index = "events_repository_type"
+	}
 	if f.Serial != "" {
 		raw, err := parseSerial(f.Serial)
 		if err != nil {

@@ -14,14 +14,18 @@ import (
 	"github.com/mayfly-ca/mayfly/ca/store"
 )
 
-//go:embed migrations/0001_init.sql
-var migrationInit string
+var (
+	//go:embed migrations/0001_init.sql
+	migrationInit string
+	//go:embed migrations/0002_event_kinds.sql
+	migrationEventKinds string
+)
 
 // migrations are the versions of the shape, in order, from 1.
-var migrations = []string{migrationInit}
+var migrations = []string{migrationInit, migrationEventKinds}
 
 // Version is the version of the shape that this program reads and writes.
-const Version = 1
+const Version = 2
 
 // Kind is the type of a column.
 type Kind uint8

@@ -1,0 +1,121 @@
+package web_test
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"net/http"
+	"slices"
+	"testing"
+	"time"
+
+	_ "github.com/jackc/pgx/v5/stdlib"
+	_ "modernc.org/sqlite"
+
+	"github.com/mayfly-ca/mayfly/ca/store/postgres/postgrestest"
+	"github.com/mayfly-ca/mayfly/ca/store/storetest"
+	"github.com/mayfly-ca/mayfly/issuer"
+	"github.com/mayfly-ca/mayfly/issuer/issuertest"
+)
+
+// BenchmarkPages measures each page over 1,000,000 certificates, 5,000,000
+// events and 1,000,000 sessions (MAYFLY_BENCH_ROWS certificates): from an
+// admin's request over TLS on loopback to the answer's last byte. It reports
+// what a request takes at the median, at the 99th of a hundred, and at worst.
+func BenchmarkPages(b *testing.B) {
+	b.Run("sqlite", func(b *testing.B) {
+		benchmarkPages(b, "", "sqlite", "randomblob(16)")
+	})
+	b.Run("postgres", func(b *testing.B) {
+		benchmarkPages(b, postgrestest.Start(b).Database(b), "pgx", "decode(md5(i::text), 'hex')")
+	})
+}
+
+func benchmarkPages(b *testing.B, dsn, driver, random string) {
+	i := issuertest.Start(b, issuertest.Options{Store: dsn, Config: func(c *issuer.Config) { c.Rate = issuer.RateConfig{} }})
+	if err := i.Stop(); err != nil {
+		b.Fatal(err)
+	}
+	rows := storetest.BenchRows()
+	d := storetest.Database{Exec: execute(driver, i.Config.Store)}
+	d.Exec(b, "DELETE FROM events") // of the start: Seed numbers its own from 1
+	d.Exec(b, "DELETE FROM links")
+	storetest.Seed(b, d, rows, random)
+	storetest.SeedSessions(b, d, rows)
+	i.Restart()
+	issued, err := i.Issue(i.GitHubToken(map[string]any{"repository": "octo/big"}))
+	if err != nil {
+		b.Fatal(err)
+	}
+	admin := loggedIn(b, i, issuertest.Admin)
+	run := fmt.Sprint("run", rows/8)
+	for _, p := range []struct{ name, path string }{
+		{"overview", "/"},
+		{"certificates", "/certificates"},
+		{"certificates/repository", "/certificates?repository=octo%2Fr77"},
+		{"certificates/big-repository", "/certificates?repository=octo%2Fbig"},
+		{"certificates/run", "/certificates?run_id=" + run},
+		{"certificates/actor", "/certificates?actor=a5"},
+		{"certificates/serial", "/certificates?serial=ab"},
+		{"certificates/valid", "/certificates?status=valid"},
+		{"certificates/expired", "/certificates?status=expired"},
+		{"certificates/revoked", "/certificates?status=revoked"},
+		{"certificates/revoked-repository", "/certificates?status=revoked&repository=octo%2Fbig"},
+		{"certificates/repository-actor", "/certificates?repository=octo%2Fbig&actor=a5"},
+		{"certificates/none", "/certificates?repository=octo%2Fnone"},
+		{"certificate", "/certificates/" + issued.Serial},
+		{"revoke/serial", "/revocations?serial=" + issued.Serial},
+		{"revoke/repository", "/revocations?repository=octo%2Fbig"},
+		{"sessions", "/sessions"},
+		{"sessions/ended", "/sessions?ended=yes"},
+		{"sessions/ended-repository", "/sessions?ended=yes&repository=octo%2Fr77"},
+		{"sessions/ended-engine-repository", "/sessions?ended=yes&engine=other&repository=octo%2Fbig"},
+		{"events", "/events"},
+		{"events/denied", "/events?type=denied"},
+		{"events/repository", "/events?repository=octo%2Fr77"},
+		{"events/run", "/events?run_id=" + run},
+		{"events/serial", "/events?serial=" + issued.Serial},
+		{"events/revoked-repository", "/events?type=revoked&repository=octo%2Fr77"},
+		{"events/denied-big-repository", "/events?type=denied&repository=octo%2Fbig"},
+		{"events/none", "/events?type=rotation&repository=octo%2Fbig"},
+		{"blocks", "/blocks"},
+		{"policy", "/policy"},
+	} {
+		b.Run(p.name, func(b *testing.B) { admin.times(b, p.path) })
+	}
+}
+
+// times loads a page until the benchmark has enough.
+func (b *browser) times(t *testing.B, path string) {
+	b.t = t
+	var took []time.Duration
+	for t.Loop() {
+		start := time.Now()
+		resp, body := b.get(path)
+		took = append(took, time.Since(start))
+		if resp.StatusCode != http.StatusOK {
+			t.Fatalf("%s: %s\n%s", path, resp.Status, body)
+		}
+	}
+	slices.Sort(took)
+	ms := func(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+	t.ReportMetric(0, "ns/op")
+	t.ReportMetric(ms(took[len(took)/2]), "p50-ms")
+	t.ReportMetric(ms(took[len(took)*99/100]), "p99-ms")
+	t.ReportMetric(ms(took[len(took)-1]), "max-ms")
+}
+
+// execute changes the database behind the store's back.
+func execute(driver, dsn string) func(t testing.TB, query string) {
+	return func(t testing.TB, query string) {
+		t.Helper()
+		db, err := sql.Open(driver, dsn)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = db.ExecContext(context.Background(), query)
+		if closeErr := db.Close(); err != nil || closeErr != nil {
+			t.Fatal(err, closeErr)
+		}
+	}
+}
