@@ -7,20 +7,29 @@ const fs = require('node:fs');
 const path = require('node:path');
 const { spawnSync } = require('node:child_process');
 const runner = require('./runner');
+const { download, MAX_BYTES } = require('./download');
 
-const RELEASES = 'https://github.com/mayfly-ca/mayfly/releases/download';
-const DOWNLOAD_MS = 120_000;
-const MAX_BYTES = 64 << 20;
+// RELEASE is what a release is called, and its tag.
+const RELEASE = /^v\d+\.\d+\.\d+(-[0-9A-Za-z.-]+)?$/;
 
 const ARCH = { x64: 'amd64', arm64: 'arm64' };
+const OS = ['linux', 'darwin'];
 
-// find returns the path of a mayfly program and says where it came from.
+const asset = (version, os, arch) => `mayfly_${version}_${os}_${arch}`;
+
+// ASSETS is what a release carries for this action: the bare programs.
+const ASSETS = (version) => OS.flatMap((os) => Object.values(ARCH).map((arch) => asset(version, os, arch)));
+
+// find returns the path of a mayfly program and says where it came from. An
+// empty version tries the release that this action pins, PATH, and the source,
+// in that order; a release that is pinned and cannot be had is an error, since
+// what stands in PATH instead is nobody's choice.
 async function find(version, folder) {
   const pinned = JSON.parse(fs.readFileSync(path.join(__dirname, 'checksums.json'), 'utf8'));
   if (version === 'path') return fromPath() || missing('the input version is "path", and PATH has no mayfly');
   if (version === 'source') return fromSource(folder);
   if (version !== '') return fromRelease(version, pinned, folder);
-  if (pinned.latest) return fromRelease(pinned.latest, pinned, folder);
+  if (pinned.latest && supported()) return fromRelease(pinned.latest, pinned, folder);
   return fromPath() || fromSource(folder);
 }
 
@@ -30,10 +39,10 @@ function missing(why) {
 
 function fromPath() {
   for (const dir of (process.env.PATH || '').split(path.delimiter)) {
-    const file = path.join(dir, 'mayfly');
+    const file = path.resolve(dir, 'mayfly');
     try {
       fs.accessSync(file, fs.constants.X_OK);
-      if (fs.statSync(file).isFile()) return { file, from: 'PATH' };
+      if (dir !== '' && fs.statSync(file).isFile()) return { file, from: `PATH: ${file}` };
     } catch {
       // not in this folder
     }
@@ -47,41 +56,75 @@ function fromSource(folder) {
   const built = spawnSync('go', ['build', '-trimpath', '-o', file, './client/cmd/mayfly'],
     { cwd: module, encoding: 'utf8', env: { ...process.env, GOWORK: 'off', GOFLAGS: '' } });
   if (built.error && built.error.code === 'ENOENT') {
-    missing('no release is pinned in this version of the action, PATH has no mayfly, and there is no Go to build it with (actions/setup-go)');
+    missing('no release is pinned in this version of the action for this machine, PATH has no mayfly, and there is no Go to build it with (actions/setup-go)');
   }
   if (built.status !== 0) throw new Error(`go build of the action's own checkout: ${runner.plain(built.stderr || built.error)}`);
   return { file, from: 'the action\'s own source' };
 }
 
+const supported = () => OS.includes(process.platform) && process.arch in ARCH;
+
 async function fromRelease(version, pinned, folder) {
-  if (!/^v\d+\.\d+\.\d+(-[0-9A-Za-z.-]+)?$/.test(version)) {
+  if (!RELEASE.test(version)) {
     throw new Error(`input version: "${version}" is no release such as v1.2.3, nor "path" nor "source"`);
   }
-  const arch = ARCH[process.arch];
-  const os = process.platform;
-  if (!arch || !['linux', 'darwin'].includes(os)) throw new Error(`mayfly has no program for ${os}/${process.arch}`);
-  const name = `mayfly_${os}_${arch}`;
+  if (!supported()) throw new Error(`mayfly has no program for ${process.platform}/${process.arch}: build jobs on Linux or macOS, x64 or arm64`);
+  const name = asset(version, process.platform, ARCH[process.arch]);
   const want = (pinned.releases[version] || {})[name];
-  if (!want) throw new Error(`this version of the action pins no checksum for ${name} of ${version}: use the action's matching tag`);
-  const bytes = await download(`${RELEASES}/${version}/${name}`);
-  const got = crypto.createHash('sha256').update(bytes).digest('hex');
-  if (got !== want) throw new Error(`${name} of ${version} has SHA-256 ${got}, and ${want} is pinned: not run`);
+  if (!want) throw new Error(`this version of the action pins no checksum for ${name}: use the action's tag ${version}, or leave the input version out`);
+  const cached = cachePath(version);
+  const kept = readCached(cached, name, want);
+  const bytes = kept || await fetched(`${pinned.base}/${version}/${name}`, name, want);
+  if (!kept) keep(cached, bytes);
+  // What runs is this job's own copy of the bytes that were hashed.
   const file = path.join(folder, 'mayfly');
-  fs.writeFileSync(file, bytes, { mode: 0o700 });
-  return { file, from: `release ${version}` };
+  fs.writeFileSync(file, bytes, { mode: 0o700, flag: 'wx' });
+  return { file, from: `release ${version}${kept ? ', from the tool cache' : ''}, SHA-256 ${want}` };
 }
 
-async function download(url) {
-  const answer = await fetch(url, { signal: AbortSignal.timeout(DOWNLOAD_MS) });
-  if (!answer.ok) throw new Error(`GET ${url}: ${answer.status}`);
-  const chunks = [];
-  let size = 0;
-  for await (const chunk of answer.body) {
-    size += chunk.length;
-    if (size > MAX_BYTES) throw new Error(`GET ${url}: more than ${MAX_BYTES} bytes`);
-    chunks.push(chunk);
+const sha256 = (bytes) => crypto.createHash('sha256').update(bytes).digest('hex');
+
+async function fetched(url, name, want) {
+  const bytes = await download(url);
+  const got = sha256(bytes);
+  if (got !== want) throw new Error(`${name} has SHA-256 ${got}, and ${want} is pinned in this action: it was not run. Somebody may have replaced the release`);
+  return bytes;
+}
+
+// cachePath is where actions/tool-cache would keep it; empty where the runner
+// has no such folder.
+function cachePath(version) {
+  const base = process.env.RUNNER_TOOL_CACHE;
+  return base ? path.join(base, 'mayfly', version.slice(1), process.arch, 'mayfly') : '';
+}
+
+// readCached returns the cached bytes if they are the pinned ones: on a
+// self-hosted runner any job may have written there.
+function readCached(file, name, want) {
+  try {
+    if (file === '' || fs.statSync(file).size > MAX_BYTES) return null;
+    const bytes = fs.readFileSync(file);
+    if (sha256(bytes) === want) return bytes;
+    runner.warning(`${file} is not the pinned ${name}: it is not used, and replaced`);
+  } catch {
+    // not cached
   }
-  return Buffer.concat(chunks);
+  return null;
 }
 
-module.exports = { find };
+// keep is a courtesy to the next job; this one has its program.
+function keep(file, bytes) {
+  if (file === '') return;
+  const partial = `${file}.${process.pid}`;
+  try {
+    fs.mkdirSync(path.dirname(file), { recursive: true });
+    fs.writeFileSync(partial, bytes, { mode: 0o755, flag: 'wx' });
+    fs.renameSync(partial, file);
+    fs.writeFileSync(`${path.dirname(file)}.complete`, '');
+  } catch (err) {
+    runner.info(`the tool cache was not written: ${err.message}`);
+    try { fs.rmSync(partial, { force: true }); } catch { /* nor can it be tidied */ }
+  }
+}
+
+module.exports = { find, ASSETS, MAX_BYTES, RELEASE };

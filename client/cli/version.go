@@ -7,6 +7,11 @@ import (
 
 type versionCommand struct{}
 
+// release is the version of a release's program; the linker sets it
+// (client/action/release.sh). Its bytes hold no commit: the commit holds their
+// checksums.
+var release string
+
 // build is what this program was made of.
 type build struct {
 	Version  string `json:"version"`
@@ -25,6 +30,9 @@ func readBuild() build {
 	}
 	if info.Main.Version != "" {
 		b.Version = info.Main.Version
+	}
+	if release != "" {
+		b.Version = release
 	}
 	for _, s := range info.Settings {
 		switch s.Key {

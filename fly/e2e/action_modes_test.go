@@ -10,13 +10,14 @@ import (
 
 // runner is the folder of files that GitHub's runner gives a step.
 type runner struct {
-	dir string
-	env []string
+	dir    string
+	env    []string
+	action string // folder of the action
 }
 
 func newRunner(t *testing.T, env ...string) *runner {
 	t.Helper()
-	r := &runner{dir: t.TempDir()}
+	r := &runner{dir: t.TempDir(), action: filepath.Join("..", "..", "client", "action")}
 	r.env = append(os.Environ(), env...)
 	for _, name := range []string{"GITHUB_OUTPUT", "GITHUB_ENV", "GITHUB_STATE", "GITHUB_PATH", "GITHUB_STEP_SUMMARY"} {
 		path := filepath.Join(r.dir, name)
@@ -31,7 +32,7 @@ func newRunner(t *testing.T, env ...string) *runner {
 // earlier one saved.
 func (r *runner) node(t *testing.T, script string, inputs map[string]string) (string, error) {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), "node", filepath.Join("..", "..", "client", "action", script))
+	cmd := exec.CommandContext(t.Context(), "node", filepath.Join(r.action, script))
 	cmd.Env = r.env
 	for name, value := range inputs {
 		cmd.Env = append(cmd.Env, "INPUT_"+strings.ToUpper(name)+"="+value)
