@@ -97,6 +97,10 @@ func TestFeedStale(t *testing.T) { // ATTACKS 42, 64
 			w.issuer.publish(func(*mtlstest.Feed) {})
 			eventually(t, "fresh again", func() bool { code, _ := w.get("/readyz"); return code == 200 })
 			w.admitted(cert)
+			eventually(t, "staleness told", func() bool {
+				told := w.issuer.told("")[wire.SessionFeedStale]
+				return len(told.ID) == 32 && contains(told.Reason, "no revocation list for 2s")
+			})
 		})
 	}
 }

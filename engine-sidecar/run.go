@@ -229,6 +229,7 @@ func (s *sidecar) watch(ctx, life context.Context) (int, error) {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	var away time.Time // when listening stopped; zero while it goes on
+	stale := false
 	for {
 		select {
 		case <-ctx.Done():
@@ -246,14 +247,31 @@ func (s *sidecar) watch(ctx, life context.Context) (int, error) {
 			s.stopEngine(ctx)
 			return 1, err
 		}
-		if s.cfg.OnStale == StaleCut && s.checker.Stale() {
-			s.gate.CutAll(wire.ReasonFeedStale)
-		}
+		stale = s.judgeFeed(stale)
 		if why := idle.over(s.gate.Counts(), time.Now()); why != "" {
 			s.log.Info("idle: ending", "why", why)
 			return s.drain(ctx)
 		}
 	}
+}
+
+// judgeFeed cuts what on_stale says, and tells the issuer when the feed has
+// become stale. It returns whether it is.
+func (s *sidecar) judgeFeed(before bool) bool {
+	if !s.checker.Stale() {
+		return false
+	}
+	if !before {
+		why := fmt.Sprintf("no revocation list for %v: no new connection is admitted", s.cfg.MaxStaleness)
+		if s.cfg.OnStale == StaleCut {
+			why += ", live ones are cut"
+		}
+		s.reporter.feedStale(why)
+	}
+	if s.cfg.OnStale == StaleCut {
+		s.gate.CutAll(wire.ReasonFeedStale)
+	}
+	return true
 }
 
 // holdGround stops listening while the own certificate is out, and listens

@@ -25,8 +25,13 @@ const (
 	reportDelay = 250 * time.Millisecond
 	// reportProgress is how often the bytes of a live session are told.
 	reportProgress = 30 * time.Second
+	// reportSilent is how often a live session is told that moves no bytes: the
+	// issuer counts one as gone that it has not heard of for two minutes.
+	reportSilent = 45 * time.Second
 	// reportRetryMax bounds the wait after an error.
 	reportRetryMax = time.Minute
+	// maxStale bounds the notes of stale feeds that wait to be told.
+	maxStale = 32
 	// maxEnded bounds the ended sessions that wait to be told. The oldest go
 	// first, untold.
 	maxEnded = 20000
@@ -51,6 +56,7 @@ type session struct {
 	told     bool // the issuer has the opening
 	closedAt time.Time
 	reason   string
+	toldAt   time.Time
 	toldIn   int64 // as last told
 	toldOut  int64
 	dirty    *list.Element // in reporter.news; nil when there is nothing to tell
@@ -64,8 +70,9 @@ type reporter struct {
 
 	mu       sync.Mutex
 	live     map[*session]struct{}
-	news     list.List // of *session, oldest first
-	ended    int       // sessions in news that are closed
+	news     list.List            // of *session, oldest first
+	ended    int                  // sessions in news that are closed
+	stale    []wire.SessionReport // of kind feed_stale
 	token    string
 	tokenEnd time.Time
 }
@@ -101,6 +108,19 @@ func (s *session) end(reason string) {
 	if r.ended > maxEnded {
 		r.dropOldest()
 	}
+}
+
+// feedStale notes that the feed is stale from now on.
+func (r *reporter) feedStale(why string) {
+	var id [16]byte
+	rand.Read(id[:])
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.stale) == maxStale {
+		return
+	}
+	r.stale = append(r.stale, wire.SessionReport{Kind: wire.SessionFeedStale, ID: hex.EncodeToString(id[:]), At: time.Now().UTC(), Reason: why})
+	nudge(r.wake)
 }
 
 // tell puts s among the news. The caller holds mu.
@@ -174,12 +194,14 @@ func (r *reporter) run(ctx context.Context) {
 	}
 }
 
-// progress puts the live sessions whose bytes have moved among the news.
+// progress puts the live sessions among the news whose bytes have moved, or of
+// which nothing was told for long.
 func (r *reporter) progress() {
+	now := time.Now()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for s := range r.live {
-		if in, out := s.bytes.Bytes(); in != s.toldIn || out != s.toldOut {
+		if in, out := s.bytes.Bytes(); in != s.toldIn || out != s.toldOut || now.Sub(s.toldAt) >= reportSilent {
 			r.tell(s)
 		}
 	}
@@ -210,16 +232,18 @@ type batch struct {
 	reports  []wire.SessionReport
 	sessions []*session
 	closed   []bool // whether the session's end is in reports
+	stale    int    // how many of the first reports are of the feed
 }
 
 func (r *reporter) batch() batch {
 	now := time.Now().UTC()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	var b batch
+	b := batch{stale: len(r.stale), reports: append([]wire.SessionReport(nil), r.stale...)}
 	for e := r.news.Front(); e != nil && len(b.reports)+2 <= wire.MaxSessionReports; e = e.Next() {
 		s := e.Value.(*session)
 		s.toldIn, s.toldOut = s.bytes.Bytes()
+		s.toldAt = now
 		report := wire.SessionReport{
 			ID: s.id, Serial: s.serial, Run: s.run, RemoteAddr: s.remote,
 			BytesIn: s.toldIn, BytesOut: s.toldOut,
@@ -252,6 +276,7 @@ func (r *reporter) settle(b batch, answer wire.SessionsResponse) {
 	r.s.metrics.reports.WithLabelValues("sent").Add(float64(answer.Accepted))
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.stale = r.stale[b.stale:]
 	for i, s := range b.sessions {
 		s.told = true
 		if b.closed[i] == !s.closedAt.IsZero() {

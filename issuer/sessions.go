@@ -94,11 +94,11 @@ func sessionReports(in []wire.SessionReport, now time.Time) ([]ca.SessionReport,
 
 func badReport(r wire.SessionReport, now time.Time) string {
 	switch {
-	case r.Kind != wire.SessionOpen && r.Kind != wire.SessionProgress && r.Kind != wire.SessionClose:
-		return "kind is none of open, progress, close"
+	case r.Kind != wire.SessionOpen && r.Kind != wire.SessionProgress && r.Kind != wire.SessionClose && r.Kind != wire.SessionFeedStale:
+		return "kind is none of open, progress, close, feed_stale"
 	case !isHex(r.ID, 32, 32):
 		return "id is not 32 lower-case hex digits"
-	case !isHex(r.Serial, 32, 32):
+	case !isHex(r.Serial, 32, 32) && r.Kind != wire.SessionFeedStale:
 		return "serial is not 32 lower-case hex digits"
 	case r.At.IsZero() || r.At.After(now.Add(sessionSkew)):
 		return "at is missing or in the future"

@@ -213,6 +213,9 @@ const (
 	SessionOpen     = "open"
 	SessionProgress = "progress"
 	SessionClose    = "close"
+	// SessionFeedStale tells of no session: since At the engine's revocation
+	// list is too old, so that it admits nobody. Serial stays empty.
+	SessionFeedStale = "feed_stale"
 )
 
 // SessionReport is one line of POST /v1/sessions.

@@ -81,6 +81,14 @@ func testSessions(t *testing.T, o Open) {
 	if a, b := events(t, s, store.EventConnected), events(t, s, store.EventDisconnected); len(a) != 1 || len(b) != 1 || b[0].Detail["bytes_in"] != "50" || b[0].RunID != "1" {
 		t.Errorf("events: %+v %+v", a, b)
 	}
+	for range 2 { // an answer that was lost: told again, one event
+		if n, why := report(mine, "feed_stale", strings.Repeat("f", 32), "", 0); n != 1 {
+			t.Errorf("feed stale: %s", why)
+		}
+	}
+	if ev := events(t, s, store.EventFeedStale); len(ev) != 1 || ev[0].By != mine.Machine || ev[0].Detail["engine"] != "default" || ev[0].Reason != "feed_stale" {
+		t.Errorf("feed stale: %+v", ev)
+	}
 	var many []store.SessionReport
 	for i := range 30 {
 		many = append(many, store.SessionReport{Kind: "open", ID: fmt.Sprintf("%032x", i), Serial: c.Serial, At: time.Now()})

@@ -3,6 +3,7 @@ package ledger
 import (
 	"context"
 	"encoding/hex"
+	"encoding/json"
 	"fmt"
 	"slices"
 	"strconv"
@@ -80,6 +81,10 @@ func report(ctx context.Context, tx Tx, by store.SessionReporter, rep store.Sess
 		return nil, refusedForm, nil
 	}
 	rep.Reason, rep.RemoteAddr = clean(rep.Reason), clean(rep.RemoteAddr)
+	if rep.Kind == store.EventFeedStale {
+		ev, err := feedStale(ctx, tx, by, rep, now)
+		return ev, "", err
+	}
 	if rep.At.IsZero() || rep.At.After(now) || rep.At.Before(now.Add(-7*24*time.Hour)) {
 		rep.At = now // a clock that is off, or a report kept for too long
 	}
@@ -108,6 +113,24 @@ func report(ctx context.Context, tx Tx, by store.SessionReporter, rep store.Sess
 		return nil, refusedClosed, nil
 	}
 	return moveSession(ctx, tx, &known[0], rep, now)
+}
+
+// feedStale is the event of an engine that knows no fresh revocation list; nil
+// when it was told before.
+func feedStale(ctx context.Context, tx Tx, by store.SessionReporter, rep store.SessionReport, now time.Time) (*store.Event, error) {
+	if rep.At.IsZero() || rep.At.After(now) {
+		rep.At = now
+	}
+	detail := map[string]string{"engine": by.Engine, "report": rep.ID}
+	raw, err := json.Marshal(detail) // as newEventRow writes it
+	if err != nil {
+		return nil, err
+	}
+	var seq int64
+	if told, err := one(ctx, tx, `SELECT seq FROM events WHERE type = $1 AND detail = $2 LIMIT 1`, []any{store.EventFeedStale, string(raw)}, &seq); err != nil || told {
+		return nil, err
+	}
+	return &store.Event{Type: store.EventFeedStale, Time: rep.At, By: by.Machine, Identity: by.Machine, Reason: rep.Reason, Detail: detail}, nil
 }
 
 func openSession(ctx context.Context, tx Tx, by store.SessionReporter, rep store.SessionReport, now time.Time) (*store.Event, string, error) {
