@@ -1,0 +1,286 @@
+package main_test
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/mayfly-ca/mayfly/ca"
+	"github.com/mayfly-ca/mayfly/client/wire"
+	"github.com/mayfly-ca/mayfly/issuer"
+	"github.com/mayfly-ca/mayfly/issuer/issuertest"
+)
+
+// The tests of this folder run the program itself: what they show of a process
+// that dies, or of two that share a store, no goroutine could.
+
+// binary is the program under test, built once.
+var binary string
+
+func TestMain(m *testing.M) {
+	os.Exit(func() int {
+		dir, err := os.MkdirTemp("", "mayfly-issuer-")
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		defer os.RemoveAll(dir)
+		binary = filepath.Join(dir, "mayfly-issuer")
+		if out, err := exec.Command("go", "build", "-o", binary, ".").CombinedOutput(); err != nil {
+			fmt.Fprintf(os.Stderr, "go build: %v\n%s", err, out)
+			return 1
+		}
+		return m.Run()
+	}())
+}
+
+// authority is a CA, a store, a policy and token providers, without an issuer.
+type authority struct {
+	*issuertest.Issuer
+	config string // issuer.yaml
+}
+
+// newAuthority makes an authority whose store is dsn, or a SQLite file for "".
+func newAuthority(t *testing.T, dsn string) *authority {
+	t.Helper()
+	i := issuertest.Start(t, issuertest.Options{Store: dsn})
+	if err := i.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	a := &authority{Issuer: i, config: filepath.Join(t.TempDir(), "issuer.yaml")}
+	a.write(t, i.Config.Store)
+	return a
+}
+
+// write makes issuer.yaml: plain HTTP on loopback, so that a connection costs
+// little, and no limits of rate.
+func (a *authority) write(t *testing.T, store string) {
+	t.Helper()
+	c := a.Config.CA
+	text := fmt.Sprintf(`listen: 127.0.0.1:0
+public_url: http://127.0.0.1:1
+tls: {mode: "off"}
+ca: {root: %q, root_crl: %q, intermediate: %q, key: %q}
+store: %q
+policy: %q
+rate: {per_ip: 0, per_identity: 0}
+`, c.Root, c.RootCRL, c.Intermediate, c.Key, store, a.PolicyFile)
+	if err := os.WriteFile(a.config, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// process is one run of mayfly-issuer serve.
+type process struct {
+	cmd    *exec.Cmd
+	url    string
+	log    *output
+	client *http.Client
+	ended  chan struct{} // closed when it has
+	err    error         // what it ended with; read after ended
+}
+
+// serve starts a process and returns when it listens.
+func (a *authority) serve(t *testing.T) *process {
+	t.Helper()
+	p := &process{cmd: exec.Command(binary, "serve", "--config", a.config), log: &output{}, ended: make(chan struct{})}
+	p.cmd.Stderr = p.log
+	p.cmd.SysProcAttr = endWithParent()
+	out, err := p.cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	listens := make(chan string, 1)
+	go func() {
+		defer close(p.ended)
+		for lines := bufio.NewScanner(out); lines.Scan(); {
+			if address, ok := strings.CutPrefix(strings.TrimSpace(lines.Text()), "listen "); ok {
+				listens <- strings.TrimSpace(address)
+			}
+		}
+		p.err = p.cmd.Wait()
+	}()
+	t.Cleanup(p.kill)
+	select {
+	case address := <-listens:
+		p.url = "http://" + address
+	case <-p.ended:
+		t.Fatalf("serve: %v\n%s", p.err, p.log)
+	case <-time.After(time.Minute):
+		t.Fatalf("serve does not listen\n%s", p.log)
+	}
+	transport := &http.Transport{MaxIdleConnsPerHost: 64}
+	p.client = &http.Client{Transport: transport, Timeout: time.Minute}
+	return p
+}
+
+// kill is kill -9. It returns when the process is gone.
+func (p *process) kill() {
+	_ = p.cmd.Process.Kill() // gone already
+	<-p.ended
+	if p.client != nil {
+		p.client.CloseIdleConnections()
+	}
+}
+
+// stop is an operator's stop: SIGTERM, and exit code 0.
+func (p *process) stop(t *testing.T) {
+	t.Helper()
+	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Error(err)
+	}
+	<-p.ended
+	if p.err != nil {
+		t.Errorf("serve: %v\n%s", p.err, p.log)
+	}
+}
+
+// call makes one call of the API: a good answer is read into out, any other is
+// a *wire.Problem, and a process that has gone an error of the transport.
+func (p *process) call(method, path, token string, in, out any) error {
+	var body io.Reader
+	if in != nil {
+		data, err := json.Marshal(in)
+		if err != nil {
+			return err
+		}
+		body = bytes.NewReader(data)
+	}
+	req, err := http.NewRequest(method, p.url+path, body)
+	if err != nil {
+		return err
+	}
+	if token != "" {
+		req.Header.Set("Authorization", "Bearer "+token)
+	}
+	resp, err := p.client.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	data, err := io.ReadAll(resp.Body)
+	switch {
+	case err != nil:
+		return err
+	case resp.StatusCode >= 300:
+		problem := &wire.Problem{}
+		if err := json.Unmarshal(data, problem); err != nil {
+			return fmt.Errorf("%s: %q: %w", resp.Status, data, err)
+		}
+		return problem
+	case out == nil:
+		return nil
+	}
+	return json.Unmarshal(data, out)
+}
+
+// issue is POST /v1/certificates.
+func (p *process) issue(token, csr string) (*wire.IssueResponse, error) {
+	var out wire.IssueResponse
+	if err := p.call(http.MethodPost, wire.PathCertificates, token, wire.IssueRequest{CSR: csr}, &out); err != nil {
+		return nil, err
+	}
+	return &out, nil
+}
+
+// refused tells whether err is a problem of the name.
+func refused(err error, name string) bool {
+	var p *wire.Problem
+	return errors.As(err, &p) && p.Name() == name
+}
+
+// answered tells whether err, not nil, is the issuer's word.
+func answered(err error) bool {
+	var p *wire.Problem
+	return errors.As(err, &p)
+}
+
+// run runs another command of the program and returns what it printed.
+func (a *authority) run(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := exec.Command(binary, append(args, "--config", a.config)...).CombinedOutput()
+	if err != nil {
+		t.Errorf("%v: %v\n%s", args, err, out)
+	}
+	return string(out)
+}
+
+// record is what a store holds of one certificate.
+type record struct {
+	tbs     []byte
+	token   string // iss and jti
+	revoked bool
+}
+
+// records reads the store, by serial, while no process is writing.
+func (a *authority) records(t *testing.T) map[string]record {
+	t.Helper()
+	c, err := issuer.LoadConfig(a.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	st, err := issuer.OpenStore(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := map[string]record{}
+	err = st.Each(t.Context(), func(c *ca.Certificate) error {
+		out[c.Serial] = record{tbs: c.TBS, token: c.TokenIssuer + " " + c.TokenID, revoked: c.RevokedAt != nil}
+		return nil
+	})
+	if err := errors.Join(err, st.Close()); err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// tbsOf is what is signed of the first certificate of a chain.
+func tbsOf(chain string) ([]byte, error) {
+	block, _ := pem.Decode([]byte(chain))
+	if block == nil {
+		return nil, fmt.Errorf("no PEM in %q", chain)
+	}
+	leaf, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		return nil, err
+	}
+	return leaf.RawTBSCertificate, nil
+}
+
+// output keeps the end of what a process says.
+type output struct {
+	mu sync.Mutex
+	b  []byte
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.b = append(o.b, p...); len(o.b) > 16<<10 {
+		o.b = append([]byte(nil), o.b[len(o.b)-8<<10:]...)
+	}
+	return len(p), nil
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return string(o.b)
+}
