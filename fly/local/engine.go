@@ -43,7 +43,9 @@ func buildkitEngine(t tools, dir string) (engine, error) {
 		cgroup: "mayfly-local-" + filepath.Base(dir),
 	}
 	config := filepath.Join(dir, "buildkitd.toml")
-	text := fmt.Sprintf("[worker.oci]\n  defaultCgroupParent = %q\n[worker.containerd]\n  enabled = false\n", "/"+e.cgroup)
+	// Unless told, buildkitd has an OCI worker only where a runc is in PATH,
+	// whatever runtime it is given.
+	text := fmt.Sprintf("[worker.oci]\n  enabled = true\n  defaultCgroupParent = %q\n[worker.containerd]\n  enabled = false\n", "/"+e.cgroup)
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		return engine{}, err
 	}

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/pelletier/go-toml/v2"
 )
 
 func TestParse(t *testing.T) {
@@ -116,6 +118,36 @@ func TestShellQuote(t *testing.T) {
 	out, err := exec.Command("sh", "-c", "v="+shellQuote(hostile)+`; printf %s "$v"`).Output()
 	if err != nil || string(out) != hostile {
 		t.Errorf("a shell reads %q (%v), want %q", out, err, hostile)
+	}
+}
+
+// buildkitd has an OCI worker where it is told to, or where a runc is in PATH,
+// which no machine needs for ours.
+func TestBuildkitNeedsNoRuncInPath(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	e, err := buildkitEngine(tools{buildkitd: "/buildkitd", runc: "/our/runc"}, dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	command := strings.Join(e.command, " ")
+	if !strings.Contains(command, "--oci-worker-binary /our/runc") || !strings.Contains(command, "--config "+dir) {
+		t.Errorf("command = %s", command)
+	}
+	data, err := os.ReadFile(filepath.Join(dir, "buildkitd.toml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var config struct {
+		Worker map[string]struct {
+			Enabled *bool `toml:"enabled"`
+		} `toml:"worker"`
+	}
+	if err := toml.Unmarshal(data, &config); err != nil {
+		t.Fatal(err)
+	}
+	if oci := config.Worker["oci"].Enabled; oci == nil || !*oci {
+		t.Errorf("buildkitd looks for a runc in PATH:\n%s", data)
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 )
 
 // modulePath is how the module is found from wherever the command is run.
@@ -121,7 +122,7 @@ func runcShim(argv []string) error {
 			}
 		}
 	}
-	return becomeProgram(argv[0]+".runc", argv)
+	return syscall.Exec(argv[0]+".runc", argv, os.Environ())
 }
 
 // withoutSeccomp rewrites one OCI runtime configuration in place.
