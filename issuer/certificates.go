@@ -1,15 +1,14 @@
 package issuer
 
 import (
+	"bytes"
+	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
-	"errors"
 	"fmt"
-	"io"
 	"net/http"
+	"strings"
 	"time"
-
-	"crypto/x509"
 
 	"github.com/mayfly-ca/mayfly/ca"
 	"github.com/mayfly-ca/mayfly/client/wire"
@@ -65,21 +64,15 @@ func parseCSR(text string) (*x509.CertificateRequest, error) {
 		return nil, &Error{Name: wire.ProblemBadCSR, Detail: "csr: want a PKCS #10 request in PEM"}
 	}
 	block, rest := pem.Decode([]byte(text))
-	if block == nil || block.Type != "CERTIFICATE REQUEST" || len(trimSpace(rest)) > 0 {
-		return nil, &Error{Name: wire.ProblemBadCSR, Detail: "csr: want one PEM block of type CERTIFICATE REQUEST"}
+	if block == nil || block.Type != "CERTIFICATE REQUEST" || len(block.Headers) > 0 ||
+		!strings.HasPrefix(strings.TrimSpace(text), "-----BEGIN ") || len(bytes.TrimSpace(rest)) > 0 {
+		return nil, &Error{Name: wire.ProblemBadCSR, Detail: "csr: want one PEM block of type CERTIFICATE REQUEST, and nothing beside it"}
 	}
 	csr, err := x509.ParseCertificateRequest(block.Bytes)
 	if err != nil {
 		return nil, &Error{Name: wire.ProblemBadCSR, Detail: "csr: not a PKCS #10 request", Err: err}
 	}
 	return csr, nil
-}
-
-func trimSpace(b []byte) []byte {
-	for len(b) > 0 && (b[0] == ' ' || b[0] == '\n' || b[0] == '\r' || b[0] == '\t') {
-		b = b[1:]
-	}
-	return b
 }
 
 // writeIssued answers 201. A repeated answer to a lost one reads the same.
@@ -133,26 +126,6 @@ func (s *Server) showCertificate(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	return writeJSON(w, http.StatusOK, detail)
-}
-
-// decode reads one JSON value without unknown members.
-func decode(r *http.Request, v any) error {
-	dec := json.NewDecoder(r.Body)
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(v); err != nil {
-		var tooLarge *http.MaxBytesError
-		switch {
-		case errors.As(err, &tooLarge):
-			return err
-		case errors.Is(err, io.EOF):
-			return badRequest("the body is empty; want JSON")
-		}
-		return &Error{Name: wire.ProblemBadRequest, Detail: "the body is not the JSON that this call takes: " + Printable(err.Error()), Err: err}
-	}
-	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
-		return badRequest("the body holds more than one JSON value")
-	}
-	return nil
 }
 
 func writeJSON(w http.ResponseWriter, status int, v any) error {

@@ -58,6 +58,8 @@ func TestConfigRefusals(t *testing.T) {
 		{"retention", goodConfig + "retention: 1h\n", "retention"},
 		{"negative rate", goodConfig + "rate: {per_ip: -1}\n", "rate"},
 		{"proxies without header", goodConfig + "trusted_proxies: [10.0.0.0/8]\n", "client_ip_header"},
+		{"a header that cannot be one", goodConfig + "client_ip_header: \"Fly Client IP\"\n", "client_ip_header"},
+		{"a header with a line", goodConfig + "client_ip_header: \"Fly\\r\\nX\"\n", "client_ip_header"},
 		{"bad proxy", goodConfig + "client_ip_header: Fly-Client-IP\ntrusted_proxies: [ten]\n", "trusted_proxies"},
 		{"previous without key", edit("key: intermediate.key}", "key: k, previous: [{intermediate: a}]}"), "ca.previous[0]"},
 	} {

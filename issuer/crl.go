@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/go-chi/chi/v5"
+	"github.com/go-chi/httprate"
 	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
@@ -80,7 +81,7 @@ func (s *Server) crlWait(w http.ResponseWriter, r *http.Request) error {
 	}
 	// A crowd of waiters is answered at once: it costs them a request each,
 	// and never leaves an engine without a fresh CRL.
-	address := infoOf(r.Context()).address
+	address := httprate.CanonicalizeIP(infoOf(r.Context()).address) // IPv6: one /64
 	if crls.Number == after && s.waiters.enter(address) {
 		defer s.waiters.leave(address)
 		ctx, cancel := s.held(r.Context(), wire.CRLWait)

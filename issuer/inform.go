@@ -1,9 +1,11 @@
 package issuer
 
 import (
+	"context"
 	_ "embed"
 	"encoding/json"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/mayfly-ca/mayfly/ca"
@@ -122,6 +124,29 @@ type readiness struct {
 	Warnings []string `json:"warnings"`
 }
 
+// readinessAge is how long one answer about the store serves everybody who asks.
+const readinessAge = time.Second
+
+// readinessCache keeps strangers, whom nothing limits here, from having the
+// store written to for each of their requests.
+type readinessCache struct {
+	mu  sync.Mutex
+	at  time.Time
+	err error
+}
+
+// ask returns what ready said within readinessAge, or asks it.
+func (c *readinessCache) ask(ctx context.Context, ready func(context.Context) error) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.at.IsZero() || time.Since(c.at) > readinessAge {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), scrapeTimeout)
+		defer cancel()
+		c.err, c.at = ready(ctx), time.Now()
+	}
+	return c.err
+}
+
 // ready is GET /readyz: store and keys work, and no stop is under way.
 func (s *Server) ready(w http.ResponseWriter, r *http.Request) error {
 	select {
@@ -129,7 +154,7 @@ func (s *Server) ready(w http.ResponseWriter, r *http.Request) error {
 		return &Error{Name: wire.ProblemUnavailable, Detail: "the issuer is stopping", RetryAfter: 5}
 	default:
 	}
-	if err := s.authority.Ready(r.Context()); err != nil {
+	if err := s.readiness.ask(r.Context(), s.authority.Ready); err != nil {
 		return unavailable("ready", err)
 	}
 	return writeJSON(w, http.StatusOK, readiness{Status: "ready", Warnings: s.Warnings()})

@@ -54,6 +54,7 @@ type Server struct {
 	draining  chan struct{} // closed when the stop begins
 	drainOnce sync.Once
 	heldTotal atomic.Int64
+	readiness readinessCache
 	router    chi.Router
 	startedAt time.Time
 }

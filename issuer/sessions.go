@@ -112,12 +112,14 @@ func badReport(r wire.SessionReport, now time.Time) string {
 	return ""
 }
 
+// isAddress tells whether s is an address, with or without a port. A zone, which
+// may hold anything, is none of a peer's.
 func isAddress(s string) bool {
-	if _, err := netip.ParseAddrPort(s); err == nil {
-		return true
+	a, err := netip.ParseAddr(s)
+	if ap, perr := netip.ParseAddrPort(s); perr == nil {
+		a, err = ap.Addr(), nil
 	}
-	_, err := netip.ParseAddr(s)
-	return err == nil
+	return err == nil && a.Zone() == ""
 }
 
 // listSessions is GET /v1/sessions.

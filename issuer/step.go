@@ -29,7 +29,7 @@ func (s *Server) stepRoutes(r chi.Router) {
 }
 
 func (s *Server) stepHealth(w http.ResponseWriter, r *http.Request) error {
-	if err := s.authority.Ready(r.Context()); err != nil {
+	if err := s.readiness.ask(r.Context(), s.authority.Ready); err != nil {
 		return unavailable("ready", err)
 	}
 	return writeJSON(w, http.StatusOK, map[string]string{"status": "ok"})

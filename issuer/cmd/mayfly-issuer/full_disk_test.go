@@ -1,12 +1,16 @@
 package main_test
 
 import (
+	"errors"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/mayfly-ca/mayfly/client/wire"
 	"github.com/mayfly-ca/mayfly/issuer/issuertest"
@@ -41,12 +45,15 @@ func TestFullDisk(t *testing.T) {
 	if len(held) == 0 {
 		t.Fatal("nothing was issued while there was room")
 	}
+	fill(t, filepath.Join(dir, "filler"))
 	if _, err := p.issue(a.GitHubToken(nil), csr); !refused(err, wire.ProblemUnavailable) {
 		t.Errorf("with a full disk: %v", err)
 	}
+	p.becomes(t, http.StatusServiceUnavailable)
 	if err := os.Remove(filepath.Join(dir, "ballast")); err != nil {
 		t.Fatal(err)
 	}
+	p.becomes(t, http.StatusOK)
 	out, err := p.issue(token, csr)
 	if err != nil {
 		t.Fatalf("with room again: %v\n%s", err, p.log)
@@ -63,6 +70,44 @@ func TestFullDisk(t *testing.T) {
 		t.Errorf("%d records, %d certificates were given out", len(records), len(held))
 	}
 	a.run(t, "verify")
+}
+
+// becomes waits until readyz answers status.
+func (p *process) becomes(t *testing.T, status int) {
+	t.Helper()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(time.Minute); ; <-tick.C {
+		resp, err := p.client.Get(p.url + wire.PathReady)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		switch {
+		case resp.StatusCode == status:
+			return
+		case time.Now().After(deadline):
+			t.Fatalf("readyz is %d, never %d", resp.StatusCode, status)
+		}
+	}
+}
+
+// fill writes until nothing more fits.
+func fill(t *testing.T, path string) {
+	t.Helper()
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for err == nil {
+		_, err = f.Write(make([]byte, 4<<10))
+	}
+	if !errors.Is(err, syscall.ENOSPC) {
+		t.Error(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Error(err)
+	}
 }
 
 // smallDisk is a folder on a file system of 4 MiB, half of it taken by the file

@@ -1,0 +1,105 @@
+package issuer
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net/http"
+	"strconv"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/mayfly-ca/mayfly/client/wire"
+)
+
+// A connection that dawdles, in its handshake, its header, its body or its
+// answer, has an end: every time-out of the servers is set.
+func TestServerTimeouts(t *testing.T) {
+	t.Parallel()
+	svc := &Service{logger: slog.New(slog.DiscardHandler)}
+	s := svc.httpServer(http.NotFoundHandler())
+	for name, d := range map[string]time.Duration{"read header": s.ReadHeaderTimeout, "read": s.ReadTimeout, "write": s.WriteTimeout, "idle": s.IdleTimeout} {
+		if d <= 0 || d > 2*time.Minute {
+			t.Errorf("%s timeout is %v", name, d)
+		}
+	}
+	if s.WriteTimeout <= wire.CRLWait {
+		t.Error("a held crl/wait could not be answered")
+	}
+	if s.MaxHeaderBytes != wire.MaxHeaderBytes {
+		t.Errorf("a header may have %d bytes", s.MaxHeaderBytes)
+	}
+}
+
+// Strangers can hold only so many requests, from one address and in all; who
+// comes too late is answered at once, and who leaves makes room.
+func TestWaitersAreBounded(t *testing.T) {
+	t.Parallel()
+	w := waiters{byAddress: map[string]int{}}
+	for range maxWaitersPerAddress {
+		if !w.enter("192.0.2.1") {
+			t.Fatal("refused within the bound")
+		}
+	}
+	if w.enter("192.0.2.1") {
+		t.Error("one address holds more than its share")
+	}
+	for n := 0; w.total < maxWaiters; n++ {
+		if !w.enter(strconv.Itoa(n)) {
+			t.Fatal("another address is refused within the bound")
+		}
+	}
+	if w.enter("198.51.100.7") {
+		t.Error("all together hold more than the bound")
+	}
+	w.leave("192.0.2.1")
+	if !w.enter("198.51.100.7") {
+		t.Error("who left made no room")
+	}
+	for w.byAddress["192.0.2.1"] > 0 {
+		w.leave("192.0.2.1")
+	}
+	if _, ok := w.byAddress["192.0.2.1"]; ok {
+		t.Error("an address that holds nothing is remembered")
+	}
+}
+
+// The readiness of a second serves all who ask, and no longer.
+func TestReadinessIsShared(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var c readinessCache
+		asked, state := 0, error(nil)
+		ready := func(ctx context.Context) error { asked++; return errors.Join(state, ctx.Err()) }
+		gone, cancel := context.WithCancel(t.Context())
+		cancel()
+		for range 100 {
+			if err := c.ask(gone, ready); err != nil { // who asks first may have gone
+				t.Fatal(err)
+			}
+		}
+		if asked != 1 {
+			t.Errorf("asked the store %d times", asked)
+		}
+		state = io.ErrClosedPipe
+		time.Sleep(readinessAge + time.Millisecond) // the bubble's clock
+		if err := c.ask(t.Context(), ready); !errors.Is(err, state) || asked != 2 {
+			t.Errorf("a second later: %v, asked %d times", err, asked)
+		}
+	})
+}
+
+// An address in a report is an address: a zone could hold anything.
+func TestIsAddress(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]bool{
+		"192.0.2.1": true, "192.0.2.1:99": true, "2001:db8::1": true, "[2001:db8::1]:99": true,
+		"fe80::1%\x1b[2J": false, "[fe80::1%eth0]:99": false, "example.com:99": false, "<script>": false, "192.0.2.1:99999": false,
+	} {
+		if got := isAddress(text); got != want {
+			t.Errorf("%q: %v", text, got)
+		}
+	}
+}
