@@ -126,7 +126,7 @@ function handOn(started, mode, exportEnv, folder) {
     runner.exportVariable('_EXPERIMENTAL_DAGGER_RUNNER_HOST', started.runner_host);
     runner.exportVariable('BUILDKIT_HOST', started.buildkit_host);
   }
-  runner.info(`certificate ${started.serial} by rule ${started.rule}, until ${started.expires_at}`);
+  runner.info(mode === 'files' ? `key and certificate are in ${folder}/certificate` : `the engine is at ${started.runner_host}`);
 }
 
 main().then(() => process.exit(0), (err) => {

@@ -55,20 +55,34 @@ function readReport(folder) {
 }
 
 function report(started, counted) {
+  const repository = process.env.GITHUB_REPOSITORY;
   const rows = [
-    ['identity', started.identity],
+    ['who', repository ? `${repository}, ${started.identity}` : started.identity],
     ['rule', started.rule],
     ['serial', started.serial],
     ['engine', started.engine],
   ];
   if (counted) {
     rows.push(['certificates', counted.certificates], ['connections', counted.connections],
-      ['bytes sent', counted.bytes_out], ['bytes received', counted.bytes_in],
-      ['time to wake', counted.wake_ms === undefined ? undefined : `${counted.wake_ms} ms`], ['ended by', counted.reason]);
+      ['bytes sent', size(counted.bytes_out)], ['bytes received', size(counted.bytes_in)],
+      ['time to wake', counted.connections > 0 ? `${(counted.wake_ms / 1000).toFixed(1)} s` : undefined],
+      ['ended by', counted.reason === 'stopped' ? 'the end of the job' : counted.reason]);
   }
   const told = rows.filter(([, value]) => value !== undefined && value !== '');
   for (const [name, value] of told) runner.info(`${name}: ${value}`);
   runner.summary(['### mayfly', '', '| | |', '|---|---|', ...told.map(([name, value]) => `| ${name} | ${runner.cell(value)} |`), ''].join('\n'));
+}
+
+// size writes a count of bytes for people.
+function size(n) {
+  if (!(n >= 1000)) return n === undefined ? undefined : `${n} B`;
+  const units = ['kB', 'MB', 'GB', 'TB'];
+  let value = n / 1000;
+  while (value >= 1000 && units.length > 1) {
+    value /= 1000;
+    units.shift();
+  }
+  return `${value.toFixed(1)} ${units[0]}`;
 }
 
 post().catch((err) => runner.warning(`post step: ${err.message}`));

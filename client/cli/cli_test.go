@@ -169,6 +169,7 @@ func TestWhatAPersonSees(t *testing.T) {
 				command[len(command)-1] = "echo"
 			}
 			o := s.run(command...)
+			t.Logf("exit code %d\n%s", o.code, o.stderr) // -v shows what a person sees
 			o.check(t, tt.code, tt.stderr...)
 			if got := strings.Contains(o.stdout, reached); got != tt.reaches {
 				t.Errorf("reached the engine: %v, want %v\n%s%s", got, tt.reaches, o.stdout, o.stderr)

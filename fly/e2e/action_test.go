@@ -14,71 +14,108 @@ import (
 // act runs workflows without GitHub and, in host mode, without Docker.
 const act = "github.com/nektos/act@v0.2.89"
 
-const workflow = `name: build
-on: push
-permissions:
-  id-token: write
-  contents: read
-jobs:
-  build:
-    runs-on: ubuntu-latest
-    steps:
-      - uses: actions/checkout@v5
-      - id: mayfly
-        uses: ./client/action
-        with:
-          issuer: ${{ env.ISSUER }}
-          ca-file: ${{ env.CA_FILE }}
-          version: path
-          export-env: 'false'
-      - env:
-          BUILDKIT_HOST: ${{ steps.mayfly.outputs.buildkit-host }}
-          SERIAL: ${{ steps.mayfly.outputs.serial }}
-        run: |
-          echo "serial $SERIAL"
-          "$BUILDCTL" build --progress plain --frontend dockerfile.v0 --local context=context --local dockerfile=context --output type=local,dest=out
-          ./out/artifact
-`
+// readmeWorkflow is what the README tells people to paste.
+func readmeWorkflow(t *testing.T) string {
+	t.Helper()
+	data, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, found := strings.Cut(string(data), "## In your workflow\n\n```yaml\n")
+	text, _, closed := strings.Cut(rest, "```\n")
+	if !found || !closed {
+		t.Fatal("the README has no workflow under its heading")
+	}
+	return text
+}
 
-// A workflow that uses the action, run as GitHub runs it: a build goes through
-// the tunnel, and the post step reports what went through.
-func TestActionInAWorkflow(t *testing.T) {
-	needRoot(t)
-	node, err := exec.LookPath("node")
-	need(t, err == nil, "the action is JavaScript: apt-get install nodejs")
-	s := startStack(t)
+// The README's workflow as it stands is a workflow.
+func TestReadmeWorkflowLints(t *testing.T) {
+	t.Parallel()
 	repo := t.TempDir()
-	copyTree(t, "../../client/action", filepath.Join(repo, "client", "action"))
+	must(t, "git", "init", "-q", repo)
+	writeFile(t, filepath.Join(repo, ".github", "workflows", "build.yml"), readmeWorkflow(t))
+	lint(t, repo)
+}
+
+// localWorkflow makes the README's workflow one for this machine: the action's
+// path, the issuer, and, since there is no Docker here, buildctl.
+func localWorkflow(t *testing.T, issuer string) string {
+	t.Helper()
+	text := readmeWorkflow(t)
+	for _, change := range [][2]string{
+		{"mayfly-ca/mayfly/client/action@v1", "./client/action"},
+		{"https://issuer.example.com", issuer},
+		{`docker buildx create --use --driver remote "$BUILDKIT_HOST"`, `"$BUILDCTL" build --progress plain --frontend dockerfile.v0 --local context=context --local dockerfile=context --output type=local,dest=out`},
+		{"docker buildx build .", "./out/artifact"},
+	} {
+		if strings.Count(text, change[0]) != 1 {
+			t.Fatalf("the README's workflow has not one %q:\n%s", change[0], text)
+		}
+		text = strings.Replace(text, change[0], change[1], 1)
+	}
+	return text
+}
+
+// What a job does, against a real engine: one stack serves all of it.
+func TestJob(t *testing.T) {
+	needRoot(t)
+	repo := t.TempDir()
+	release := newReleaseHost(t, filepath.Join(repo, "client", "action"))
+	s := startStack(t)
+	t.Run("workflow", func(t *testing.T) { testWorkflow(t, s, release, repo) })
+	t.Run("files", func(t *testing.T) { testFiles(t, s) })
+}
+
+// The workflow that the README shows, run as GitHub runs it: the action brings
+// the program from a release, a build goes through the tunnel, and the post step
+// reports what went through.
+func testWorkflow(t *testing.T, s *stack, release *releaseHost, repo string) {
 	copyTree(t, filepath.Join(s.dir, "state", "context"), filepath.Join(repo, "context"))
-	writeFile(t, filepath.Join(repo, ".github", "workflows", "build.yml"), workflow)
-	for _, args := range [][]string{{"init", "-q"}, {"add", "-A"}, {"-c", "user.name=e2e", "-c", "user.email=e2e@example.com", "commit", "-q", "-m", "e2e"}} {
-		if out, err := exec.Command("git", append([]string{"-C", repo}, args...)...).CombinedOutput(); err != nil {
-			t.Fatalf("git %s: %v\n%s", args, err, out)
+	writeFile(t, filepath.Join(repo, ".github", "workflows", "build.yml"), localWorkflow(t, s.env["MAYFLY_ISSUER"]))
+	must(t, "git", "-C", repo, "init", "-q")
+	must(t, "git", "-C", repo, "add", "-A")
+	must(t, "git", "-C", repo, "-c", "user.name=e2e", "-c", "user.email=e2e@example.com", "commit", "-q", "-m", "e2e")
+	lint(t, repo)
+	out, err := runAct(t, repo, s, release)
+	if err != nil {
+		t.Fatalf("act: %v\n%s", err, out)
+	}
+	for _, want := range []string{
+		"mayfly from release " + testRelease, "hello from mayfly: built in container",
+		"who: ", "rule: app-main", "serial: ", "connections: 1", "bytes sent: 1.", "ended by: the end of the job", "time to wake: ",
+	} {
+		if !strings.Contains(out, want) {
+			t.Errorf("the workflow's log lacks %q\n%s", want, out)
 		}
 	}
-	lint(t, repo)
+	if strings.Contains(out, s.env["ACTIONS_ID_TOKEN_REQUEST_TOKEN"]) {
+		t.Error("the runner's request token is in the log")
+	}
+	if testing.Verbose() {
+		t.Log(out) // what a stranger sees
+	}
+}
+
+// runAct runs the workflow of a repository for a push.
+func runAct(t *testing.T, repo string, s *stack, release *releaseHost) (string, error) {
+	t.Helper()
+	node, err := exec.LookPath("node")
+	if err != nil {
+		t.Fatal(err)
+	}
 	args := []string{"run", act, "push", "-P", "ubuntu-latest=-self-hosted", "-C", repo}
 	for name, value := range map[string]string{
-		"ISSUER": s.env["MAYFLY_ISSUER"], "CA_FILE": s.env["MAYFLY_CA_FILE"], "BUILDCTL": buildctl(t),
+		"MAYFLY_CA_FILE": s.env["MAYFLY_CA_FILE"], "BUILDCTL": buildctl(t), "NODE_EXTRA_CA_CERTS": release.ca,
 		"ACTIONS_ID_TOKEN_REQUEST_URL": s.env["ACTIONS_ID_TOKEN_REQUEST_URL"], "ACTIONS_ID_TOKEN_REQUEST_TOKEN": s.env["ACTIONS_ID_TOKEN_REQUEST_TOKEN"],
 	} {
 		args = append(args, "--env", name+"="+value)
 	}
 	cmd := exec.CommandContext(t.Context(), "go", args...)
 	cmd.Env = append(os.Environ(), "GOFLAGS=", "HOME="+goHome(t), "XDG_CACHE_HOME="+t.TempDir(), "XDG_CONFIG_HOME="+t.TempDir(),
-		"PATH="+s.env["MAYFLY_BIN"]+string(filepath.ListSeparator)+filepath.Dir(node)+string(filepath.ListSeparator)+os.Getenv("PATH"))
+		"PATH="+filepath.Dir(node)+string(filepath.ListSeparator)+os.Getenv("PATH"))
 	out, err := cmd.CombinedOutput()
-	if err != nil {
-		t.Fatalf("act: %v\n%s", err, out)
-	}
-	for _, want := range []string{"hello from mayfly: built in container", "rule: app-main", "connections: 1", "ended by: stopped", "time to wake: "} {
-		if !strings.Contains(string(out), want) {
-			t.Errorf("the workflow's log lacks %q\n%s", want, out)
-		}
-	}
-	if strings.Contains(string(out), s.env["ACTIONS_ID_TOKEN_REQUEST_TOKEN"]) {
-		t.Error("the runner's request token is in the log")
-	}
+	return string(out), err
 }
 
 // goHome keeps the Go caches where they are while HOME is the test's own: act

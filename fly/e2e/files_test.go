@@ -1,0 +1,64 @@
+package e2e
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// The files of mayfly cert serve tools that know nothing of mayfly, by the very
+// lines that it prints, and nobody is let in without them.
+func testFiles(t *testing.T, s *stack) {
+	openssl, err := exec.LookPath("openssl")
+	need(t, err == nil, "it asks as OpenSSL does: apt-get install openssl")
+	dir := filepath.Join(t.TempDir(), "certificate")
+	in := func(name string, args ...string) (string, error) {
+		cmd := exec.CommandContext(t.Context(), name, args...)
+		cmd.Env = []string{"HOME=" + t.TempDir(), "PATH=" + filepath.Dir(buildctl(t)) + string(filepath.ListSeparator) + os.Getenv("PATH")}
+		for k, v := range s.env {
+			if k != "PATH" && k != "HOME" {
+				cmd.Env = append(cmd.Env, k+"="+v)
+			}
+		}
+		out, err := cmd.CombinedOutput()
+		return string(out), err
+	}
+	printed, err := in(filepath.Join(s.env["MAYFLY_BIN"], "mayfly"), "cert", "--out", dir)
+	if err != nil {
+		t.Fatalf("mayfly cert: %v\n%s", err, printed)
+	}
+	var line string
+	for l := range strings.Lines(printed) {
+		if strings.HasPrefix(l, "buildctl ") {
+			line = strings.TrimSpace(l)
+		}
+	}
+	if out, err := in("sh", "-c", line+" debug workers"); err != nil || !strings.Contains(out, "linux/") {
+		t.Errorf("%s: %v\n%s", line, err, out)
+	}
+	if out, err := in("sh", "-c", "buildctl --timeout 5 --addr tcp://"+s.env["ENGINE_ADDR"]+" --tlsservername "+s.env["ENGINE_SERVER_NAME"]+" --tlscacert "+filepath.Join(dir, "ca.pem")+" debug workers"); err == nil {
+		t.Errorf("buildctl without a certificate was let in:\n%s", out)
+	}
+	ask := []string{"s_client", "-connect", s.env["ENGINE_ADDR"], "-servername", s.env["ENGINE_SERVER_NAME"],
+		"-verify_hostname", s.env["ENGINE_SERVER_NAME"], "-verify_return_error", "-CAfile", filepath.Join(dir, "ca.pem"), "-alpn", "h2", "-ign_eof"}
+	files := []string{"-cert", filepath.Join(dir, "cert.pem"), "-cert_chain", filepath.Join(dir, "cert.pem"), "-key", filepath.Join(dir, "key.pem")}
+	for _, tt := range []struct {
+		name string
+		args []string
+		want []string
+	}{
+		{"with the files", files, []string{"Verification: OK", "Verified peername: " + s.env["ENGINE_SERVER_NAME"], "TLSv1.3", "ALPN protocol: h2"}},
+		{"without", nil, []string{"alert certificate required"}},
+		{"TLS 1.2", append(files, "-tls1_2"), []string{"alert protocol version"}},
+	} {
+		// timeout ends what the engine does not: it waits for HTTP/2.
+		out, _ := in("timeout", append([]string{"5", openssl}, append(ask, tt.args...)...)...)
+		for _, want := range tt.want {
+			if !strings.Contains(out, want) {
+				t.Errorf("openssl %s: no %q in\n%s", tt.name, want, out)
+			}
+		}
+	}
+}
