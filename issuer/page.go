@@ -224,11 +224,26 @@ func (p page) Policy() web.Policy {
 		if r.Role != "" {
 			w.Grants = "role " + string(r.Role)
 		} else {
-			w.Grants = fmt.Sprintf("%s certificate, %s, engines %s", r.Profile, r.TTL, strings.Join(r.Engines, ", "))
+			noun := "engine "
+			if len(r.Engines) > 1 {
+				noun = "engines "
+			}
+			w.Grants = fmt.Sprintf("a %s certificate of %s for %s", r.Profile, lifetime(r.TTL), noun+strings.Join(r.Engines, ", "))
 		}
 		out.Rules = append(out.Rules, w)
 	}
 	return out
+}
+
+// lifetime writes a TTL as the policy file's author thinks of it.
+func lifetime(d time.Duration) string {
+	switch {
+	case d%time.Hour == 0:
+		return fmt.Sprintf("%d h", d/time.Hour)
+	case d%time.Minute == 0:
+		return fmt.Sprintf("%d min", d/time.Minute)
+	}
+	return d.String()
 }
 
 // Problem implements web.Backend.

@@ -147,7 +147,7 @@ func (p *program) sessionRows(items []wire.Session) [][]cell {
 		}
 		rows = append(rows, []cell{
 			state, plain(s.Engine), plain(who), plain(s.Run), plain(s.Serial),
-			plain(p.moment(s.OpenedAt)), plain(size(s.BytesIn)), plain(size(s.BytesOut)), plain(s.Reason),
+			plain(p.moment(s.OpenedAt)), plain(wire.Size(s.BytesIn)), plain(wire.Size(s.BytesOut)), plain(s.Reason),
 		})
 	}
 	return rows

@@ -1,138 +1,150 @@
 package web_test
 
 import (
-	"bytes"
-	"context"
-	"fmt"
-	"image/png"
-	"os"
-	"os/exec"
-	"path/filepath"
+	"net/url"
+	"strings"
 	"testing"
 	"time"
 
-	"github.com/chromedp/chromedp"
-
 	"github.com/mayfly-ca/mayfly/client/wire"
 	"github.com/mayfly-ca/mayfly/issuer/issuertest"
+	"github.com/mayfly-ca/mayfly/issuer/web/webtest"
 )
-
-// chromium begins a browser, or skips the test where there is none.
-func chromium(t *testing.T, settings string) context.Context {
-	t.Helper()
-	var path string
-	for _, name := range []string{"chromium", "chromium-browser", "google-chrome"} {
-		if p, err := exec.LookPath(name); err == nil {
-			path = p
-			break
-		}
-	}
-	if path == "" {
-		if os.Getenv("MAYFLY_TEST_REQUIRE") == "all" {
-			t.Fatal("no chromium in PATH, and MAYFLY_TEST_REQUIRE=all")
-		}
-		t.Skip("no chromium in PATH")
-	}
-	o := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.ExecPath(path),
-		chromedp.NoSandbox, chromedp.DisableGPU, chromedp.NoFirstRun, chromedp.UserDataDir(t.TempDir()),
-		chromedp.Flag("ignore-certificate-errors", true), chromedp.Flag("disable-quic", true),
-		chromedp.Flag("disable-background-networking", true), chromedp.Flag("disable-component-update", true),
-		chromedp.Flag("disable-sync", true), chromedp.Flag("blink-settings", settings), chromedp.WSURLReadTimeout(time.Minute))
-	ctx, cancel := chromedp.NewExecAllocator(context.WithoutCancel(t.Context()), o...)
-	t.Cleanup(cancel)
-	ctx, stop := chromedp.NewContext(ctx)
-	t.Cleanup(func() {
-		_ = chromedp.Cancel(ctx) // waits for the browser, so that its folder can go
-		stop()
-	})
-	ctx, cancel = context.WithTimeout(ctx, 3*time.Minute)
-	t.Cleanup(cancel)
-	return ctx
-}
 
 // An admin logs in, finds a certificate by its repository, is told what
 // revoking it touches, revokes it and sees it revoked.
 func TestBrowser(t *testing.T) {
-	t.Run("light", func(t *testing.T) { adminRevokes(t, chromium(t, "preferredColorScheme=1"), "light") })
-	t.Run("dark without script", func(t *testing.T) {
-		adminRevokes(t, chromium(t, "preferredColorScheme=0,scriptEnabled=false"), "dark")
+	t.Run("with script", func(t *testing.T) {
+		i, serial := busy(t)
+		b := webtest.Start(t, webtest.Options{})
+		logIn(b, i)
+		find(b, i, serial)
+		axe := webtest.FetchAxe(t)
+		look(t, b, axe, i, serial)
+		revoke(t, b, i, serial)
+		afterwards(b, axe, i, serial)
+	})
+	t.Run("without script", func(t *testing.T) {
+		i, serial := busy(t)
+		b := webtest.Start(t, webtest.Options{NoScript: true})
+		logIn(b, i)
+		find(b, i, serial)
+		revoke(t, b, i, serial)
+		b.Do("log out", webtest.Click("#log-out"), webtest.See("#login-staff"))
 	})
 }
 
-func adminRevokes(t *testing.T, ctx context.Context, scheme string) {
+// busy is an issuer where something has happened: certificates, one with two
+// sessions, one of which has ended, refusals, and a name full of tricks.
+func busy(t *testing.T) (*issuertest.Issuer, string) {
 	i := issuertest.Start(t, issuertest.Options{})
-	issued, err := i.Issue(i.GitHubToken(map[string]any{"repository": "acme/app", "run_id": "4711", "actor": "octocat"}))
-	if err != nil {
-		t.Fatal(err)
+	issue := func(claims map[string]any) string {
+		t.Helper()
+		out, err := i.Issue(i.GitHubToken(claims))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out.Serial
 	}
-	report := wire.SessionsRequest{Reports: []wire.SessionReport{{Kind: wire.SessionOpen, ID: issued.Serial, Serial: issued.Serial, At: time.Now(), RemoteAddr: "192.0.2.7:4242", BytesIn: 1 << 20, BytesOut: 5 << 30}}}
+	for _, name := range []string{"acme/library", "acme/website", "acme/a-rather-long-name-of-a-repository-that-somebody-chose"} {
+		issue(map[string]any{"repository": name, "run_id": "4700", "actor": "dependabot[bot]"})
+	}
+	issue(map[string]any{"repository": "acme/tricks", "actor": "<script>document.title='owned'</script>\u202e\x1b[31m\r\nevil", "run_id": "4666"})
+	serial := issue(map[string]any{"repository": "acme/app", "run_id": "4711", "actor": "octocat"})
+	at := time.Now()
+	id := func(c string) string { return strings.Repeat(c, 32) }
+	report := wire.SessionsRequest{Reports: []wire.SessionReport{
+		{Kind: wire.SessionOpen, ID: id("a"), Serial: serial, At: at.Add(-time.Minute), RemoteAddr: "192.0.2.7:4240"},
+		{Kind: wire.SessionClose, ID: id("a"), Serial: serial, At: at.Add(-time.Second), Reason: "closed", BytesIn: 1 << 12, BytesOut: 1 << 20},
+		{Kind: wire.SessionOpen, ID: id("b"), Serial: serial, At: at, RemoteAddr: "192.0.2.7:4242", BytesIn: 1 << 20, BytesOut: 5 << 30},
+		{Kind: wire.SessionFeedStale, ID: id("c"), At: at.Add(-time.Hour), Reason: "no revocation list for 5m0s: no new connection is admitted"},
+	}}
 	if err := i.Call("POST", wire.PathSessions, i.SessionsToken(nil), report, nil); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := i.Issue(i.GitHubToken(map[string]any{"ref": "refs/heads/evil"})); err == nil {
-		t.Fatal("another branch got a certificate")
-	}
-	do := func(what string, steps ...chromedp.Action[chromedp.Void]) {
-		t.Helper()
-		if err := chromedp.Do(ctx, steps...); err != nil {
-			t.Fatalf("%s: %v", what, err)
+	for _, claims := range []map[string]any{{"ref": "refs/heads/evil"}, {"event_name": "pull_request_target"}, {"repository_id": "1", "repository": "mallory/fork"}} {
+		if _, err := i.Issue(i.GitHubToken(claims)); err == nil {
+			t.Fatalf("%v got a certificate", claims)
 		}
 	}
-	text := func(css string) string {
-		t.Helper()
-		got, err := chromedp.Run(ctx, chromedp.TextContent(chromedp.CSS(css)))
-		if err != nil {
-			t.Fatalf("read %s: %v", css, err)
-		}
-		return got
-	}
-	click := func(css string) chromedp.Action[chromedp.Void] { return chromedp.Click(chromedp.CSS(css)) }
-	see := func(css string) chromedp.Action[chromedp.Void] { return chromedp.WaitVisible(chromedp.CSS(css)) }
-	write := func(css, value string) chromedp.Action[chromedp.Void] {
-		return chromedp.SendKeys(chromedp.CSS(css), value)
-	}
-	do("log in", chromedp.Navigate(i.URL+"/login"), click("#login-staff"), see("#email"),
-		chromedp.SetAttributeValue(chromedp.CSS("#email"), "value", issuertest.Admin), click("#sign-in"), see(".tiles"))
-	pictures(t, ctx, i, scheme, "overview", "/")
-	pictures(t, ctx, i, scheme, "sessions", "/sessions")
-	do("search", chromedp.Navigate(i.URL+"/certificates"), write("#repository", "acme/app"), click("#find"),
-		see(`input[value="acme/app"]`), click("a.serial"), see("#reason"))
-	serial := text("#serial")
-	do("revoke", write("#reason", "laptop stolen"), click("#revoke"), see("#confirm"))
-	if cuts := text("#cuts"); serial != issued.Serial || cuts != "1 live connection" {
-		t.Errorf("revoking %q (want %q) cuts %q", serial, issued.Serial, cuts)
-	}
-	do("confirm", click("#confirm"), see("#done"), chromedp.Navigate(i.URL+"/certificates/"+issued.Serial), see("#status"))
-	if status := text("#status"); status != wire.StatusRevoked {
-		t.Errorf("status %q", status)
-	}
-	for name, path := range map[string]string{
-		"certificate": "/certificates/" + issued.Serial, "certificates": "/certificates?repository=acme%2Fapp",
-		"events": "/events", "blocks": "/blocks", "policy": "/policy",
-	} {
-		pictures(t, ctx, i, scheme, name, path)
-	}
-	do("log out", click("#log-out"), see("#login-staff"))
+	return i, serial
 }
 
-// pictures keeps a page at two widths for somebody to look at, and fails when
-// it is wider than the screen.
-func pictures(t *testing.T, ctx context.Context, i *issuertest.Issuer, scheme, name, path string) {
+func logIn(b *webtest.Browser, i *issuertest.Issuer) {
+	b.Do("log in", webtest.Open(i.URL+"/login"), webtest.Click("#login-staff"), webtest.See("#email"),
+		webtest.Value("#email", issuertest.Admin), webtest.Click("#sign-in"), webtest.See(".tiles"))
+}
+
+func find(b *webtest.Browser, i *issuertest.Issuer, serial string) {
+	b.Do("search", webtest.Open(i.URL+"/certificates"), webtest.Type("#repository", "acme/app"), webtest.Click("#find"),
+		webtest.See(`input[value="acme/app"]`), webtest.Click("a.serial"), webtest.See("#revoke"))
+}
+
+// look keeps pictures of what there is before the revocation, and holds it
+// against axe-core.
+func look(t *testing.T, b *webtest.Browser, axe webtest.Axe, i *issuertest.Issuer, serial string) {
 	t.Helper()
-	for _, width := range []int{1280, 390} {
-		if err := chromedp.Do(ctx, chromedp.EmulateViewport(int64(width), 900), chromedp.Navigate(i.URL+path), chromedp.WaitVisible(chromedp.CSS("h1"))); err != nil {
-			t.Fatalf("picture of %s: %v", path, err)
-		}
-		shot, err := chromedp.Run(ctx, chromedp.FullScreenshot(100))
-		if err != nil {
-			t.Fatalf("picture of %s: %v", path, err)
-		}
-		if c, err := png.DecodeConfig(bytes.NewReader(shot)); err != nil || c.Width > width {
-			t.Errorf("%s is %d px wide on a screen of %d (%v)", path, c.Width, width, err)
-		}
-		file := filepath.Join(t.ArtifactDir(), fmt.Sprintf("%s-%d-%s.png", name, width, scheme))
-		if err := os.WriteFile(file, shot, 0o600); err != nil {
-			t.Fatal(err)
-		}
+	claims := `{"repository_owner_id":"285964","repository_id":"1339936803","ref":"refs/heads/evil","event_name":"push"}`
+	for _, p := range []struct {
+		name, path string
+		steps      []webtest.Step
+	}{
+		{"overview", "/", nil},
+		{"sessions", "/sessions?ended=yes", nil},
+		{"certificate-valid", "/certificates/" + serial, nil},
+		{"certificates-all", "/certificates", nil},
+		{"revoke", "/revocations?serial=" + serial, nil},
+		{"events", "/events", nil},
+		{"blocks-none", "/blocks", nil},
+		{"policy", "/policy", nil},
+		{"explained", "/policy", []webtest.Step{webtest.Type("textarea", claims), webtest.Click("form.act button"), webtest.See("[role=status]")}},
+		{"error", "/certificates/" + strings.Repeat("0", 32), nil},
+		{"login", "/login", nil},
+	} {
+		b.Pictures(p.name, i.URL+p.path, p.steps...)
+		held(b, axe, p.name, i.URL+p.path, p.steps...)
 	}
+	if title := b.Evaluate("document.title"); strings.Contains(title, "owned") {
+		t.Error("a claim's script ran")
+	}
+	b.Do("back", webtest.Open(i.URL+"/certificates/"+serial), webtest.See("#revoke"))
+}
+
+// held asks axe-core about a page, light and dark.
+func held(b *webtest.Browser, axe webtest.Axe, name, url string, steps ...webtest.Step) {
+	for _, scheme := range []string{"light", "dark"} {
+		b.Do("open "+name, append([]webtest.Step{webtest.Scheme(scheme), webtest.Open(url), webtest.See("h1")}, steps...)...)
+		b.Accessible(axe, name+", "+scheme)
+	}
+}
+
+func revoke(t *testing.T, b *webtest.Browser, i *issuertest.Issuer, serial string) {
+	t.Helper()
+	if got := b.Text("#serial"); got != serial {
+		t.Errorf("certificate %q, want %q", got, serial)
+	}
+	b.Do("ask", webtest.Click("#revoke"), webtest.See("#confirm"))
+	if n, cuts := b.Text(".touches"), b.Text(".cuts"); n != "1 certificate" || cuts != "1 live connection" {
+		t.Errorf("the question says %q and %q", n, cuts)
+	}
+	b.Do("revoke", webtest.Type("#reason", "laptop stolen"), webtest.Click("#confirm"), webtest.See("#done"))
+	if got := b.Text("#done"); !strings.Contains(got, "Revoked 1 certificate") || !strings.Contains(got, "1 live connection is being cut") {
+		t.Errorf("after the revocation: %q", got)
+	}
+	b.Do("look again", webtest.Open(i.URL+"/certificates/"+serial), webtest.See("#status"))
+	if status := b.Text("#status"); status != wire.StatusRevoked {
+		t.Errorf("status %q", status)
+	}
+}
+
+// afterwards keeps pictures of what the revocation left.
+func afterwards(b *webtest.Browser, axe webtest.Axe, i *issuertest.Issuer, serial string) {
+	for name, path := range map[string]string{
+		"certificate-revoked": "/certificates/" + serial, "certificates": "/certificates?repository=" + url.QueryEscape("acme/app"),
+		"events-after": "/events", "blocks": "/blocks",
+	} {
+		b.Pictures(name, i.URL+path)
+		held(b, axe, name, i.URL+path)
+	}
+	b.Do("log out", webtest.Click("#log-out"), webtest.See("#login-staff"))
 }

@@ -7,6 +7,7 @@ import (
 	"html/template"
 	"io/fs"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"strings"
 
@@ -28,6 +29,7 @@ type Options struct {
 // Page is the admin page. It is safe for concurrent use.
 type Page struct {
 	publicURL, host string
+	onlyTLS         bool // Strict-Transport-Security
 	backend         Backend
 	failed          func(*http.Request, error)
 	templates       map[string]*template.Template
@@ -50,6 +52,7 @@ func New(o Options) *Page {
 	p := &Page{publicURL: o.PublicURL, backend: o.Backend, failed: o.Failed, templates: parse()}
 	if u, err := url.Parse(o.PublicURL); err == nil {
 		p.host = u.Host
+		p.onlyTLS = u.Scheme == "https" && !isLocal(u.Hostname())
 	}
 	if p.failed == nil {
 		p.failed = func(*http.Request, error) {}
@@ -60,22 +63,50 @@ func New(o Options) *Page {
 		panic(err) // embedded: cannot fail
 	}
 	mux.Handle("GET /assets/", http.StripPrefix("/assets/", http.FileServerFS(assets)))
-	mux.Handle("GET /login", p.open(p.loginPage))
-	mux.Handle("GET /login/{provider}", p.open(p.begin))
-	mux.Handle("GET "+callbackPath, p.open(p.callback))
-	mux.Handle("POST /logout", p.viewer(p.logout))
-	mux.Handle("GET /{$}", p.viewer(p.overview))
-	mux.Handle("GET /certificates", p.viewer(p.certificates))
-	mux.Handle("GET /certificates/{serial}", p.viewer(p.certificate))
-	mux.Handle("GET /sessions", p.viewer(p.sessions))
-	mux.Handle("GET /events", p.viewer(p.events))
-	mux.Handle("GET /policy", p.viewer(p.policy))
-	mux.Handle("POST /policy", p.viewer(p.policy)) // explains, changes nothing
-	mux.Handle("GET /blocks", p.admin(p.blocks))
-	mux.Handle("POST /blocks/remove", p.admin(p.unblock))
-	mux.Handle("POST /revocations", p.admin(p.revoke))
+	for _, r := range routes {
+		mux.Handle(r.pattern, r.handler(p))
+	}
 	p.handler = p.guard(mux)
 	return p
+}
+
+// routes are all paths of the page but its assets, and who may ask for them.
+var routes = []struct {
+	pattern string
+	handler func(*Page) http.Handler
+}{
+	{"GET /login", func(p *Page) http.Handler { return p.open(p.loginPage) }},
+	{"GET /login/{provider}", func(p *Page) http.Handler { return p.open(p.begin) }},
+	{"GET " + callbackPath, func(p *Page) http.Handler { return p.open(p.callback) }},
+	{"POST /logout", func(p *Page) http.Handler { return p.viewer(p.logout) }},
+	{"GET /{$}", func(p *Page) http.Handler { return p.viewer(p.overview) }},
+	{"GET /certificates", func(p *Page) http.Handler { return p.viewer(p.certificates) }},
+	{"GET /certificates/{serial}", func(p *Page) http.Handler { return p.viewer(p.certificate) }},
+	{"GET /sessions", func(p *Page) http.Handler { return p.viewer(p.sessions) }},
+	{"GET /events", func(p *Page) http.Handler { return p.viewer(p.events) }},
+	{"GET /policy", func(p *Page) http.Handler { return p.viewer(p.policy) }},
+	{"POST /policy", func(p *Page) http.Handler { return p.viewer(p.policy) }}, // explains, changes nothing
+	{"GET /blocks", func(p *Page) http.Handler { return p.admin(p.blocks) }},
+	{"POST /blocks/remove", func(p *Page) http.Handler { return p.admin(p.unblock) }},
+	{"GET /revocations", func(p *Page) http.Handler { return p.admin(p.askRevoke) }},
+	{"POST /revocations", func(p *Page) http.Handler { return p.admin(p.revoke) }},
+}
+
+// Routes lists the patterns that a Page serves, so that whoever checks who may
+// do what forgets none.
+func Routes() []string {
+	out := make([]string, len(routes))
+	for i, r := range routes {
+		out[i] = r.pattern
+	}
+	return out
+}
+
+// isLocal tells of names that are several services at once, of which some may
+// speak plain HTTP.
+func isLocal(host string) bool {
+	_, err := netip.ParseAddr(host)
+	return err == nil || host == "localhost" || strings.HasSuffix(host, ".localhost")
 }
 
 // Owns tells whether a path is the page's, and not the API's.
@@ -108,6 +139,9 @@ func (p *Page) guard(next http.Handler) http.Handler {
 		h.Set("Cross-Origin-Resource-Policy", "same-origin")
 		h.Set("X-Frame-Options", "DENY")
 		h.Set("Cache-Control", "no-store")
+		if p.onlyTLS {
+			h.Set("Strict-Transport-Security", "max-age=31536000")
+		}
 		if !strings.EqualFold(r.Host, p.host) {
 			p.fail(w, r, &refusal{http.StatusMisdirectedRequest, "The page is served at " + p.publicURL + " only.", nil})
 			return
@@ -151,7 +185,11 @@ func (p *Page) viewer(h handler) http.Handler {
 			dropCookie(w, loginCookie)
 			return &refusal{http.StatusForbidden, "The policy grants you no role here any more.", err}
 		}
-		return h(w, r, visitor{Person: who, login: l})
+		v := visitor{Person: who, login: l}
+		if err := h(w, r, v); err != nil {
+			p.failFor(w, r, &v, err)
+		}
+		return nil
 	})
 }
 
@@ -187,8 +225,11 @@ func (p *Page) show(w http.ResponseWriter, _ *http.Request, status int, name str
 	return nil
 }
 
-// fail shows an error.
-func (p *Page) fail(w http.ResponseWriter, r *http.Request, err error) {
+// fail shows an error to somebody unknown.
+func (p *Page) fail(w http.ResponseWriter, r *http.Request, err error) { p.failFor(w, r, nil, err) }
+
+// failFor shows an error to who.
+func (p *Page) failFor(w http.ResponseWriter, r *http.Request, who *visitor, err error) {
 	p.failed(r, err)
 	status, text := http.StatusInternalServerError, "Something went wrong. The issuer's log says what."
 	var own *refusal
@@ -197,10 +238,10 @@ func (p *Page) fail(w http.ResponseWriter, r *http.Request, err error) {
 	} else if pr := p.backend.Problem(err); pr != nil {
 		status = pr.Status
 		if pr.Name() != wire.ProblemInternal {
-			text = pr.Title + ". " + pr.Detail
+			text = pr.Title + ": " + pr.Detail + "."
 		}
 	}
-	if err := p.show(w, r, status, "error", nil, view{Title: http.StatusText(status), Data: text}); err != nil {
+	if err := p.show(w, r, status, "error", who, view{Title: http.StatusText(status), Data: text}); err != nil {
 		http.Error(w, "internal error", http.StatusInternalServerError)
 	}
 }

@@ -10,16 +10,29 @@ import (
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
+// glance is how many sessions and denials the overview shows.
+const glance = "5"
+
 func (p *Page) overview(w http.ResponseWriter, r *http.Request, who visitor) error {
 	o, err := p.backend.Overview(r.Context())
 	if err != nil {
 		return err
 	}
-	return p.show(w, r, http.StatusOK, "overview", &who, view{Title: "Overview", Here: "/", Data: struct {
+	live, err := p.backend.Sessions(r.Context(), url.Values{"live": {"true"}, "limit": {glance}})
+	if err != nil {
+		return err
+	}
+	denied, err := p.backend.Events(r.Context(), url.Values{"type": {"denied"}, "limit": {glance}})
+	if err != nil {
+		return err
+	}
+	return p.show(w, r, http.StatusOK, "overview", &who, view{Title: "Overview", Here: "/", Reload: true, Data: struct {
 		Overview
 		Chart       chart
 		TrustDomain string
-	}{o, newChart(o.Hours), p.backend.Info().TrustDomain}})
+		Sessions    []wire.Session
+		Denials     []wire.Event
+	}{o, newChart(o.Hours), p.backend.Info().TrustDomain, live.Items, denied.Items}})
 }
 
 // filled takes the filled fields of a search form; a form sends empty ones.
@@ -46,10 +59,21 @@ func next(q url.Values, cursor string) string {
 	return "?" + out.Encode()
 }
 
+// again is the query of this page.
+func again(q url.Values) string {
+	if len(q) == 0 {
+		return ""
+	}
+	return "?" + q.Encode()
+}
+
 const pageLimit = "50"
 
 func (p *Page) certificates(w http.ResponseWriter, r *http.Request, who visitor) error {
 	q := filled(r.URL.Query(), "repository", "run_id", "actor", "serial", "status")
+	if q.Has("serial") { // as other programs write it
+		q.Set("serial", strings.ToLower(strings.ReplaceAll(q.Get("serial"), ":", "")))
+	}
 	ask := filled(q, "repository", "run_id", "actor", "serial", "status")
 	ask.Set("limit", pageLimit)
 	list, err := p.backend.Certificates(r.Context(), ask)
@@ -57,38 +81,17 @@ func (p *Page) certificates(w http.ResponseWriter, r *http.Request, who visitor)
 		return err
 	}
 	// What can be revoked at once is what a match can say.
-	match := who.Admin && len(list.Items) > 0 && !q.Has("serial") && (q.Has("repository") || q.Has("run_id") || q.Has("actor"))
+	match := ""
+	if m := filled(q, "repository", "run_id", "actor"); len(m) > 0 && len(list.Items) > 0 {
+		m.Del("cursor")
+		match = "?" + m.Encode()
+	}
 	return p.show(w, r, http.StatusOK, "certificates", &who, view{Title: "Certificates", Here: "/certificates", Data: struct {
 		Items []wire.Certificate
 		Q     url.Values
-		Match bool
+		Match string // the query of a revocation of all that fit
 		Next  string
 	}{list.Items, q, match, next(q, list.NextCursor)}})
-}
-
-// claim is one line of a token.
-type claim struct{ Name, Value string }
-
-// claimsOf lists a token's claims in their order.
-func claimsOf(raw json.RawMessage) []claim {
-	dec := json.NewDecoder(strings.NewReader(string(raw)))
-	if t, err := dec.Token(); err != nil || t != json.Delim('{') {
-		return nil
-	}
-	var out []claim
-	for dec.More() {
-		name, err := dec.Token()
-		if err != nil {
-			return out
-		}
-		var v json.RawMessage
-		if err := dec.Decode(&v); err != nil {
-			return out
-		}
-		text, _ := name.(string) // a key is a string
-		out = append(out, claim{text, string(v)})
-	}
-	return out
 }
 
 func (p *Page) certificate(w http.ResponseWriter, r *http.Request, who visitor) error {
@@ -98,53 +101,13 @@ func (p *Page) certificate(w http.ResponseWriter, r *http.Request, who visitor) 
 		return err
 	}
 	p.backend.Read(r.Context(), who.Name, c.Serial)
+	said, rest := inWords(claimsOf(c.Claims))
 	return p.show(w, r, http.StatusOK, "certificate", &who, view{Title: "Certificate", Here: "/certificates", Data: struct {
 		*wire.CertificateDetail
-		Said []claim
-	}{c, claimsOf(c.Claims)}})
-}
-
-// order reads the form of a revocation: a serial, or a match.
-func order(f url.Values) wire.RevokeRequest {
-	req := wire.RevokeRequest{Serial: f.Get("serial"), Reason: strings.TrimSpace(f.Get("reason")), Block: f.Get("block")}
-	m := wire.Match{Repository: f.Get("repository"), RunID: f.Get("run_id"), Actor: f.Get("actor")}
-	if m != (wire.Match{}) {
-		req.Match = &m
-	}
-	return req
-}
-
-// revoke is POST /revocations: first it shows what would happen, and with confirm
-// it acts.
-func (p *Page) revoke(w http.ResponseWriter, r *http.Request, who visitor) error {
-	if err := r.ParseForm(); err != nil {
-		return &refusal{http.StatusBadRequest, "The form is not understood.", err}
-	}
-	req := order(r.PostForm)
-	if req.Reason == "" {
-		return &refusal{http.StatusBadRequest, "Give a reason: the next admin will read it.", nil}
-	}
-	req.DryRun = r.PostForm.Get("confirm") != "yes"
-	res, err := p.backend.Revoke(r.Context(), who.Name, req)
-	if err != nil {
-		return err
-	}
-	title := "Revoked"
-	if req.DryRun {
-		title = "Revoke?"
-	}
-	return p.show(w, r, http.StatusOK, "revoke", &who, view{Title: title, Here: "/certificates", Data: struct {
-		Req   wire.RevokeRequest
-		Res   *wire.RevokeResponse
-		Match wire.Match
-	}{req, res, deref(req.Match)}})
-}
-
-func deref(m *wire.Match) wire.Match {
-	if m == nil {
-		return wire.Match{}
-	}
-	return *m
+		Said, Rest []claim
+		Timeline   []moment
+		RunURL     string
+	}{c, said, rest, timeline(c), runURL(c)}})
 }
 
 func (p *Page) sessions(w http.ResponseWriter, r *http.Request, who visitor) error {
@@ -159,10 +122,10 @@ func (p *Page) sessions(w http.ResponseWriter, r *http.Request, who visitor) err
 		return err
 	}
 	return p.show(w, r, http.StatusOK, "sessions", &who, view{Title: "Sessions", Here: "/sessions", Reload: !q.Has("cursor"), Data: struct {
-		Items []wire.Session
-		Q     url.Values
-		Next  string
-	}{list.Items, q, next(q, list.NextCursor)}})
+		Items       []wire.Session
+		Q           url.Values
+		Again, Next string
+	}{list.Items, q, again(q), next(q, list.NextCursor)}})
 }
 
 // eventTypes are offered as filters.
@@ -212,6 +175,9 @@ func (p *Page) policy(w http.ResponseWriter, r *http.Request, who visitor) error
 		Provider, Claims, Wrong string
 		Answer                  *wire.ExplainResponse
 	}{Policy: p.backend.Policy()}
+	if len(data.Rules) > 0 {
+		data.Provider = data.Rules[0].Provider
+	}
 	status := http.StatusOK
 	if r.Method == http.MethodPost {
 		if err := r.ParseForm(); err != nil {

@@ -4,9 +4,13 @@ import (
 	"bytes"
 	"fmt"
 	"html/template"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
+
+	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
 // names of the templates; each is drawn within layout.
@@ -14,13 +18,18 @@ var names = []string{"login", "overview", "certificates", "certificate", "revoke
 
 func parse() map[string]*template.Template {
 	funcs := template.FuncMap{
-		"when":  func(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05") },
+		"when":  clock,
 		"iso":   func(t time.Time) string { return t.UTC().Format(time.RFC3339) },
 		"ago":   func(t time.Time) string { return short(time.Since(t)) },
 		"left":  func(t time.Time) string { return short(time.Until(t)) },
-		"bytes": size,
+		"bytes": wire.Size,
 		"join":  func(s []string) string { return strings.Join(s, ", ") },
 		"head":  func(s string) string { return s[:min(len(s), 12)] },
+		"tail":  func(s string) string { return s[min(len(s), 12):] },
+		"count": count,
+		"kind":  func(s string) string { return strings.ReplaceAll(s, "_", " ") },
+		"tone":  tone,
+		"rest":  rest,
 		"soon":  func(t time.Time) bool { return time.Until(t) < 60*24*time.Hour },
 	}
 	layout := template.Must(template.New("layout").Funcs(funcs).ParseFS(files, "templates/layout.html"))
@@ -43,22 +52,45 @@ func short(d time.Duration) string {
 		return fmt.Sprintf("%d min", int(d.Minutes()))
 	case d < 48*time.Hour:
 		return fmt.Sprintf("%d h", int(d.Hours()))
+	case d < 3*365*24*time.Hour:
+		return fmt.Sprintf("%d days", int(d.Hours()/24))
 	}
-	return fmt.Sprintf("%d days", int(d.Hours()/24))
+	return fmt.Sprintf("%d years", int(d.Hours()/24/365))
 }
 
-// size writes bytes in the largest decimal unit.
-func size(n int64) string {
-	v, units := float64(n), []string{"kB", "MB", "GB", "TB"}
-	if n < 1000 {
-		return fmt.Sprintf("%d B", n)
+// count writes a number with its noun.
+func count(n int, noun string) string {
+	if n == 1 {
+		return "1 " + noun
 	}
-	for _, u := range units {
-		if v /= 1000; v < 1000 {
-			return fmt.Sprintf("%.1f %s", v, u)
+	return fmt.Sprintf("%d %ss", n, noun)
+}
+
+// tone is the colour of an event, which its word says too.
+func tone(kind string) string {
+	switch kind {
+	case "issued", "connected":
+		return "good"
+	case "denied", "replay", "revoked", "blocked", "forbidden":
+		return "bad"
+	case "feed_stale", "rotation", "restored", "policy_loaded":
+		return "note"
+	}
+	return "quiet"
+}
+
+// told are the details that an event's words hold already.
+var told = []string{"engine", "remote_addr", "bytes_in", "bytes_out", "got", "until", "all", "certificates", "names", "rules", "up_to"}
+
+// rest are an event's other details, in the order of their names.
+func rest(e wire.Event) []fact {
+	var out []fact
+	for _, k := range slices.Sorted(maps.Keys(e.Detail)) {
+		if !slices.Contains(told, k) {
+			out = append(out, fact{k, e.Detail[k]})
 		}
 	}
-	return fmt.Sprintf("%.0f TB", v)
+	return out
 }
 
 // visible writes control, format and other unprintable characters of a whole
@@ -87,6 +119,7 @@ func visible(b []byte) []byte {
 // chart is the overview's SVG: one bar per hour, denials on top of issuances.
 type chart struct {
 	Bars           []bar
+	Ticks          []string // hours along the axis, evenly spaced
 	Width          int
 	Issued, Denied int64
 	Highest        int64
@@ -100,6 +133,7 @@ type bar struct {
 const (
 	chartHeight = 120
 	barStep     = 12
+	ticksEvery  = 12
 )
 
 func newChart(hours []Hour) chart {
@@ -121,6 +155,9 @@ func newChart(hours []Hour) chart {
 		b.DeniedY = max(0, b.IssuedY-b.DeniedH)
 		b.Title = fmt.Sprintf("%s: %d issued, %d denied", h.Start.Format("2006-01-02 15:04"), h.Issued, h.Denied)
 		c.Bars = append(c.Bars, b)
+		if i%ticksEvery == 0 {
+			c.Ticks = append(c.Ticks, h.Start.Format("Mon 15:04"))
+		}
 	}
 	return c
 }

@@ -1,0 +1,136 @@
+package web
+
+import (
+	"net/http"
+	"net/url"
+	"strings"
+
+	"github.com/mayfly-ca/mayfly/client/wire"
+)
+
+// question is the page that asks before a revocation, and tells of it after.
+type question struct {
+	Query   string // of the target, for the form's action
+	Of      []fact // what was named
+	Serial  string
+	Choices []choice
+	Listed  []string // serials that the first choice revokes, some of them
+	Reason  string
+	Wrong   string // what the form lacks
+	Done    *wire.RevokeResponse
+	Block   string
+}
+
+type fact struct{ Name, Value string }
+
+// choice is one way to revoke, and what it touches.
+type choice struct {
+	Block, Label           string
+	Certificates, Sessions int
+	Checked                bool
+}
+
+// listed bounds how many serials the question shows.
+const listed = 20
+
+// target reads what to revoke: a serial, a match, or all.
+func target(f url.Values) (wire.RevokeRequest, question) {
+	req := wire.RevokeRequest{Serial: f.Get("serial"), All: f.Get("all") == "yes"}
+	m := wire.Match{Repository: f.Get("repository"), RunID: f.Get("run_id"), Actor: f.Get("actor")}
+	if m != (wire.Match{}) {
+		req.Match = &m
+	}
+	q := url.Values{}
+	var of []fact
+	for _, t := range []struct{ key, name, value string }{
+		{"serial", "Serial", req.Serial}, {"repository", "Repository", m.Repository}, {"run_id", "Run", m.RunID}, {"actor", "Actor", m.Actor},
+	} {
+		if t.value != "" {
+			q.Set(t.key, t.value)
+			of = append(of, fact{t.name, t.value})
+		}
+	}
+	if req.All {
+		q.Set("all", "yes")
+		of = append(of, fact{"Everything", "every certificate issued until now, engines' too: everyone needs a new one"})
+	}
+	return req, question{Query: "?" + q.Encode(), Of: of, Serial: req.Serial}
+}
+
+// blocks are the ways that the question offers. The first is what happens
+// unless told otherwise.
+var blocks = []struct{ block, label string }{
+	{"24h", "Keep out for 24 hours"}, {"168h", "Keep out for 7 days"}, {wire.BlockNone, "Do not keep out: the run may get a new certificate at once"},
+}
+
+// askRevoke is GET /revocations: it counts, and changes nothing.
+func (p *Page) askRevoke(w http.ResponseWriter, r *http.Request, who visitor) error {
+	req, q := target(r.URL.Query())
+	return p.ask(w, r, who, req, q, http.StatusOK)
+}
+
+// ask shows what each choice would touch.
+func (p *Page) ask(w http.ResponseWriter, r *http.Request, who visitor, req wire.RevokeRequest, q question, status int) error {
+	req.DryRun = true
+	counted := map[bool]*wire.RevokeResponse{} // by whether there is a block: how long it is touches nothing more
+	for _, b := range blocks {
+		with := b.block != wire.BlockNone
+		if counted[with] == nil {
+			req.Block = b.block
+			res, err := p.backend.Revoke(r.Context(), who.Name, req)
+			if err != nil {
+				return err
+			}
+			counted[with] = res
+		}
+		n := counted[with]
+		q.Choices = append(q.Choices, choice{b.block, b.label, len(n.Revoked), n.Sessions, b.block == q.Block || q.Block == "" && len(q.Choices) == 0})
+	}
+	if req.Serial != "" {
+		c, err := p.backend.Certificate(r.Context(), req.Serial)
+		if err != nil {
+			return err
+		}
+		q.Of = append(q.Of, about(c)...)
+	}
+	q.Listed = counted[true].Revoked
+	q.Listed = q.Listed[:min(len(q.Listed), listed)]
+	return p.show(w, r, status, "revoke", &who, view{Title: "Revoke?", Here: "/certificates", Data: q})
+}
+
+// about says whose a certificate is; no more of it is told here.
+func about(c *wire.CertificateDetail) []fact {
+	var out []fact
+	for _, f := range []fact{{"Repository", c.Repository}, {"Run", c.RunID}, {"Actor", c.Actor}, {"Status", c.Status}} {
+		if f.Value != "" {
+			out = append(out, f)
+		}
+	}
+	if c.Repository == "" {
+		out = append(out, fact{"Identity", c.Identity})
+	}
+	return out
+}
+
+// revoke is POST /revocations: with confirm it acts, else it asks.
+func (p *Page) revoke(w http.ResponseWriter, r *http.Request, who visitor) error {
+	if err := r.ParseForm(); err != nil {
+		return &refusal{http.StatusBadRequest, "The form is not understood.", err}
+	}
+	req, q := target(r.Form)
+	q.Reason, q.Block = strings.TrimSpace(r.PostForm.Get("reason")), r.PostForm.Get("block")
+	if r.PostForm.Get("confirm") != "yes" {
+		return p.ask(w, r, who, req, q, http.StatusOK)
+	}
+	if q.Reason == "" {
+		q.Wrong = "Give a reason: the next admin will read it. Nothing was revoked."
+		return p.ask(w, r, who, req, q, http.StatusBadRequest)
+	}
+	req.Reason, req.Block = q.Reason, q.Block
+	res, err := p.backend.Revoke(r.Context(), who.Name, req)
+	if err != nil {
+		return err
+	}
+	q.Done, q.Listed = res, res.Revoked[:min(len(res.Revoked), listed)]
+	return p.show(w, r, http.StatusOK, "revoke", &who, view{Title: "Revoked", Here: "/certificates", Data: q})
+}

@@ -1,0 +1,163 @@
+// Package webtest drives a real Chromium against the admin page, for tests of
+// any room: it clicks as a person does, keeps pictures of pages, and asks
+// axe-core for what a person with another way of reading would stumble over.
+//
+// It needs chromium (Debian: chromium) and, for Axe, npm. Where they are
+// missing a test is skipped, or fails with MAYFLY_TEST_REQUIRE=all.
+package webtest
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"image/png"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/chromedp/chromedp"
+)
+
+// Browser is a Chromium with one page open. It ends with the test.
+type Browser struct {
+	t   testing.TB
+	ctx context.Context
+}
+
+// Options of a Browser.
+type Options struct {
+	// NoScript turns JavaScript off.
+	NoScript bool
+}
+
+// Start starts a browser that takes the certificate of any local issuer.
+func Start(t testing.TB, o Options) *Browser {
+	t.Helper()
+	path, err := find("chromium", "chromium-browser", "google-chrome")
+	if err != nil {
+		missing(t, "no chromium in PATH: install chromium")
+	}
+	settings := "scriptEnabled=true"
+	if o.NoScript {
+		settings = "scriptEnabled=false"
+	}
+	flags := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.ExecPath(path),
+		chromedp.NoSandbox, chromedp.DisableGPU, chromedp.NoFirstRun, chromedp.UserDataDir(t.TempDir()),
+		chromedp.Flag("ignore-certificate-errors", true), chromedp.Flag("disable-quic", true),
+		chromedp.Flag("disable-background-networking", true), chromedp.Flag("disable-component-update", true),
+		chromedp.Flag("disable-sync", true), chromedp.Flag("blink-settings", settings), chromedp.WSURLReadTimeout(time.Minute))
+	ctx, cancel := chromedp.NewExecAllocator(context.WithoutCancel(t.Context()), flags...)
+	t.Cleanup(cancel)
+	ctx, stop := chromedp.NewContext(ctx)
+	t.Cleanup(func() {
+		_ = chromedp.Cancel(ctx) // waits for the browser, so that its folder can go
+		stop()
+	})
+	ctx, cancel = context.WithTimeout(ctx, 4*time.Minute)
+	t.Cleanup(cancel)
+	return &Browser{t: t, ctx: ctx}
+}
+
+func find(names ...string) (string, error) {
+	for _, name := range names {
+		if p, err := exec.LookPath(name); err == nil {
+			return p, nil
+		}
+	}
+	return "", exec.ErrNotFound
+}
+
+// missing skips, or fails where nothing may be skipped.
+func missing(t testing.TB, why string) {
+	t.Helper()
+	if os.Getenv("MAYFLY_TEST_REQUIRE") == "all" {
+		t.Fatal(why)
+	}
+	t.Skip(why)
+}
+
+// Step is one thing that a person does.
+type Step = chromedp.Action[chromedp.Void]
+
+// Do takes steps in order.
+func (b *Browser) Do(what string, steps ...Step) {
+	b.t.Helper()
+	if err := chromedp.Do(b.ctx, steps...); err != nil {
+		where, _ := chromedp.Run(b.ctx, chromedp.Location())
+		b.t.Fatalf("%s, at %s: %v", what, where, err)
+	}
+}
+
+// Open goes to an address, Click clicks, See waits until something is visible,
+// Type writes into a field.
+func Open(url string) Step    { return chromedp.Navigate(url) }
+func Click(css string) Step   { return chromedp.Click(chromedp.CSS(css)) }
+func See(css string) Step     { return chromedp.WaitVisible(chromedp.CSS(css)) }
+func Type(css, s string) Step { return chromedp.SendKeys(chromedp.CSS(css), s) }
+
+// Value sets a field whatever was in it.
+func Value(css, s string) Step {
+	return chromedp.SetAttributeValue(chromedp.CSS(css), "value", s)
+}
+
+// Text is what an element says.
+func (b *Browser) Text(css string) string {
+	b.t.Helper()
+	got, err := chromedp.Run(b.ctx, chromedp.TextContent(chromedp.CSS(css)))
+	if err != nil {
+		b.t.Fatalf("read %s: %v", css, err)
+	}
+	return strings.Join(strings.Fields(got), " ")
+}
+
+// Evaluate returns the value of a JavaScript expression, a promise's when it is
+// one.
+func (b *Browser) Evaluate(expression string) string {
+	b.t.Helper()
+	got, err := chromedp.Run(b.ctx, chromedp.Evaluate[string](expression, chromedp.EvalAwaitPromise))
+	if err != nil {
+		b.t.Fatalf("evaluate: %v", err)
+	}
+	return got
+}
+
+// Scheme is a colour scheme that the reader prefers.
+func Scheme(name string) Step {
+	return chromedp.Func(func(ctx context.Context, t *chromedp.Target) error {
+		return t.Call(ctx, "Emulation.setEmulatedMedia", map[string]any{
+			"features": []map[string]string{{"name": "prefers-color-scheme", "value": name}},
+		}, nil)
+	})
+}
+
+// Pictures keeps a page among the test's artifacts at a desk's width and a
+// telephone's, light and dark, for somebody to look at, and fails where it is
+// wider than the screen. extra are taken after each loading.
+func (b *Browser) Pictures(name, url string, extra ...Step) {
+	b.t.Helper()
+	for _, scheme := range []string{"light", "dark"} {
+		for _, width := range []int{1280, 390} {
+			b.Do("picture of "+url, append([]Step{Scheme(scheme), chromedp.EmulateViewport(int64(width), 900), Open(url), See("h1")}, extra...)...)
+			b.Picture(fmt.Sprintf("%s-%d-%s", name, width, scheme), width)
+		}
+	}
+	b.Do("back to the desk", chromedp.EmulateViewport(1280, 900))
+}
+
+// Picture keeps what is shown now.
+func (b *Browser) Picture(name string, width int) {
+	b.t.Helper()
+	shot, err := chromedp.Run(b.ctx, chromedp.FullScreenshot(100))
+	if err != nil {
+		b.t.Fatalf("picture of %s: %v", name, err)
+	}
+	if c, err := png.DecodeConfig(bytes.NewReader(shot)); err != nil || c.Width > width {
+		b.t.Errorf("%s is %d px wide on a screen of %d (%v)", name, c.Width, width, err)
+	}
+	if err := os.WriteFile(filepath.Join(b.t.ArtifactDir(), name+".png"), shot, 0o600); err != nil {
+		b.t.Fatal(err)
+	}
+}
