@@ -1,5 +1,6 @@
-// Package postgrestest starts a throw-away PostgreSQL server for a test, with
-// data of its own and no door but a socket in a folder of its own.
+// Package postgrestest starts a throw-away PostgreSQL server for a test or a
+// benchmark, with data of its own and no door but a socket in a folder of its
+// own.
 //
 // It needs initdb and postgres, in PATH or where Debian puts them. Without, the
 // test is skipped, or fails where MAYFLY_TEST_REQUIRE=all.
@@ -27,9 +28,15 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
+// ErrNotInstalled: this machine has no PostgreSQL server. The error says what
+// to install.
+var ErrNotInstalled = errors.New("PostgreSQL is not installed")
+
 // Server is a running PostgreSQL server.
 type Server struct {
 	dir       string
+	process   *os.Process
+	ended     chan error // closed when the process has ended
 	databases atomic.Int64
 }
 
@@ -39,50 +46,65 @@ const patience = 60 * time.Second
 // Start starts a server that ends, and whose files go, with the test.
 func Start(t testing.TB) *Server {
 	t.Helper()
-	bin, err := find()
-	if err != nil {
-		if os.Getenv("MAYFLY_TEST_REQUIRE") == "all" {
-			t.Fatal(err)
-		}
+	s, err := New()
+	if errors.Is(err, ErrNotInstalled) && os.Getenv("MAYFLY_TEST_REQUIRE") != "all" {
 		t.Skip(err)
 	}
-	dir, err := os.MkdirTemp("", "mayfly-pg-")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := os.RemoveAll(dir); err != nil {
+		if err := s.Close(); err != nil {
 			t.Error(err)
 		}
 	})
+	return s
+}
+
+// New starts a server with the durability that PostgreSQL has by default.
+// Close ends it. The error is ErrNotInstalled where there is none to start.
+func New() (_ *Server, err error) {
+	bin, err := find()
+	if err != nil {
+		return nil, err
+	}
+	dir, err := os.MkdirTemp("", "mayfly-pg-")
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{dir: dir}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.Close())
+		}
+	}()
 	attr := &syscall.SysProcAttr{}
 	if err := unprivileged(attr, dir); err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	data := filepath.Join(dir, "data")
 	initdb := exec.Command(filepath.Join(bin, "initdb"), "-D", data, "-A", "trust", "-U", "postgres", "-E", "UTF8", "--no-locale", "--no-sync", "--no-instructions")
 	initdb.SysProcAttr, initdb.Dir = attr, dir
 	if out, err := initdb.CombinedOutput(); err != nil {
-		t.Fatalf("initdb: %v\n%s", err, out)
+		return nil, fmt.Errorf("initdb: %w\n%s", err, out)
 	}
 	endWithParent(attr)
 	server := exec.Command(filepath.Join(bin, "postgres"), "-D", data, "-k", dir, "-c", "listen_addresses=", "-c", "max_connections=200", "-c", "autovacuum_naptime=5s")
 	server.SysProcAttr, server.Dir = attr, dir
-	run(t, server)
-	return &Server{dir: dir}
+	return s, s.run(server)
 }
 
-// run starts server, waits until it takes connections, and stops it with t.
-func run(t testing.TB, server *exec.Cmd) {
-	t.Helper()
+// run starts server and waits until it takes connections.
+func (s *Server) run(server *exec.Cmd) error {
 	log, err := server.StderrPipe()
 	if err != nil {
-		t.Fatal(err)
+		return err
 	}
 	if err := server.Start(); err != nil {
-		t.Fatal(err)
+		return err
 	}
-	ready, ended := make(chan bool, 1), make(chan error, 1)
+	s.process, s.ended = server.Process, make(chan error, 1)
+	ready := make(chan bool, 1)
 	go func() {
 		var said strings.Builder
 		lines := bufio.NewScanner(log)
@@ -95,26 +117,36 @@ func run(t testing.TB, server *exec.Cmd) {
 		}
 		_, drained := io.Copy(io.Discard, log)
 		if err := errors.Join(server.Wait(), drained); err != nil {
-			ended <- fmt.Errorf("postgres: %w\n%s", err, said.String())
+			s.ended <- fmt.Errorf("postgres: %w\n%s", err, said.String())
 		}
-		close(ended)
+		close(s.ended)
 	}()
-	t.Cleanup(func() {
-		_ = server.Process.Signal(syscall.SIGINT) // stops at once, cutting connections
-		select {
-		case <-ended:
-		case <-time.After(patience):
-			t.Errorf("postgres does not stop: %v", server.Process.Kill())
-			<-ended
-		}
-	})
 	select {
 	case <-ready:
-	case err := <-ended:
-		t.Fatal(err)
+		return nil
+	case err := <-s.ended:
+		return err
 	case <-time.After(patience):
-		t.Fatal("postgres does not start")
+		return errors.New("postgres does not start")
 	}
+}
+
+// PID is the number of the server's first process, the parent of all others.
+func (s *Server) PID() int { return s.process.Pid }
+
+// Close stops the server at once, cutting connections, and removes its files.
+func (s *Server) Close() error {
+	var stop error
+	if s.process != nil {
+		_ = s.process.Signal(syscall.SIGINT)
+		select {
+		case <-s.ended:
+		case <-time.After(patience):
+			stop = errors.Join(errors.New("postgres does not stop"), s.process.Kill())
+			<-s.ended
+		}
+	}
+	return errors.Join(stop, os.RemoveAll(s.dir))
 }
 
 // Database makes an empty database and returns its URL.
@@ -122,18 +154,22 @@ func (s *Server) Database(t testing.TB) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	c, err := pgx.Connect(ctx, s.url("postgres"))
+	url, err := s.NewDatabase(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}
+	return url
+}
+
+// NewDatabase makes an empty database and returns its URL.
+func (s *Server) NewDatabase(ctx context.Context) (string, error) {
+	c, err := pgx.Connect(ctx, s.url("postgres"))
+	if err != nil {
+		return "", err
+	}
 	name := fmt.Sprintf("t%d", s.databases.Add(1))
-	if _, err := c.Exec(ctx, "CREATE DATABASE "+name); err != nil {
-		t.Error(err)
-	}
-	if err := c.Close(ctx); err != nil {
-		t.Error(err)
-	}
-	return s.url(name)
+	_, err = c.Exec(ctx, "CREATE DATABASE "+name)
+	return s.url(name), errors.Join(err, c.Close(ctx))
 }
 
 func (s *Server) url(database string) string {
@@ -152,7 +188,7 @@ func find() (string, error) {
 	}
 	found, err := filepath.Glob("/usr/lib/postgresql/*/bin/initdb")
 	if err != nil || len(found) == 0 {
-		return "", errors.New("no initdb in PATH or /usr/lib/postgresql: install postgresql")
+		return "", fmt.Errorf("%w: no initdb in PATH or /usr/lib/postgresql: install postgresql", ErrNotInstalled)
 	}
 	version := func(path string) int {
 		n, _ := strconv.Atoi(strings.Split(path, "/")[4]) // 0 for what is no number

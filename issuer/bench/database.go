@@ -1,0 +1,20 @@
+package main
+
+import (
+	"context"
+	"errors"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// databaseSize is what a PostgreSQL database takes on the disk; its log
+// (WAL) is the whole server's and left out.
+func databaseSize(ctx context.Context, url string) (n int64, err error) {
+	c, err := pgx.Connect(ctx, url)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, c.Close(ctx)) }()
+	err = c.QueryRow(ctx, "SELECT pg_database_size(current_database())").Scan(&n)
+	return n, err
+}
