@@ -32,6 +32,9 @@ type ProxyConfig struct {
 	// Hostname is the name that the shared address knows the app by, by SNI.
 	// Empty is the app's at fly.dev.
 	Hostname string
+	// Dial reaches the machine, say in a network namespace. Default: as this
+	// process does.
+	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
 	// Logger is told of connections that are refused or dropped. Nil discards.
 	Logger *slog.Logger
 }
@@ -71,6 +74,9 @@ func NewProxy(cfg ProxyConfig) (*Proxy, error) {
 	}
 	if cfg.Hostname == "" {
 		cfg.Hostname = cfg.Machine.App().Hostname()
+	}
+	if cfg.Dial == nil {
+		cfg.Dial = (&net.Dialer{Timeout: dialTimeout}).DialContext
 	}
 	p := &Proxy{cfg: cfg, log: cfg.Logger, listeners: map[int]net.Listener{}, idle: time.Now(), conns: map[net.Conn]struct{}{}}
 	if p.log == nil {

@@ -91,7 +91,6 @@ func (r *route) reach(ctx context.Context) (*net.TCPConn, error) {
 // wake connects to the machine's port, and starts the machine when it is down.
 func (r *route) wake(ctx context.Context) (*net.TCPConn, error) {
 	m := r.proxy.cfg.Machine
-	dialer := net.Dialer{Timeout: dialTimeout}
 	for {
 		switch state := m.State(); {
 		case state == StateDestroyed:
@@ -104,7 +103,7 @@ func (r *route) wake(ctx context.Context) (*net.TCPConn, error) {
 				return nil, fmt.Errorf("start machine: %w", err)
 			}
 		}
-		conn, err := dialer.DialContext(ctx, "tcp", m.Address(r.service.InternalPort))
+		conn, err := r.proxy.cfg.Dial(ctx, "tcp", m.Address(r.service.InternalPort))
 		if err == nil {
 			return conn.(*net.TCPConn), nil
 		}

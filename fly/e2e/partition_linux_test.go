@@ -1,0 +1,162 @@
+package e2e
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/mayfly-ca/mayfly/client/wire"
+)
+
+// patience guards against a test that hangs. How long things really took is
+// logged.
+const patience = 90 * time.Second
+
+// running starts a build and waits until its step runs.
+func (d *distant) running(runID string) *run {
+	d.t.Helper()
+	r := d.build(runID)
+	r.out.await(patience, " tick 1\n")
+	return r
+}
+
+// goesOn wants a build's step to tick on.
+func (r *run) goesOn() {
+	r.out.t.Helper()
+	now := r.out.position()
+	for range 2 {
+		r.out.awaitAfter(now, patience, " tick ")
+		now = r.out.position()
+	}
+}
+
+// TestPacketsLost: the path between the runner and the engine loses every
+// packet in the middle of a build. Both ends find it and say so, and when the
+// path is back, so is the next build.
+func TestPacketsLost(t *testing.T) {
+	t.Parallel()
+	d := newDistant(t, distantOptions{})
+	build := d.running("6100")
+	d.engine.drop("toRunner")
+	lost := time.Now()
+	build.out.await(patience, "engine default: its machine has gone silent")
+	t.Logf("the job knew after %v", time.Since(lost))
+	d.sidecarLog.await(patience, `"relay ended"`, `"reason":"silence"`, `"run":"6100/`)
+	t.Logf("the sidecar knew after %v", time.Since(lost))
+	d.engine.pass("toRunner")
+	d.running("6101")
+	if code := build.wait(patience); code == 0 {
+		t.Error("a build that was cut off ended well")
+	}
+}
+
+// TestIssuerCutOff: the engine loses its issuer, and the runner does not. The
+// running build goes on; a new one is refused once the revocation list is older
+// than max_staleness, and told why; and with the path everything comes back.
+func TestIssuerCutOff(t *testing.T) {
+	t.Parallel()
+	d := newDistant(t, distantOptions{env: []string{"MAYFLY_SIDECAR_MAX_STALENESS=15s"}})
+	d.keepListFresh()
+	build := d.running("6200")
+	d.engine.drop("toIssuer")
+	cut := time.Now()
+	d.awaitReady("revocation feed is stale")
+	t.Logf("stale after %v", time.Since(cut))
+	refused := d.build("6201", "--wake-timeout", "2s")
+	if code := refused.wait(patience); code != 5 {
+		t.Errorf("exit code %d, want 5", code)
+	}
+	refused.out.await(patience, "no fresh revocation list (feed_stale)")
+	d.sidecarLog.await(patience, `"client refused"`, `"reason":"feed_stale"`, `"run":"6201/`)
+	build.goesOn()
+	d.engine.pass("toIssuer")
+	d.awaitReady("ok")
+	d.running("6202")
+	build.goesOn()
+}
+
+// keepListFresh revokes something every other second: otherwise the issuer signs
+// its list anew once a minute only, and a max_staleness of seconds admits nobody.
+func (d *distant) keepListFresh() {
+	revoke := func() {
+		spare, err := d.issuer.Issue(d.issuer.GitHubToken(map[string]any{"run_id": "6666"}))
+		if err == nil {
+			_, err = d.issuer.Revoke(wire.RevokeRequest{Serial: spare.Serial, Block: wire.BlockNone, Reason: "to have a list of now"})
+		}
+		if err != nil {
+			d.t.Error(err)
+		}
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		tick := time.NewTicker(2 * time.Second)
+		defer tick.Stop()
+		for {
+			revoke()
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+			}
+		}
+	}()
+	d.t.Cleanup(func() { stop(); <-ended })
+}
+
+// awaitReady waits until the sidecar's /readyz says what.
+func (d *distant) awaitReady(what string) {
+	d.t.Helper()
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	late := time.After(patience)
+	for d.ready() != what {
+		select {
+		case <-tick.C:
+		case <-late:
+			d.t.Fatalf("readyz says %q, want %q", d.ready(), what)
+		}
+	}
+}
+
+// TestEngineAndRunnerKilled: behind the proxy, first the engine's machine dies in
+// the middle of a build: the job says so at once, and the next one wakes the
+// machine again. Then the runner is gone without a word, while the proxy keeps
+// the engine's side of the connection open: the sidecar finds it by the pings
+// that do not come, and the machine stops.
+func TestEngineAndRunnerKilled(t *testing.T) {
+	t.Parallel()
+	d := newDistant(t, distantOptions{proxy: true, env: []string{"MAYFLY_SIDECAR_IDLE_EXIT=3s"}})
+	build := d.running("6300")
+	killed := time.Now()
+	d.machine.Kill()
+	// Before anybody could miss a ping.
+	build.out.await(wire.ControlSilence, "engine default: the connection broke")
+	t.Logf("the job knew after %v", time.Since(killed))
+	if code := build.wait(patience); code == 0 {
+		t.Error("a build whose engine is gone ended well")
+	}
+
+	build = d.running("6301")
+	if starts := d.machine.Starts(); starts != 2 {
+		t.Errorf("the machine was started %d times, want 2", starts)
+	}
+	d.engine.drop("toRunner") // a virtual machine that is taken away sends no FIN
+	gone := time.Now()
+	build.kill()
+	d.sidecarLog.await(patience, `"relay ended"`, `"reason":"silence"`, `"run":"6301/`)
+	t.Logf("the relays were gone after %v", time.Since(gone))
+	if d.proxy.Load() == 0 {
+		t.Error("the proxy has noticed by itself: that shows nothing")
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	if _, err := d.machine.Wait(ctx); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("the machine was stopped after %v", time.Since(gone))
+	if code := d.machine.ExitCode(); code != 0 {
+		t.Errorf("the sidecar ended with %d", code)
+	}
+}
