@@ -4,6 +4,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"regexp"
 	"slices"
 	"strings"
 )
@@ -35,6 +36,7 @@ the mayfly engine where MAYFLY_ISSUER (or --issuer) is set, else Dagger's own lo
   --go-proxy URL          GOPROXY inside the containers
   --test-packages LIST    default ./...
   --image NAME            registry/repository to publish to, without a tag
+  --tag NAME              one more tag of the image, as a release's v1.2.3
   --registry-user NAME
   --registry-password SRC env:NAME, file:PATH or cmd:COMMAND; never printed
   --fly-app NAME          app to deploy
@@ -56,7 +58,7 @@ type options struct {
 	baseImage, runtimeImage, postgresImage  string
 	bazelImage, bazelWorkspace, flyctlImage string
 	goProxy, testPackages                   string
-	image, registryUser                     string
+	image, tag, registryUser                string
 	registryPassword, flyToken              source
 	flyApp, flyConfig                       string
 	dryRun                                  bool
@@ -94,6 +96,7 @@ func parse(args []string, env func(string) string) (options, error) {
 	text(&o.goProxy, "go-proxy", env("GOPROXY"))
 	text(&o.testPackages, "test-packages", "./...")
 	text(&o.image, "image", "")
+	text(&o.tag, "tag", "")
 	text(&o.registryUser, "registry-user", "")
 	text(&registryPassword, "registry-password", "")
 	text(&o.flyApp, "fly-app", "")
@@ -143,6 +146,9 @@ func (o options) check() error {
 	if publishes && strings.ContainsAny(o.image, "@ ") || hasTag(o.image) {
 		return fmt.Errorf("--image %q: give registry and repository without tag and digest", o.image)
 	}
+	if o.tag != "" && (!imageTag.MatchString(o.tag) || o.tag == "latest") {
+		return fmt.Errorf("--tag %q: not a tag of an image, or latest, which main has", o.tag)
+	}
 	if o.registryPassword.set() && o.registryUser == "" {
 		return fmt.Errorf("--registry-password wants --registry-user")
 	}
@@ -151,6 +157,9 @@ func (o options) check() error {
 	}
 	return nil
 }
+
+// imageTag is a tag as OCI's distribution specification has it.
+var imageTag = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$`)
 
 // hasTag tells whether an image name ends in a tag; a registry's port is none.
 func hasTag(image string) bool {

@@ -33,6 +33,9 @@ func TestParse(t *testing.T) {
 		{name: "publish where", args: []string{"publish"}, err: "wants --image"},
 		{name: "image with a tag", args: []string{"publish", "--image", "ghcr.io/o/r:latest"}, err: "without tag"},
 		{name: "image with a digest", args: []string{"publish", "--image", "ghcr.io/o/r@sha256:00"}, err: "without tag"},
+		{name: "a release's tag", args: []string{"publish", "--image", "ghcr.io/o/r", "--tag", "v1.2.3-rc.1"}},
+		{name: "latest by hand", args: []string{"publish", "--image", "ghcr.io/o/r", "--tag", "latest"}, err: "which main has"},
+		{name: "no tag", args: []string{"publish", "--image", "ghcr.io/o/r", "--tag", "a/b"}, err: "not a tag"},
 		{name: "deploy what", args: []string{"deploy", "--image", "ghcr.io/o/r"}, err: "wants --fly-app"},
 		{name: "password on the command line", args: []string{"publish", "--image", "ghcr.io/o/r", "--registry-user", "u", "--registry-password", "hunter2"}, err: "none of env:NAME"},
 		{name: "password without user", args: []string{"publish", "--image", "ghcr.io/o/r", "--registry-password", "env:P"}, err: "wants --registry-user"},
@@ -90,6 +93,10 @@ func TestLatestOnMainOnly(t *testing.T) {
 	}
 	if got := tags(o, revision{ref: "refs/heads/other"}); len(got) != 1 || strings.HasSuffix(got[0], ":latest") {
 		t.Errorf("elsewhere: %q", got)
+	}
+	o.tag = "v1.2.3"
+	if got := tags(o, revision{ref: "refs/tags/v1.2.3"}); len(got) != 2 || got[1] != "ghcr.io/o/r:v1.2.3" {
+		t.Errorf("a release: %q", got)
 	}
 }
 

@@ -10,9 +10,13 @@ import (
 	"dagger.io/dagger"
 )
 
-// tags are the names that publish pushes: <ref>-<sha> always, latest on main only.
+// tags are the names that publish pushes: <ref>-<sha> always, --tag's, and
+// latest on main only.
 func tags(o options, r revision) []string {
 	names := []string{o.image + ":" + r.tag()}
+	if o.tag != "" {
+		names = append(names, o.image+":"+o.tag)
+	}
 	if r.main {
 		names = append(names, o.image+":latest")
 	}
