@@ -49,6 +49,9 @@ func (c *connection) serve() {
 	}
 	if c.open() {
 		reason, err := c.relay.Run()
+		if why := live.CutFor(); why != "" {
+			reason = why
+		}
 		c.ended(reason, err)
 	}
 	live.Done()

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/mayfly-ca/mayfly/client/mtls"
 	"github.com/mayfly-ca/mayfly/client/mtls/mtlstest"
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
@@ -171,6 +172,30 @@ func TestNoticeBeforeCut(t *testing.T) {
 		// The control connection is the revoked certificate's too.
 		if control.lines.Scan() || control.lines.Err() != nil {
 			t.Fatalf("control connection goes on: %v", control.lines.Err())
+		}
+	}
+}
+
+// TestClientHangsUpFirst: a session that is being cut ends by the cut's reason,
+// although the client, which was told, is gone before.
+func TestClientHangsUpFirst(t *testing.T) {
+	t.Parallel()
+	w := start(t)
+	for range 20 {
+		cert := w.clientCert(nil)
+		serial := mtls.Serial(cert.Leaf.SerialNumber)
+		relay, control := w.admitted(cert), w.control(cert)
+		if held := control.hold(relay); len(held) != 1 {
+			t.Fatalf("held %v", held)
+		}
+		w.issuer.revoke(cert.Leaf)
+		control.next()
+		if err := relay.NetConn().Close(); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "end told", func() bool { return w.issuer.told(serial)[wire.SessionClose].ID != "" })
+		if got := w.issuer.told(serial)[wire.SessionClose].Reason; got != wire.ReasonRevoked {
+			t.Fatalf("the session ended by %q", got)
 		}
 	}
 }

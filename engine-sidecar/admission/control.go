@@ -108,7 +108,7 @@ func (c *Control) Hold(names []string) (held []string) {
 	}
 	for _, name := range names {
 		l := g.byName[name]
-		if l == nil || l.run != c.run || l.ordered || !l.hangOn(c) {
+		if l == nil || l.run != c.run || l.cutFor != "" || !l.hangOn(c) {
 			continue
 		}
 		l.timer.Reset(l.left(now))

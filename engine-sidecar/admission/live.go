@@ -21,7 +21,7 @@ type Live struct {
 	holder   *Control                 // nil: it holds itself
 	notAfter time.Time                // of the certificate that holds it
 	timer    *time.Timer
-	ordered  bool // a cut is under way
+	cutFor   string // why a cut is under way
 	done     bool
 }
 
@@ -44,6 +44,14 @@ func (l *Live) Done() {
 		g.emptied = time.Now()
 		close(g.empty)
 	}
+}
+
+// CutFor is why a cut of the relay was ordered, "" when none was. A client that
+// is told of it may hang up before the cut.
+func (l *Live) CutFor() string {
+	l.gate.mu.Lock()
+	defer l.gate.mu.Unlock()
+	return l.cutFor
 }
 
 // left is how long the relay may still live, at least a moment.
@@ -75,10 +83,10 @@ type cut struct {
 
 // order decides to cut l, once. The caller holds gate.mu.
 func (l *Live) order(cuts []cut, reason string) []cut {
-	if l.ordered || l.done {
+	if l.cutFor != "" || l.done {
 		return cuts
 	}
-	l.ordered = true
+	l.cutFor = reason
 	return append(cuts, cut{l, l.holder, reason})
 }
 
