@@ -21,6 +21,9 @@ import (
 	"github.com/chromedp/chromedp"
 )
 
+// The widths of screens, in CSS pixels.
+const desk, telephone = 1280, 390
+
 // Browser is a Chromium with one page open. It ends with the test.
 type Browser struct {
 	t   testing.TB
@@ -45,7 +48,7 @@ func Start(t testing.TB, o Options) *Browser {
 		settings = "scriptEnabled=false"
 	}
 	flags := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.ExecPath(path),
-		chromedp.NoSandbox, chromedp.DisableGPU, chromedp.NoFirstRun, chromedp.UserDataDir(t.TempDir()),
+		chromedp.NoSandbox, chromedp.DisableGPU, chromedp.NoFirstRun, chromedp.WindowSize(desk, 900), chromedp.UserDataDir(t.TempDir()),
 		chromedp.Flag("ignore-certificate-errors", true), chromedp.Flag("disable-quic", true),
 		chromedp.Flag("disable-background-networking", true), chromedp.Flag("disable-component-update", true),
 		chromedp.Flag("disable-sync", true), chromedp.Flag("blink-settings", settings), chromedp.WSURLReadTimeout(time.Minute))
@@ -139,15 +142,15 @@ func Scheme(name string) Step {
 func (b *Browser) Pictures(name, url string, extra ...Step) {
 	b.t.Helper()
 	for _, scheme := range []string{"light", "dark"} {
-		for _, width := range []int{1280, 390} {
+		for _, width := range []int{desk, telephone} {
 			b.Do("picture of "+url, append([]Step{Scheme(scheme), chromedp.EmulateViewport(int64(width), 900), Open(url), See("h1")}, extra...)...)
 			b.Picture(fmt.Sprintf("%s-%d-%s", name, width, scheme), width)
 		}
 	}
-	b.Do("back to the desk", chromedp.EmulateViewport(1280, 900))
+	b.Do("back to the desk", chromedp.EmulateViewport(desk, 900))
 }
 
-// Picture keeps what is shown now.
+// Picture keeps what is shown now, on a screen of width.
 func (b *Browser) Picture(name string, width int) {
 	b.t.Helper()
 	shot, err := chromedp.Run(b.ctx, chromedp.FullScreenshot(100))
