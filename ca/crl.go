@@ -5,13 +5,13 @@ import (
 	"context"
 	"crypto"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/pem"
 	"fmt"
 	"math/big"
 	"time"
 
 	"github.com/mayfly-ca/mayfly/ca/guard"
-	"github.com/mayfly-ca/mayfly/ca/identity"
 	"github.com/mayfly-ca/mayfly/ca/internal/step"
 	"github.com/mayfly-ca/mayfly/ca/store"
 )
@@ -39,6 +39,15 @@ type CRLs struct {
 	ByAKI map[string][]byte
 	// Current is the CRL of the issuing intermediate, in DER.
 	Current []byte
+}
+
+// CRL returns the newest CRL of the intermediate that issues, in DER: see CRLs.
+func (a *Authority) CRL(ctx context.Context) ([]byte, error) {
+	set, err := a.CRLs(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return set.Current, nil
 }
 
 // CRLs returns the newest set, at most a minute old: it signs anew when needed,
@@ -189,24 +198,26 @@ func (a *Authority) signer(ctx context.Context) func(store.CRLState) ([]store.Si
 // signCRLs signs the CRL of each intermediate from one state. It runs under the
 // store's row lock.
 func (a *Authority) signCRLs(ctx context.Context, s store.CRLState) ([]store.SignedCRL, error) {
-	floor, err := identity.FloorExtension(s.Floor)
-	if err != nil {
-		return nil, err
-	}
 	// The clock is ours, not the database's: the guard compares it with its own.
 	now := time.Now().UTC().Truncate(time.Second)
 	signed := make([]store.SignedCRL, 0, len(a.lines))
 	for _, l := range a.lines {
-		list := &x509.RevocationList{
-			Number:     big.NewInt(s.Number),
-			ThisUpdate: now,
-			NextUpdate: now.Add(guard.CRLLifetime),
-		}
-		list.ExtraExtensions = append(list.ExtraExtensions, floor)
-		if list.RevokedCertificateEntries, err = crlEntries(s.Entries[l.aki]); err != nil {
+		entries, err := crlEntries(s.Entries[l.aki])
+		if err != nil {
 			return nil, err
 		}
-		announced := guard.CRL{Number: s.Number, ThisUpdate: now, Floor: s.Floor.Truncate(time.Second), Entries: list.RevokedCertificateEntries}
+		announced := guard.CRL{Number: s.Number, ThisUpdate: now, Floor: s.Floor.Truncate(time.Second), Entries: entries}
+		floor, err := announced.FloorExtension()
+		if err != nil {
+			return nil, err
+		}
+		list := &x509.RevocationList{
+			Number:                    big.NewInt(s.Number),
+			ThisUpdate:                now,
+			NextUpdate:                now.Add(guard.CRLLifetime),
+			RevokedCertificateEntries: entries,
+			ExtraExtensions:           []pkix.Extension{floor},
+		}
 		der, err := l.guard.CRL(announced, func(signer crypto.Signer) error {
 			_, err := step.CRL(ctx, list, l.cert, signer)
 			return err

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/mayfly-ca/mayfly/ca/guard"
-	"github.com/mayfly-ca/mayfly/ca/identity"
 	"github.com/mayfly-ca/mayfly/ca/internal/step"
 	"github.com/mayfly-ca/mayfly/ca/issuance"
 )
@@ -107,8 +106,7 @@ func (i *intermediate) leaf(p issuance.Params, pub crypto.PublicKey, now time.Ti
 		return nil, err
 	}
 	t.NotAfter = issuance.NotAfter(t.NotBefore, p.TTL, i.cert)
-	t.DNSNames = p.DNSNames
-	if err := identity.Embed(p.Identity, t); err != nil {
+	if err := p.Embed(t); err != nil {
 		return nil, err
 	}
 	return t, nil

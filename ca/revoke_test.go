@@ -306,6 +306,9 @@ func TestWaitCRLs(t *testing.T) {
 	if got == nil || got.Number != number || !lists(t, got.Current, leaf) {
 		t.Errorf("waited for %d, got %+v", number, got)
 	}
+	if der, err := c.CRL(t.Context()); err != nil || !lists(t, der, leaf) {
+		t.Errorf("the issuing intermediate's CRL: %v", err)
+	}
 	if ahead, err := c.WaitCRLs(t.Context(), number+1000); err != nil || ahead.Number != number {
 		t.Errorf("a caller that knows a higher number: %v", err)
 	}

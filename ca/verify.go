@@ -8,10 +8,8 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"slices"
 
 	"github.com/mayfly-ca/mayfly/ca/guard"
-	"github.com/mayfly-ca/mayfly/ca/identity"
 	"github.com/mayfly-ca/mayfly/ca/issuance"
 )
 
@@ -71,13 +69,10 @@ func (a *Authority) verifyRecord(c *Certificate) (known bool, err error) {
 	if err := agrees(c, leaf); err != nil {
 		return line != nil, err
 	}
-	id, err := identity.FromCertificate(leaf, a.constraints.TrustDomain)
-	switch {
-	case err != nil:
+	if err := issuance.CheckSubject(leaf, a.constraints.TrustDomain, c.Identity, c.Rule, c.Run, c.Engines); err != nil {
 		return line != nil, err
-	case id.ID.String() != c.Identity || id.Grant.Rule != c.Rule || id.Grant.Run != c.Run || !slices.Equal(id.Grant.Engines, c.Engines):
-		return line != nil, errors.New("the record tells of another identity or grant")
-	case line == nil:
+	}
+	if line == nil {
 		return false, nil
 	}
 	p := issuance.Profile(c.Profile)

@@ -13,7 +13,6 @@ import (
 	"dagger.io/dagger"
 
 	"github.com/mayfly-ca/mayfly/client"
-	"github.com/mayfly-ca/mayfly/client/tokensource"
 )
 
 // session is a connection to an engine, and what has to end with it.
@@ -66,12 +65,8 @@ func connect(ctx context.Context, o options, progress io.Writer) (*session, erro
 // can open. A refusal of the engine ends ctx with its reason: the Dagger CLI by
 // itself would try again in silence for ten minutes.
 func openTunnel(ctx context.Context, cancel context.CancelCauseFunc, o options, progress io.Writer) (string, func(), error) {
-	tokens, err := tokensource.Parse("auto")
-	if err != nil {
-		return "", nil, err
-	}
 	c, err := client.New(ctx, client.Config{
-		Issuer: o.issuer, CAFile: o.caFile, TrustAnchor: o.trustAnchor, Engine: o.engine, Source: tokens,
+		Issuer: o.issuer, CAFile: o.caFile, TrustAnchor: o.trustAnchor, Engine: o.engine,
 		Logger: slog.New(slog.NewTextHandler(progress, nil)),
 	})
 	if err != nil {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/asn1"
 	"errors"
 	"fmt"
@@ -95,10 +96,13 @@ const CRLLifetime = 10 * time.Minute
 type CRL struct {
 	Number     int64
 	ThisUpdate time.Time // whole seconds
-	// Floor is written as identity.OIDFloor.
+	// Floor is in whole seconds; see FloorExtension.
 	Floor   time.Time
 	Entries []x509.RevocationListEntry
 }
+
+// FloorExtension is how the list carries the floor, identity.OIDFloor.
+func (a CRL) FloorExtension() (pkix.Extension, error) { return identity.FloorExtension(a.Floor) }
 
 // CRL signs the list that encode builds, if it is a, and returns its DER.
 func (g *Guard) CRL(a CRL, encode Encoder) ([]byte, error) {

@@ -101,6 +101,19 @@ func CheckRecorded(leaf *x509.Certificate, b Bounds) error {
 	return nil
 }
 
+// CheckSubject tells whether leaf, of trust domain td, names the SPIFFE ID and
+// carries the grant that its record tells of.
+func CheckSubject(leaf *x509.Certificate, td spiffeid.TrustDomain, id, rule, run string, engines []string) error {
+	got, err := identity.FromCertificate(leaf, td)
+	if err != nil {
+		return fmt.Errorf("check recorded leaf: %w", err)
+	}
+	if got.ID.String() != id || got.Grant.Rule != rule || got.Grant.Run != run || !slices.Equal(got.Grant.Engines, engines) {
+		return errors.New("check recorded leaf: the record tells of another identity or grant")
+	}
+	return nil
+}
+
 // checkTimes holds NotBefore to the clock and NotAfter to the grant.
 func checkTimes(leaf *x509.Certificate, ttl time.Duration, b Bounds) error {
 	if leaf.NotBefore.After(b.Now) || leaf.NotBefore.Before(b.Now.Add(-MaxAge)) {

@@ -88,6 +88,13 @@ type Params struct {
 	Claims json.RawMessage
 }
 
+// Embed writes what p says of the subject into the template of a leaf: see
+// identity.Embed, and the DNS names.
+func (p Params) Embed(t *x509.Certificate) error {
+	t.DNSNames = slices.Clone(p.DNSNames)
+	return identity.Embed(p.Identity, t)
+}
+
 // Grant is permission to issue one certificate. It is immutable and made by
 // NewGrant alone; the zero Grant is refused everywhere.
 type Grant struct{ p *Params }

@@ -109,6 +109,34 @@ func TestGrantIsImmutable(t *testing.T) {
 	}
 }
 
+// A record that tells of another identity or grant than its leaf carries is
+// found out.
+func TestCheckSubject(t *testing.T) {
+	t.Parallel()
+	p := client()
+	leaf := &x509.Certificate{}
+	if err := p.Embed(leaf); err != nil {
+		t.Fatal(err)
+	}
+	leaf.Extensions = leaf.ExtraExtensions // as parsing has them
+	td, id, grant := p.Identity.ID.TrustDomain(), p.Identity.ID.String(), p.Identity.Grant
+	if err := issuance.CheckSubject(leaf, td, id, grant.Rule, grant.Run, grant.Engines); err != nil {
+		t.Errorf("its own record: %v", err)
+	}
+	sub := spiffeid.RequireTrustDomainFromString("sub.ci.example.com")
+	for name, err := range map[string]error{
+		"identity":     issuance.CheckSubject(leaf, td, id+"3", grant.Rule, grant.Run, grant.Engines),
+		"rule":         issuance.CheckSubject(leaf, td, id, "other", grant.Run, grant.Engines),
+		"run":          issuance.CheckSubject(leaf, td, id, grant.Rule, "1/2/1", grant.Engines),
+		"engines":      issuance.CheckSubject(leaf, td, id, grant.Rule, grant.Run, grant.Engines[:1]),
+		"trust domain": issuance.CheckSubject(leaf, sub, id, grant.Rule, grant.Run, grant.Engines),
+	} {
+		if err == nil {
+			t.Errorf("a record of another %s passes", name)
+		}
+	}
+}
+
 func TestNotAfterIsNeverPastTheIntermediate(t *testing.T) {
 	t.Parallel()
 	notBefore := time.Date(2026, 11, 24, 0, 0, 0, 0, time.UTC)

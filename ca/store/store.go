@@ -310,7 +310,7 @@ type Store interface {
 	// for the filters that it came with: else ErrBadCursor.
 	Certificates(ctx context.Context, f CertificateFilter) ([]Certificate, string, error)
 
-	// Revoke follows DESIGN section 3: see Revocation.
+	// Revoke revokes, blocks or raises the floor, as Revocation says.
 	Revoke(ctx context.Context, r Revocation) (*RevocationResult, error)
 	Blocks(ctx context.Context, now time.Time) ([]Block, error)
 	// Unblock removes a block before its time. ErrNotFound.
@@ -326,9 +326,9 @@ type Store interface {
 	// calls sign, and stores what it returns, under the CRL row's lock, if
 	// that row is still as it was read; else it begins again. So a set holds
 	// all that sets of lower numbers hold. sign may be called more than once,
-	// and must not call PublishCRLs. If the newest set is younger than maxAge and nothing was
-	// revoked since, it returns that one and does not call sign; maxAge 0
-	// always signs.
+	// and must not call PublishCRLs. If the newest set is younger than maxAge
+	// and nothing was revoked since, it returns that one and does not call
+	// sign; maxAge 0 always signs.
 	PublishCRLs(ctx context.Context, maxAge time.Duration, sign func(CRLState) ([]SignedCRL, error)) (*CRLSet, error)
 	// CRLs returns the newest committed set, ErrNotFound before the first.
 	CRLs(ctx context.Context) (*CRLSet, error)
