@@ -79,17 +79,18 @@ type Config struct {
 	// /run/dagger/engine.sock.
 	EngineSocket string `yaml:"engine_socket"`
 	// EngineEnv is the engine's environment beside PATH and HOME: KEY=VALUE, or
-	// KEY alone to pass on the sidecar's own value.
+	// KEY alone to pass on the sidecar's own value. Default: nothing.
 	EngineEnv []string `yaml:"engine_env"`
 	// EngineProbe says when the engine is ready: answer (it answers an HTTP/2
 	// greeting, as Dagger and BuildKit do) or connect (it accepts a connection).
 	// Default answer.
 	EngineProbe string `yaml:"engine_probe"`
 	// EngineHide are absolute paths that the engine must not see, beside /.fly
-	// and the folder of a token file.
+	// and the folder of a token file. Default: none.
 	EngineHide []string `yaml:"engine_hide"`
 	// UnsafeNoIsolation runs the engine in the sidecar's own namespaces: a build
 	// step that breaks out of its container then reaches the machine's identity.
+	// Default false.
 	UnsafeNoIsolation bool `yaml:"unsafe_no_isolation"`
 	// TokenSource says where ID tokens come from: auto, fly, file:PATH, env:NAME
 	// or exec:CMD. Default auto, which is fly on a Fly Machine.
@@ -120,7 +121,7 @@ type Config struct {
 	// and with it, for Dagger, its cache. Default 120s. The platform's own kill
 	// timeout has to be longer than both together.
 	KillTimeout time.Duration `yaml:"kill_timeout"`
-	// Limits bound what clients may use.
+	// Limits bound what clients may use. See Limits.
 	Limits Limits `yaml:"limits"`
 
 	Program Program `yaml:"-"`

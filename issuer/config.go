@@ -35,7 +35,7 @@ type Config struct {
 	// path. It goes into every certificate as the CRL distribution point and is
 	// the only origin of the admin page. Required; https, or http on loopback.
 	PublicURL string `yaml:"public_url"`
-	// TLS says how the listener is protected.
+	// TLS says how the listener is protected. Default: mode self.
 	TLS TLSConfig `yaml:"tls"`
 	// BehindProxy says that a TLS edge stands in front of a listener without
 	// TLS. Needed for tls.mode off elsewhere than on loopback. Default false.
@@ -47,7 +47,7 @@ type Config struct {
 	// TrustedProxies are the networks (CIDR) or addresses whose ClientIPHeader
 	// is believed. Empty: any peer may send the header.
 	TrustedProxies []string `yaml:"trusted_proxies"`
-	// CA names the certificates and the key.
+	// CA names the certificates and the key. Required.
 	CA CAConfig `yaml:"ca"`
 	// Store is the path of the SQLite store, a postgres:// URL, or env:NAME
 	// holding either. Required. serve never makes one: mayfly-issuer init or
@@ -92,22 +92,25 @@ type TLSConfig struct {
 	// itself), files (Cert and Key, read again when they change) or off (plain
 	// HTTP: loopback, or behind_proxy). Default self.
 	Mode string `yaml:"mode"`
-	// Cert and Key are PEM files, mode files only.
+	// Cert is the path of the certificate with its chain, PEM, leaf first.
+	// Required by mode files, and for no other. Default: none.
 	Cert string `yaml:"cert"`
-	Key  string `yaml:"key"`
+	// Key is the path of its private key, PEM. As Cert. Default: none.
+	Key string `yaml:"key"`
 }
 
 // CAConfig names the CA's certificates and key.
 type CAConfig struct {
 	// Root is the path of the root's certificate, PEM. Its key stays offline.
+	// Required.
 	Root string `yaml:"root"`
 	// RootCRL is the path of the root's CRL, PEM, made by init and by rotate
-	// sign. Remedy when it has expired: mayfly-issuer rotate.
+	// sign. Remedy when it has expired: mayfly-issuer rotate. Required.
 	RootCRL string `yaml:"root_crl"`
-	// Intermediate is the path of the issuing certificate, PEM.
+	// Intermediate is the path of the issuing certificate, PEM. Required.
 	Intermediate string `yaml:"intermediate"`
 	// Key is the issuing key: a path, env:NAME holding PEM, or a
-	// go.step.sm/crypto KMS URI.
+	// go.step.sm/crypto KMS URI. Required.
 	Key string `yaml:"key"`
 	// Previous are intermediates of the past that still sign the CRLs of their
 	// own leaves, until a day after the last of them has expired. Default: those
@@ -117,9 +120,9 @@ type CAConfig struct {
 
 // PreviousCA is an intermediate that issues no more.
 type PreviousCA struct {
-	// Intermediate is the path of its certificate, PEM.
+	// Intermediate is the path of its certificate, PEM. Required.
 	Intermediate string `yaml:"intermediate"`
-	// Key is its key, in the forms of CAConfig.Key.
+	// Key is its key, in the forms of CAConfig.Key. Required.
 	Key string `yaml:"key"`
 }
 

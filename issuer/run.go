@@ -92,8 +92,7 @@ func (svc *Service) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// Closers run in reverse: the authority first, whose Close may close the
-	// store too.
+	// Closers run in reverse: the authority ends before the store it writes to.
 	svc.closers = append(svc.closers, func() { _ = svc.store.Close() })
 	svc.authority, err = OpenAuthority(ctx, c, timedStore{svc.store, svc.metrics})
 	if err != nil {

@@ -1,0 +1,260 @@
+package e2e
+
+import (
+	"encoding/json"
+	"errors"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io"
+	"os/exec"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+const modulePrefix = "github.com/mayfly-ca/mayfly/"
+
+// arrows says what each room may import of this module, beside the rooms below
+// it. A room that is not named is judged by the nearest one above it; cli and
+// cmd import their house and what that may import. No name ends in a slash: each
+// is one room, or with /... that one and all below it.
+var arrows = map[string][]string{
+	"client":             {"client/wire", "client/mtls", "client/tokensource", "ca/identity"},
+	"client/wire":        {},
+	"client/tokensource": {},
+	"client/mtls":        {"ca/identity"},
+	"client/admin":       {"client/wire"},
+	"client/cli":         {"client/...", "ca/identity"},
+	"client/cmd":         {"client/cli"},
+
+	"ca":               {"ca/issuance", "ca/guard", "ca/store/...", "ca/internal/step"},
+	"ca/identity":      {},
+	"ca/issuance":      {"ca/identity"},
+	"ca/guard":         {"ca/issuance", "ca/identity"},
+	"ca/internal/step": {"ca/issuance", "ca/identity"},
+	"ca/store":         {"ca/issuance", "ca/identity", "ca/store/..."},
+
+	"issuer":         {"ca", "ca/issuance", "ca/identity", "issuer/idtoken", "issuer/policy", "issuer/web", "client/wire"},
+	"issuer/idtoken": {},
+	"issuer/policy":  {"issuer/idtoken", "ca/issuance", "ca/identity"},
+	"issuer/web":     {"client/wire"},
+	"issuer/cli":     {"issuer", "issuer/policy", "issuer/idtoken", "ca", "client/wire"},
+	"issuer/cmd":     {"issuer/cli"},
+
+	"engine-sidecar":            {"engine-sidecar/...", "client", "client/wire", "client/mtls", "client/tokensource", "ca/identity"},
+	"engine-sidecar/relay":      {},
+	"engine-sidecar/supervise":  {},
+	"engine-sidecar/revocation": {"client/wire", "client/mtls", "ca/identity"},
+	"engine-sidecar/admission":  {"engine-sidecar/revocation", "client/wire", "client/mtls", "ca/identity"},
+	"engine-sidecar/cmd":        {"engine-sidecar/cli"},
+
+	"pipeline":       {"client"},
+	"fly/flytest":    {"issuer/idtoken/idtokentest"},
+	"fly/local/demo": {},
+}
+
+// outsiders says which rooms alone may import a module of others.
+var outsiders = map[string][]string{
+	"dagger.io/dagger":                  {"pipeline"},
+	"charm.land/":                       {"client/cli"},
+	"github.com/alecthomas/kong":        {"client/cli"},
+	"golang.org/x/term":                 {"client/cli"},
+	"github.com/smallstep/certificates": {"ca/internal/step"},
+	"go.step.sm/crypto":                 {"ca/internal/step"},
+	"github.com/jackc/pgx/":             {"ca/store/postgres"},
+	"modernc.org/sqlite":                {"ca/store/sqlite"},
+}
+
+type goPackage struct {
+	ImportPath string
+	Imports    []string
+}
+
+// The rooms import what they are said to and nothing else.
+func TestArrows(t *testing.T) {
+	t.Parallel()
+	packages := listPackages(t)
+	if len(packages) < len(arrows) {
+		t.Fatalf("go list names %d packages only", len(packages))
+	}
+	for _, p := range packages {
+		room := strings.TrimPrefix(p.ImportPath, modulePrefix)
+		for _, imported := range p.Imports {
+			if other, own := strings.CutPrefix(imported, modulePrefix); own {
+				if !mayImport(room, other) {
+					t.Errorf("%s imports %s", room, other)
+				}
+				continue
+			}
+			for module, rooms := range outsiders {
+				if strings.HasPrefix(imported, module) && !slices.Contains(rooms, room) && !isForTests(room) {
+					t.Errorf("%s imports %s, which is for %v", room, imported, rooms)
+				}
+			}
+		}
+		for _, name := range strings.Split(room, "/") {
+			if slices.Contains([]string{"util", "utils", "common", "helper", "helpers", "types", "manager"}, name) {
+				t.Errorf("%s is no noun of the field", room)
+			}
+		}
+	}
+}
+
+// mayImport is the table, and what is beside it: what drives the whole system
+// may import all but the pipeline, and rooms for tests are for tests.
+func mayImport(room, other string) bool {
+	switch {
+	case other == "pipeline":
+		return false
+	case drivesAll(room), isForTests(room):
+		return true
+	case isForTests(other):
+		return slices.Contains(arrows[room], other)
+	}
+	for at := room; ; {
+		if allowed, named := arrows[at]; named {
+			return slices.ContainsFunc(allowed, func(a string) bool {
+				above, all := strings.CutSuffix(a, "/...")
+				return other == above || all && strings.HasPrefix(other, above+"/")
+			})
+		}
+		cut := strings.LastIndexByte(at, '/')
+		if cut < 0 {
+			return false
+		}
+		at = at[:cut]
+	}
+}
+
+func drivesAll(room string) bool {
+	return room == "fly/local" || room == "fly/e2e" || strings.HasSuffix(room, "/bench")
+}
+
+func isForTests(room string) bool { return strings.HasSuffix(room, "test") }
+
+func TestMayImport(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		room, other string
+		want        bool
+	}{
+		{"client", "client/wire", true},
+		{"client", "client/admin", false},
+		{"client/wire", "ca/identity", false},
+		{"ca", "ca/identity", false},
+		{"ca", "ca/store/sqlite", true},
+		{"ca/store/sqlite", "ca/store/internal/ledger", true},
+		{"ca/guard", "ca/store", false},
+		{"issuer", "ca/store", false},
+		{"issuer", "issuer/issuertest", false},
+		{"issuer/policy", "ca", false},
+		{"issuer/bench", "client", true},
+		{"issuer/bench", "pipeline", false},
+		{"issuer/issuertest", "issuer", true},
+		{"engine-sidecar/cli", "engine-sidecar/supervise", true},
+		{"engine-sidecar/relay", "client/wire", false},
+		{"pipeline", "client/tokensource", false},
+		{"fly/flytest", "issuer/idtoken/idtokentest", true},
+		{"somewhere", "client", false},
+	} {
+		if got := mayImport(c.room, c.other); got != c.want {
+			t.Errorf("%s -> %s: %v", c.room, c.other, got)
+		}
+	}
+}
+
+func listPackages(t *testing.T) []goPackage {
+	t.Helper()
+	out, err := exec.CommandContext(t.Context(), "go", "list", "-json=ImportPath,Imports", modulePrefix+"...").Output()
+	if err != nil {
+		t.Fatalf("go list: %v", err)
+	}
+	var packages []goPackage
+	for dec := json.NewDecoder(strings.NewReader(string(out))); ; {
+		var p goPackage
+		switch err := dec.Decode(&p); {
+		case errors.Is(err, io.EOF):
+			return packages
+		case err != nil:
+			t.Fatal(err)
+		}
+		packages = append(packages, p)
+	}
+}
+
+// The top level holds these folders and files, and what git keeps for itself.
+func TestTopLevel(t *testing.T) {
+	t.Parallel()
+	out, err := exec.CommandContext(t.Context(), "git", "-C", "../..", "ls-tree", "--name-only", "HEAD").Output()
+	if err != nil {
+		t.Fatalf("git ls-tree: %v", err)
+	}
+	want := []string{"LICENSE", "README.md", "ca", "client", "engine-sidecar", "fly", "go.mod", "go.sum", "issuer", "pipeline"}
+	var got []string
+	for name := range strings.FieldsSeq(string(out)) {
+		if !strings.HasPrefix(name, ".") {
+			got = append(got, name)
+		}
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("top level: %v, want %v", got, want)
+	}
+}
+
+// Every key of a configuration file says what it means, and what stands when it
+// is left out.
+func TestConfigurationKeysAreExplained(t *testing.T) {
+	t.Parallel()
+	for file, types := range map[string][]string{
+		"../../issuer/config.go":         {"Config", "TLSConfig", "CAConfig", "PreviousCA", "RateConfig"},
+		"../../engine-sidecar/config.go": {"Config", "Limits"},
+	} {
+		parsed, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.ParseComments)
+		if err != nil {
+			t.Fatal(err)
+		}
+		seen := 0
+		ast.Inspect(parsed, func(n ast.Node) bool {
+			spec, ok := n.(*ast.TypeSpec)
+			if !ok || !slices.Contains(types, spec.Name.Name) {
+				return true
+			}
+			seen++
+			for _, field := range spec.Type.(*ast.StructType).Fields.List {
+				explained(t, file, spec.Name.Name, field)
+			}
+			return false
+		})
+		if seen != len(types) {
+			t.Errorf("%s has %d of %v", file, seen, types)
+		}
+	}
+}
+
+func explained(t *testing.T, file, of string, field *ast.Field) {
+	t.Helper()
+	if field.Tag == nil {
+		return
+	}
+	tag, err := strconv.Unquote(field.Tag.Value)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := reflect.StructTag(tag).Get("yaml")
+	if key == "-" {
+		return
+	}
+	doc := field.Doc.Text()
+	if !strings.HasPrefix(doc, field.Names[0].Name+" ") {
+		t.Errorf("%s: %s.%s (%s) has no comment of its own", file, of, field.Names[0].Name, key)
+	}
+	for _, says := range []string{"Default", "default", "Required", "Empty", "See "} {
+		if strings.Contains(doc, says) {
+			return
+		}
+	}
+	t.Errorf("%s: %s.%s (%s) does not say what stands when it is left out", file, of, field.Names[0].Name, key)
+}
