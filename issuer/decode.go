@@ -19,7 +19,7 @@ const claimsMember = "claims"
 // members that occur twice or are not spelled as documented, which encoding/json
 // would let pass: what a gateway in front has read is what is done.
 func decode(r *http.Request, v any) error {
-	body, err := io.ReadAll(r.Body) // bounded by limitBody
+	body, err := io.ReadAll(r.Body) // bounded by limitSize
 	if err != nil {
 		return err
 	}

@@ -244,7 +244,7 @@ func TestRequestForm(t *testing.T) {
 	}
 }
 
-// The header's bound: 32 KiB and what net/http adds to it.
+// The header's bound holds over HTTP/2 too. TestHeaderLimitIsExact has the edge.
 func TestHeaderLimit(t *testing.T) {
 	t.Parallel()
 	i := issuertest.Start(t, issuertest.Options{})

@@ -155,14 +155,30 @@ func (s *Server) handle(h handlerFunc) http.HandlerFunc {
 	}
 }
 
-// limitBody bounds every request's body.
-func (s *Server) limitBody(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+// limitSize bounds every request's header, exactly, and its body. The
+// http.Server reads up to 4 KiB more of a header than it is told to.
+func (s *Server) limitSize(next http.Handler) http.Handler {
+	return s.handle(func(w http.ResponseWriter, r *http.Request) error {
+		if headerBytes(r) > wire.MaxHeaderBytes {
+			return &Error{Name: wire.ProblemTooLarge, Detail: fmt.Sprintf("the header is larger than %d bytes", wire.MaxHeaderBytes)}
+		}
 		if r.Body != nil && r.Body != http.NoBody {
 			r.Body = http.MaxBytesReader(w, r.Body, wire.MaxBodyBytes)
 		}
 		next.ServeHTTP(w, r)
+		return nil
 	})
+}
+
+// headerBytes is the size of a request's header as HTTP/1.1 writes it.
+func headerBytes(r *http.Request) int {
+	n := len(r.Method) + len(" ") + len(r.RequestURI) + len(" HTTP/1.1\r\n") + len("Host: \r\n") + len(r.Host)
+	for name, values := range r.Header {
+		for _, v := range values {
+			n += len(name) + len(": ") + len(v) + len("\r\n")
+		}
+	}
+	return n
 }
 
 // limitAddress bounds the requests of one address, before anything is read.

@@ -105,7 +105,7 @@ type handlerFunc func(http.ResponseWriter, *http.Request) error
 // both against each other.
 func (s *Server) routes(page func(*Server) http.Handler) chi.Router {
 	r := chi.NewRouter()
-	r.Use(s.observe, s.limitBody)
+	r.Use(s.observe, s.limitSize)
 	missing := http.Handler(s.handle(func(http.ResponseWriter, *http.Request) error {
 		return &Error{Name: wire.ProblemNotFound, Detail: "there is no such path; see " + wire.PathOpenAPI}
 	}))
