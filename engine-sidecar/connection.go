@@ -35,25 +35,32 @@ type connection struct {
 	cut   string       // reason of a cut before that
 }
 
-// serve runs the connection to its end. The frames that stay while bytes flow
-// are kept small, so that the stack shrinks: it is a fifth of what an idle relay
-// costs.
+// serve takes the connection to the point where nothing is left but to wait for
+// bytes, and leaves that to a goroutine with a fresh stack: this one's is deep
+// from the handshake, and a stack is a good part of what an idle relay costs.
 func (c *connection) serve() {
 	if c.peer.ALPN == wire.ALPNControl {
-		c.serveControl()
+		c.s.front.conns.Go(c.serveControl)
 		return
 	}
 	live := c.admit()
 	if live == nil {
 		return
 	}
-	if c.open() {
-		reason, err := c.relay.Run()
-		if why := live.CutFor(); why != "" {
-			reason = why
-		}
-		c.ended(reason, err)
+	if !c.open() {
+		live.Done()
+		return
 	}
+	c.s.front.conns.Go(func() { c.carry(live) })
+}
+
+// carry relays to the end. Its frame stays while bytes flow, so it is small.
+func (c *connection) carry(live *admission.Live) {
+	reason, err := c.relay.Run()
+	if why := live.CutFor(); why != "" {
+		reason = why
+	}
+	c.ended(reason, err)
 	live.Done()
 }
 

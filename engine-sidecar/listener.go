@@ -88,7 +88,8 @@ func (r *refusedPeer) Unwrap() error { return r.Refusal }
 
 // open starts listening.
 func (f *front) open() (net.Addr, error) {
-	ln, err := new(net.ListenConfig).Listen(context.Background(), "tcp", f.addr)
+	// Keep-alive is set with each connection's own bounds (relay.Conn).
+	ln, err := (&net.ListenConfig{KeepAlive: -1}).Listen(context.Background(), "tcp", f.addr)
 	if err != nil {
 		return nil, err
 	}
@@ -130,7 +131,6 @@ func (f *front) accept(ln *net.TCPListener) {
 			continue
 		}
 		w := f.s.halfOpen.enter(func() { _ = tcp.SetLinger(0); _ = tcp.Close() })
-		// The handshake needs a deep stack; what follows it starts on a fresh one.
 		f.conns.Go(func() { f.greet(tcp, w) })
 	}
 }
@@ -173,7 +173,7 @@ func (f *front) greet(tcp *net.TCPConn, w *waiting) {
 	}
 	f.s.metrics.handshakes.WithLabelValues("ok").Inc()
 	c := &connection{s: f.s, tls: conn, below: below, peer: peer, remote: remote, waiting: w}
-	f.conns.Go(c.serve)
+	c.serve()
 }
 
 // address is the client's: by PROXY header, or the TCP peer's.

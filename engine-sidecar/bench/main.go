@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -29,6 +30,7 @@ type options struct {
 	settle     time.Duration // from the last byte to the reading of memory
 	losses     int           // repetitions of each way to end
 	servers    []string
+	speed      []string // kinds of tasks
 	check      bool
 }
 
@@ -39,7 +41,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return bare(args[1:], stderr)
 	}
 	var o options
-	var idle, servers, jsonFile string
+	var idle, servers, speed, jsonFile string
 	var markdown bool
 	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
 	fs.SetOutput(stderr)
@@ -51,6 +53,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	fs.DurationVar(&o.settle, "settle", 15*time.Second, "time from the last byte to the reading of memory")
 	fs.IntVar(&o.losses, "losses", 80, "repetitions of each way to end a connection; 0 to leave them out")
 	fs.StringVar(&servers, "servers", strings.Join(allServers, ","), "servers to measure")
+	fs.StringVar(&speed, "speed", strings.Join(allKinds, ","), "what takes turns; empty to leave it out")
 	fs.StringVar(&jsonFile, "json", "", "also write everything, each sample too, to this file; - for standard output in place of the table")
 	fs.BoolVar(&markdown, "markdown", false, "print the table in markdown")
 	fs.BoolVar(&o.check, "check", false, "exit 1 when a bound does not hold")
@@ -60,7 +63,13 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	case err != nil:
 		return 2
 	}
-	o.servers = split(servers)
+	o.servers, o.speed = split(servers), split(speed)
+	for _, kind := range o.speed {
+		if !slices.Contains(allKinds, kind) {
+			fmt.Fprintf(stderr, "bench: --speed: %q is none of %s\n", kind, strings.Join(allKinds, ", "))
+			return 2
+		}
+	}
 	for _, n := range split(idle) {
 		count, err := strconv.Atoi(n)
 		if err != nil || count < 1 {

@@ -85,29 +85,45 @@ func (w *world) speed(ctx context.Context, o options, r *report) error {
 	return nil
 }
 
+// task is what a server does in its turn.
 type task func(*world, *server, *report) error
+
+// Kinds of tasks, as --speed names them.
+const (
+	kindTransfer  = "transfer"
+	kindPing      = "ping"
+	kindHandshake = "handshake"
+)
+
+var allKinds = []string{kindTransfer, kindPing, kindHandshake}
 
 func tasks(o options) []task {
 	var all []task
-	for _, streams := range []int{1, 4} {
-		for _, up := range []bool{true, false} {
-			all = append(all, func(w *world, s *server, r *report) error { return w.transfer(s, up, streams, o.bytes, r) })
-		}
-	}
-	all = append(all, func(w *world, s *server, r *report) error { return w.pingPong(s, o.pings, r) })
-	for _, clients := range []int{1, 16} {
-		n := o.handshakes
-		if clients == 1 {
-			n = max(1, n/4)
-		}
-		all = append(all, func(w *world, s *server, r *report) error {
-			if err := w.handshakes(s, classical, clients, n, r); err != nil || s.name != mayfly {
-				return err
+	for _, kind := range o.speed {
+		switch kind {
+		case kindTransfer:
+			for _, streams := range []int{1, 4} {
+				for _, up := range []bool{true, false} {
+					all = append(all, func(w *world, s *server, r *report) error { return w.transfer(s, up, streams, o.bytes, r) })
+				}
 			}
-			return w.handshakes(s, postQuantum, clients, n, r)
-		})
+		case kindPing:
+			all = append(all, func(w *world, s *server, r *report) error { return w.pingPong(s, o.pings, r) })
+		case kindHandshake:
+			all = append(all, handshakeTask(1, max(1, o.handshakes/4)), handshakeTask(16, o.handshakes))
+		}
 	}
 	return all
+}
+
+// handshakeTask measures X25519 on every side, and on ours X25519MLKEM768 too.
+func handshakeTask(clients, n int) task {
+	return func(w *world, s *server, r *report) error {
+		if err := w.handshakes(s, classical, clients, n, r); err != nil || s.name != mayfly {
+			return err
+		}
+		return w.handshakes(s, postQuantum, clients, n, r)
+	}
 }
 
 // warmUp is what a stream carries before it counts: records and socket buffers

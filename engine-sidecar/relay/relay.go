@@ -133,8 +133,16 @@ func (r *Relay) finish(downErr error) (string, error) {
 		return EngineLost, downErr
 	case r.deaf && err != nil:
 		return ClientLost, err
+	case hungUp(err):
+		return Closed, nil // it had said its own end
 	}
 	return Closed, err
+}
+
+// hungUp tells whether the client closed its socket without waiting for the
+// answer to its close_notify, as most do.
+func hungUp(err error) bool {
+	return errors.Is(err, unix.ENOTCONN) || errors.Is(err, unix.ECONNRESET) || errors.Is(err, unix.EPIPE)
 }
 
 // upstream carries client to engine. It returns Closed when the client said

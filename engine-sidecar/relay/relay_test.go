@@ -133,6 +133,9 @@ func (p *pair) wantEnd(t *testing.T, reason string) {
 		if e.reason != reason {
 			t.Fatalf("relay ended %q (%v), want %q", e.reason, e.err, reason)
 		}
+		if reason == Closed && e.err != nil {
+			t.Fatalf("relay closed with an error: %v", e.err)
+		}
 	case <-time.After(20 * time.Second):
 		t.Fatal("relay did not end")
 	}
