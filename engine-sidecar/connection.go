@@ -6,7 +6,6 @@ import (
 	"errors"
 	"log/slog"
 	"net"
-	"net/netip"
 	"sync"
 	"time"
 
@@ -24,9 +23,8 @@ type connection struct {
 	s       *sidecar
 	tls     *tls.Conn
 	below   *relay.Conn
-	peer    mtls.Peer
-	remote  netip.AddrPort
-	waiting *waiting
+	party   party
+	waiting *waiting // nil once it has left
 	began   time.Time
 	session *session // once bytes flow
 
@@ -38,16 +36,17 @@ type connection struct {
 // serve takes the connection to the point where nothing is left but to wait for
 // bytes, and leaves that to a goroutine with a fresh stack: this one's is deep
 // from the handshake, and a stack is a good part of what an idle relay costs.
-func (c *connection) serve() {
-	if c.peer.ALPN == wire.ALPNControl {
-		c.s.front.conns.Go(c.serveControl)
+// Nor does the connection keep peer, whose certificates are another.
+func (c *connection) serve(peer mtls.Peer) {
+	if peer.ALPN == wire.ALPNControl {
+		c.s.front.conns.Go(func() { c.serveControl(peer) })
 		return
 	}
-	live := c.admit()
+	live := c.admit(peer)
 	if live == nil {
 		return
 	}
-	if !c.open() {
+	if !c.open(peer) {
 		live.Done()
 		return
 	}
@@ -65,27 +64,33 @@ func (c *connection) carry(live *admission.Live) {
 }
 
 // admit enters the connection in the table, or refuses it and returns nil.
-func (c *connection) admit() *admission.Live {
+func (c *connection) admit(peer mtls.Peer) *admission.Live {
 	name, err := mtls.RelayName(c.tls.ConnectionState())
 	if err != nil {
-		c.waiting.leave()
+		c.leave()
 		_ = c.below.Abort()
 		return nil
 	}
-	live, refusal := c.s.gate.Admit(c.peer, name, c)
+	live, refusal := c.s.gate.Admit(peer, name, c)
 	if refusal != nil {
-		c.refuse(refusal)
+		c.refuse(refusal, peer.ALPN)
 		return nil
 	}
-	c.waiting.leave()
+	c.leave()
 	return live
 }
 
+// leave ends the wait among those that are not authenticated yet.
+func (c *connection) leave() {
+	c.waiting.leave()
+	c.waiting = nil
+}
+
 // refuse tells a client that speaks mayfly why, and hangs up on any other.
-func (c *connection) refuse(r *admission.Refusal) {
-	defer c.waiting.leave()
-	c.s.refused(r, c.peer, c.remote)
-	if c.peer.ALPN != wire.ALPNRelay && c.peer.ALPN != wire.ALPNControl {
+func (c *connection) refuse(r *admission.Refusal, alpn string) {
+	defer c.leave()
+	c.s.refused(r, c.party, alpn)
+	if alpn != wire.ALPNRelay && alpn != wire.ALPNControl {
 		_ = c.below.Abort() // authorize said yes a moment ago
 		return
 	}
@@ -105,17 +110,17 @@ func (c *connection) say(line string) error {
 }
 
 // open joins the client to the engine and says so; false when that failed.
-func (c *connection) open() bool {
+func (c *connection) open(peer mtls.Peer) bool {
 	s := c.s
 	c.began = time.Now()
 	engine, err := s.dialEngine()
 	if err != nil {
 		s.log.LogAttrs(context.Background(), slog.LevelError, "engine does not accept a connection",
-			append(who(c.peer, c.remote), slog.Any("error", err))...)
+			append(c.party.attrs(), slog.Any("error", err))...)
 		_ = c.below.Abort()
 		return false
 	}
-	if c.peer.ALPN == wire.ALPNRelay {
+	if peer.ALPN == wire.ALPNRelay {
 		if err := c.say(wire.VerdictOK); err != nil {
 			_ = engine.Close()
 			_ = c.below.Abort()
@@ -125,8 +130,8 @@ func (c *connection) open() bool {
 	r := relay.New(c.tls, c.below, engine)
 	c.attach(r)
 	s.log.LogAttrs(context.Background(), slog.LevelInfo, "relay opened",
-		append(who(c.peer, c.remote), slog.String("alpn", c.peer.ALPN))...)
-	c.session = s.reporter.open(c.peer, c.remote, r)
+		append(c.party.attrs(), slog.String("alpn", peer.ALPN))...)
+	c.session = s.reporter.open(c.party, r)
 	return true
 }
 
@@ -138,7 +143,7 @@ func (c *connection) ended(reason string, err error) {
 	m.ends.WithLabelValues(reason).Inc()
 	m.bytes.WithLabelValues("in").Add(float64(in))
 	m.bytes.WithLabelValues("out").Add(float64(out))
-	attrs := append(who(c.peer, c.remote), slog.String("reason", reason), slog.Int64("bytes_in", in), slog.Int64("bytes_out", out),
+	attrs := append(c.party.attrs(), slog.String("reason", reason), slog.Int64("bytes_in", in), slog.Int64("bytes_out", out),
 		slog.Duration("lasted", time.Since(c.began).Round(time.Millisecond)))
 	if err != nil {
 		attrs = append(attrs, slog.Any("error", err))

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/mayfly-ca/mayfly/client/mtls"
 	"github.com/mayfly-ca/mayfly/client/wire"
 	"github.com/mayfly-ca/mayfly/engine-sidecar/admission"
 )
@@ -26,14 +27,14 @@ const (
 )
 
 // serveControl runs a control connection to its end.
-func (c *connection) serveControl() {
+func (c *connection) serveControl(peer mtls.Peer) {
 	k := &control{conn: c, out: make(chan message, controlQueue), ending: make(chan struct{}), gone: make(chan struct{})}
-	member, refusal := c.s.gate.OpenControl(c.peer, k)
+	member, refusal := c.s.gate.OpenControl(peer, k)
 	if refusal != nil {
-		c.refuse(refusal)
+		c.refuse(refusal, peer.ALPN)
 		return
 	}
-	c.waiting.leave()
+	c.leave()
 	var wg sync.WaitGroup
 	wg.Go(k.write)
 	err := k.read(member)
@@ -41,7 +42,7 @@ func (c *connection) serveControl() {
 	k.End()
 	wg.Wait()
 	c.s.log.LogAttrs(context.Background(), slog.LevelDebug, "control connection ended",
-		append(who(c.peer, c.remote), slog.Any("error", err))...)
+		append(c.party.attrs(), slog.Any("error", err))...)
 }
 
 // control is a live control connection, and its admission.Notifier.

@@ -172,8 +172,8 @@ func (f *front) greet(tcp *net.TCPConn, w *waiting) {
 		return
 	}
 	f.s.metrics.handshakes.WithLabelValues("ok").Inc()
-	c := &connection{s: f.s, tls: conn, below: below, peer: peer, remote: remote, waiting: w}
-	c.serve()
+	c := &connection{s: f.s, tls: conn, below: below, party: partyOf(peer, remote), waiting: w}
+	c.serve(peer)
 }
 
 // address is the client's: by PROXY header, or the TCP peer's.
@@ -213,7 +213,7 @@ func (f *front) failed(err error, remote netip.AddrPort) {
 	var bad *tls.CertificateVerificationError
 	switch {
 	case errors.As(err, &refused):
-		f.s.refused(refused.Refusal, refused.peer, remote)
+		f.s.refused(refused.Refusal, partyOf(refused.peer, remote), refused.peer.ALPN)
 	case errors.As(err, &bad):
 		f.s.log.Warn("client certificate does not verify", "error", err, "remote", remote)
 	case errors.Is(err, io.EOF):
@@ -238,19 +238,35 @@ func (f *front) peer(conn *tls.Conn) (mtls.Peer, error) {
 }
 
 // refused counts and logs a refusal of an authenticated peer.
-func (s *sidecar) refused(r *admission.Refusal, p mtls.Peer, remote netip.AddrPort) {
+func (s *sidecar) refused(r *admission.Refusal, p party, alpn string) {
 	s.metrics.refusals.WithLabelValues(r.Reason).Inc()
-	s.log.LogAttrs(context.Background(), slog.LevelWarn, "client refused", append(who(p, remote),
-		slog.String("reason", r.Reason), slog.Any("error", r.Err), slog.String("alpn", p.ALPN))...)
+	s.log.LogAttrs(context.Background(), slog.LevelWarn, "client refused", append(p.attrs(),
+		slog.String("reason", r.Reason), slog.Any("error", r.Err), slog.String("alpn", alpn))...)
 }
 
-// who are the attributes that name a peer in the log.
-func who(p mtls.Peer, remote netip.AddrPort) []slog.Attr {
+// party is how the log and the issuer hear of a peer.
+type party struct {
+	serial     string
+	run        string
+	repository string
+	identity   string
+	remote     string
+}
+
+func partyOf(p mtls.Peer, remote netip.AddrPort) party {
+	return party{
+		serial: p.Serial(), run: p.Claims.Grant.Run, repository: p.Claims.Workflow.SourceRepositoryURI,
+		identity: p.Claims.ID.String(), remote: remote.String(),
+	}
+}
+
+// attrs are the attributes that name a peer in the log.
+func (p *party) attrs() []slog.Attr {
 	return []slog.Attr{
-		slog.String("serial", p.Serial()),
-		slog.String("run", p.Claims.Grant.Run),
-		slog.String("repository", p.Claims.Workflow.SourceRepositoryURI),
-		slog.String("identity", p.Claims.ID.String()),
-		slog.String("remote", remote.String()),
+		slog.String("serial", p.serial),
+		slog.String("run", p.run),
+		slog.String("repository", p.repository),
+		slog.String("identity", p.identity),
+		slog.String("remote", p.remote),
 	}
 }

@@ -10,12 +10,10 @@ import (
 	"errors"
 	"fmt"
 	mathrand "math/rand/v2"
-	"net/netip"
 	"strings"
 	"sync"
 	"time"
 
-	"github.com/mayfly-ca/mayfly/client/mtls"
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
@@ -82,12 +80,12 @@ func newReporter(s *sidecar) *reporter {
 }
 
 // open notes a new relay.
-func (r *reporter) open(p mtls.Peer, remote netip.AddrPort, bytes byteCounter) *session {
+func (r *reporter) open(p party, bytes byteCounter) *session {
 	var id [16]byte
 	rand.Read(id[:])
 	s := &session{
-		of: r, id: hex.EncodeToString(id[:]), serial: p.Serial(), run: p.Claims.Grant.Run,
-		remote: remote.String(), openedAt: time.Now().UTC(), bytes: bytes,
+		of: r, id: hex.EncodeToString(id[:]), serial: p.serial, run: p.run,
+		remote: p.remote, openedAt: time.Now().UTC(), bytes: bytes,
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()

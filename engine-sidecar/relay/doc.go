@@ -5,7 +5,7 @@
 // crypto/tls and TCP, reads as many records as the kernel has in one call, but
 // hands them to crypto/tls one at a time, so that crypto/tls never keeps more
 // than one; and it tells an end of stream that TLS announced from one that was
-// cut off.
+// cut off. What crypto/tls keeps all the same is taken out of it (kept.go).
 //
 // It imports the standard library and x/sys, and knows nothing of
 // certificates: who may have a relay, and for how long, is admission's part.

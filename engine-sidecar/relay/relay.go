@@ -42,6 +42,12 @@ type Relay struct {
 	reason  atomic.Pointer[string] // the first Cut's
 	down    chan downEnd
 	deaf    bool // owned by up: the engine takes no more bytes
+
+	awake   sync.Mutex // held by up, but while it waits for the client
+	keeper  *time.Timer
+	armed   bool  // keeper runs
+	armedAt int64 // in, when the keeper last looked
+	over    bool
 }
 
 // downEnd is how the engine's direction ended.
@@ -52,8 +58,10 @@ type downEnd struct {
 }
 
 // New makes a relay of a TLS connection that has shaken hands, the Conn below
-// it, and a connection to the engine. It owns all three.
+// it, and a connection to the engine. It owns all three, and t's ConnectionState
+// names no certificates any more.
 func New(t *tls.Conn, below *Conn, engine *net.UnixConn) *Relay {
+	forgetHandshake(t)
 	return &Relay{tls: t, conn: below, engine: engine, down: make(chan downEnd, 1)}
 }
 
@@ -149,6 +157,9 @@ func hungUp(err error) bool {
 // close_notify, or when the engine takes no more and its own end was
 // delivered.
 func (r *Relay) upstream() (string, error) {
+	r.awake.Lock()
+	defer r.awake.Unlock()
+	defer r.disarm()
 	for {
 		buf := getBuffer()
 		n, err := r.readRecords(*buf)
@@ -212,7 +223,10 @@ func (r *Relay) await() (string, error) {
 		if end, ended := r.downEnded(); ended && (r.deaf || !end.clean) {
 			return Closed, nil
 		}
+		r.arm()
+		r.awake.Unlock()
 		err := r.conn.fill()
+		r.awake.Lock()
 		switch {
 		case err == nil, errors.Is(err, io.EOF):
 			return "", nil // the next read says which end it was

@@ -1,0 +1,29 @@
+package sidecar
+
+import "testing"
+
+func TestMemoryReturn(t *testing.T) {
+	t.Parallel()
+	const mb = 1 << 20
+	r := memoryReturn{allocated: 10 * mb}
+	for _, look := range []struct {
+		what string
+		now  uint64
+		want bool
+	}{
+		{"nothing has happened yet", 10 * mb, false},
+		{"busy", 50 * mb, false},
+		{"busy still", 90 * mb, false},
+		{"idle", 90*mb + 100, true},
+		{"idle, a second time", 90*mb + 200, true},
+		{"busy again", 95 * mb, false},
+		{"idle", 95 * mb, true},
+		{"idle, a second time", 95*mb + 1, true},
+		{"idle, a third time", 95*mb + 2, true},
+		{"nothing is left to give", 95*mb + 3, false},
+	} {
+		if got := r.due(look.now); got != look.want {
+			t.Fatalf("%s: %v, want %v", look.what, got, look.want)
+		}
+	}
+}
