@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"runtime"
 	"slices"
@@ -177,8 +178,8 @@ func (r *report) boundCells() [][]string {
 // number has three significant digits, and none behind the point from 100 on.
 func number(v float64) string {
 	switch {
-	case v == 0:
-		return "0"
+	case v == math.Trunc(v) && v >= 0 && v < 100: // a count
+		return fmt.Sprintf("%.0f", v)
 	case v >= 100 || v <= -100:
 		return fmt.Sprintf("%.0f", v)
 	case v >= 10 || v <= -10:
