@@ -13,7 +13,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"mime"
 	"net"
 	"net/http"
 	"net/url"
@@ -395,21 +394,11 @@ func (i *Issuer) unreachable(ctx context.Context, err error) error {
 // readProblem turns an answer that is no success into a *wire.Problem, whose
 // texts are fit for a terminal.
 func readProblem(resp *http.Response) error {
-	p := &wire.Problem{}
-	b, err := io.ReadAll(io.LimitReader(resp.Body, maxProblem))
-	media, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type"))
-	if err != nil || media != wire.ProblemMediaType || json.Unmarshal(b, p) != nil {
-		p = &wire.Problem{Type: "about:blank"} // a proxy's, not the issuer's
-	}
-	p.Status = resp.StatusCode
+	// Half a body is no document, which is all that a failed read means here.
+	b, _ := io.ReadAll(io.LimitReader(resp.Body, maxProblem))
+	p := wire.ReadProblem(resp, b)
 	for _, s := range []*string{&p.Type, &p.Title, &p.Detail, &p.Instance, &p.Claim, &p.Rule} {
 		*s = printable(*s)
-	}
-	if p.Title == "" {
-		p.Title = http.StatusText(resp.StatusCode)
-	}
-	if n, err := strconv.Atoi(resp.Header.Get("Retry-After")); err == nil && n > 0 {
-		p.RetryAfter = n
 	}
 	return p
 }

@@ -14,11 +14,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"mime"
 	"net/http"
 	"net/url"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/mayfly-ca/mayfly/client/wire"
@@ -115,7 +113,7 @@ func (c *Client) do(ctx context.Context, method, path string, query url.Values, 
 	case len(raw) > wire.MaxResponseBytes:
 		return nil, fmt.Errorf("%s %s: the answer is over %d bytes", method, path, wire.MaxResponseBytes)
 	case resp.StatusCode < 200 || resp.StatusCode > 299:
-		return nil, problem(resp, raw)
+		return nil, wire.ReadProblem(resp, raw)
 	}
 	return raw, nil
 }
@@ -145,25 +143,6 @@ func (c *Client) request(ctx context.Context, method, path string, query url.Val
 		req.Header.Set("Content-Type", "application/json")
 	}
 	return req, nil
-}
-
-// problem makes the error of an answer that is not a success. An answer that
-// is no problem document, such as a proxy's page, keeps only its status.
-func problem(resp *http.Response, raw []byte) *wire.Problem {
-	p := &wire.Problem{}
-	media, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type"))
-	if media != wire.ProblemMediaType || json.Unmarshal(raw, p) != nil {
-		p = &wire.Problem{}
-	}
-	// What the transport says of the status is what happened.
-	p.Status = resp.StatusCode
-	if p.Title == "" {
-		p.Title = http.StatusText(resp.StatusCode)
-	}
-	if n, err := strconv.Atoi(strings.TrimSpace(resp.Header.Get("Retry-After"))); err == nil && n >= 0 && p.RetryAfter == 0 {
-		p.RetryAfter = n
-	}
-	return p
 }
 
 // withoutURL drops the *url.Error around a transport's error: it would repeat

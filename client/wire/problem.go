@@ -1,8 +1,11 @@
 package wire
 
 import (
+	"encoding/json"
 	"fmt"
+	"mime"
 	"net/http"
+	"strconv"
 	"strings"
 )
 
@@ -67,6 +70,25 @@ type Problem struct {
 	Rule  string `json:"rule,omitempty"`
 	// RetryAfter, in seconds, repeats the header of the same name.
 	RetryAfter int `json:"retry_after,omitempty"`
+}
+
+// ReadProblem makes the problem of an answer that is no success out of what was
+// read of its body. An answer that is no problem document, such as a proxy's
+// page, tells its status alone. Its texts are the other side's.
+func ReadProblem(resp *http.Response, body []byte) *Problem {
+	p := &Problem{}
+	media, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type"))
+	if media != ProblemMediaType || json.Unmarshal(body, p) != nil {
+		p = &Problem{}
+	}
+	p.Status = resp.StatusCode // what the transport says is what happened
+	if p.Title == "" {
+		p.Title = http.StatusText(resp.StatusCode)
+	}
+	if n, err := strconv.Atoi(strings.TrimSpace(resp.Header.Get("Retry-After"))); err == nil && n > 0 {
+		p.RetryAfter = n
+	}
+	return p
 }
 
 // Name is the type without its prefix, and "" for a foreign type.
