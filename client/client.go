@@ -21,7 +21,6 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
-	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -67,24 +66,6 @@ type Config struct {
 	// EdgeRoots verify the outer TLS of edge:// endpoints; nil means the
 	// system's.
 	EdgeRoots *x509.CertPool
-}
-
-// ConfigFromEnv returns the configuration that the variables MAYFLY_ISSUER,
-// MAYFLY_CA_FILE, MAYFLY_TRUST_ANCHOR, MAYFLY_AUDIENCE, MAYFLY_ENGINE and
-// MAYFLY_TOKEN_SOURCE describe, of which the first must be set.
-func ConfigFromEnv() (Config, error) {
-	source, err := tokensource.Parse(os.Getenv("MAYFLY_TOKEN_SOURCE"))
-	if err != nil {
-		return Config{}, err
-	}
-	return Config{
-		Issuer:      os.Getenv("MAYFLY_ISSUER"),
-		CAFile:      os.Getenv("MAYFLY_CA_FILE"),
-		TrustAnchor: os.Getenv("MAYFLY_TRUST_ANCHOR"),
-		Audience:    os.Getenv("MAYFLY_AUDIENCE"),
-		Engine:      os.Getenv("MAYFLY_ENGINE"),
-		Source:      source,
-	}, nil
 }
 
 // Client holds one certificate at a time, and renews it at half life until
