@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -89,35 +90,19 @@ func (c *eventsCommand) Run(ctx context.Context, p *program) error {
 func (c *eventsCommand) follow(ctx context.Context, p *program, api *admin.Client) error {
 	f := c.filter()
 	f.Limit = min(max(c.Limit, 1), wire.MaxListLimit)
-	every := time.NewTicker(followEvery)
-	defer every.Stop()
-	for {
+	return p.again(ctx, followEvery, func() (more bool, err error) {
 		a, err := api.Events(ctx, f)
-		switch {
-		case ctx.Err() != nil:
-			return nil
-		case err != nil && !passing(err):
-			return err
-		case err != nil:
-			p.note("%v; asking again", err)
-		default:
-			items := a.Value.Items
-			slices.SortFunc(items, func(a, b wire.Event) int { return int(min(max(a.Seq-b.Seq, -1), 1)) })
-			for _, e := range items {
-				p.event(e)
-				f.After = max(f.After, e.Seq)
-			}
-			f.Cursor = ""
-			if f.After > 0 && len(items) == f.Limit {
-				continue // there is more already
-			}
+		if err != nil {
+			return false, err
 		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-every.C:
+		items := a.Value.Items
+		slices.SortFunc(items, func(a, b wire.Event) int { return cmp.Compare(a.Seq, b.Seq) })
+		for _, e := range items {
+			p.event(e)
+			f.After = max(f.After, e.Seq)
 		}
-	}
+		return f.After > 0 && len(items) == f.Limit, nil
+	})
 }
 
 // event prints one event as one line.

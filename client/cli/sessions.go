@@ -70,33 +70,20 @@ func (c *sessionsCommand) get(ctx context.Context, p *program, api *admin.Client
 // without one. The person ends it.
 func (c *sessionsCommand) watch(ctx context.Context, p *program, api *admin.Client) error {
 	w := sessionWatch{p: p, seen: map[string]bool{}}
-	every := time.NewTicker(c.Interval)
-	defer every.Stop()
-	for {
+	return p.again(ctx, c.Interval, func() (more bool, err error) {
 		items, _, err := c.get(ctx, p, api)
 		switch {
-		case ctx.Err() != nil:
-			return nil
-		case err != nil && !passing(err):
-			return err
 		case err != nil:
-			p.note("%v; looking again in %v", err, c.Interval)
-		case p.JSON:
+			return false, err
+		case p.JSON: // get has printed it
 		case p.outWidth > 0:
 			w.redraw(items)
 		default:
 			w.changes(items)
 		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-every.C:
-		}
-	}
+		return false, nil
+	})
 }
-
-// passing tells whether an error may be gone at the next look.
-func passing(err error) bool { return told(err).code == exitIssuer }
 
 // sessionWatch remembers what was shown.
 type sessionWatch struct {
