@@ -38,7 +38,7 @@ func runRotateRequest(ctx context.Context, i *invocation) error {
 	if req.Key != "" {
 		fmt.Fprintf(i.Out, "made %s: it stays here\n", req.Key)
 	}
-	_, err = fmt.Fprintf(i.Out, "made %s: bring it to the root, and there run\n  mayfly-issuer rotate sign --root DIR --request FILE --out DIR\n", req.Request)
+	_, err = fmt.Fprintf(i.Out, "made %s: bring it to the root, and there run\n  mayfly-issuer rotate sign --root DIR --root-password-file FILE --request FILE --out DIR\n", req.Request)
 	return err
 }
 
