@@ -225,7 +225,7 @@ func (c *Client) secure(ctx context.Context, bottom net.Conn, ep endpoint, cred 
 // inTime gives a context's end, which shows as a closed connection, its name.
 func inTime(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
-		return fmt.Errorf("no answer: %w", ctx.Err())
+		return noAnswer(ctx.Err())
 	}
 	return err
 }

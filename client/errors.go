@@ -1,6 +1,7 @@
 package client
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -158,12 +159,30 @@ type EngineUnreachableError struct {
 
 // Error implements error.
 func (e *EngineUnreachableError) Error() string {
-	return fmt.Sprintf("engine %s at %s did not answer within %v (%d attempts): %v",
-		e.Engine, e.Endpoint, e.Waited.Round(time.Second), e.Attempts, e.Err)
+	attempts := "attempts"
+	if e.Attempts == 1 {
+		attempts = "attempt"
+	}
+	return fmt.Sprintf("engine %s at %s did not answer within %v (%d %s): %v",
+		e.Engine, e.Endpoint, e.Waited.Round(time.Second), e.Attempts, attempts, e.Err)
 }
 
 // Unwrap returns the cause.
 func (e *EngineUnreachableError) Unwrap() error { return e.Err }
+
+// noAnswer says a context's end for people. It unwraps to what it was.
+func noAnswer(err error) error {
+	if errors.Is(err, context.DeadlineExceeded) {
+		return silence{err}
+	}
+	return fmt.Errorf("no answer: %w", err)
+}
+
+type silence struct{ error }
+
+func (silence) Error() string { return "no answer in time" }
+
+func (e silence) Unwrap() error { return e.error }
 
 // IssuerUnreachableError is an issuer that gave no answer of its own. An answer
 // that is a refusal is a *wire.Problem.

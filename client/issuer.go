@@ -384,6 +384,9 @@ func (i *Issuer) unreachable(ctx context.Context, err error) error {
 	if errors.As(err, &u) {
 		err = u.Err
 	}
+	if errors.Is(err, context.DeadlineExceeded) {
+		err = noAnswer(err)
+	}
 	var verify *tls.CertificateVerificationError
 	if errors.As(err, &verify) {
 		err = fmt.Errorf("its TLS certificate does not verify (if the issuer serves mayfly's own: set --ca-file to its root.crt, or --trust-anchor): %w", err)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -172,8 +173,8 @@ func (s paste) print(p *program) {
 	if s.edge {
 		p.warn("engine %s is behind a TLS edge (%s), which tools with files do not pass: use mayfly exec or mayfly proxy", s.engine.Name, s.engine.Endpoint)
 	}
-	host, _, _ := strings.Cut(s.address, ":")
-	if host != s.engine.ServerName {
+	host, _, err := net.SplitHostPort(s.address)
+	if err == nil && host != s.engine.ServerName {
 		p.warn("the engine's name is %s, and Dagger verifies the host of its URL, %s: use mayfly exec for Dagger", s.engine.ServerName, host)
 	}
 	lines := []string{
@@ -184,7 +185,7 @@ func (s paste) print(p *program) {
 		"# buildctl",
 		fmt.Sprintf("buildctl --addr %s --tlsservername %s --tlscacert %s --tlscert %s --tlskey %s", shellQuote(s.buildkit()), shellQuote(s.engine.ServerName), shellQuote(s.ca), shellQuote(s.crt), shellQuote(s.key)),
 		"# ghostunnel: reads the files again every 5 minutes",
-		fmt.Sprintf("# ghostunnel client --listen unix:engine.sock --target %s --override-server-name %s --cert %s --key %s --cacert %s --timed-reload 5m", s.address, s.engine.ServerName, s.crt, s.key, s.ca),
+		fmt.Sprintf("ghostunnel client --listen unix:engine.sock --target %s --override-server-name %s --cert %s --key %s --cacert %s --timed-reload 5m", shellQuote(s.address), shellQuote(s.engine.ServerName), shellQuote(s.crt), shellQuote(s.key), shellQuote(s.ca)),
 		"# Envoy: a TransportSocket envoy.transport_sockets.tls with sni " + s.engine.ServerName + ", these three files by SDS with",
 		"# watched_directory " + filepath.Dir(s.crt) + ", and no idle_timeout: a build may be silent for minutes",
 	}

@@ -103,11 +103,15 @@ func (c *certsListCommand) Run(ctx context.Context, p *program) error {
 			plain(it.RunID), plain(it.Actor), plain(it.Rule), plain(strings.Join(it.Engines, ",")), plain(p.moment(it.NotAfter)),
 		})
 	}
-	p.table([]column{
-		{Head: "SERIAL", Min: 10, Early: true}, {Head: "STATUS"}, {Head: "REPOSITORY", Min: 14}, {Head: "RUN", Min: 8}, {Head: "ACTOR", Min: 8}, {Head: "RULE", Min: 8}, {Head: "ENGINES", Min: 8}, {Head: "EXPIRES"},
-	}, rows)
+	p.table(certColumns, rows)
 	p.more(next)
 	return nil
+}
+
+// certColumns are those of certs list.
+var certColumns = []column{
+	{Head: "SERIAL", Min: 10, Early: true}, {Head: "STATUS"}, {Head: "REPOSITORY", Min: 14}, {Head: "RUN", Min: 8},
+	{Head: "ACTOR", Min: 8}, {Head: "RULE", Min: 8}, {Head: "ENGINES", Min: 8}, {Head: "EXPIRES"},
 }
 
 // pages reads pages until limit items were had, prints each body under --json,

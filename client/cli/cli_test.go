@@ -3,10 +3,16 @@ package cli_test
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"strings"
@@ -109,7 +115,19 @@ func TestWhatAPersonSees(t *testing.T) {
 		{name: "token endpoint garbage", code: 1, break_: func(s *stand) { s.token = answer(200, "text/html", "<html>") },
 			stderr: []string{"id token from"}},
 		{name: "token endpoint times out", code: 1, break_: func(s *stand) { s.token = silent },
-			stderr: []string{"id token from", "attempts"}},
+			stderr: []string{"has given no ID token yet, still asking", "id token from", "attempts"}},
+		{name: "token endpoint redirects", code: 1, break_: func(s *stand) {
+			s.token = func(w http.ResponseWriter, r *http.Request) bool {
+				http.Redirect(w, r, "/elsewhere", http.StatusFound)
+				return true
+			}
+		}, stderr: []string{"id token from", "redirect"}},
+		{name: "token endpoint floods", code: 1, break_: func(s *stand) {
+			s.token = answer(200, "application/json", `{"value":"`+strings.Repeat("x", 1<<20)+`"}`)
+		}, stderr: []string{"id token from", "larger than"}},
+		{name: "token endpoint by http elsewhere", code: 1, break_: func(s *stand) {
+			s.env = append(s.env, "ACTIONS_ID_TOKEN_REQUEST_URL=http://tokens.example.com/token")
+		}, stderr: []string{"id token from", "no https URL"}},
 		{name: "token endpoint down", code: 1, break_: func(s *stand) { s.tokens.Close() },
 			stderr: []string{"id token from", "refused"}},
 		{name: "no permission", code: 1, break_: func(s *stand) { s.env = append(s.env, "ACTIONS_ID_TOKEN_REQUEST_URL=", "GITHUB_ACTIONS=true") },
@@ -136,8 +154,39 @@ func TestWhatAPersonSees(t *testing.T) {
 			stderr: []string{"slow down", "try again"}},
 		{name: "issuer 503", code: 4, break_: func(s *stand) { s.issue = problem(wire.ProblemUnavailable, "the store is away") },
 			stderr: []string{"the store is away", "try again"}},
+		{name: "issuer 500", code: 1, break_: func(s *stand) { s.issue = problem(wire.ProblemInternal, "") },
+			stderr: []string{"500", "issuer's log"}},
 		{name: "issuer answers a page", code: 1, break_: func(s *stand) { s.issue = answer(404, "text/html", "<html>") },
-			stderr: []string{"answers 404 Not Found", "--issuer"}},
+			stderr: []string{"404 Not Found, which is no answer of a mayfly issuer", "--issuer"}},
+		{name: "issuer answers another page", code: 4, break_: func(s *stand) { s.api = answer(200, "text/html", "<html>") },
+			stderr: []string{"no mayfly issuer's", "check the URL"}},
+		{name: "issuer redirects", code: 4, break_: func(s *stand) {
+			s.api = func(w http.ResponseWriter, r *http.Request) bool {
+				http.Redirect(w, r, "https://elsewhere.example.com"+r.URL.Path, http.StatusPermanentRedirect)
+				return true
+			}
+		}, stderr: []string{"redirect, which is refused", "https://elsewhere.example.com"}},
+		{name: "issuer floods", code: 4, break_: func(s *stand) {
+			s.issue = answer(201, "application/json", strings.Repeat(" ", wire.MaxResponseBytes+1))
+		},
+			stderr: []string{"is larger than"}},
+		{name: "issuer of an unknown CA", code: 4, break_: func(s *stand) {
+			other := httptest.NewTLSServer(http.NotFoundHandler())
+			s.tb.Cleanup(other.Close)
+			s.env = append(s.env, "MAYFLY_ISSUER="+other.URL)
+		}, stderr: []string{"does not verify", "--ca-file", "--trust-anchor"}},
+		{name: "issuer signs another key", code: 1, break_: func(s *stand) { s.issue = s.signAnotherKey },
+			stderr: []string{"certificate is for another key"}},
+		{name: "issuer has another root", code: 1, break_: func(s *stand) {
+			s.env = append(s.env, "MAYFLY_TRUST_ANCHOR=sha256:"+strings.Repeat("ab", 32))
+		}, stderr: []string{"does not hold the pinned root"}},
+		{name: "issuer grants another engine", code: 1, break_: func(s *stand) { s.leaf.Engines = []string{"other"} },
+			stderr: []string{`engine "default" is not in the certificate`}},
+		{name: "issuer asks for tokens of others", code: 1, break_: func(s *stand) {
+			s.api = func(w http.ResponseWriter, r *http.Request) bool {
+				return r.URL.Path == wire.PathInfo && answer(200, "application/json", `{"trust_domain":"ci.example.com","audience":"sts.amazonaws.com"}`)(w, r)
+			}
+		}, stderr: []string{"sts.amazonaws.com", "refused"}},
 
 		{name: "engine asleep", code: 5, break_: func(s *stand) { s.engine.Close() },
 			stderr: []string{"waiting for engine default", "did not answer within", "ending the command"}},
@@ -147,6 +196,22 @@ func TestWhatAPersonSees(t *testing.T) {
 			stderr: []string{"engine default: certificate revoked, serial ", "mayfly certs show"}},
 		{name: "engine refuses: wrong engine", code: 5, break_: func(s *stand) { s.verdict = wire.ReasonWrongEngine },
 			stderr: []string{"certificate is not granted for this engine", "--engine"}},
+		{name: "engine refuses: expired", code: 5, break_: func(s *stand) { s.verdict = wire.ReasonExpired },
+			stderr: []string{"certificate expired", "clocks"}},
+		{name: "engine refuses: feed stale, for good", code: 5, break_: func(s *stand) { s.verdict = wire.ReasonFeedStale },
+			stderr: []string{"no fresh revocation list", "does not reach the issuer"}},
+		{name: "engine refuses: draining, for good", code: 5, break_: func(s *stand) { s.verdict = wire.ReasonDraining },
+			stderr: []string{"about to stop", "run it again later"}},
+		{name: "engine trusts another root", code: 5, break_: func(s *stand) {
+			s.startEngineTrusting(mtlstest.Leaf{ID: "/engine/default/fly/1/m", DNS: []string{standServer}, Usage: x509.ExtKeyUsageServerAuth}, mtlstest.New(s.tb, standDomain).Roots())
+		}, stderr: []string{"trusts the root of another issuer", "same MAYFLY_ISSUER"}},
+		{name: "engine does not speak TLS", code: 5, break_: func(s *stand) {
+			other := httptest.NewServer(http.NotFoundHandler())
+			s.tb.Cleanup(other.Close)
+			s.endpoint = "tcp://" + other.Listener.Addr().String()
+		}, stderr: []string{"it does not speak TLS"}},
+		{name: "engine cuts: expired", code: 5, break_: func(s *stand) { s.cut = wire.ReasonExpired },
+			stderr: []string{"certificate expired", "it ended the connection"}},
 		{name: "engine refuses: limit, for good", code: 5, break_: func(s *stand) { s.verdict = wire.ReasonLimit },
 			stderr: []string{"limit"}},
 		{name: "engine cuts: revoked", code: 5, break_: func(s *stand) { s.cut = wire.ReasonRevoked },
@@ -181,6 +246,27 @@ func TestWhatAPersonSees(t *testing.T) {
 // silent takes a request and never answers it.
 func silent(_ http.ResponseWriter, r *http.Request) bool {
 	<-r.Context().Done()
+	return true
+}
+
+// signAnotherKey answers with a certificate of a key that nobody asked for.
+func (s *stand) signAnotherKey(w http.ResponseWriter, _ *http.Request) bool {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		s.tb.Error(err)
+		return false
+	}
+	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
+	if err != nil {
+		s.tb.Error(err)
+		return false
+	}
+	body, err := json.Marshal(wire.IssueRequest{CSR: string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}))})
+	if err != nil {
+		s.tb.Error(err)
+		return false
+	}
+	s.sign(w, body)
 	return true
 }
 

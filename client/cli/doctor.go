@@ -92,7 +92,7 @@ func (d *checkup) step(ctx context.Context, name string, do func(context.Context
 	d.p.settle()
 	s := checkupStep{Step: name, OK: err == nil, MS: took, Detail: detail}
 	if err != nil {
-		f := told(err)
+		f := d.p.located(told(err))
 		s.Error, s.Hints = f.what, f.hints
 	}
 	if d.p.JSON {

@@ -80,9 +80,15 @@ func (c *eventsCommand) Run(ctx context.Context, p *program) error {
 			plain(subject(e)), plain(e.RunID), plain(e.Serial), plain(remarks(e)),
 		})
 	}
-	p.table([]column{{Head: "SEQ"}, {Head: "TIME"}, {Head: "TYPE"}, {Head: "WHO", Min: 14}, {Head: "RUN", Min: 8}, {Head: "SERIAL", Min: 10, Early: true}, {Head: "WHAT", Min: 16}}, rows)
+	p.table(eventColumns, rows)
 	p.more(next)
 	return nil
+}
+
+// eventColumns are those of events.
+var eventColumns = []column{
+	{Head: "SEQ"}, {Head: "TIME"}, {Head: "TYPE"}, {Head: "WHO", Min: 14}, {Head: "RUN", Min: 8},
+	{Head: "SERIAL", Min: 10, Early: true}, {Head: "WHAT", Min: 16},
 }
 
 // follow prints the newest events in order, then each new one as it comes.

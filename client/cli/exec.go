@@ -12,7 +12,7 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/term"
+	"golang.org/x/sys/unix"
 )
 
 // The variables that tell Dagger and BuildKit where the engine is.
@@ -33,7 +33,7 @@ type execCommand struct {
 func (execCommand) Help() string {
 	return `Buys a certificate with the job's own ID token, opens a tunnel to the engine, and runs the command with ` + daggerVariable + ` and ` + buildkitVariable + ` set to it. The key stays in memory; the certificate is renewed for as long as the command runs. Nothing wakes the engine before the command connects.
 
-Signals are passed on, and so is the exit code. When the engine refuses for good, or an admin revokes the certificate, the reason is printed and the command is ended (SIGTERM, SIGKILL after 5 s): exit code 5. Without that, Dagger's client would try again in silence for ten minutes.
+The command has mayfly's stdin, stdout and stderr. Signals are passed on, and so is the exit code. When the engine refuses for good, or an admin revokes the certificate, the reason is printed and the command is ended (SIGTERM, SIGKILL after 5 s): exit code 5. Without that, Dagger's client would try again in silence for ten minutes.
 
 Examples:
 
@@ -124,17 +124,18 @@ func (c *execCommand) command(p *program, path string, argv []string, host strin
 	// On a terminal the command stays in the foreground group, where the
 	// terminal's own signals reach it; elsewhere it gets a group, so that what
 	// it started ends with it.
-	own := !onTerminal()
+	own := !inForeground()
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: own}
 	dieWithParent(cmd.SysProcAttr)
 	return &child{p: p, cmd: cmd, group: own}
 }
 
-// onTerminal tells whether the terminal sends its signals to this process.
-func onTerminal() bool {
+// inForeground tells whether a terminal sends its signals to this process: it
+// is in the terminal's foreground group, and not behind a shell's &.
+func inForeground() bool {
 	for _, f := range []*os.File{os.Stdin, os.Stdout, os.Stderr} {
-		if term.IsTerminal(int(f.Fd())) {
-			return true
+		if group, err := unix.IoctlGetInt(int(f.Fd()), unix.TIOCGPGRP); err == nil {
+			return group == unix.Getpgrp()
 		}
 	}
 	return false
@@ -159,10 +160,17 @@ func withVariables(env []string, set ...string) []string {
 // passedOn are the signals that a command gets from us.
 var passedOn = []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2}
 
+// jobControl are passed on to a group of its own too; in the foreground the
+// terminal stops and continues us all.
+var jobControl = []os.Signal{syscall.SIGTSTP, syscall.SIGCONT}
+
 // run runs the command to its end, or to the tunnel's.
 func (c *child) run(ctx context.Context, t *tunnel) error {
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, passedOn...)
+	if c.group {
+		signal.Notify(signals, jobControl...)
+	}
 	defer signal.Stop(signals)
 	ended := make(chan error, 1)
 	started := make(chan error, 1)
@@ -192,7 +200,7 @@ func (c *child) run(ctx context.Context, t *tunnel) error {
 		case err := <-t.final:
 			// The reason is told before the command is ended, which may
 			// have a lot to say about it.
-			f := told(err)
+			f := c.p.located(told(err))
 			refused = f.code
 			c.p.fail(f)
 			c.p.note("ending the command")
@@ -215,6 +223,9 @@ func (c *child) pass(s syscall.Signal) {
 		return
 	}
 	c.send(s)
+	if s == syscall.SIGTSTP {
+		syscall.Kill(os.Getpid(), syscall.SIGSTOP) // until SIGCONT, which is passed on
+	}
 }
 
 func (c *child) send(s syscall.Signal) {

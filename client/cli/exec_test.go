@@ -8,7 +8,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -109,6 +111,121 @@ func TestExecPassesOnSignals(t *testing.T) {
 	cmd.Wait()
 	if code := cmd.ProcessState.ExitCode(); code != 9 || !strings.Contains(out.String(), "got TERM") {
 		t.Errorf("code %d, output %s", code, out)
+	}
+}
+
+// TestExecPassesOnEachSignal: without a terminal the command and what it started
+// get what mayfly gets, and a stop and its end too.
+func TestExecPassesOnEachSignal(t *testing.T) {
+	t.Parallel()
+	for name, sig := range map[string]syscall.Signal{
+		"INT": syscall.SIGINT, "HUP": syscall.SIGHUP, "QUIT": syscall.SIGQUIT, "USR1": syscall.SIGUSR1, "CONT": syscall.SIGCONT,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newStand(t)
+			cmd, out := s.start("ready", "exec", "--", "sh", "-c", `trap 'echo got `+name+`; exit 9' `+name+`; echo ready; while :; do sleep 0.05; done`)
+			cmd.Process.Signal(sig)
+			cmd.Wait()
+			if code := cmd.ProcessState.ExitCode(); code != 9 || !strings.Contains(out.String(), "got "+name) {
+				t.Errorf("code %d, output %s", code, out)
+			}
+		})
+	}
+	t.Run("TSTP", func(t *testing.T) {
+		t.Parallel()
+		s := newStand(t)
+		cmd, out := s.start("ready", "exec", "--", "sh", "-c", `trap 'echo resumed; exit 9' CONT; echo $$ ready; while :; do sleep 0.05; done`)
+		pid, _, _ := strings.Cut(lineWith(out.String(), "ready"), " ")
+		cmd.Process.Signal(syscall.SIGTSTP)
+		for _, p := range []string{pid, strconv.Itoa(cmd.Process.Pid)} {
+			waitFor(t, func() bool { return processState(t, p) == "T" })
+		}
+		cmd.Process.Signal(syscall.SIGCONT)
+		cmd.Wait()
+		if code := cmd.ProcessState.ExitCode(); code != 9 || !strings.Contains(out.String(), "resumed") {
+			t.Errorf("code %d, output %s", code, out)
+		}
+	})
+}
+
+func lineWith(text, want string) string {
+	for line := range strings.Lines(text) {
+		if strings.Contains(line, want) {
+			return line
+		}
+	}
+	return ""
+}
+
+// processState is the state letter of proc(5): R, S, T for stopped.
+func processState(t *testing.T, pid string) string {
+	t.Helper()
+	if runtime.GOOS != "linux" {
+		requireOrSkip(t, "it reads /proc, which is Linux's")
+	}
+	b, err := os.ReadFile(filepath.Join("/proc", pid, "stat"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(b), ") ")
+	state, _, _ := strings.Cut(rest, " ")
+	return state
+}
+
+// TestExecHandsOnStdin whole, and its end.
+func TestExecHandsOnStdin(t *testing.T) {
+	t.Parallel()
+	s := newStand(t)
+	cmd := exec.Command("mayfly", "exec", "--", "cat")
+	text := strings.Repeat("a line of input\n", 20_000)
+	cmd.Env, cmd.Stdin = s.env, strings.NewReader(text)
+	if o := finish(t, cmd); o.code != 0 || o.stdout != text {
+		t.Errorf("code %d, %d bytes of %d came back\n%s", o.code, len(o.stdout), len(text), o.stderr)
+	}
+}
+
+// TestMemoryIsKept: another process of the same user reads neither the memory
+// with the key nor mayfly's environment; the command's own it does.
+func TestMemoryIsKept(t *testing.T) {
+	t.Parallel()
+	if runtime.GOOS != "linux" || os.Getuid() != 0 {
+		requireOrSkip(t, "run it on Linux as root, which can become another user")
+	}
+	s := newStand(t)
+	dialer := programForOthers(t, "dialer")
+	mayfly := programForOthers(t, "mayfly")
+	home := shortDir(t)
+	if err := os.Chown(home, nobody, nobody); err != nil {
+		t.Fatal(err)
+	}
+	s.env = append(s.env, "TMPDIR="+home, "HOME="+home, "XDG_CONFIG_HOME="+home)
+	cmd := exec.Command(mayfly, "exec", "--", "sh", "-c", "echo $$ ready; exec sleep 60")
+	cmd.Dir, cmd.Env = "/", s.env
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+	out := &syncBuffer{want: []byte("ready"), seen: make(chan struct{})}
+	cmd.Stdout, cmd.Stderr = out, out
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { cmd.Process.Signal(syscall.SIGTERM); cmd.Wait() })
+	select {
+	case <-out.seen:
+	case <-time.After(time.Minute):
+		t.Fatalf("it does not start:\n%s", out)
+	}
+	child, _, _ := strings.Cut(lineWith(out.String(), "ready"), " ")
+	for _, tt := range []struct {
+		pid  string
+		read bool
+	}{{strconv.Itoa(cmd.Process.Pid), false}, {child, true}} {
+		for _, file := range []string{"environ", "maps"} {
+			probe := exec.Command(dialer, "read", filepath.Join("/proc", tt.pid, file))
+			probe.Dir, probe.SysProcAttr = "/", cmd.SysProcAttr
+			if o := finish(t, probe); (o.code == 0) != tt.read {
+				t.Errorf("%s of process %s: code %d, want it read: %v\n%s", file, tt.pid, o.code, tt.read, o.stderr)
+			}
+		}
 	}
 }
 
@@ -251,6 +368,18 @@ func asNobody(t *testing.T, socket string) outcome { return asNobodyTo(t, "unix:
 // asNobodyTo runs the dialer as another user.
 func asNobodyTo(t *testing.T, host string) outcome {
 	t.Helper()
+	cmd := exec.Command(programForOthers(t, "dialer"), "echo")
+	cmd.Dir, cmd.Env = "/", []string{"BUILDKIT_HOST=" + host}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+	return finish(t, cmd)
+}
+
+// nobody is a user who owns nothing.
+const nobody = 65534
+
+// programForOthers puts one of the test's programs where any user can run it.
+func programForOthers(t *testing.T, name string) string {
+	t.Helper()
 	dir := shortDir(t)
 	if err := os.Chmod(dir, 0o755); err != nil {
 		t.Fatal(err)
@@ -259,18 +388,16 @@ func asNobodyTo(t *testing.T, host string) outcome {
 	if err != nil {
 		t.Fatal(err)
 	}
-	program, err := os.ReadFile(self)
-	if err != nil {
+	path := filepath.Join(dir, name)
+	// By another process: a file that this one has had open for writing may be
+	// busy for a while, held by whatever is being forked.
+	if out, err := exec.Command("cp", self, path).CombinedOutput(); err != nil {
+		t.Fatalf("cp: %v\n%s", err, out)
+	}
+	if err := os.Chmod(path, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	path := filepath.Join(dir, "dialer")
-	if err := os.WriteFile(path, program, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.Command(path, "echo")
-	cmd.Dir, cmd.Env = "/", []string{"BUILDKIT_HOST=" + host}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
-	return finish(t, cmd)
+	return path
 }
 
 // requireOrSkip skips a test that this machine cannot run, or fails it where

@@ -80,13 +80,13 @@ func toldByEngine(err error) *failure {
 	var asleep *client.EngineUnreachableError
 	switch {
 	case errors.As(err, &cut):
-		f.what = fmt.Sprintf("engine %s: %s, serial %s: it ended the connection", cut.Engine, reasonWords(cut.Reason), cut.Serial)
+		f.what = refusalWords(cut.Engine, cut.Reason, cut.Serial, "it ended the connection")
 		if cut.Renewal != nil {
 			f.what += "; renewing the certificate fails: " + told(cut.Renewal).what
 		}
 		f.hints = []string{reasonHint(cut.Reason, cut.Serial)}
 	case errors.As(err, &rejected):
-		f.what = fmt.Sprintf("engine %s: %s, serial %s: %s refused it", rejected.Engine, reasonWords(rejected.Reason), rejected.Serial, rejected.Endpoint)
+		f.what = refusalWords(rejected.Engine, rejected.Reason, rejected.Serial, rejected.Endpoint+" refused it")
 		if rejected.Err != nil {
 			f.what += " (" + rejected.Err.Error() + ")"
 		}
@@ -103,8 +103,16 @@ func toldByEngine(err error) *failure {
 	return f
 }
 
-// reasonWords says a sidecar's reason, or the client's, in words.
-func reasonWords(reason string) string {
+// refusalWords says who refused or ended what, and why.
+func refusalWords(engine, reason, serial, did string) string {
+	if words := engineWords(reason); words != "" {
+		return fmt.Sprintf("engine %s: %s (certificate %s): %s", engine, words, serial, did)
+	}
+	return fmt.Sprintf("engine %s: %s, serial %s: %s", engine, certificateWords(reason), serial, did)
+}
+
+// certificateWords says a reason that lies in the certificate.
+func certificateWords(reason string) string {
 	switch reason {
 	case wire.ReasonRevoked:
 		return "certificate revoked"
@@ -112,20 +120,28 @@ func reasonWords(reason string) string {
 		return "certificate expired"
 	case wire.ReasonWrongEngine:
 		return "certificate is not granted for this engine"
-	case wire.ReasonFeedStale:
-		return "the engine has no fresh revocation list (feed_stale) and admits nobody, certificate"
-	case wire.ReasonLimit:
-		return "the engine has as many connections as it takes (limit), certificate"
-	case wire.ReasonDraining:
-		return "the engine is about to stop (draining), certificate"
-	case client.ReasonUnknownCA:
-		return "the engine trusts another issuer's root, certificate"
-	case client.ReasonSilence:
-		return "its machine has gone silent, certificate"
-	case client.ReasonLost:
-		return "the connection broke and nobody said why, certificate"
 	}
 	return "certificate refused (" + reason + ")"
+}
+
+// engineWords says a reason that lies at the engine or in between; empty for
+// any other.
+func engineWords(reason string) string {
+	switch reason {
+	case wire.ReasonFeedStale:
+		return "it has no fresh revocation list and admits nobody (feed_stale)"
+	case wire.ReasonLimit:
+		return "it has as many connections as it takes (limit)"
+	case wire.ReasonDraining:
+		return "it is about to stop (draining)"
+	case client.ReasonUnknownCA:
+		return "it trusts the root of another issuer"
+	case client.ReasonSilence:
+		return fmt.Sprintf("its machine has said nothing for %v", wire.ControlSilence)
+	case client.ReasonLost:
+		return "the connection broke and nobody said why"
+	}
+	return ""
 }
 
 // reasonHint says what to change after a refusal.
@@ -166,7 +182,7 @@ func toldOfReach(err error) *failure {
 	var dns *net.DNSError
 	switch {
 	case errors.As(err, &unknown):
-		hint = "the issuer's TLS certificate is of no CA that this machine trusts: give its roots with --ca-file, or mayfly's own root with --trust-anchor"
+		hint = "the issuer's TLS certificate is of no CA that this machine trusts: give its roots with --ca-file, or, where it serves mayfly's own, the root's fingerprint with --trust-anchor"
 	case errors.As(err, &invalid), errors.As(err, &name):
 		hint = "the issuer's TLS certificate is not valid for this URL now: check the URL and this machine's clock"
 	case errors.As(err, &dns) && dns.IsNotFound:
@@ -211,7 +227,7 @@ func toldByIssuer(err error) *failure {
 	}
 	f := &failure{code: exitFailed, what: p.Error(), err: p}
 	if p.Name() == "" {
-		f.what = fmt.Sprintf("the issuer's URL answers %d %s, and not in mayfly's way", p.Status, p.Title)
+		f.what = fmt.Sprintf("issuer: %d %s, which is no answer of a mayfly issuer", p.Status, p.Title)
 	}
 	switch p.Name() {
 	case wire.ProblemDenied:
@@ -242,7 +258,7 @@ func toldByIssuer(err error) *failure {
 		f.hints = []string{"the issuer cannot serve now: " + again(p.RetryAfter) + "; its log and /readyz say why"}
 	}
 	if len(f.hints) == 0 {
-		f.hints = []string{"the issuer's log says more" + requestID(p) + "; if this is not a mayfly issuer, correct --issuer"}
+		f.hints = []string{"the issuer's log says more" + requestID(p) + "; if something else answers there, correct --issuer"}
 	}
 	return f
 }
@@ -264,6 +280,8 @@ func requestID(p *wire.Problem) string {
 func deniedHints(p *wire.Problem) []string {
 	h := "no rule of the issuer's policy admits this token"
 	switch {
+	case p.Claim == "engine":
+		return []string{"name an engine that the rule grants with --engine, or leave it out; `mayfly doctor` without it shows which ones those are"}
 	case p.Rule != "" && p.Claim != "":
 		h = fmt.Sprintf("the nearest rule is %s, and the claim that it does not take is %s", p.Rule, p.Claim)
 	case p.Claim != "":

@@ -40,7 +40,7 @@ func folderPrefix() string { return "mayfly-" + strconv.Itoa(os.Getuid()) + "-" 
 func folderBase() string {
 	for _, dir := range []string{os.Getenv("XDG_RUNTIME_DIR"), os.TempDir()} {
 		fi, err := os.Stat(dir)
-		if dir == "" || err != nil || !fi.IsDir() {
+		if dir == "" || err != nil || !fi.IsDir() || !keepsNames(fi) {
 			continue
 		}
 		if len(filepath.Join(dir, folderPrefix()+"0123456789", socketName)) <= maxSocketPath {
@@ -113,6 +113,12 @@ func sweepOne(dir string, now time.Time) {
 	if syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) == nil {
 		os.RemoveAll(dir)
 	}
+}
+
+// keepsNames tells whether others cannot put their own in place of what we make
+// in a folder.
+func keepsNames(fi fs.FileInfo) bool {
+	return fi.Mode().Perm()&0o022 == 0 || fi.Mode()&fs.ModeSticky != 0
 }
 
 func mine(fi fs.FileInfo) bool {

@@ -1,6 +1,8 @@
 package cli_test
 
 import (
+	"encoding/json"
+	"errors"
 	"net/http"
 	"net/url"
 	"os"
@@ -8,6 +10,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 )
 
 // TestLogin logs in by a code that is typed elsewhere, and uses the login.
@@ -32,19 +35,100 @@ func TestLogin(t *testing.T) {
 	if !strings.Contains(out.String(), "logged in as ops@example.com until ") || strings.Contains(out.String(), "eyJ") {
 		t.Errorf("output:\n%s", out)
 	}
-	var config string
-	for _, kv := range s.env {
-		if v, ok := strings.CutPrefix(kv, "XDG_CONFIG_HOME="); ok {
-			config = v
-		}
-	}
-	if fi, err := os.Stat(filepath.Join(config, "mayfly", "login.json")); err != nil || fi.Mode().Perm() != 0o600 {
+	if fi, err := os.Stat(filepath.Join(s.getenv("XDG_CONFIG_HOME"), "mayfly", "login.json")); err != nil || fi.Mode().Perm() != 0o600 {
 		t.Errorf("%v, %v", fi, err)
 	}
 	s.run("certs", "list").check(t, 0)
 	s.run("login", "--provider", "nobody").check(t, 2, "staff")
 	s.run("login", "--forget").check(t, 0)
 	s.run("certs", "list").check(t, 1, "not logged in")
+}
+
+// TestLoginInTheBrowser: the desktop's opener is handed an address that leads
+// back to a port of this machine, and nobody is shown a code.
+func TestLoginInTheBrowser(t *testing.T) {
+	t.Parallel()
+	a := newAdmins(t)
+	s := a.as("")
+	bin := t.TempDir()
+	opened := filepath.Join(bin, "opened")
+	for _, name := range []string{"xdg-open", "open"} {
+		script := "#!/bin/sh\nprintf '%s\\n' \"$1\" >" + opened + ".new && mv " + opened + ".new " + opened + "\n"
+		if err := os.WriteFile(filepath.Join(bin, name), []byte(script), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.env = append(s.env, "DISPLAY=:0", "CI=", "SSH_CONNECTION=", "PATH="+bin+string(filepath.ListSeparator)+os.Getenv("PATH"))
+	done := make(chan outcome, 1)
+	go func() { done <- s.run("login") }()
+	var address string
+	waitFor(t, func() bool {
+		b, err := os.ReadFile(opened)
+		address = strings.TrimSpace(string(b))
+		return err == nil
+	})
+	u, err := url.Parse(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	q := u.Query()
+	back, err := url.Parse(q.Get("redirect_uri"))
+	if err != nil || back.Hostname() != "127.0.0.1" || q.Get("code_challenge_method") != "S256" || len(q.Get("code_challenge")) != 43 || q.Get("state") == "" || q.Get("nonce") == "" {
+		t.Errorf("the browser was sent to %s", address)
+	}
+	q.Set("email", "ops@example.com")
+	q.Set("answer", "allow")
+	u.RawQuery = ""
+	resp, err := http.PostForm(u.String(), q) // the provider sends the browser back
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	o := <-done
+	o.check(t, 0, "logged in as ops@example.com until ")
+	if strings.Contains(o.stderr, "type the code") {
+		t.Errorf("a code was shown:\n%s", o.stderr)
+	}
+	s.run("certs", "list").check(t, 0)
+}
+
+// TestLoginEnds: an expired login says so, and a file that others may read is
+// not used.
+func TestLoginEnds(t *testing.T) {
+	t.Parallel()
+	a := newAdmins(t)
+	s := a.as("")
+	dir := filepath.Join(s.getenv("XDG_CONFIG_HOME"), "mayfly")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(dir, "login.json")
+	store := func(expires time.Time, mode os.FileMode) {
+		b, err := json.Marshal(map[string]any{a.URL: map[string]any{"id_token": a.AdminToken(), "expires_at": expires}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(os.WriteFile(file, b, 0o600), os.Chmod(file, mode)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	store(time.Now().Add(time.Hour), 0o600)
+	s.run("certs", "list").check(t, 0)
+	store(time.Now().Add(-time.Hour), 0o600)
+	s.run("certs", "list").check(t, 1, "the login has expired at 20", "mayfly login")
+	store(time.Now().Add(time.Hour), 0o644)
+	s.run("certs", "list").check(t, 1, "others must not read it", "chmod 600")
+}
+
+// getenv is a variable of the stand's environment.
+func (s *stand) getenv(name string) string {
+	value := ""
+	for _, kv := range s.env {
+		if v, ok := strings.CutPrefix(kv, name+"="); ok {
+			value = v
+		}
+	}
+	return value
 }
 
 func TestLoginRefused(t *testing.T) {

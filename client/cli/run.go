@@ -7,9 +7,11 @@
 package cli
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"strings"
@@ -48,7 +50,45 @@ type commands struct {
 
 const description = `mayfly reaches a remote build engine (Dagger, BuildKit) with a certificate that lives for an hour at most, bought with the job's own ID token, so that no secret is stored on either side.
 
-Exit codes: 0; 1 failed; 2 usage; 3 denied by policy; 4 issuer unreachable or overloaded; 5 engine unreachable or refused. exec passes on its command's own code, 128+N when signal N killed it.`
+In a job, this is all there is to do:
+
+	mayfly exec -- dagger call test`
+
+// epilog ends the help of the program itself.
+const epilog = `
+Exit codes:
+  0    done
+  1    failed, as when there is no token
+  2    the command line is wrong
+  3    denied by the issuer's policy
+  4    the issuer is unreachable or overloaded: the same call may succeed later
+  5    the engine is unreachable or refused
+  exec passes on its command's own code, 128+N when signal N killed it.
+
+Environment:
+  MAYFLY_ADMIN_TOKEN    An ID token of a people provider, in place of the login.
+  NO_COLOR              Set to anything: no colours.
+  XDG_CONFIG_HOME       mayfly/login.json below it keeps the login, 0600.
+  XDG_RUNTIME_DIR, TMPDIR
+                        Where exec and proxy make the folder of their socket.
+`
+
+// help prints kong's help with what kong does not know: exec's flags stand
+// before its command, and what surrounds the program.
+func help(o kong.HelpOptions, ctx *kong.Context) error {
+	var text bytes.Buffer
+	out := ctx.Stdout
+	ctx.Stdout = &text
+	err := kong.DefaultHelpPrinter(o, ctx)
+	ctx.Stdout = out
+	s := strings.Replace(text.String(), "mayfly exec [<command> ...] [flags]", "mayfly exec [flags] -- <command> ...", 1)
+	if ctx.Selected() == nil {
+		at := strings.LastIndex(s, "\nRun \"mayfly")
+		s = s[:max(at, 0)] + epilog + s[max(at, 0):]
+	}
+	_, werr := io.WriteString(out, s)
+	return errors.Join(err, werr)
+}
 
 // program is one run of mayfly.
 type program struct {
@@ -68,6 +108,7 @@ func Run(ctx context.Context, args []string, s Stdio) int {
 		kong.Writers(t.out, t.err),
 		kong.Exit(func(int) { left = true }),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, FlagsLast: true, WrapUpperBound: 100}),
+		kong.Help(help),
 		kong.ExplicitGroups([]kong.Group{
 			{Key: "job", Title: "In a job:"},
 			{Key: "admin", Title: "For admins:"},
@@ -120,8 +161,16 @@ func (p *program) end(err error) int {
 	if p.asAdmin {
 		f = toldAdmin(err)
 	}
-	p.fail(f)
+	p.fail(p.located(f))
 	return f.code
+}
+
+// located names the issuer in what it said: a person may have several.
+func (p *program) located(f *failure) *failure {
+	if rest, ok := strings.CutPrefix(f.what, "issuer: "); ok {
+		f.what = "issuer " + p.Issuer + ": " + rest
+	}
+	return f
 }
 
 // interruptible returns a context that ends at the first SIGINT, SIGTERM or

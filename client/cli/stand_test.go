@@ -37,6 +37,8 @@ type stand struct {
 	mu sync.Mutex
 	// issue, token and api answer in place of the usual, when they return true.
 	issue, token, api func(w http.ResponseWriter, r *http.Request) bool
+	// endpoint is where the issuer says that the engine is; empty means there.
+	endpoint string
 	// verdict is the reason that the engine answers; empty admits.
 	verdict string
 	// frozen: the engine takes connections and says nothing.
@@ -114,7 +116,7 @@ func problem(name, detail string, more ...string) func(http.ResponseWriter, *htt
 
 // standClaims are those of a push to main.
 var standClaims = map[string]any{
-	"iss": "https://token.actions.githubusercontent.com", "aud": "mayfly:" + standDomain, "jti": "t1",
+	"iss": "https://token.actions.githubusercontent.com", "jti": "t1",
 	"sub": "repo:acme/app:ref:refs/heads/main", "repository": "acme/app", "repository_id": "1339936803",
 	"repository_owner_id": "285964", "ref": "refs/heads/main", "event_name": "push", "workflow_ref": "acme/app/.github/workflows/ci.yml@refs/heads/main",
 }
@@ -126,9 +128,10 @@ func fakeToken(claims map[string]any, audience string) string {
 		c[k] = v
 	}
 	now := time.Now()
-	c["iat"], c["exp"] = now.Unix(), now.Add(5*time.Minute).Unix()
-	if audience != "" {
-		c["aud"] = audience
+	for k, v := range map[string]any{"iat": now.Unix(), "exp": now.Add(5 * time.Minute).Unix(), "aud": audience} {
+		if _, set := c[k]; !set {
+			c[k] = v
+		}
 	}
 	b, _ := json.Marshal(c)
 	enc := base64.RawURLEncoding
@@ -178,14 +181,17 @@ func (s *stand) sign(w http.ResponseWriter, body []byte) {
 		return
 	}
 	s.mu.Lock()
-	leaf, engine := s.leaf, s.engine
+	leaf, endpoint := s.leaf, s.endpoint
+	if endpoint == "" {
+		endpoint = "tcp://" + s.engine.Addr().String()
+	}
 	s.mu.Unlock()
 	leaf.Key, leaf.Rule, leaf.Run = csr.PublicKey, "app-main", "32291736541/1/96193868770"
 	cert := s.ca.Issue(s.tb, leaf)
 	resp := wire.IssueResponse{
 		Serial: mtls.Serial(cert.Leaf.SerialNumber), NotBefore: cert.Leaf.NotBefore, NotAfter: cert.Leaf.NotAfter,
 		RenewAfter: cert.Leaf.NotBefore.Add(cert.Leaf.NotAfter.Sub(cert.Leaf.NotBefore) / 2), Identity: cert.Leaf.URIs[0].String(), Rule: "app-main",
-		Engines: []wire.Engine{{Name: "default", Endpoint: "tcp://" + engine.Addr().String(), ServerName: standServer}},
+		Engines: []wire.Engine{{Name: "default", Endpoint: endpoint, ServerName: standServer}},
 		CRL:     string(s.ca.Feed(s.tb, mtlstest.Feed{})),
 	}
 	for _, der := range cert.Certificate {
@@ -198,14 +204,17 @@ func (s *stand) sign(w http.ResponseWriter, body []byte) {
 
 // startEngine starts a sidecar with this certificate, in place of an earlier.
 // It is called within set.
-func (s *stand) startEngine(leaf mtlstest.Leaf) {
+func (s *stand) startEngine(leaf mtlstest.Leaf) { s.startEngineTrusting(leaf, s.ca.Roots()) }
+
+// startEngineTrusting has the sidecar verify clients by other roots.
+func (s *stand) startEngineTrusting(leaf mtlstest.Leaf, roots *x509.CertPool) {
 	s.tb.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		s.tb.Fatal(err)
 	}
 	s.engine = ln
-	src := mtlstest.Source{Cert: s.ca.Issue(s.tb, leaf), Pool: s.ca.Roots()}
+	src := mtlstest.Source{Cert: s.ca.Issue(s.tb, leaf), Pool: roots}
 	cfg := mtls.ServerConfig(src, s.ca.TrustDomain, func(mtls.Peer) error { return nil })
 	var wg sync.WaitGroup
 	var mu sync.Mutex
@@ -288,12 +297,24 @@ func (s *stand) serveControl(c *tls.Conn) {
 //	dialer retry   connects for ever, in silence, as Dagger's client does
 //	dialer env     prints its environment
 //	dialer exit N  ends with code N
+//	dialer read F  prints a file, as whoever runs it may
 func dialer(args []string) int {
 	network, address, _ := strings.Cut(os.Getenv("BUILDKIT_HOST"), "://")
 	switch args[0] {
 	case "env":
 		for _, kv := range os.Environ() {
 			fmt.Println(kv)
+		}
+	case "read":
+		f, err := os.Open(args[1])
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "dialer:", err)
+			return 1
+		}
+		defer f.Close()
+		if _, err := io.Copy(os.Stdout, f); err != nil {
+			fmt.Fprintln(os.Stderr, "dialer:", err)
+			return 1
 		}
 	case "exit":
 		code := 0

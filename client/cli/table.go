@@ -8,9 +8,10 @@ import (
 	"charm.land/lipgloss/v2"
 )
 
-// column is one column of a table. Only columns with a Min shrink, down to it:
-// first those that are Early, such as a serial, whose beginning will do, then
-// the others, the widest first.
+// column is one column of a table. Only columns with a Min shrink: first those
+// that are Early, such as a serial, whose beginning will do, then the others,
+// the widest first, down to Min, and on a terminal too narrow for that down to
+// leastWidth.
 type column struct {
 	Head  string
 	Min   int
@@ -56,6 +57,9 @@ func (t *terminal) table(cols []column, rows [][]cell) {
 // gap stands between two columns.
 const gap = 2
 
+// leastWidth is a width that still shows something.
+const leastWidth = 4
+
 // fit takes columns from those that may shrink until the row fits.
 func fit(cols []column, widths []int, total int) {
 	used := -gap
@@ -63,9 +67,12 @@ func fit(cols []column, widths []int, total int) {
 		used += w + gap
 	}
 	for ; used > total; used-- {
-		i := widest(cols, widths, true)
+		i := widest(cols, widths, minOf(true))
 		if i < 0 {
-			i = widest(cols, widths, false)
+			i = widest(cols, widths, minOf(false))
+		}
+		if i < 0 {
+			i = widest(cols, widths, func(c column) int { return min(c.Min, leastWidth) })
 		}
 		if i < 0 {
 			return
@@ -74,11 +81,22 @@ func fit(cols []column, widths []int, total int) {
 	}
 }
 
-// widest is the widest column that can shrink, or -1.
-func widest(cols []column, widths []int, early bool) int {
+// minOf is the Min of columns that are Early, or of the others.
+func minOf(early bool) func(column) int {
+	return func(c column) int {
+		if c.Early != early {
+			return 0
+		}
+		return c.Min
+	}
+}
+
+// widest is the widest column above the width that least allows it, or -1;
+// where that is 0 the column keeps its width.
+func widest(cols []column, widths []int, least func(column) int) int {
 	found := -1
 	for i, c := range cols {
-		if c.Min > 0 && widths[i] > c.Min && c.Early == early && (found < 0 || widths[i] > widths[found]) {
+		if n := least(c); n > 0 && widths[i] > n && (found < 0 || widths[i] > widths[found]) {
 			found = i
 		}
 	}

@@ -100,6 +100,40 @@ func TestTableFits(t *testing.T) {
 	}
 }
 
+// TestListsFitATerminal: the widest lists that there are, at 80 columns and at
+// 120, with nothing of a state or a time cut off.
+func TestListsFitATerminal(t *testing.T) {
+	t.Parallel()
+	for name, tt := range map[string]struct {
+		cols []column
+		row  []string
+		kept []string
+	}{
+		"certs": {certColumns, []string{"a1dbf24ea426fb2c276ac34567f48691", "revoked", "andreaso/actions-tester", "32291736541", "andreaso-the-second", "app-main", "default,arm64", "in 23h59m"}, []string{"revoked", "in 23h59m"}},
+		"events": {eventColumns, []string{"1234567", "59m ago", "policy_loaded", "andreaso/actions-tester", "32291736541", "a1dbf24ea426fb2c276ac34567f48691",
+			"rule app-main, by spiffe://local.mayfly.example/engine/default"}, []string{"1234567", "59m ago", "policy_loaded"}},
+	} {
+		for _, columns := range []int{80, 120} {
+			term, out := testTerminal(columns, false)
+			var row []cell
+			for _, text := range tt.row {
+				row = append(row, plain(text))
+			}
+			term.table(tt.cols, [][]cell{row})
+			for line := range strings.Lines(out.String()) {
+				if got := width(strings.TrimRight(line, "\n")); got > columns {
+					t.Errorf("%s at %d columns: a line has %d: %s", name, columns, got, line)
+				}
+			}
+			for _, want := range tt.kept {
+				if !strings.Contains(out.String(), want) {
+					t.Errorf("%s at %d columns lacks %q:\n%s", name, columns, want, out)
+				}
+			}
+		}
+	}
+}
+
 func TestTimes(t *testing.T) {
 	t.Parallel()
 	tty, _ := testTerminal(80, false)

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/mayfly-ca/mayfly/client"
+	"github.com/mayfly-ca/mayfly/client/tokensource"
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
@@ -45,10 +46,13 @@ func (p *program) open(ctx context.Context, f tunnelFlags) (*tunnel, error) {
 		return nil, err
 	}
 	t := &tunnel{p: p, final: make(chan error, 1), renewed: make(chan struct{}, 1), waking: map[string]bool{}}
+	if err := keepMemory(); err != nil {
+		p.warn("other programs of this user may read the key from memory: %v", err)
+	}
 	p.progress("asking %s for a certificate with a token of %s", p.Issuer, source)
 	t.client, err = client.New(ctx, client.Config{
 		Issuer: p.Issuer, CAFile: p.CAFile, TrustAnchor: p.TrustAnchor, Audience: p.Audience,
-		Source: source, Engine: f.Engine, WakeTimeout: f.WakeTimeout, Progress: t.hear,
+		Source: patientSource{source, p}, Engine: f.Engine, WakeTimeout: f.WakeTimeout, Progress: t.hear,
 	})
 	p.settle()
 	if err != nil {
@@ -60,6 +64,25 @@ func (p *program) open(ctx context.Context, f tunnelFlags) (*tunnel, error) {
 		return nil, errors.Join(err, t.client.Close())
 	}
 	return t, nil
+}
+
+// patientSource says that it waits for a token: a platform that does not answer
+// is asked for a minute and a half.
+type patientSource struct {
+	tokensource.Source
+	p *program
+}
+
+// slowToken is how long a token may take before a person wonders.
+const slowToken = 10 * time.Second
+
+// Token implements tokensource.Source.
+func (s patientSource) Token(ctx context.Context, audience string) (string, error) {
+	t := time.AfterFunc(slowToken, func() {
+		s.p.note("%s has given no ID token yet, still asking", s.Source)
+	})
+	defer t.Stop()
+	return s.Source.Token(ctx, audience)
 }
 
 // oneEngine refuses to guess between engines.
@@ -93,9 +116,10 @@ func (t *tunnel) hear(e client.Event) {
 	p := t.p
 	switch e.Kind {
 	case client.EventIssuerWaiting:
-		p.progress("the issuer does not answer yet (%v), trying again in %v", e.Err, e.Elapsed.Round(100*time.Millisecond))
+		wait := e.Elapsed.Round(100 * time.Millisecond)
+		p.progress("no certificate yet, trying again in %v: %v", wait, e.Err)
 		if !p.errTTY {
-			p.note("the issuer does not answer yet, trying again in %v: %v", e.Elapsed.Round(100*time.Millisecond), e.Err)
+			p.note("no certificate yet, trying again in %v with a fresh token: %v", wait, e.Err)
 		}
 	case client.EventWaking:
 		t.hearWaking(e)

@@ -105,7 +105,7 @@ func (g *github) hint(err error) string {
 		if fromFork() {
 			return forkHint
 		}
-		return "the job's request token is refused: it ends with its job. " + githubHint
+		return "GitHub refused the job's request token, which ends with its job; where the permission is missing, " + githubHint
 	case passing(status.Status):
 		return "GitHub's token service is failing: see https://www.githubstatus.com"
 	}

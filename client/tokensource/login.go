@@ -203,7 +203,7 @@ func (c *loginClient) do(req *http.Request, into any) error {
 			Description string `json:"error_description"`
 		}
 		_ = json.Unmarshal(raw, &e) // a page in place of JSON leaves the status
-		return &LoginError{Code: e.Error, Description: e.Description, Status: resp.StatusCode}
+		return &LoginError{Code: excerpt([]byte(e.Error)), Description: excerpt([]byte(e.Description)), Status: resp.StatusCode}
 	}
 	if err := json.Unmarshal(raw, into); err != nil {
 		return fmt.Errorf("the answer is not JSON: %w", err)

@@ -125,7 +125,7 @@ func (a *authorization) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	back := returned{code: q.Get("code")}
 	if back.code == "" {
-		back.err = &LoginError{Code: q.Get("error"), Description: q.Get("error_description"), Status: http.StatusOK}
+		back.err = &LoginError{Code: excerpt([]byte(q.Get("error"))), Description: excerpt([]byte(q.Get("error_description"))), Status: http.StatusOK}
 		fmt.Fprintln(w, "The login was refused. The terminal says more; you may close this page.")
 	} else {
 		fmt.Fprintln(w, "mayfly has your answer. You may close this page and go back to the terminal.")

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"strings"
 	"time"
 )
 
@@ -23,6 +24,10 @@ type deviceAnswer struct {
 type tokenAnswer struct {
 	IDToken string `json:"id_token"`
 }
+
+// maxDeviceInterval bounds the seconds between two polls that a provider may
+// ask for.
+const maxDeviceInterval = 60
 
 // deviceGrant is the grant type of RFC 8628 section 3.4.
 const deviceGrant = "urn:ietf:params:oauth:grant-type:device_code"
@@ -47,9 +52,13 @@ func (l Login) Device(ctx context.Context) (*LoginToken, error) {
 	if d.DeviceCode == "" || d.UserCode == "" || d.URI == "" {
 		return nil, errors.New("ask for a device code: the answer lacks the code or the address")
 	}
-	life := time.Duration(d.ExpiresIn) * time.Second
-	if life <= 0 || life > maxDeviceExpiry {
-		life = maxDeviceExpiry
+	// The person is about to open it.
+	if err := secureURL(d.URI, strings.HasPrefix(l.Issuer, "http:")); err != nil {
+		return nil, fmt.Errorf("ask for a device code: address: %w", err)
+	}
+	life := maxDeviceExpiry
+	if s := d.ExpiresIn; s > 0 && s < int64(maxDeviceExpiry/time.Second) {
+		life = time.Duration(s) * time.Second
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, life, errors.New("the code has expired before the login was finished"))
 	defer cancel()
@@ -59,7 +68,7 @@ func (l Login) Device(ctx context.Context) (*LoginToken, error) {
 
 // poll asks for the token until the person has answered (RFC 8628 section 3.5).
 func (c *loginClient) poll(ctx context.Context, d deviceAnswer) (*LoginToken, error) {
-	interval := time.Duration(d.Interval) * time.Second
+	interval := time.Duration(min(d.Interval, maxDeviceInterval)) * time.Second
 	if d.Interval <= 0 {
 		interval = 5 * time.Second
 	}
