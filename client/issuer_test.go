@@ -119,7 +119,7 @@ func TestIssuerAnswers(t *testing.T) {
 				<-r.Context().Done()
 				return true
 			}
-		}, status: -1, says: "deadline exceeded", tokens: 5, most: mintTotal},
+		}, status: -1, says: "no answer in time", tokens: 5, most: mintTotal},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
