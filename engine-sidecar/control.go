@@ -9,6 +9,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"github.com/mayfly-ca/mayfly/client/mtls"
 	"github.com/mayfly-ca/mayfly/client/wire"
 	"github.com/mayfly-ca/mayfly/engine-sidecar/admission"
@@ -24,6 +26,10 @@ const (
 	controlQueue = 1024
 	// controlWrite bounds one write.
 	controlWrite = 10 * time.Second
+	// controlRate bounds the lines per second that a client may say, after
+	// controlBurst: a hold for each relay of a run, and then a ping now and
+	// then. What is faster is read later.
+	controlRate, controlBurst = 50, 1024
 )
 
 // serveControl runs a control connection to its end.
@@ -165,7 +171,11 @@ func (k *control) read(member *admission.Control) error {
 	}
 	lines := bufio.NewScanner(k.conn.tls)
 	lines.Buffer(nil, wire.MaxControlLine)
+	pace := rate.NewLimiter(controlRate, controlBurst)
 	for lines.Scan() {
+		if err := k.slow(pace); err != nil {
+			return err
+		}
 		m, err := wire.ParseControl(lines.Bytes())
 		if err != nil {
 			return err
@@ -182,6 +192,22 @@ func (k *control) read(member *admission.Control) error {
 		}
 	}
 	return lines.Err()
+}
+
+// slow waits until the client may be heard again.
+func (k *control) slow(pace *rate.Limiter) error {
+	wait := pace.Reserve().Delay()
+	if wait <= 0 {
+		return nil
+	}
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-k.gone:
+		return io.ErrClosedPipe
+	}
 }
 
 var _ admission.Cutter = (*connection)(nil)

@@ -48,6 +48,7 @@ func (h *halfOpen) enter(close func()) *waiting {
 
 // from names the client's address, and tells whether it may have one more.
 func (w *waiting) from(addr netip.Addr) bool {
+	addr = oneClient(addr)
 	w.of.mu.Lock()
 	defer w.of.mu.Unlock()
 	if w.elem == nil || w.of.perAddr[addr] >= w.of.mostPerAddr {
@@ -56,6 +57,19 @@ func (w *waiting) from(addr netip.Addr) bool {
 	w.addr = addr
 	w.of.perAddr[addr]++
 	return true
+}
+
+// oneClient is the address that a client's connections are counted by: of IPv6
+// its /64, which is what one is given (RFC 6177 section 2).
+func oneClient(addr netip.Addr) netip.Addr {
+	if addr = addr.Unmap(); addr.Is4() {
+		return addr
+	}
+	net, err := addr.Prefix(64)
+	if err != nil {
+		return addr
+	}
+	return net.Addr()
 }
 
 // leave takes the connection out. It may be called again.

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -28,6 +29,32 @@ const (
 	farewell = 2 * time.Second
 )
 
+// maxHandshake bounds what a client may send until it has proven who it is, in
+// bytes. Mayfly's own send 4 KB, and one with three certificates of 4096 bits of
+// RSA 8 KB. crypto/tls takes a quarter of a megabyte, and verifies a hundred
+// signatures in it, for a stranger.
+const maxHandshake = 32 << 10
+
+// handshakeConn counts what is read until the handshake is over.
+type handshakeConn struct {
+	*relay.Conn
+	left int // bytes that may still come; below zero: any number
+}
+
+var errLongHandshake = errors.New("handshake is longer than any client's")
+
+// Read implements net.Conn.
+func (c *handshakeConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if c.left >= 0 {
+		if c.left -= n; c.left < 0 {
+			c.left = 0
+			return 0, errLongHandshake
+		}
+	}
+	return n, err
+}
+
 // front is the listener for clients. It can be opened again after close.
 type front struct {
 	s       *sidecar
@@ -36,6 +63,9 @@ type front struct {
 	proxies []netip.Prefix
 	addr    string // to listen on; the real one after the first time
 
+	strangers *rate.Limiter // of lines in the log
+	unlogged  atomic.Int64  // those that it refused
+
 	mu    sync.Mutex
 	ln    *net.TCPListener
 	conns sync.WaitGroup
@@ -43,7 +73,8 @@ type front struct {
 
 func newFront(s *sidecar) (*front, error) {
 	perSecond := s.cfg.Limits.HandshakeRate
-	f := &front{s: s, addr: s.cfg.Listen, rate: rate.NewLimiter(rate.Limit(perSecond), 2*perSecond)}
+	f := &front{s: s, addr: s.cfg.Listen, rate: rate.NewLimiter(rate.Limit(perSecond), 2*perSecond),
+		strangers: rate.NewLimiter(strangersPerSecond, strangersAtOnce)}
 	var err error
 	if f.proxies, err = parsePrefixes(s.cfg.TrustedProxies); err != nil {
 		return nil, err
@@ -152,11 +183,13 @@ func (f *front) greet(tcp *net.TCPConn, w *waiting) {
 		_ = tcp.Close()
 		return
 	}
-	conn := tls.Server(below, f.conf)
+	measured := &handshakeConn{Conn: below, left: maxHandshake}
+	conn := tls.Server(measured, f.conf)
 	err = errors.Join(below.KeepAlive(deadPeer), tcp.SetDeadline(deadline))
 	if err == nil {
 		err = conn.Handshake()
 	}
+	measured.left = -1
 	if err != nil {
 		f.failed(err, remote)
 		below.Farewell(farewell)
@@ -191,10 +224,12 @@ func (f *front) address(tcp *net.TCPConn, w *waiting, deadline time.Time) (netip
 		return peer, err
 	}
 	addr, err := readProxyHeader(tcp)
-	if err != nil {
+	switch {
+	case err != nil:
 		return peer, err
-	}
-	if addr.IsValid() && !w.from(addr.Addr()) {
+	case !addr.IsValid(): // the proxy's own connection
+		return peer, nil
+	case !w.from(addr.Addr()):
 		f.s.metrics.handshakes.WithLabelValues("limited").Inc()
 		return addr, errors.New("too many handshakes of this address")
 	}
@@ -215,12 +250,36 @@ func (f *front) failed(err error, remote netip.AddrPort) {
 	case errors.As(err, &refused):
 		f.s.refused(refused.Refusal, partyOf(refused.peer, remote), refused.peer.ALPN)
 	case errors.As(err, &bad):
-		f.s.log.Warn("client certificate does not verify", "error", err, "remote", remote)
+		f.stranger(slog.LevelWarn, "client certificate does not verify", err, remote)
 	case errors.Is(err, io.EOF):
 		f.s.log.Debug("connection closed in the handshake", "remote", remote)
 	default:
-		f.s.log.Info("handshake", "error", err, "remote", remote)
+		f.stranger(slog.LevelInfo, "handshake", err, remote)
 	}
+}
+
+// Lines in the log that strangers can cause: so many a second, after a burst.
+const (
+	strangersPerSecond = 5
+	strangersAtOnce    = 50
+)
+
+// stranger logs what somebody unknown did, unless too many do: metrics count
+// them all, and the next line says how many have none.
+func (f *front) stranger(level slog.Level, what string, err error, remote netip.AddrPort) {
+	ctx := context.Background()
+	if !f.s.log.Enabled(ctx, level) {
+		return
+	}
+	if !f.strangers.Allow() {
+		f.unlogged.Add(1)
+		return
+	}
+	attrs := []slog.Attr{slog.Any("error", err), slog.String("remote", remote.String())}
+	if n := f.unlogged.Swap(0); n > 0 {
+		attrs = append(attrs, slog.Int64("unlogged", n))
+	}
+	f.s.log.LogAttrs(ctx, level, what, attrs...)
 }
 
 // peer is who the connection's other end has proven to be.

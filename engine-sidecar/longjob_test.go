@@ -2,6 +2,7 @@ package sidecar_test
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"net"
 	"strings"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"github.com/mayfly-ca/mayfly/client"
+	"github.com/mayfly-ca/mayfly/client/mtls"
 	"github.com/mayfly-ca/mayfly/client/wire"
 	"github.com/mayfly-ca/mayfly/issuer/issuertest"
 )
@@ -36,15 +38,40 @@ func (f *firstOnly) Token(ctx context.Context, audience string) (string, error) 
 	return f.job.Token(ctx, audience)
 }
 
+// steal opens a relay with somebody else's certificate and key, which a job's
+// client never writes down, and tells when it has ended.
+func (w *world) steal(stolen *client.Credential) <-chan time.Time {
+	w.tb.Helper()
+	tcp, err := net.Dial("tcp", w.addr)
+	if err != nil {
+		w.tb.Fatal(err)
+	}
+	w.tb.Cleanup(func() { tcp.Close() })
+	conn := tls.Client(tcp, mtls.ClientConfig(stolen, stolen.TrustDomain, issuertest.ServerName, []string{wire.ALPNRelay},
+		func(mtls.Peer) error { return nil }))
+	if reason := w.verdict(conn); reason != "" {
+		w.tb.Fatalf("refused: %s", reason)
+	}
+	w.echoes(conn)
+	ended := make(chan time.Time, 1)
+	go func() {
+		_, _ = conn.Read(make([]byte, 1))
+		ended <- time.Now()
+	}()
+	return ended
+}
+
 // TestLongJob: one connection outlives its certificate, because its own client
 // renews and holds it. Beside it, a job that cannot renew is cut at NotAfter,
-// and told why.
+// and told why; and a thief with the first job's certificate and key gains
+// nothing by that job's renewals (ATTACKS 61).
 func TestLongJob(t *testing.T) {
 	t.Parallel()
 	w, issuer := realWorldOf(t, issuertest.Options{Policy: shortLived})
 	renews := w.realClient(issuer, "5000")
 	held := w.realDial(renews)
 	first := renews.Credential().Serial()
+	stolenUntil, thief := renews.Info().NotAfter, w.steal(renews.Credential())
 
 	stuck, err := client.New(t.Context(), client.Config{
 		Issuer: issuer.URL, CAFile: issuer.CAFile, TrustAnchor: issuer.TrustAnchor,
@@ -87,6 +114,14 @@ func TestLongJob(t *testing.T) {
 		case <-late:
 			t.Fatalf("a relay whose certificate ended at %v goes on\n%s", notAfter, w.log)
 		}
+	}
+	select {
+	case at := <-thief:
+		if early := stolenUntil.Sub(at); early > time.Second {
+			t.Errorf("the thief's relay ended %v before NotAfter", early)
+		}
+	case <-late:
+		t.Errorf("a relay of a stolen certificate outlives it, since its owner renews\n%s", w.log)
 	}
 	w.echoes(held)
 	if now := renews.Credential().Serial(); now == first || renews.Stats().Renewals < 2 {

@@ -57,16 +57,18 @@ func (w *world) sClient(cert *tls.Certificate, input string, args ...string) str
 	return string(out)
 }
 
-func TestOpenSSLClient(t *testing.T) {
-	t.Parallel()
+func needOpenSSL(t *testing.T) {
+	t.Helper()
 	if _, err := exec.LookPath("openssl"); err != nil {
 		if os.Getenv("MAYFLY_TEST_REQUIRE") == "all" {
 			t.Fatal("openssl is not installed")
 		}
 		t.Skip("openssl is not installed: apt-get install openssl")
 	}
-	w := setUp(t)
-	// An engine that answers once and closes, so that s_client ends.
+}
+
+// answerOnce is an engine that answers once and closes, so that s_client ends.
+func (w *world) answerOnce() {
 	go func() {
 		for {
 			c, err := w.engine.Accept()
@@ -81,6 +83,13 @@ func TestOpenSSLClient(t *testing.T) {
 			}()
 		}
 	}()
+}
+
+func TestOpenSSLClient(t *testing.T) {
+	t.Parallel()
+	needOpenSSL(t)
+	w := setUp(t)
+	w.answerOnce()
 	w.run()
 	good := w.clientCert(nil)
 	if out := w.sClient(good, "hello\n"); !strings.Contains(out, "engine heard hello") {

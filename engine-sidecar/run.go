@@ -105,7 +105,7 @@ func newSidecar(cfg Config) (*sidecar, error) {
 	})
 	s.gate = admission.NewGate(admission.Options{
 		Engine: cfg.Engine, Checker: s.checker, MaxAge: cfg.MaxConnectionAge,
-		MaxRelays: cfg.Limits.Connections, MaxPerRun: cfg.Limits.ConnectionsPerRun,
+		MaxRelays: s.maxRelays(), MaxPerRun: cfg.Limits.ConnectionsPerRun,
 	})
 	s.reporter = newReporter(s)
 	if s.front, err = newFront(s); err != nil {

@@ -217,6 +217,13 @@ func (r *reporter) flush(ctx context.Context) error {
 			return err
 		}
 		answer, err := r.s.issuer.Report(ctx, token, wire.SessionsRequest{Reports: batch.reports})
+		if malformed(err) {
+			// It would be no better the next time, and hold up all others.
+			r.s.log.Error("session reports dropped: the issuer does not understand them", "error", err, "reports", len(batch.reports))
+			r.s.metrics.reports.WithLabelValues("refused").Add(float64(len(batch.reports)))
+			r.settle(batch, wire.SessionsResponse{})
+			continue
+		}
 		if err != nil {
 			r.distrust(err)
 			return fmt.Errorf("report sessions: %w", err)
@@ -312,6 +319,12 @@ func (r *reporter) distrust(err error) {
 		defer r.mu.Unlock()
 		r.token = ""
 	}
+}
+
+// malformed tells whether the issuer refused the request as such.
+func malformed(err error) bool {
+	var p *wire.Problem
+	return errors.As(err, &p) && (p.Status == 400 || p.Status == 413)
 }
 
 // expiry reads when a token ends, which only the issuer verifies; zero when it

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"golang.org/x/net/netutil"
 )
 
 // unready says why clients are not admitted now; empty when they are.
@@ -30,6 +31,9 @@ func (s *sidecar) unready() string {
 	}
 	return ""
 }
+
+// maxStatusConns bounds the connections of the status listener; more wait.
+const maxStatusConns = 64
 
 // status serves /healthz, /readyz and /metrics until ctx ends.
 func (s *sidecar) status(ctx context.Context, ln net.Listener) {
@@ -53,7 +57,8 @@ func (s *sidecar) status(ctx context.Context, ln net.Listener) {
 	}
 	stop := context.AfterFunc(ctx, func() { _ = srv.Close() })
 	defer stop()
-	if err := srv.Serve(ln); err != nil && !errors.Is(err, http.ErrServerClosed) {
+	// Build steps may reach this listener, and must not take all descriptors.
+	if err := srv.Serve(netutil.LimitListener(ln, maxStatusConns)); err != nil && !errors.Is(err, http.ErrServerClosed) {
 		s.log.Error("status listener", "error", err)
 	}
 }

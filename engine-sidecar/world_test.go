@@ -50,6 +50,7 @@ type fakeIssuer struct {
 	down     bool          // answers 503 to everything
 	frozen   bool          // answers 204 to every wait, whatever the feed says
 	denied   bool          // issues nothing
+	misreads bool          // understands no session report
 	ttl      time.Duration // of server certificates
 	issued   []*x509.Certificate
 	reports  []wire.SessionReport
@@ -180,6 +181,12 @@ func (f *fakeIssuer) sessions(w http.ResponseWriter, r *http.Request) {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.misreads {
+		w.Header().Set("Content-Type", wire.ProblemMediaType)
+		w.WriteHeader(http.StatusBadRequest)
+		_ = json.NewEncoder(w).Encode(wire.Problem{Type: wire.ProblemPrefix + wire.ProblemBadRequest, Title: "bad request", Status: 400})
+		return
+	}
 	f.reports = append(f.reports, req.Reports...)
 	f.reportTo = append(f.reportTo, strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer "))
 	_ = json.NewEncoder(w).Encode(wire.SessionsResponse{Accepted: len(req.Reports)})

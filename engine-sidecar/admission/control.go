@@ -108,6 +108,10 @@ func (c *Control) Hold(names []string) (held []string) {
 	}
 	for _, name := range names {
 		l := g.byName[name]
+		if l != nil && l.holder == c && l.cutFor == "" {
+			held = append(held, name) // again: nothing changes
+			continue
+		}
 		if l == nil || l.run != c.run || l.cutFor != "" || !l.hangOn(c) {
 			continue
 		}

@@ -191,7 +191,9 @@ func (e *Engine) brief(ctx context.Context, link *net.UnixConn) error {
 // *ExitError when it ends before, and ctx's error with the last cause.
 func (e *Engine) Ready(ctx context.Context) error {
 	told := e.told
-	for wait := 5 * time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
+	// An attempt costs microseconds, and what is waited for too long adds to
+	// every start of the machine.
+	for wait := 2 * time.Millisecond; ; wait = min(wait+wait/4, 25*time.Millisecond) {
 		err := e.opts.Probe.ask(ctx, e.opts.Socket)
 		if err == nil {
 			return nil

@@ -211,24 +211,13 @@ type run struct {
 // build starts one, as a run of its own. flags are mayfly's.
 func (d *distant) build(runID string, flags ...string) *run {
 	d.t.Helper()
-	runner := d.issuer.GitHub.NewJob(map[string]any{"run_id": runID})
-	if host := hostOf(runner.RequestURL); !d.forwarded[host] {
-		d.forwarded[host] = true
-		d.job.forward(host)
-	}
 	ended := make(chan struct{})
 	r := &run{out: &transcript{t: d.t, over: ended}, ended: ended}
 	argv := append(d.job.command(d.named(filepath.Join(d.bin, "mayfly"), "exec")...), flags...)
 	argv = append(argv, "--", engineTool(d.t, "buildctl"), "build", "--progress", "plain", "--no-cache",
 		"--frontend", "dockerfile.v0", "--local", "context="+d.work, "--local", "dockerfile="+d.work)
 	r.cmd = exec.Command(argv[0], argv[1:]...)
-	r.cmd.Env = []string{
-		"PATH=" + os.Getenv("PATH"), "HOME=" + d.work, "MAYFLY_ISSUER=" + d.issuer.URL, "MAYFLY_CA_FILE=" + d.issuer.CAFile,
-		"ACTIONS_ID_TOKEN_REQUEST_URL=" + runner.RequestURL, "ACTIONS_ID_TOKEN_REQUEST_TOKEN=" + runner.RequestToken,
-	}
-	if roots := d.edgeRoots(); roots != "" {
-		r.cmd.Env = append(r.cmd.Env, "SSL_CERT_FILE="+roots)
-	}
+	r.cmd.Env = d.environ(runID)
 	r.cmd.Stdout, r.cmd.Stderr = r.out, r.out
 	r.cmd.WaitDelay = 2 * time.Second
 	r.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -247,6 +236,23 @@ func (d *distant) build(runID string, flags ...string) *run {
 		}
 	})
 	return r
+}
+
+// environ is a job's environment, as its steps have it.
+func (d *distant) environ(runID string) []string {
+	runner := d.issuer.GitHub.NewJob(map[string]any{"run_id": runID})
+	if host := hostOf(runner.RequestURL); !d.forwarded[host] {
+		d.forwarded[host] = true
+		d.job.forward(host)
+	}
+	env := []string{
+		"PATH=" + os.Getenv("PATH"), "HOME=" + d.work, "MAYFLY_ISSUER=" + d.issuer.URL, "MAYFLY_CA_FILE=" + d.issuer.CAFile,
+		"ACTIONS_ID_TOKEN_REQUEST_URL=" + runner.RequestURL, "ACTIONS_ID_TOKEN_REQUEST_TOKEN=" + runner.RequestToken,
+	}
+	if roots := d.edgeRoots(); roots != "" {
+		env = append(env, "SSL_CERT_FILE="+roots)
+	}
+	return env
 }
 
 // named is argv for a program that knows the edge by its name: it has an

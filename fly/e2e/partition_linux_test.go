@@ -2,10 +2,18 @@ package e2e
 
 import (
 	"context"
+	"crypto/x509"
+	"encoding/pem"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/mayfly-ca/mayfly/client/mtls"
 	"github.com/mayfly-ca/mayfly/client/wire"
+	"github.com/mayfly-ca/mayfly/issuer/issuertest"
 )
 
 // patience guards against a test that hangs. How long things really took is
@@ -37,6 +45,7 @@ func TestPacketsLost(t *testing.T) {
 	t.Parallel()
 	d := newDistant(t, distantOptions{})
 	build := d.running("6100")
+	d.buildctlWithFiles("6102")
 	d.engine.drop("toRunner")
 	lost := time.Now()
 	build.out.await(patience, "engine default: its machine has gone silent")
@@ -48,6 +57,52 @@ func TestPacketsLost(t *testing.T) {
 	if code := build.wait(patience); code == 0 {
 		t.Error("a build that was cut off ended well")
 	}
+}
+
+// buildctlWithFiles is buildctl's own TLS with the files that mayfly cert writes,
+// until their certificate is revoked.
+func (d *distant) buildctlWithFiles(runID string) {
+	t := d.t
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "files")
+	do := func(argv ...string) (string, error) {
+		argv = d.job.command(argv...)
+		cmd := exec.CommandContext(t.Context(), argv[0], argv[1:]...)
+		cmd.Env = d.environ(runID)
+		out, err := cmd.CombinedOutput()
+		return string(out), err
+	}
+	if out, err := do(filepath.Join(d.bin, "mayfly"), "cert", "--out", dir); err != nil {
+		t.Fatalf("mayfly cert: %v\n%s", err, out)
+	}
+	workers := []string{engineTool(t, "buildctl"), "--timeout", "5", "--addr", "tcp://" + engineAddr + ":8080", "--tlsservername", issuertest.ServerName,
+		"--tlscacert", dir + "/ca.pem", "--tlscert", dir + "/cert.pem", "--tlskey", dir + "/key.pem", "debug", "workers"}
+	if out, err := do(workers...); err != nil || !strings.Contains(out, "linux/amd64") {
+		t.Fatalf("buildctl: %v\n%s", err, out)
+	}
+	data, err := os.ReadFile(dir + "/cert.pem")
+	if err != nil {
+		t.Fatal(err)
+	}
+	block, _ := pem.Decode(data)
+	cert, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	serial := mtls.Serial(cert.SerialNumber)
+	if _, err := d.issuer.Revoke(wire.RevokeRequest{Serial: serial, Reason: "test"}); err != nil {
+		t.Fatal(err)
+	}
+	for began := time.Now(); ; {
+		out, err := do(workers...)
+		if err != nil && strings.Contains(out, "bad certificate") {
+			break
+		}
+		if time.Since(began) > patience {
+			t.Fatalf("buildctl with a revoked certificate: %v\n%s", err, out)
+		}
+	}
+	d.sidecarLog.await(patience, `"client refused"`, `"reason":"revoked"`, serial, `"alpn":"h2"`)
 }
 
 // TestIssuerCutOff: the engine loses its issuer, and the runner does not. The

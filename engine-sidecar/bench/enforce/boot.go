@@ -1,0 +1,157 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"text/tabwriter"
+	"time"
+
+	"github.com/mayfly-ca/mayfly/client/wire"
+)
+
+// boot starts sidecars, one after the other, and takes apart how long each took
+// from its execution until it listened.
+func boot(ctx context.Context, o options, out io.Writer) error {
+	s, err := newStand(ctx, o, 24*time.Hour)
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(w, "%d starts\t\tp50\tmax\tbound\n", o.count)
+	engines := []struct {
+		name    string
+		command func(string) []string
+	}{{"stand-in engine", standIn}}
+	if o.engine != "" {
+		engines = append(engines, struct {
+			name    string
+			command func(string) []string
+		}{"BuildKit", s.buildkit})
+	}
+	for _, e := range engines {
+		var all []start
+		for range o.count {
+			one, err := s.measureStart(ctx, e.command)
+			if err != nil {
+				return err
+			}
+			all = append(all, one)
+		}
+		row := func(name string, f func(start) time.Duration, bound string) {
+			var took []time.Duration
+			for _, one := range all {
+				took = append(took, f(one))
+			}
+			slices.Sort(took)
+			fmt.Fprintf(w, "%s\t%s\t%v\t%v\t%s\n", e.name, name, micro(took[len(took)/2]), micro(took[len(took)-1]), bound)
+		}
+		row("exec -> listening", func(s start) time.Duration { return s.total }, "")
+		row("  the issuer's answers", func(s start) time.Duration { return s.issuer }, "")
+		row("  exec -> certificate", func(s start) time.Duration { return s.certificate }, "")
+		row("  the engine's own start", func(s start) time.Duration { return s.engine }, "")
+		row("  the sidecar's own part", func(s start) time.Duration { return s.total - max(s.issuer, s.engine) }, "50ms")
+	}
+	return w.Flush()
+}
+
+// start is one boot. The issuer answers while the engine starts, so of the two
+// only the longer one counts.
+type start struct {
+	total       time.Duration // execution to listening
+	certificate time.Duration // execution to a certificate
+	issuer      time.Duration // what the issuer spent on its answers, by its own log
+	engine      time.Duration // what the engine took to answer on its socket, run alone
+}
+
+// measureStart starts one, and stops it.
+func (s *stand) measureStart(ctx context.Context, engine func(string) []string) (start, error) {
+	alone, err := s.engineAlone(ctx, engine)
+	if err != nil {
+		return start{}, err
+	}
+	// What is said later is this start's.
+	asked := len(s.issuer.lines("msg=request"))
+	began := time.Now()
+	sc, err := s.startSidecar(ctx, engine)
+	if err != nil {
+		return start{}, err
+	}
+	defer sc.stop()
+	listening, err := sc.await(ctx, `"listening"`)
+	if err != nil {
+		return start{}, err
+	}
+	certificate, err := sc.await(ctx, `"certificate received"`)
+	if err != nil {
+		return start{}, err
+	}
+	m := start{total: at(listening).Sub(began), certificate: at(certificate).Sub(began), engine: alone}
+	for _, line := range s.issuer.lines("msg=request")[asked:] {
+		m.issuer += answered(line)
+	}
+	return m, nil
+}
+
+// request is a line of the issuer's log.
+var request = regexp.MustCompile(`route=(\S+) .*took=(\S+)`)
+
+// answered is how long the issuer spent on one of the calls before a
+// certificate; 0 for others.
+func answered(line string) time.Duration {
+	m := request.FindStringSubmatch(line)
+	if m == nil || m[1] != wire.PathCertificates && m[1] != wire.PathInfo {
+		return 0
+	}
+	took, _ := time.ParseDuration(m[2])
+	return took
+}
+
+// engineAlone is how long the engine takes until it answers in HTTP/2, without a
+// sidecar.
+func (s *stand) engineAlone(ctx context.Context, engine func(string) []string) (time.Duration, error) {
+	socket := s.dir + "/alone.sock"
+	defer os.Remove(socket)
+	began := time.Now()
+	p, err := startProcess(s.o.verbose, []string{"PATH=" + os.Getenv("PATH"), "HOME=" + s.dir}, engine(socket)...)
+	if err != nil {
+		return 0, err
+	}
+	defer p.stop()
+	for !answers(socket) {
+		if p.over() {
+			return 0, fmt.Errorf("the engine ended:\n%s", p.said())
+		}
+		if !pause(ctx, time.Millisecond) {
+			return 0, ctx.Err()
+		}
+	}
+	return time.Since(began), nil
+}
+
+// buildkit is the command of a real engine.
+func (s *stand) buildkit(socket string) []string {
+	return []string{s.o.engine, "--addr", "unix://" + socket, "--root", filepath.Join(s.dir, "buildkit"),
+		"--oci-worker-snapshotter", "overlayfs", "--containerd-worker=false", "--otel-socket-path", filepath.Join(s.dir, "otel.sock")}
+}
+
+// answers tells whether an engine speaks on its socket.
+func answers(socket string) bool {
+	conn, err := net.Dial("unix", socket)
+	if err != nil {
+		return false
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(time.Second))
+	if _, err := conn.Write([]byte("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00")); err != nil {
+		return false
+	}
+	_, err = conn.Read(make([]byte, 9))
+	return err == nil
+}
