@@ -149,10 +149,8 @@ func (c *readinessCache) ask(ctx context.Context, ready func(context.Context) er
 
 // ready is GET /readyz: store and keys work, and no stop is under way.
 func (s *Server) ready(w http.ResponseWriter, r *http.Request) error {
-	select {
-	case <-s.draining:
+	if s.stopping() {
 		return &Error{Name: wire.ProblemUnavailable, Detail: "the issuer is stopping", RetryAfter: 5}
-	default:
 	}
 	if err := s.readiness.ask(r.Context(), s.authority.Ready); err != nil {
 		return unavailable("ready", err)

@@ -79,6 +79,9 @@ func (s *Server) observe(next http.Handler) http.Handler {
 		h := w.Header()
 		h.Set("X-Request-Id", info.id)
 		h.Set("X-Content-Type-Options", "nosniff")
+		if r.ProtoMajor < 2 && s.stopping() {
+			h.Set("Connection", "close") // see idleGrace
+		}
 		start := time.Now()
 		r = r.WithContext(context.WithValue(r.Context(), requestInfoKey{}, info))
 		defer func() {

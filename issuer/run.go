@@ -235,7 +235,6 @@ func (svc *Service) stop(ctx context.Context, api *http.Server, conns *connectio
 	defer cancel()
 	svc.server.Drain()
 	svc.api.drain()
-	api.SetKeepAlivesEnabled(false)
 	conns.quiet(ctx)
 	return api.Shutdown(ctx)
 }

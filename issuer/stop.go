@@ -9,22 +9,34 @@ import (
 	"time"
 )
 
-// newGrace is how long a stop waits for the first request of a connection that
-// was accepted and has said nothing.
-const newGrace = 5 * time.Second
+const (
+	// newGrace is how long a stop waits for the first request of a connection
+	// that was accepted and has said nothing.
+	newGrace = 5 * time.Second
+	// idleGrace is how long a kept connection must have been idle to be closed:
+	// its client may have sent the next request before it could know. An answer
+	// given during a stop tells it (Connection: close), and it comes no more.
+	idleGrace = 500 * time.Millisecond
+)
 
-// connections knows which HTTP/1 connections owe an answer. http.Server's own
-// Shutdown drops a request that it reads after it was called; a stop therefore
-// waits here first. HTTP/2 has GOAWAY, which tells a client what was not taken.
+// connections knows which HTTP/1 connections owe an answer, or soon may.
+// http.Server's own Shutdown drops a request that it reads after it was called,
+// and closes what is idle at that moment; a stop therefore waits here first.
+// HTTP/2 has GOAWAY, which tells a client what was not taken.
 type connections struct {
 	mu   sync.Mutex
-	open map[net.Conn]time.Time // since when; until idle or closed
-	fed  map[net.Conn]bool      // has begun a request
-	idle chan struct{}          // closed, and made anew, when open runs empty
+	open map[net.Conn]connection
+	news chan struct{} // closed, and made anew, when a connection has answered or gone
+}
+
+// connection is in one state since a time: new, with a request, or idle.
+type connection struct {
+	state http.ConnState
+	since time.Time
 }
 
 func newConnections() *connections {
-	return &connections{open: make(map[net.Conn]time.Time), fed: make(map[net.Conn]bool), idle: make(chan struct{})}
+	return &connections{open: make(map[net.Conn]connection), news: make(chan struct{})}
 }
 
 // state is an http.Server's ConnState hook.
@@ -32,53 +44,63 @@ func (c *connections) state(conn net.Conn, s http.ConnState) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch s {
-	case http.StateNew:
-		c.open[conn] = time.Now()
 	case http.StateActive:
 		if t, ok := conn.(*tls.Conn); ok && t.ConnectionState().NegotiatedProtocol == "h2" {
-			c.forget(conn)
-			return
+			delete(c.open, conn)
+			break
 		}
-		c.open[conn], c.fed[conn] = time.Now(), true
-	default:
-		c.forget(conn)
-	}
-}
-
-func (c *connections) forget(conn net.Conn) {
-	delete(c.fed, conn)
-	if _, ok := c.open[conn]; !ok {
+		c.open[conn] = connection{s, time.Now()}
 		return
+	case http.StateNew, http.StateIdle:
+		c.open[conn] = connection{s, time.Now()}
+	default:
+		delete(c.open, conn)
 	}
-	if delete(c.open, conn); len(c.open) == 0 {
-		close(c.idle)
-		c.idle = make(chan struct{})
+	if s != http.StateNew {
+		close(c.news)
+		c.news = make(chan struct{})
 	}
 }
 
-// quiet waits until no connection owes an answer, or ctx ends. Connections that
-// have not begun a request within newGrace are not waited for.
+// owed tells whether a connection may yet bring a request, or wait for its
+// answer, and if only time can tell, when to look again.
+func (c connection) owed(now time.Time) (owed bool, until time.Duration) {
+	grace := newGrace
+	switch c.state {
+	case http.StateActive:
+		return true, 0
+	case http.StateIdle:
+		grace = idleGrace
+	}
+	until = grace - now.Sub(c.since)
+	return until > 0, until
+}
+
+// quiet waits until no connection owes an answer, or ctx ends.
 func (c *connections) quiet(ctx context.Context) {
-	t := time.NewTicker(100 * time.Millisecond)
-	defer t.Stop()
 	for {
+		now, wait, owed := time.Now(), newGrace, false
 		c.mu.Lock()
-		owed := 0
-		for conn, since := range c.open {
-			if c.fed[conn] || time.Since(since) < newGrace {
-				owed++
+		for _, conn := range c.open {
+			o, until := conn.owed(now)
+			if owed = owed || o; o && until > 0 {
+				wait = min(wait, until)
 			}
 		}
-		idle := c.idle
+		news := c.news
 		c.mu.Unlock()
-		if owed == 0 {
+		if !owed {
 			return
 		}
+		t := time.NewTimer(wait)
 		select {
 		case <-ctx.Done():
-			return
-		case <-idle:
+		case <-news:
 		case <-t.C:
+		}
+		t.Stop()
+		if ctx.Err() != nil {
+			return
 		}
 	}
 }

@@ -279,6 +279,18 @@ func TestAllowed(t *testing.T) {
 	}
 }
 
+// A server is one engine: a certificate for two would let either pose as the
+// other. Its twin is rule pods of TestAllowed.
+func TestServerOfTwoEngines(t *testing.T) {
+	t.Parallel()
+	const rules = `rules:
+  - {name: pods, provider: cluster, match: {sub: a}, grant: {profile: server, engines: [arm, prs], dns: [arm.example.com], ttl: 24h}}
+`
+	if _, err := policy.Parse([]byte(head()+rules), policy.Options{}); err == nil || !strings.Contains(err.Error(), "exactly one engine") {
+		t.Errorf("got %v", err)
+	}
+}
+
 func TestNameConstraints(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {
