@@ -11,6 +11,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/mayfly-ca/mayfly/ca"
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
@@ -102,4 +103,37 @@ func TestIsAddress(t *testing.T) {
 			t.Errorf("%q: %v", text, got)
 		}
 	}
+}
+
+// prunedStore notes what it is asked to prune.
+type prunedStore struct {
+	ca.Store
+	before []time.Time
+}
+
+func (p *prunedStore) Prune(_ context.Context, before time.Time) (int64, error) {
+	p.before = append(p.before, before)
+	return 0, nil
+}
+
+// What is past its retention goes soon after the start, since a machine may be
+// stopped before its first hour is over, and hourly from then on.
+func TestPrune(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		st := &prunedStore{}
+		svc := &Service{config: Config{Retention: 72 * time.Hour}, logger: slog.New(slog.DiscardHandler), store: st}
+		begun := time.Now()
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Hour+2*firstPrune)
+		defer cancel()
+		svc.prune(ctx) // in the bubble's time
+		if len(st.before) != 3 {
+			t.Fatalf("pruned at %v", st.before)
+		}
+		for n, want := range []time.Duration{firstPrune, firstPrune + time.Hour, firstPrune + 2*time.Hour} {
+			if got := st.before[n].Add(72 * time.Hour).Sub(begun); got != want {
+				t.Errorf("prune %d after %v, want %v", n, got, want)
+			}
+		}
+	})
 }

@@ -28,6 +28,7 @@ const (
 	stopTimeout       = 30 * time.Second
 	policyPoll        = 2 * time.Second
 	pruneEvery        = time.Hour
+	firstPrune        = time.Minute // a machine that sleeps in between may not see an hour
 )
 
 // Run serves c until ctx ends, then stops in order: requests that were accepted
@@ -319,15 +320,17 @@ func (svc *Service) policyLoaded(ctx context.Context) {
 	}
 }
 
-// prune deletes what is past its retention, once an hour.
+// prune deletes what is past its retention, soon after the start and then once
+// an hour.
 func (svc *Service) prune(ctx context.Context) {
-	t := time.NewTicker(pruneEvery)
+	t := time.NewTimer(firstPrune)
 	defer t.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-t.C:
+			t.Reset(pruneEvery)
 		}
 		n, err := svc.store.Prune(ctx, time.Now().UTC().Add(-svc.config.Retention))
 		switch {

@@ -1,0 +1,58 @@
+package ca_test
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/mayfly-ca/mayfly/ca/catest"
+)
+
+// Verify finds a record that is not of the certificate beside it, whichever
+// column was changed, and says which certificate it is.
+func TestVerifyFindsDamage(t *testing.T) {
+	t.Parallel()
+	c := catest.New(t, catest.Options{})
+	d := sqliteDatabase(t, c)
+	var serials []string
+	for range 2 {
+		p := catest.ClientParams(t, "default")
+		issued, err := c.Issue(t.Context(), catest.Grant(t, p), catest.CSR(t, catest.Key(t)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		serials = append(serials, issued.Record.Serial)
+	}
+	if v, err := c.Verify(t.Context()); err != nil || v.Certificates != 2 || v.Events < 2 {
+		t.Fatalf("undamaged: %+v, %v", v, err)
+	}
+	first := "(SELECT id FROM certificates WHERE serial = x'" + serials[0] + "')"
+	for column, to := range map[string]string{
+		"identity": "'spiffe://ci.example.com/github/1/1'", "rule": "'other'", "run": "'9/9/9'", "engines": `'["other"]'`,
+		"spki": "zeroblob(32)", "aki": "x'00ff'", "not_after": "not_after + 1000000", "not_before": "not_before - 1000000",
+	} {
+		d.exec(t, "CREATE TABLE kept AS SELECT "+column+" AS v FROM certificates WHERE id = "+first)
+		d.exec(t, fmt.Sprintf("UPDATE certificates SET %s = %s WHERE id = %s", column, to, first))
+		if _, err := c.Verify(t.Context()); err == nil || !strings.Contains(err.Error(), serials[0]) || strings.Contains(err.Error(), serials[1]) {
+			t.Errorf("%s: %v", column, err)
+		}
+		d.exec(t, fmt.Sprintf("UPDATE certificates SET %s = (SELECT v FROM kept) WHERE id = %s", column, first))
+		d.exec(t, "DROP TABLE kept")
+	}
+	for what, statement := range map[string]string{
+		"a TBS of another":          "UPDATE bodies SET tbs = (SELECT tbs FROM bodies WHERE id <> " + first + ") WHERE id = " + first,
+		"a TBS that is none":        "UPDATE bodies SET tbs = x'3000' WHERE id = " + first,
+		"a signature that is wrong": "UPDATE bodies SET signature = x'30060201010201ff' WHERE id = " + first,
+	} {
+		d.exec(t, "CREATE TABLE kept AS SELECT * FROM bodies WHERE id = "+first)
+		d.exec(t, statement)
+		if _, err := c.Verify(t.Context()); err == nil || !strings.Contains(err.Error(), serials[0]) {
+			t.Errorf("%s: %v", what, err)
+		}
+		d.exec(t, "UPDATE bodies SET tbs = (SELECT tbs FROM kept), signature = (SELECT signature FROM kept) WHERE id = "+first)
+		d.exec(t, "DROP TABLE kept")
+	}
+	if _, err := c.Verify(t.Context()); err != nil {
+		t.Errorf("undone: %v", err)
+	}
+}
