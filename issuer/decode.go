@@ -7,8 +7,6 @@ import (
 	"io"
 	"net/http"
 	"strings"
-
-	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
 // claimsMember is the member of a request whose value is somebody else's JSON:
@@ -41,8 +39,10 @@ func decode(r *http.Request, v any) error {
 	return nil
 }
 
+// notJSON tells what is wrong in few words, of which some may be a stranger's:
+// neither an answer nor the log repeats 64 KiB of them.
 func notJSON(err error) error {
-	return &Error{Name: wire.ProblemBadRequest, Detail: "the body is not the JSON that this call takes: " + Printable(err.Error()), Err: err}
+	return badRequest("the body is not the JSON that this call takes: %s", Printable(clip(err.Error())))
 }
 
 // maxBodyDepth bounds the nesting of a request; the deepest has three levels.

@@ -77,6 +77,55 @@ func TestStrictBodies(t *testing.T) {
 	}
 }
 
+// A stranger's words are repeated to nobody at length: not in the log, which
+// would fill a disk, and not in the answer.
+func TestStrangersAreQuotedShortly(t *testing.T) {
+	t.Parallel()
+	log := &buffer{}
+	i := issuertest.Start(t, issuertest.Options{Log: log})
+	long := strings.Repeat("x", 16<<10)
+	_, csr := issuertest.Key(t)
+	encoded, err := json.Marshal(csr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, body := range map[string]string{
+		"an unknown member": `{"csr":` + string(encoded) + `,"` + long + `":1}`,
+		"a member twice":    `{"` + long + `":1,"` + long + `":1}`,
+		"no request":        `{"csr":"` + long + `"}`,
+		"an engine":         `{"csr":` + string(encoded) + `,"engine":"` + long + `"}`,
+	} {
+		req, err := http.NewRequest("POST", i.URL+wire.PathCertificates, strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Authorization", "Bearer "+i.GitHubToken(nil))
+		resp, err := i.Client().Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		said, err := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if err != nil || resp.StatusCode < 400 || len(said) > 2048 {
+			t.Errorf("%s: %d, %d bytes, %v", name, resp.StatusCode, len(said), err)
+		}
+	}
+	for _, path := range []string{wire.PathCertificates + "?" + long + "=1", wire.PathCRLWait + "?" + long + "=1", "/" + long, wire.PathCRL + "/" + long, "/root/" + long} {
+		status, _, said := fetch(t, i, path)
+		if status < 400 || len(said) > 2048 {
+			t.Errorf("%.20s: %d, %d bytes", path, status, len(said))
+		}
+	}
+	if _, err := i.Issue(i.GitHubToken(map[string]any{"ref": long[:4096], "sub": long[:2048]})); err == nil {
+		t.Error("admitted")
+	}
+	for line := range strings.Lines(log.String()) {
+		if len(line) > 4096 {
+			t.Errorf("a line of the log has %d bytes: %.100s", len(line), line)
+		}
+	}
+}
+
 // Filters and match values are values: quotes, wildcards and operators of SQL
 // find what holds them, and nothing else.
 func TestFiltersAreValues(t *testing.T) {

@@ -97,7 +97,7 @@ func (q *query) limit() int {
 func (q *query) done() error {
 	for name := range q.values {
 		if !q.known[name] {
-			q.fail("%s: no such parameter", Printable(name))
+			q.fail("%s: no such parameter", Printable(clip(name)))
 		}
 	}
 	return q.err

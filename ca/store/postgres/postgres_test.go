@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"strings"
 	"testing"
 	"time"
 
@@ -66,8 +67,10 @@ func TestCreateAndOpen(t *testing.T) {
 	if _, err := postgres.Open(ctx, url+"&dbname=nothing", ""); !errors.Is(err, store.ErrMissing) {
 		t.Errorf("no such database: %v", err)
 	}
-	if _, err := postgres.Open(ctx, "postgres://ann:secret@%zz", ""); err == nil || errors.Is(err, store.ErrMissing) {
-		t.Errorf("malformed: %v", err)
+	for _, bad := range []string{"postgres://ann:secret@%zz", "postgres://ann:secret@127.0.0.1:1/x", "postgres://ann:secret@localhost:1,127.0.0.1:1/x?sslmode=maybe"} {
+		if _, err := postgres.Open(ctx, bad, ""); err == nil || errors.Is(err, store.ErrMissing) || strings.Contains(err.Error(), "secret") {
+			t.Errorf("malformed, or nobody there: %v", err)
+		}
 	}
 }
 
