@@ -1,6 +1,7 @@
 package issuer_test
 
 import (
+	"crypto/tls"
 	"net/http"
 	"strings"
 	"testing"
@@ -135,5 +136,41 @@ func TestExplain(t *testing.T) {
 	}
 	for _, bad := range []wire.ExplainRequest{{Provider: "nobody", Claims: []byte(`{}`)}, {Provider: "github"}, {Provider: "github", Claims: []byte(`[]`)}} {
 		wantProblem(t, i.Call("POST", wire.PathPolicyExplain, i.ViewerToken(), bad, nil), wire.ProblemBadRequest)
+	}
+}
+
+// ATTACKS 48: a job's certificate opens no call. Nobody is asked for one here,
+// and who shows it all the same is nobody.
+func TestCertificateIsNoToken(t *testing.T) {
+	t.Parallel()
+	i := issuertest.Start(t, issuertest.Options{})
+	key, csr := issuertest.Key(t)
+	out, err := i.IssueCSR(i.GitHubToken(nil), csr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	shown := false
+	transport := i.Client().Transport.(*http.Transport).Clone()
+	transport.TLSClientConfig.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+		shown = true
+		return &tls.Certificate{Certificate: [][]byte{leafOf(t, out.Certificate).Raw}, PrivateKey: key}, nil
+	}
+	defer transport.CloseIdleConnections()
+	client := &http.Client{Transport: transport}
+	for _, path := range []string{wire.PathCertificates, wire.PathBlocks, wire.PathEvents} {
+		resp, err := client.Get(i.URL + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != http.StatusUnauthorized {
+			t.Errorf("%s with a job's certificate: %d", path, resp.StatusCode)
+		}
+	}
+	if shown {
+		t.Error("the issuer asks for certificates")
+	}
+	if err := i.Call("GET", wire.PathBlocks, i.AdminToken(), nil, nil); err != nil {
+		t.Errorf("the admin: %v", err)
 	}
 }
