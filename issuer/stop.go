@@ -16,7 +16,7 @@ const (
 	// idleGrace is how long a kept connection must have been idle to be closed:
 	// its client may have sent the next request before it could know. An answer
 	// given during a stop tells it (Connection: close), and it comes no more.
-	idleGrace = 500 * time.Millisecond
+	idleGrace = time.Second
 )
 
 // connections knows which HTTP/1 connections owe an answer, or soon may.
