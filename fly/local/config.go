@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -186,25 +187,59 @@ func (s settings) useEndpoint(endpoint string) {
 	}
 }
 
-// admitted returns claims that the first rule of a provider type admits: of a
-// list the first value, and of a pattern one that it matches.
+// admitted returns claims that the first rule of a provider type admits.
 func (s settings) admitted(kind string) map[string]any {
+	for _, rule := range s.rules() {
+		if s.kindOf(rule) == kind {
+			return admittedBy(rule)
+		}
+	}
+	return map[string]any{}
+}
+
+// admin returns what makes the stand-in's person, whom the first rule of type
+// people admits, one whom a rule grants the role admin: nothing where it is the
+// same rule, or where no rule does.
+func (s settings) admin() map[string]any {
 	claims := map[string]any{}
 	for _, rule := range s.rules() {
-		name, _ := rule["provider"].(string)
-		if section(section(s.policy, "providers"), name)["type"] != kind {
+		switch {
+		case s.kindOf(rule) != "people":
 			continue
-		}
-		for claim, want := range section(rule, "match") {
-			if list, ok := want.([]any); ok && len(list) > 0 {
-				want = list[0]
+		case section(rule, "grant")["role"] != "admin":
+			// Of this rule's claims none stays that would match before the
+			// admin's; sub, which every token has, becomes another.
+			for claim := range section(rule, "match") {
+				claims[claim] = nil
 			}
-			if text, ok := want.(string); ok {
-				want = strings.ReplaceAll(text, "*", "main")
-			}
-			claims[claim] = want
+			claims["sub"] = "admin"
+			continue
+		case len(claims) > 0:
+			maps.Copy(claims, admittedBy(rule))
 		}
 		return claims
+	}
+	return map[string]any{}
+}
+
+func (s settings) kindOf(rule map[string]any) string {
+	name, _ := rule["provider"].(string)
+	kind, _ := section(section(s.policy, "providers"), name)["type"].(string)
+	return kind
+}
+
+// admittedBy takes of a list the first value, and of a pattern one that it
+// matches.
+func admittedBy(rule map[string]any) map[string]any {
+	claims := map[string]any{}
+	for claim, want := range section(rule, "match") {
+		if list, ok := want.([]any); ok && len(list) > 0 {
+			want = list[0]
+		}
+		if text, ok := want.(string); ok {
+			want = strings.ReplaceAll(text, "*", "main")
+		}
+		claims[claim] = want
 	}
 	return claims
 }
@@ -225,9 +260,7 @@ func (s settings) useIssuer(listen, publicURL, dir string) {
 		s.issuer["store"] = filepath.Join(dir, "store")
 	}
 	s.issuer["policy"] = filepath.Join(dir, "policy.yaml")
-	for _, key := range []string{"behind_proxy", "client_ip_header", "trusted_proxies", "run_as"} {
-		delete(s.issuer, key)
-	}
+	delete(s.issuer, "run_as") // whom this run's folder, which is root's alone, keeps out
 	if s.issuer["metrics_listen"] != nil {
 		s.issuer["metrics_listen"] = "127.0.0.1:0"
 	}

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/pelletier/go-toml/v2"
 )
 
@@ -71,7 +72,7 @@ rules:
     grant: {profile: server, engines: [fast], dns: [fast.example.org], ttl: 24h}
 `)
 	write(t, filepath.Join(dir, "issuer.yaml"), "listen: \":443\"\npublic_url: https://issuer.example.org\nstore: /data/store\n"+
-		"retention: 240h\nca: {key: env:CA_KEY}\nbehind_proxy: true\ntls: {mode: \"off\"}\npolicy: policy.yaml\nrate: {per_ip: 5}\n")
+		"retention: 240h\nca: {key: env:CA_KEY}\nbehind_proxy: true\nclient_ip_header: X-Real-IP\nrun_as: nobody\ntls: {mode: \"off\"}\npolicy: policy.yaml\nrate: {per_ip: 5}\n")
 	s, err := loadSettings(dir)
 	if err != nil {
 		t.Fatal(err)
@@ -92,7 +93,7 @@ rules:
 	if got := section(section(s.policy, "engines"), "fast"); got["endpoint"] != "tcp://127.0.0.1:4" || got["server_name"] != "fast.example.org" {
 		t.Errorf("engine = %v", got)
 	}
-	if s.issuer["retention"] != "240h" || s.issuer["store"] != "/run/ca/store" || s.issuer["behind_proxy"] != nil || section(s.issuer, "rate")["per_ip"] != 5 {
+	if s.issuer["retention"] != "240h" || s.issuer["store"] != "/run/ca/store" || s.issuer["client_ip_header"] != "X-Real-IP" || s.issuer["run_as"] != nil || section(s.issuer, "rate")["per_ip"] != 5 {
 		t.Errorf("issuer = %v", s.issuer)
 	}
 	if got := s.admitted("github"); got["ref"] != "refs/heads/release/main" || got["event_name"] != "push" || got["repository_id"] != "7" {
@@ -100,6 +101,36 @@ rules:
 	}
 	if s.engine() != "fast" || s.clientID() != "admin-page" || s.trustDomain() != "ci.example.org" {
 		t.Errorf("engine %q, client %q, trust domain %q", s.engine(), s.clientID(), s.trustDomain())
+	}
+}
+
+// MAYFLY_ADMIN_TOKEN is an admin's, whatever the order of the user's rules.
+func TestAdminOfTheUser(t *testing.T) {
+	t.Parallel()
+	const providers = "trust_domain: ci.example.org\nproviders: {staff: {type: people}}\nengines: {e: {}}\nrules:\n"
+	for _, tc := range []struct {
+		name, rules string
+		want        map[string]any
+	}{
+		{"viewers first", "  - {name: v, provider: staff, match: {sub: eyes}, grant: {role: viewer}}\n" +
+			"  - {name: a, provider: staff, match: {email: [ops@example.org], email_verified: true}, grant: {role: admin}}\n",
+			map[string]any{"sub": "admin", "email": "ops@example.org", "email_verified": true}},
+		{"the viewers' claims go", "  - {name: v, provider: staff, match: {email: eyes@example.org, email_verified: true}, grant: {role: viewer}}\n" +
+			"  - {name: a, provider: staff, match: {sub: ops}, grant: {role: admin}}\n",
+			map[string]any{"sub": "ops", "email": nil, "email_verified": nil}},
+		{"admins first", "  - {name: a, provider: staff, match: {sub: ops}, grant: {role: admin}}\n", map[string]any{}},
+		{"no admin", "  - {name: v, provider: staff, match: {sub: eyes}, grant: {role: viewer}}\n", map[string]any{}},
+	} {
+		dir := t.TempDir()
+		write(t, filepath.Join(dir, "policy.yaml"), providers+tc.rules)
+		write(t, filepath.Join(dir, "issuer.yaml"), "{}\n")
+		s, err := loadSettings(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := cmp.Diff(tc.want, s.admin()); d != "" {
+			t.Errorf("%s: %s", tc.name, d)
+		}
 	}
 }
 

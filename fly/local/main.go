@@ -41,8 +41,8 @@ is revoked. Needs Linux, root, Go, gcc and git; the first run builds BuildKit
   --engine-socket PATH
                    the unix socket that CMD serves
   --config DIR     start from DIR/issuer.yaml and DIR/policy.yaml; listen
-                   addresses, public_url, key paths, engine endpoints and the
-                   providers' issuer URLs are replaced by local ones
+                   addresses, public_url, tls, key paths, engine endpoints and
+                   the providers' issuer URLs are replaced by local ones
 
 Exit codes: 0; 1 a step failed; 2 usage, or this machine cannot run it; with
 CMD, CMD's own.

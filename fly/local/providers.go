@@ -10,13 +10,14 @@ import (
 // providers are this machine's stand-ins for GitHub, Fly and the staff's login.
 type providers struct {
 	github, fly, staff *idtokentest.Provider
+	admin              map[string]any // claims of the admin beside the staff's defaults
 }
 
 // newProviders starts all three. Each mints by default what the first rule of
 // its type admits, for this issuer: /mint works without a claim to override. The
 // runner and the machine's socket give the audience that they are asked for.
 func newProviders(s settings) (*providers, error) {
-	p := &providers{}
+	p := &providers{admin: s.admin()}
 	var all error
 	start := func(kind idtoken.Type) *idtokentest.Provider {
 		defaults := s.admitted(string(kind))
@@ -48,7 +49,8 @@ func (p *providers) issuers() map[string]string {
 	return map[string]string{"github": p.github.URL(), "fly": p.fly.URL(), "people": p.staff.URL()}
 }
 
-// adminToken is a fresh login of the person that the first role rule admits.
+// adminToken is a fresh login of somebody whom the policy grants the role admin,
+// if it grants that to anybody.
 func (p *providers) adminToken() (string, error) {
-	return p.staff.Mint(nil)
+	return p.staff.Mint(p.admin)
 }
