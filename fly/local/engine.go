@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -40,7 +41,7 @@ func engineFor(o options, t tools, dir string) (engine, error) {
 func buildkitEngine(t tools, dir string) (engine, error) {
 	e := engine{
 		socket: filepath.Join(dir, "engine.sock"),
-		cgroup: "mayfly-local-" + filepath.Base(dir),
+		cgroup: fmt.Sprintf("mayfly-local-%.6x", sha256.Sum256([]byte(dir))), // each run's own
 	}
 	config := filepath.Join(dir, "buildkitd.toml")
 	// Unless told, buildkitd has an OCI worker only where a runc is in PATH,

@@ -153,8 +153,8 @@ func TestShellQuote(t *testing.T) {
 }
 
 // buildkitd has an OCI worker where it is told to, or where a runc is in PATH,
-// which no machine needs for ours.
-func TestBuildkitNeedsNoRuncInPath(t *testing.T) {
+// which no machine needs for ours; and each run has control groups of its own.
+func TestBuildkitEngine(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	e, err := buildkitEngine(tools{buildkitd: "/buildkitd", runc: "/our/runc"}, dir)
@@ -179,6 +179,14 @@ func TestBuildkitNeedsNoRuncInPath(t *testing.T) {
 	}
 	if oci := config.Worker["oci"].Enabled; oci == nil || !*oci {
 		t.Errorf("buildkitd looks for a runc in PATH:\n%s", data)
+	}
+	// --keep's folder has one name in every run.
+	other, err := buildkitEngine(tools{}, t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if e.cgroup == other.cgroup || !strings.Contains(string(data), `"/`+e.cgroup+`"`) {
+		t.Errorf("two runs share the control group %s", e.cgroup)
 	}
 }
 
