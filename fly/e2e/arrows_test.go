@@ -64,8 +64,6 @@ var outsiders = map[string][]string{
 	"golang.org/x/term":                 {"client/cli"},
 	"github.com/smallstep/certificates": {"ca/internal/step"},
 	"go.step.sm/crypto":                 {"ca/internal/step"},
-	"github.com/jackc/pgx/":             {"ca/store/postgres"},
-	"modernc.org/sqlite":                {"ca/store/sqlite"},
 }
 
 type goPackage struct {
