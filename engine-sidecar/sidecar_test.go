@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
+
 	"github.com/mayfly-ca/mayfly/client/mtls/mtlstest"
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
@@ -24,8 +26,16 @@ func TestRelayAndStop(t *testing.T) {
 	if code != 200 {
 		t.Fatalf("readyz: %d", code)
 	}
-	if _, body := w.get("/metrics"); !strings.Contains(body, "mayfly_sidecar_feed_number 1") {
+	_, body := w.get("/metrics")
+	if !strings.Contains(body, "mayfly_sidecar_feed_number 1") {
 		t.Fatalf("metrics:\n%s", body)
+	}
+	faults, err := promlint.New(strings.NewReader(body)).Lint()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range faults {
+		t.Errorf("metric %s: %s", f.Metric, f.Text)
 	}
 	w.stop()
 	if out := <-w.done; out.exit != 0 || out.err != nil {

@@ -163,6 +163,9 @@ func eventFilter(v url.Values) (ca.EventFilter, error) {
 		Limit:      q.limit(),
 		Cursor:     q.text("cursor"),
 	}
+	if f.After == 0 && v.Has("after") {
+		f.After = -1 // in order, from the first
+	}
 	if f.Serial != "" && !isHex(f.Serial, 32, 32) {
 		q.fail("serial: want 32 lower-case hex digits")
 	}

@@ -232,7 +232,7 @@ type EventFilter struct {
 	RunID      string
 	Since      *time.Time
 	Until      *time.Time
-	After      int64 // > 0: ascending from Seq > After, for following
+	After      int64 // not 0: ascending from Seq > After, for following; -1 from the first
 	Limit      int
 	Cursor     string
 }

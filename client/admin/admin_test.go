@@ -62,6 +62,10 @@ func TestRequests(t *testing.T) {
 			_, err := c.Events(ctx, admin.EventFilter{After: 9, Type: "issued"})
 			return err
 		}, "GET /v1/events?after=9&type=issued "},
+		{"events from the first", func(ctx context.Context, c *admin.Client) error {
+			_, err := c.Events(ctx, admin.EventFilter{Forward: true})
+			return err
+		}, "GET /v1/events?after=0 "},
 		{"blocks", func(ctx context.Context, c *admin.Client) error { _, err := c.Blocks(ctx); return err }, "GET /v1/blocks "},
 		{"unblock", func(ctx context.Context, c *admin.Client) error { return c.RemoveBlock(ctx, "00/../..") }, "DELETE /v1/blocks/00%2F..%2F.. "},
 		{"explain", func(ctx context.Context, c *admin.Client) error {

@@ -66,8 +66,8 @@ func (f SessionFilter) query() url.Values {
 	return q
 }
 
-// EventFilter selects events: newest first, or, with After > 0, in order from
-// the one that follows it.
+// EventFilter selects events: newest first, or, with Forward or After > 0, in
+// order from the one that follows After.
 type EventFilter struct {
 	Type         string
 	Serial       string
@@ -75,6 +75,7 @@ type EventFilter struct {
 	RunID        string
 	Since, Until time.Time
 	After        int64
+	Forward      bool
 	Limit        int
 	Cursor       string
 }
@@ -87,7 +88,7 @@ func (f EventFilter) query() url.Values {
 	setString(q, "run_id", f.RunID)
 	setTime(q, "since", f.Since)
 	setTime(q, "until", f.Until)
-	if f.After > 0 {
+	if f.After > 0 || f.Forward {
 		q.Set("after", strconv.FormatInt(f.After, 10))
 	}
 	setPage(q, f.Limit, f.Cursor)

@@ -124,6 +124,29 @@ func TestAdminBlocksAndEvents(t *testing.T) {
 			t.Errorf("events lack %s:\n%s", want, o.stdout)
 		}
 	}
+	// All of it as JSON lines, oldest first, and the rest after a number.
+	lines := func(args ...string) (seqs []int64) {
+		t.Helper()
+		o := a.s.run(append([]string{"events", "--export"}, args...)...)
+		o.check(t, 0)
+		for line := range strings.Lines(o.stdout) {
+			var e wire.Event
+			if err := json.Unmarshal([]byte(line), &e); err != nil || e.Type == "" {
+				t.Fatalf("%v: %s", err, line)
+			}
+			seqs = append(seqs, e.Seq)
+		}
+		return seqs
+	}
+	exported := lines()
+	for i, seq := range exported {
+		if seq != int64(i+1) {
+			t.Fatalf("exported %v", exported)
+		}
+	}
+	if later := lines("--after", "2"); len(later) != len(exported)-2 || later[0] != 3 {
+		t.Errorf("after 2: %v of %v", later, exported)
+	}
 	cmd, out := a.s.start("issued", "events", "--follow", "--type", "issued")
 	fresh := a.issueFor(t, map[string]any{"run_id": "1009"})
 	waitFor(t, func() bool { return strings.Contains(out.String(), fresh) })

@@ -44,11 +44,14 @@ func (c *blocksListCommand) Run(ctx context.Context, p *program) error {
 	}
 	var rows [][]cell
 	for _, b := range a.Value.Items {
-		rows = append(rows, []cell{plain(b.ID), plain(p.moment(b.Until)), plain(matchWords(b)), plain(b.By), plain(b.Reason)})
+		rows = append(rows, []cell{plain(b.ID), plain(p.moment(b.Until)), plain(b.By), plain(b.Reason), plain(matchWords(b))})
 	}
-	p.table([]column{{Head: "ID", Min: 10, Early: true}, {Head: "UNTIL"}, {Head: "WHO", Min: 20}, {Head: "BY", Min: 10}, {Head: "REASON", Min: 12}}, rows)
+	p.table(blockColumns, rows)
 	return nil
 }
+
+// The id is whole: it is what `mayfly blocks remove` takes.
+var blockColumns = []column{{Head: "ID"}, {Head: "UNTIL"}, {Head: "BY", Min: 10, Drop: 1}, {Head: "REASON", Min: 10, Drop: 2}, {Head: "WHO", Wrap: true}}
 
 // matchWords says whom a block covers.
 func matchWords(b wire.Block) string {

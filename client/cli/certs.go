@@ -110,8 +110,7 @@ func (c *certsListCommand) Run(ctx context.Context, p *program) error {
 
 // certColumns are those of certs list.
 var certColumns = []column{
-	{Head: "SERIAL", Min: 10, Early: true}, {Head: "STATUS"}, {Head: "REPOSITORY", Min: 14}, {Head: "RUN", Min: 8},
-	{Head: "ACTOR", Min: 8}, {Head: "RULE", Min: 8}, {Head: "ENGINES", Min: 8}, {Head: "EXPIRES"},
+	{Head: "SERIAL", Min: 10, Early: true}, {Head: "STATUS"}, {Head: "REPOSITORY", Min: 20}, {Head: "RUN"}, {Head: "ACTOR", Min: 8, Drop: 1}, {Head: "RULE", Min: 8, Drop: 2}, {Head: "ENGINES", Min: 8, Drop: 3}, {Head: "EXPIRES"},
 }
 
 // pages reads pages until limit items were had, prints each body under --json,

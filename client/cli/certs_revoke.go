@@ -18,6 +18,8 @@ type certsRevokeCommand struct {
 	Reason string `help:"Why. Recorded, and shown to admins." placeholder:"TEXT"`
 	DryRun bool   `help:"Only say what would be revoked."`
 	Yes    bool   `help:"Do not ask." short:"y"`
+
+	whose string // of Serial, once it is known
 }
 
 func (certsRevokeCommand) Help() string {
@@ -59,6 +61,9 @@ func (c *certsRevokeCommand) Run(ctx context.Context, p *program) error {
 		}
 		if !p.confirm(fmt.Sprintf("Revoke %s%s%s?", touched, c.ofWhom(req), c.blockWords())) {
 			return failf(exitFailed, "nothing was changed; type yes in full to revoke", "not confirmed")
+		}
+		if req.Reason == "" {
+			req.Reason = p.ask("Why? It is recorded, for the next admin to read: ")
 		}
 	}
 	a, err := api.Revoke(ctx, req)
@@ -118,11 +123,37 @@ func (c *certsRevokeCommand) request(ctx context.Context, api *admin.Client) (wi
 			return r, err
 		}
 		r.Serial = serial
+		if c.Yes || c.DryRun {
+			break // nobody will be asked
+		}
+		if c.whose, err = whoseSerial(ctx, api, serial); err != nil {
+			return r, err
+		}
 	case !c.All:
 		m := c.match()
 		r.Match = &m
 	}
 	return r, nil
+}
+
+// whoseSerial says to whom a certificate was issued.
+func whoseSerial(ctx context.Context, api *admin.Client, serial string) (string, error) {
+	a, err := api.Certificates(ctx, admin.CertificateFilter{Serial: serial, Limit: 1})
+	if err != nil {
+		return "", err
+	}
+	if len(a.Value.Items) == 0 {
+		return "", failf(exitFailed, "`mayfly certs list` shows what there is", "no certificate has the serial %s", serial)
+	}
+	it := a.Value.Items[0]
+	s := whose(it)
+	if it.RunID != "" {
+		s += ", run " + it.RunID
+	}
+	if it.Actor != "" {
+		s += ", started by " + it.Actor
+	}
+	return s, nil
 }
 
 // look says what the order would touch.
@@ -137,7 +168,8 @@ func (c *certsRevokeCommand) look(ctx context.Context, p *program, api *admin.Cl
 		touched += " and cut " + plural(n, "live connection")
 	}
 	if c.All {
-		touched = "every certificate issued until now, engines' too (" + touched + " on record)"
+		touched = fmt.Sprintf("every certificate issued until now, engines' too (%s on record, %s)",
+			plural(len(a.Value.Revoked), "certificate"), plural(a.Value.Sessions, "live connection"))
 	}
 	if !c.DryRun {
 		return touched, nil
@@ -157,7 +189,7 @@ func (c *certsRevokeCommand) look(ctx context.Context, p *program, api *admin.Cl
 func (c *certsRevokeCommand) ofWhom(r wire.RevokeRequest) string {
 	switch {
 	case r.Serial != "":
-		return " (" + r.Serial + ")"
+		return " of " + c.whose + " (" + r.Serial + ")"
 	case r.Match != nil:
 		return " of " + matchWords(wire.Block{Match: *r.Match})
 	}

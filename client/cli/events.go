@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -22,6 +21,7 @@ type eventsCommand struct {
 	Until      pointInTime `help:"Before." placeholder:"TIME" group:"match"`
 	Follow     bool        `help:"Go on printing what happens." short:"f"`
 	After      int64       `help:"Only events after this number, in order." placeholder:"SEQ"`
+	Export     bool        `help:"Print all that match, oldest first, as JSON lines, and end."`
 	Limit      int         `help:"How many at most, before following." default:"50"`
 	Cursor     string      `help:"Go on where an earlier list ended." placeholder:"CURSOR"`
 }
@@ -34,6 +34,7 @@ Needs the role viewer.
 Examples:
 
 	mayfly events --type denied --since 1h
+	mayfly events --export --after 4711 >> audit.jsonl
 	mayfly events --follow --json >> audit.jsonl`
 }
 
@@ -58,7 +59,12 @@ func (c *eventsCommand) Run(ctx context.Context, p *program) error {
 			return err
 		}
 	}
-	if c.Follow {
+	switch {
+	case c.Export && (c.Follow || c.Cursor != ""):
+		return usagef("leave one out", "--export goes on by --after alone, and ends")
+	case c.Export:
+		return c.export(ctx, p, api)
+	case c.Follow:
 		return c.follow(ctx, p, api)
 	}
 	f := c.filter()
@@ -76,8 +82,7 @@ func (c *eventsCommand) Run(ctx context.Context, p *program) error {
 	var rows [][]cell
 	for _, e := range items {
 		rows = append(rows, []cell{
-			plain(fmt.Sprint(e.Seq)), plain(p.moment(e.Time)), {Text: e.Type, Style: eventStyle(e.Type)},
-			plain(subject(e)), plain(e.RunID), plain(e.Serial), plain(remarks(e)),
+			plain(fmt.Sprint(e.Seq)), plain(p.moment(e.Time)), {Text: e.Type, Style: eventStyle(e.Type)}, plain(e.Serial), plain(e.Words()),
 		})
 	}
 	p.table(eventColumns, rows)
@@ -86,9 +91,25 @@ func (c *eventsCommand) Run(ctx context.Context, p *program) error {
 }
 
 // eventColumns are those of events.
-var eventColumns = []column{
-	{Head: "SEQ"}, {Head: "TIME"}, {Head: "TYPE"}, {Head: "WHO", Min: 14}, {Head: "RUN", Min: 8},
-	{Head: "SERIAL", Min: 10, Early: true}, {Head: "WHAT", Min: 16},
+var eventColumns = []column{{Head: "SEQ"}, {Head: "TIME"}, {Head: "TYPE"}, {Head: "SERIAL", Min: 10, Early: true}, {Head: "WHAT", Wrap: true}}
+
+// export prints every event that matches, in order, one JSON document a line.
+func (c *eventsCommand) export(ctx context.Context, p *program, api *admin.Client) error {
+	f := c.filter()
+	f.Forward, f.Limit = true, wire.MaxListLimit
+	for {
+		a, err := api.Events(ctx, f)
+		if err != nil {
+			return err
+		}
+		for _, e := range a.Value.Items {
+			p.json(e)
+			f.After = e.Seq
+		}
+		if len(a.Value.Items) < f.Limit {
+			return nil
+		}
+	}
 }
 
 // follow prints the newest events in order, then each new one as it comes.
@@ -117,45 +138,9 @@ func (p *program) event(e wire.Event) {
 		p.json(e)
 		return
 	}
-	line := []string{e.Time.UTC().Format(time.RFC3339), p.paint(*eventStyle(e.Type), visible(fmt.Sprintf("%-12s", e.Type)))}
-	for _, kv := range [][2]string{{"who", subject(e)}, {"run", e.RunID}, {"serial", e.Serial}} {
-		if kv[1] != "" {
-			line = append(line, kv[0]+"="+visible(kv[1]))
-		}
-	}
-	if r := remarks(e); r != "" {
-		line = append(line, visible(r))
+	line := []string{e.Time.UTC().Format(time.RFC3339), p.paint(*eventStyle(e.Type), visible(fmt.Sprintf("%-13s", e.Type))), visible(e.Words())}
+	if e.Serial != "" {
+		line = append(line, "serial="+visible(e.Serial))
 	}
 	p.printf("%s\n", strings.Join(line, "  "))
-}
-
-// subject names whom an event is about.
-func subject(e wire.Event) string {
-	for _, s := range []string{e.Repository, e.Identity, e.By} {
-		if s != "" {
-			return s
-		}
-	}
-	return ""
-}
-
-// remarks is the rest of an event in words.
-func remarks(e wire.Event) string {
-	var s []string
-	if e.Reason != "" {
-		s = append(s, e.Reason)
-	}
-	if e.Rule != "" {
-		s = append(s, "rule "+e.Rule)
-	}
-	if e.Count > 1 {
-		s = append(s, fmt.Sprintf("%d times", e.Count))
-	}
-	if e.By != "" && e.By != subject(e) && e.By != e.Identity {
-		s = append(s, "by "+e.By)
-	}
-	for _, k := range slices.Sorted(maps.Keys(e.Detail)) {
-		s = append(s, k+"="+e.Detail[k])
-	}
-	return strings.Join(s, ", ")
 }

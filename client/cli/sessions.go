@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"strings"
 	"time"
 
 	"github.com/mayfly-ca/mayfly/client/admin"
@@ -118,7 +119,17 @@ func (w *sessionWatch) changes(items []wire.Session) {
 }
 
 var sessionColumns = []column{
-	{Head: "STATE"}, {Head: "ENGINE", Min: 8}, {Head: "REPOSITORY", Min: 14}, {Head: "RUN", Min: 10}, {Head: "SERIAL", Min: 10, Early: true}, {Head: "OPENED"}, {Head: "IN"}, {Head: "OUT"}, {Head: "REASON", Min: 8},
+	{Head: "STATE"}, {Head: "ENGINE", Min: 7, Drop: 3}, {Head: "REPOSITORY", Min: 20}, {Head: "RUN"}, {Head: "SERIAL", Min: 10, Early: true}, {Head: "OPENED"}, {Head: "SENT", Drop: 2}, {Head: "RECEIVED", Drop: 1}, {Head: "REASON", Min: 8},
+}
+
+// runID is the run of a job's grant, which is run, attempt and check run; any
+// other client's stays as it is.
+func runID(run string) string {
+	parts := strings.Split(run, "/")
+	if len(parts) == 3 && strings.Trim(strings.Join(parts, ""), "0123456789") == "" {
+		return parts[0]
+	}
+	return run
 }
 
 func (p *program) sessionRows(items []wire.Session) [][]cell {
@@ -133,7 +144,7 @@ func (p *program) sessionRows(items []wire.Session) [][]cell {
 			who = s.Identity
 		}
 		rows = append(rows, []cell{
-			state, plain(s.Engine), plain(who), plain(s.Run), plain(s.Serial),
+			state, plain(s.Engine), plain(who), plain(runID(s.Run)), plain(s.Serial),
 			plain(p.moment(s.OpenedAt)), plain(wire.Size(s.BytesIn)), plain(wire.Size(s.BytesOut)), plain(s.Reason),
 		})
 	}

@@ -2,20 +2,25 @@ package cli
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
 	"charm.land/lipgloss/v2"
 )
 
-// column is one column of a table. Only columns with a Min shrink: first those
-// that are Early, such as a serial, whose beginning will do, then the others,
-// the widest first, down to Min, and on a terminal too narrow for that down to
-// leastWidth.
+// column is one column of a table. To fit a terminal, columns without a text
+// go; then those with a Min shrink, down to it: first those that are Early, such
+// as a serial, whose beginning will do, then the others, the widest first; then
+// those with a Drop go, the highest first. The last one, when it is Wrap, takes
+// the width that is left, and goes on below itself. An id that one must be able
+// to copy has no Min.
 type column struct {
 	Head  string
 	Min   int
 	Early bool
+	Drop  int
+	Wrap  bool
 }
 
 // cell is one value; Style colours it where colours are on.
@@ -40,16 +45,25 @@ func (t *terminal) table(cols []column, rows [][]cell) {
 		}
 	}
 	if t.outWidth > 0 {
-		fit(cols, widths, t.outWidth)
+		cols, widths, rows = withoutEmpty(cols, widths, rows)
+		fitted := fit(cols, widths, t.outWidth, droppable(cols) < 0)
+		for i := droppable(cols); fitted == nil && i >= 0; i = droppable(cols) {
+			cols, widths, rows = without(i, cols, widths, rows)
+			fitted = fit(cols, widths, t.outWidth, droppable(cols) < 0)
+		}
+		if fitted != nil {
+			widths = fitted
+		}
 	}
 	var b strings.Builder
 	head := make([]cell, len(cols))
 	for i, c := range cols {
 		head[i] = cell{Text: c.Head, Style: &styleHead}
 	}
-	t.row(&b, head, widths)
+	wrap := t.outWidth > 0 && cols[len(cols)-1].Wrap
+	t.row(&b, head, widths, wrap)
 	for _, row := range rows {
-		t.row(&b, row, widths)
+		t.row(&b, row, widths, wrap)
 	}
 	t.printf("%s", b.String())
 }
@@ -60,25 +74,65 @@ const gap = 2
 // leastWidth is a width that still shows something.
 const leastWidth = 4
 
-// fit takes columns from those that may shrink until the row fits.
-func fit(cols []column, widths []int, total int) {
+// wrapMin is how narrow a column that wraps may become.
+const wrapMin = 24
+
+// withoutEmpty leaves out columns that no row has a text for.
+func withoutEmpty(cols []column, widths []int, rows [][]cell) ([]column, []int, [][]cell) {
+	for i := len(cols) - 1; i >= 0; i-- {
+		if len(cols) > 1 && !slices.ContainsFunc(rows, func(row []cell) bool { return row[i].Text != "" }) {
+			cols, widths, rows = without(i, cols, widths, rows)
+		}
+	}
+	return cols, widths, rows
+}
+
+// without leaves out column i.
+func without(i int, cols []column, widths []int, rows [][]cell) ([]column, []int, [][]cell) {
+	left := make([][]cell, len(rows))
+	for n, row := range rows {
+		left[n] = slices.Delete(slices.Clone(row), i, i+1)
+	}
+	return slices.Delete(slices.Clone(cols), i, i+1), slices.Delete(slices.Clone(widths), i, i+1), left
+}
+
+// droppable is the column that goes first, or -1.
+func droppable(cols []column) int {
+	found := -1
+	for i, c := range cols {
+		if c.Drop > 0 && (found < 0 || c.Drop > cols[found].Drop) {
+			found = i
+		}
+	}
+	return found
+}
+
+// fit takes width from the columns that may shrink until the row fits; nil when
+// that cannot be. With squeeze they may all shrink to leastWidth.
+func fit(cols []column, widths []int, total int, squeeze bool) []int {
+	widths = slices.Clone(widths)
 	used := -gap
 	for _, w := range widths {
 		used += w + gap
 	}
+	last := len(cols) - 1
 	for ; used > total; used-- {
 		i := widest(cols, widths, minOf(true))
+		if i < 0 && cols[last].Wrap && widths[last] > wrapMin {
+			i = last
+		}
 		if i < 0 {
 			i = widest(cols, widths, minOf(false))
 		}
-		if i < 0 {
+		if i < 0 && squeeze {
 			i = widest(cols, widths, func(c column) int { return min(c.Min, leastWidth) })
 		}
 		if i < 0 {
-			return
+			return nil
 		}
 		widths[i]--
 	}
+	return widths
 }
 
 // minOf is the Min of columns that are Early, or of the others.
@@ -103,10 +157,15 @@ func widest(cols []column, widths []int, least func(column) int) int {
 	return found
 }
 
-func (t *terminal) row(b *strings.Builder, cells []cell, widths []int) {
+func (t *terminal) row(b *strings.Builder, cells []cell, widths []int, wrap bool) {
+	var more []string // lines of the last column that stand below
 	for i, c := range cells {
 		text := c.Text
-		if t.outWidth > 0 {
+		switch {
+		case wrap && i == len(cells)-1:
+			lines := wrapped(text, widths[i])
+			text, more = lines[0], lines[1:]
+		case t.outWidth > 0:
 			text = cut(text, widths[i])
 		}
 		pad := widths[i] - width(text)
@@ -119,6 +178,38 @@ func (t *terminal) row(b *strings.Builder, cells []cell, widths []int) {
 		}
 	}
 	b.WriteByte('\n')
+	indent := 0
+	for _, w := range widths[:len(widths)-1] {
+		indent += w + gap
+	}
+	for _, line := range more {
+		b.WriteString(strings.Repeat(" ", indent) + line + "\n")
+	}
+}
+
+// wrapped breaks s at spaces into lines of at most n columns, and words that
+// are longer anywhere.
+func wrapped(s string, n int) []string {
+	lines := []string{""}
+	for _, word := range strings.Fields(s) {
+		last := len(lines) - 1
+		if line := strings.TrimLeft(lines[last]+" "+word, " "); width(line) <= n {
+			lines[last] = line
+			continue
+		}
+		if lines[last] != "" {
+			lines = append(lines, "")
+			last++
+		}
+		for _, r := range word {
+			if lines[last] != "" && width(lines[last]+string(r)) > n {
+				lines = append(lines, "")
+				last++
+			}
+			lines[last] += string(r)
+		}
+	}
+	return lines
 }
 
 // fact is one line of a description.

@@ -188,6 +188,18 @@ func (t *terminal) confirm(question string) bool {
 	return readLine(t.in, 16) == "yes"
 }
 
+// ask puts a question on a terminal and returns the answer, which may be empty.
+func (t *terminal) ask(question string) string {
+	if !t.inTTY || !t.errTTY {
+		return ""
+	}
+	t.mu.Lock()
+	t.wipe()
+	fmt.Fprint(t.err, question)
+	t.mu.Unlock()
+	return strings.TrimSpace(readLine(t.in, 1024))
+}
+
 // readLine reads up to a line feed, byte by byte, so that what follows stays
 // for whoever reads next.
 func readLine(r io.Reader, limit int) string {

@@ -100,20 +100,22 @@ func TestTableFits(t *testing.T) {
 	}
 }
 
-// TestListsFitATerminal: the widest lists that there are, at 80 columns and at
-// 120, with nothing of a state or a time cut off.
+// TestListsFitATerminal: the widest lists that there are, with nothing of a
+// state, a time or a run cut off, nor of what a sentence says.
 func TestListsFitATerminal(t *testing.T) {
 	t.Parallel()
+	long, serial := "acme/"+strings.Repeat("long-name-", 6), strings.Repeat("5f", 16)
 	for name, tt := range map[string]struct {
 		cols []column
 		row  []string
 		kept []string
 	}{
-		"certs": {certColumns, []string{"a1dbf24ea426fb2c276ac34567f48691", "revoked", "andreaso/actions-tester", "32291736541", "andreaso-the-second", "app-main", "default,arm64", "in 23h59m"}, []string{"revoked", "in 23h59m"}},
-		"events": {eventColumns, []string{"1234567", "59m ago", "policy_loaded", "andreaso/actions-tester", "32291736541", "a1dbf24ea426fb2c276ac34567f48691",
-			"rule app-main, by spiffe://local.mayfly.example/engine/default"}, []string{"1234567", "59m ago", "policy_loaded"}},
+		"certs":    {certColumns, []string{serial, "expired", long, "32291736541", long, long, long, "23h59m ago"}, []string{"expired", "32291736541", "23h59m ago"}},
+		"sessions": {sessionColumns, []string{"closed", long, long, "32291736541", serial, "23h59m ago", "999.9 MB", "999.9 MB", long}, []string{"closed", "32291736541", "23h59m ago"}},
+		"blocks":   {blockColumns, []string{serial, "in 23h59m", long, long, "repository_id 1339936803, run_id 32291736541, token issuer https://token.actions.githubusercontent.com"}, []string{serial, "in 23h59m", "32291736541"}},
+		"events":   {eventColumns, []string{"5000000", "23h59m ago", "policy_loaded", serial, strings.Repeat("words and ", 30) + "end"}, []string{"5000000", "policy_loaded", "end"}},
 	} {
-		for _, columns := range []int{80, 120} {
+		for _, columns := range []int{80, 81, 100, 120, 200} {
 			term, out := testTerminal(columns, false)
 			var row []cell
 			for _, text := range tt.row {

@@ -262,7 +262,7 @@ func eventQuery(ctx context.Context, r Reader, f store.EventFilter, below *posit
 	}
 	order := " ORDER BY seq DESC"
 	switch {
-	case f.After > 0:
+	case f.After != 0:
 		q.where("seq > " + q.arg(f.After))
 		order = " ORDER BY seq"
 	case below != nil:
