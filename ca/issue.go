@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/mayfly-ca/mayfly/ca/guard"
-	"github.com/mayfly-ca/mayfly/ca/internal/step"
 	"github.com/mayfly-ca/mayfly/ca/issuance"
 )
 
@@ -52,7 +51,7 @@ func (a *Authority) Issue(ctx context.Context, g issuance.Grant, csr *x509.Certi
 	announced := guard.Leaf{Serial: guard.Serial(template), Grant: g, PublicKey: csr.PublicKey}
 	r := &recording{store: a.store, params: p, aki: a.current.aki, issuedAt: now}
 	leaf, err := a.current.guard.Leaf(ctx, announced, r, func(signer crypto.Signer) error {
-		return step.Leaf(ctx, template, a.current.cert, signer)
+		return encodeLeaf(template, a.current.cert, signer)
 	})
 	if errors.Is(err, guard.ErrRepeated) {
 		return a.repeat(ctx, announced, r)
@@ -118,7 +117,7 @@ func (i *intermediate) endEntity(pub crypto.PublicKey, eku x509.ExtKeyUsage, now
 	if err != nil {
 		return nil, err
 	}
-	id, err := keyID(pub)
+	spki, id, err := publicKey(pub)
 	if err != nil {
 		return nil, err
 	}
@@ -127,14 +126,15 @@ func (i *intermediate) endEntity(pub crypto.PublicKey, eku x509.ExtKeyUsage, now
 		return nil, fmt.Errorf("the intermediate is not valid before %v", i.cert.NotBefore)
 	}
 	return &x509.Certificate{
-		SerialNumber:          serial,
-		NotBefore:             notBefore,
-		PublicKey:             pub,
-		KeyUsage:              x509.KeyUsageDigitalSignature,
-		ExtKeyUsage:           []x509.ExtKeyUsage{eku},
-		BasicConstraintsValid: true,
-		SubjectKeyId:          id,
-		CRLDistributionPoints: []string{i.crl},
+		SerialNumber:            serial,
+		NotBefore:               notBefore,
+		PublicKey:               pub,
+		RawSubjectPublicKeyInfo: spki,
+		KeyUsage:                x509.KeyUsageDigitalSignature,
+		ExtKeyUsage:             []x509.ExtKeyUsage{eku},
+		BasicConstraintsValid:   true,
+		SubjectKeyId:            id,
+		CRLDistributionPoints:   []string{i.crl},
 	}, nil
 }
 

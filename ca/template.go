@@ -6,12 +6,15 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"encoding/asn1"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"math/big"
 	"time"
+
+	"golang.org/x/crypto/cryptobyte"
+	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
 
 	"github.com/mayfly-ca/mayfly/ca/issuance"
 )
@@ -35,22 +38,22 @@ func newSerial() (*big.Int, error) {
 	return new(big.Int).SetBytes(b[:]), nil
 }
 
-// keyID is the subject key identifier of pub: the leftmost 160 bits of the
-// SHA-256 of the subjectPublicKey (RFC 7093 section 2, method 1).
-func keyID(pub crypto.PublicKey) ([]byte, error) {
-	der, err := x509.MarshalPKIXPublicKey(pub)
+// publicKey encodes pub and names it: the subject key identifier is the leftmost
+// 160 bits of the SHA-256 of the subjectPublicKey (RFC 7093 section 2, method 1).
+func publicKey(pub crypto.PublicKey) (spki, id []byte, err error) {
+	spki, err = x509.MarshalPKIXPublicKey(pub)
 	if err != nil {
-		return nil, fmt.Errorf("subject key id: %w", err)
+		return nil, nil, fmt.Errorf("subject key id: %w", err)
 	}
-	var spki struct {
-		Algorithm pkix.AlgorithmIdentifier
-		PublicKey asn1.BitString
+	in := cryptobyte.String(spki)
+	var info, algorithm, key cryptobyte.String
+	var unused uint8 // bits, of the BIT STRING
+	if !in.ReadASN1(&info, cbasn1.SEQUENCE) || !info.ReadASN1(&algorithm, cbasn1.SEQUENCE) ||
+		!info.ReadASN1(&key, cbasn1.BIT_STRING) || !key.ReadUint8(&unused) || unused != 0 {
+		return nil, nil, errors.New("subject key id: malformed public key")
 	}
-	if _, err := asn1.Unmarshal(der, &spki); err != nil {
-		return nil, fmt.Errorf("subject key id: %w", err)
-	}
-	sum := sha256.Sum256(spki.PublicKey.RightAlign())
-	return sum[:20], nil
+	sum := sha256.Sum256(key)
+	return spki, sum[:20], nil
 }
 
 // caTemplate is what root and intermediates have in common.
@@ -59,7 +62,7 @@ func caTemplate(kind string, c Constraints, pub crypto.PublicKey, now time.Time,
 	if err != nil {
 		return nil, err
 	}
-	id, err := keyID(pub)
+	_, id, err := publicKey(pub)
 	if err != nil {
 		return nil, err
 	}

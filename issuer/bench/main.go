@@ -25,6 +25,7 @@ type options struct {
 	duration time.Duration // of one server's turn
 	cold     int           // starts per server; 0 leaves them out
 	format   string
+	issuer   string // a built mayfly-issuer; "" builds one
 }
 
 // run measures and prints; 0 when everything was measured, whatever the
@@ -60,6 +61,7 @@ func parse(args []string, usage io.Writer) (options, error) {
 	fs.IntVar(&o.rounds, "rounds", 5, "rounds; in each every server has its turn, in another order")
 	fs.DurationVar(&o.duration, "duration", 2*time.Second, "length of one turn")
 	fs.IntVar(&o.cold, "cold", 15, "starts per server, from exec to the first certificate; 0 for none")
+	fs.StringVar(&o.issuer, "issuer", "", "path of a mayfly-issuer to measure; default: one is built as releases are")
 	asJSON := fs.Bool("json", false, "print JSON")
 	asMarkdown := fs.Bool("markdown", false, "print the tables of README.md")
 	if err := fs.Parse(args); err != nil {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"time"
@@ -18,6 +19,11 @@ func measure(ctx context.Context, o options, progress io.Writer) (_ *report, err
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, s.Close()) }()
+	if o.issuer != "" {
+		if s.built["mayfly-issuer"], err = filepath.Abs(o.issuer); err != nil {
+			return nil, err
+		}
+	}
 	r := &report{Machine: machine(), CPUs: runtime.NumCPU(), Rounds: o.rounds, Turn: o.duration.String()}
 	var servers []*server
 	defer func() {

@@ -31,6 +31,7 @@ func runServe(ctx context.Context, i *invocation) error {
 	cfg.Logger = slog.New(slog.NewTextHandler(i.Err, &slog.HandlerOptions{Level: level}))
 	cfg.Out = i.Out
 
+	collectLess()
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, os.Interrupt)
 	defer stop()
 	hup := make(chan os.Signal, 1)

@@ -1,6 +1,7 @@
-// Package step is the only importer of smallstep's code: its softcas signs the
-// leaves and CRLs, its x509util the CA certificates, its KMS and PEM packages
-// hold the keys. smallstep's Authority, with its provisioners, its store and its
+// Package step is the only importer of smallstep's code: its softcas signs CRLs
+// and the issuer's own certificates and is what a leaf's own encoder is held to,
+// its x509util signs the CA certificates, its KMS and PEM packages hold the
+// keys. smallstep's Authority, with its provisioners, its store and its
 // options, stays out; so does its name.
 package step
 
