@@ -94,7 +94,7 @@ async function start(program, mode, issuer, folder) {
   const said = fs.readFileSync(log, 'utf8');
   if (said.trim() !== '') runner.info(said.trimEnd());
   if (line.why) {
-    if (child.pid && !line.ended) try { process.kill(child.pid, 'SIGTERM'); } catch { /* gone already */ }
+    if (child.pid) try { process.kill(child.pid, 'SIGTERM'); } catch { /* gone already */ }
     throw new Error(`mayfly ${args[1]} ${line.why}${said.trim() === '' ? '' : `:\n${said.trim()}`}`);
   }
   child.unref();

@@ -4,6 +4,7 @@
 
 const fs = require('node:fs');
 const path = require('node:path');
+const { spawnSync } = require('node:child_process');
 const runner = require('./runner');
 
 const STOP_MS = 10_000;
@@ -12,10 +13,22 @@ async function post() {
   const folder = runner.state('folder');
   if (folder === '') return;
   const pid = Number(runner.state('pid'));
-  const alive = pid > 1 && await stop(pid);
+  const alive = pid > 1 && ours(pid, folder) && await stop(pid);
   if (pid > 1 && !alive) runner.warning(`the tunnel had ended before the job did:\n${log(folder)}`);
   if (runner.state('started') !== '') report(JSON.parse(runner.state('started')), readReport(folder));
   fs.rmSync(folder, { recursive: true, force: true });
+}
+
+// ours tells whether the process is still the one that main started: its number
+// may be another's by now. Its command line names the folder of this step.
+function ours(pid, folder) {
+  const said = spawnSync('ps', ['-ww', '-o', 'args=', '-p', String(pid)], { encoding: 'utf8' });
+  if (!said.error) return said.stdout.includes(folder);
+  try {
+    return fs.readFileSync(`/proc/${pid}/cmdline`, 'utf8').includes(folder);
+  } catch {
+    return false;
+  }
 }
 
 // stop ends the program and tells whether it was still there to be ended.

@@ -1,11 +1,18 @@
 package e2e
 
 import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 )
 
 // runner is the folder of files that GitHub's runner gives a step.
@@ -32,16 +39,89 @@ func newRunner(t *testing.T, env ...string) *runner {
 // earlier one saved.
 func (r *runner) node(t *testing.T, script string, inputs map[string]string) (string, error) {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), "node", filepath.Join(r.action, script))
-	cmd.Env = r.env
+	out, err := r.command(t, t.Context(), script, inputs).CombinedOutput()
+	return string(out), err
+}
+
+func (r *runner) command(t *testing.T, ctx context.Context, script string, inputs map[string]string) *exec.Cmd {
+	t.Helper()
+	cmd := exec.CommandContext(ctx, "node", filepath.Join(r.action, script))
+	cmd.Env = append([]string(nil), r.env...)
 	for name, value := range inputs {
 		cmd.Env = append(cmd.Env, "INPUT_"+strings.ToUpper(name)+"="+value)
 	}
 	for name, value := range r.file(t, "GITHUB_STATE") {
 		cmd.Env = append(cmd.Env, "STATE_"+name+"="+value)
 	}
-	out, err := cmd.CombinedOutput()
-	return string(out), err
+	return cmd
+}
+
+// pid is that of the program which main.js started.
+func (r *runner) pid(t *testing.T) int {
+	t.Helper()
+	pid, err := strconv.Atoi(r.file(t, "GITHUB_STATE")["pid"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pid
+}
+
+// waitGone waits for the end of a process that is not this one's child, and
+// that whoever reaps it has done so.
+func waitGone(t *testing.T, pid int) {
+	t.Helper()
+	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		if err != nil || strings.Contains(string(stat), ") Z ") {
+			return
+		}
+	}
+	t.Fatalf("process %d is still there", pid)
+}
+
+// What the program says comes from the issuer: it reaches the runner's files
+// whole, and its log and the summary as text that does nothing.
+func TestActionHostileValues(t *testing.T) {
+	t.Parallel()
+	needNode(t)
+	const rule = "evil\n::set-env name=PATH::/tmp\n##[group]\nEOF\nx<<y | <img src=x> `code` [a](b)\x1b[2J"
+	line, err := json.Marshal(map[string]string{
+		"runner_host": "unix:///x\nINJECTED=1\n", "buildkit_host": "unix:///x", "engine": rule, "serial": rule, "identity": rule, "rule": rule, "expires_at": "2026-01-01T00:00:00Z",
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	bin := t.TempDir()
+	writeFile(t, filepath.Join(bin, "line"), string(line)+"\n")
+	writeFile(t, filepath.Join(bin, "mayfly"), "#!/bin/sh\nprintf '::add-path::/tmp\\n' >&2\ncat "+filepath.Join(bin, "line")+"\nwhile :; do sleep 0.1; done\n")
+	if err := os.Chmod(filepath.Join(bin, "mayfly"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	r := newRunner(t, "PATH="+bin+string(filepath.ListSeparator)+os.Getenv("PATH"), "ACTIONS_ID_TOKEN_REQUEST_URL=https://example.com", "ACTIONS_ID_TOKEN_REQUEST_TOKEN=job-secret")
+	out, err := r.node(t, "main.js", map[string]string{"issuer": "https://issuer.example.com", "version": "path"})
+	if err != nil {
+		t.Fatalf("main.js: %v\n%s", err, out)
+	}
+	post, err := r.node(t, "post.js", nil)
+	if err != nil {
+		t.Fatalf("post.js: %v\n%s", err, post)
+	}
+	for l := range strings.Lines(out + post) {
+		if l = strings.TrimSpace(l); strings.HasPrefix(l, "::") && l != "::add-mask::job-secret" || strings.Contains(l, "##[") {
+			t.Errorf("the runner obeys %q", l)
+		}
+	}
+	outputs, env := r.file(t, "GITHUB_OUTPUT"), r.file(t, "GITHUB_ENV")
+	if outputs["serial"] != rule || env["_EXPERIMENTAL_DAGGER_RUNNER_HOST"] != "unix:///x\nINJECTED=1\n" || len(env) != 2 || len(outputs) != 5 {
+		t.Errorf("outputs %q, environment %q", outputs, env)
+	}
+	summary, err := os.ReadFile(filepath.Join(r.dir, "GITHUB_STEP_SUMMARY"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s := string(summary); strings.Contains(s, "<img") || strings.Contains(s, "[a](b)") || strings.Contains(s, "\x1b") || strings.Count(s, "\n") != 9 {
+		t.Errorf("the summary acts:\n%s", s)
+	}
 }
 
 // file reads a file of NAME<<DELIMITER entries, as the runner does.
@@ -118,6 +198,52 @@ func TestActionModes(t *testing.T) {
 		if out, err := r.node(t, "post.js", nil); err != nil || strings.Contains(out, "::") {
 			t.Errorf("post.js: %v\n%s", err, out)
 		}
+	})
+	t.Run("killed", func(t *testing.T) {
+		r := newRunner(t, job...)
+		if out, err := r.node(t, "main.js", inputs()); err != nil {
+			t.Fatalf("main.js: %v\n%s", err, out)
+		}
+		pid := r.pid(t)
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		waitGone(t, pid)
+		out, err := r.node(t, "post.js", nil)
+		if err != nil || !strings.Contains(out, "::warning title=mayfly::the tunnel had ended before the job did") || !strings.Contains(out, "rule: app-main") {
+			t.Errorf("post.js: %v\n%s", err, out)
+		}
+	})
+	t.Run("cancelled", func(t *testing.T) {
+		// The issuer takes the call and says nothing; the runner kills the step.
+		silent, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer silent.Close()
+		r := newRunner(t, job...)
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		cmd := r.command(t, ctx, "main.js", inputs("issuer", "http://"+silent.Addr().String()))
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		if c, err := silent.Accept(); err != nil {
+			t.Fatal(err)
+		} else {
+			defer c.Close()
+		}
+		pid := r.pid(t)
+		cancel()
+		cmd.Wait()
+		if err := syscall.Kill(pid, 0); err != nil {
+			t.Fatalf("mayfly has ended by itself: %v", err)
+		}
+		out, err := r.node(t, "post.js", nil)
+		if err != nil || strings.Contains(out, "::warning") {
+			t.Errorf("post.js: %v\n%s", err, out)
+		}
+		waitGone(t, pid)
 	})
 	for name, tc := range map[string]struct {
 		env    []string
