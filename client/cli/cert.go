@@ -5,15 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
-	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
 	"time"
 
 	"github.com/mayfly-ca/mayfly/client"
-	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
 type certCommand struct {
@@ -25,7 +22,7 @@ type certCommand struct {
 func (certCommand) Help() string {
 	return `For tools that want files. They are 0600 in a 0700 folder and are replaced as a set: DIR/key.pem, cert.pem and ca.pem lead through one symbolic link, ..data, which is exchanged. The key is on disk then: mayfly exec and mayfly proxy keep it in memory.
 
-Prints the lines to paste for Dagger and for docker buildx, and hints for ghostunnel and Envoy. A tool with files is cut at the certificate's end, an hour at most; it must read the files again for its next connection, as Dagger and buildx do.`
+Prints the lines to paste for Dagger, docker buildx, buildctl, ghostunnel and Envoy. A tool with files is cut at the certificate's end, an hour at most; it must read the files again for its next connection, as Dagger and buildx do.`
 }
 
 // Run writes the files.
@@ -139,57 +136,4 @@ func linkName(dir, name string) error {
 		return os.Symlink(want, path)
 	}
 	return fmt.Errorf("%s exists and is not of mayfly", path)
-}
-
-// paste makes the lines for tools that want files.
-type paste struct {
-	engine       wire.Engine
-	address      string // host:port
-	key, crt, ca string
-	edge         bool
-}
-
-func newPaste(dir string, e wire.Engine) paste {
-	if abs, err := filepath.Abs(dir); err == nil {
-		dir = abs
-	}
-	scheme, address, _ := strings.Cut(e.Endpoint, "://")
-	return paste{engine: e, address: address, edge: scheme == "edge",
-		key: filepath.Join(dir, keyName), crt: filepath.Join(dir, certName), ca: filepath.Join(dir, caName)}
-}
-
-func (s paste) dagger() string {
-	return "tls://" + s.address + "?cert_path=" + url.QueryEscape(s.crt) + "&key_path=" + url.QueryEscape(s.key) + "&ca_path=" + url.QueryEscape(s.ca)
-}
-
-func (s paste) buildkit() string { return "tcp://" + s.address }
-
-func (s paste) buildx() string {
-	options := fmt.Sprintf("cacert=%s,cert=%s,key=%s,servername=%s", s.ca, s.crt, s.key, s.engine.ServerName)
-	return "docker buildx create --name " + shellQuote("mayfly-"+s.engine.Name) + " --driver remote --driver-opt " + shellQuote(options) + " " + shellQuote(s.buildkit())
-}
-
-func (s paste) print(p *program) {
-	if s.edge {
-		p.warn("engine %s is behind a TLS edge (%s), which tools with files do not pass: use mayfly exec or mayfly proxy", s.engine.Name, s.engine.Endpoint)
-	}
-	host, _, err := net.SplitHostPort(s.address)
-	if err == nil && host != s.engine.ServerName {
-		p.warn("the engine's name is %s, and Dagger verifies the host of its URL, %s: use mayfly exec for Dagger", s.engine.ServerName, host)
-	}
-	lines := []string{
-		"# Dagger",
-		"export " + daggerVariable + "=" + shellQuote(s.dagger()),
-		"# docker buildx",
-		s.buildx(),
-		"# buildctl",
-		fmt.Sprintf("buildctl --addr %s --tlsservername %s --tlscacert %s --tlscert %s --tlskey %s", shellQuote(s.buildkit()), shellQuote(s.engine.ServerName), shellQuote(s.ca), shellQuote(s.crt), shellQuote(s.key)),
-		"# ghostunnel: reads the files again every 5 minutes",
-		fmt.Sprintf("ghostunnel client --listen unix:engine.sock --target %s --override-server-name %s --cert %s --key %s --cacert %s --timed-reload 5m", shellQuote(s.address), shellQuote(s.engine.ServerName), shellQuote(s.crt), shellQuote(s.key), shellQuote(s.ca)),
-		"# Envoy: a TransportSocket envoy.transport_sockets.tls with sni " + s.engine.ServerName + ", these three files by SDS with",
-		"# watched_directory " + filepath.Dir(s.crt) + ", and no idle_timeout: a build may be silent for minutes",
-	}
-	for _, l := range lines {
-		p.printf("%s\n", visible(l))
-	}
 }

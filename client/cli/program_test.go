@@ -33,6 +33,20 @@ func TestVersionAndHelp(t *testing.T) {
 			t.Errorf("mayfly --help lacks %q:\n%s", want, help)
 		}
 	}
+	// Flags that filter have the names that the API's queries have.
+	for command, queries := range map[string][]string{
+		"certs list":   {"serial", "repository", "repository_id", "run_id", "actor", "identity", "profile", "status", "since", "until", "limit", "cursor"},
+		"certs revoke": {"repository", "repository_id", "run_id", "actor", "identity", "profile", "since", "until", "all", "block", "reason"},
+		"sessions":     {"engine", "serial", "run_id", "repository", "limit", "cursor"},
+		"events":       {"type", "serial", "repository", "run_id", "since", "until", "after", "limit", "cursor"},
+	} {
+		text := s.run(append(strings.Fields(command), "--help")...).stdout
+		for _, q := range queries {
+			if flag := "--" + strings.ReplaceAll(q, "_", "-"); !strings.Contains(text, flag+"=") && !strings.Contains(text, flag+" ") {
+				t.Errorf("%s has no %s", command, flag)
+			}
+		}
+	}
 	if o := s.run("exec", "--help"); !strings.HasPrefix(o.stdout, "Usage: mayfly exec [flags] -- <command> ...\n") {
 		t.Errorf("exec --help begins\n%s", o.stdout)
 	}

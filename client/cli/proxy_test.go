@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"io"
 	"net"
+	"net/url"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -206,6 +208,65 @@ func TestCertFiles(t *testing.T) {
 	sets, err := filepath.Glob(filepath.Join(dir, "..set-*"))
 	if err != nil || len(sets) != 1 {
 		t.Errorf("sets %v, %v", sets, err)
+	}
+}
+
+// TestCertLinesArePasted: a shell takes the lines for words that name the files,
+// whatever the folder is called.
+func TestCertLinesArePasted(t *testing.T) {
+	t.Parallel()
+	s := newStand(t)
+	dir := filepath.Join(shortDir(t), "it's a $HOME; folder")
+	o := s.run("cert", "--out", dir)
+	o.check(t, 0)
+	key, crt, ca := filepath.Join(dir, "key.pem"), filepath.Join(dir, "cert.pem"), filepath.Join(dir, "ca.pem")
+	address := s.engine.Addr().String()
+	lines := map[string]string{} // by first word
+	for l := range strings.Lines(o.stdout) {
+		word, _, _ := strings.Cut(l, " ")
+		lines[word] = l
+	}
+	shell := func(line string) string {
+		t.Helper()
+		said, err := exec.Command("sh", "-c", "docker() { printf '%s\\n' \"$@\"; }; ghostunnel() { docker \"$@\"; }; buildctl() { docker \"$@\"; }\n"+line).CombinedOutput()
+		if err != nil {
+			t.Fatalf("%s: %v\n%s", line, err, said)
+		}
+		return strings.TrimSuffix(string(said), "\n")
+	}
+	for word, want := range map[string][]string{
+		"docker": {"buildx", "create", "--name", "mayfly-default", "--driver", "remote", "--driver-opt",
+			"cacert=" + ca + ",cert=" + crt + ",key=" + key + ",servername=" + standServer, "tcp://" + address},
+		"buildctl":   {"--addr", "tcp://" + address, "--tlsservername", standServer, "--tlscacert", ca, "--tlscert", crt, "--tlskey", key},
+		"ghostunnel": {"client", "--listen", "unix:engine.sock", "--target", address, "--override-server-name", standServer, "--cert", crt, "--key", key, "--cacert", ca, "--timed-reload", "5m"},
+	} {
+		if got := shell(lines[word]); got != strings.Join(want, "\n") {
+			t.Errorf("%s gets\n%s\nwant\n%s", word, got, strings.Join(want, "\n"))
+		}
+	}
+	u, err := url.Parse(shell(lines["export"] + "printf %s \"$_EXPERIMENTAL_DAGGER_RUNNER_HOST\""))
+	if err != nil || u.Scheme != "tls" || u.Host != address || u.Query().Get("cert_path") != crt || u.Query().Get("key_path") != key || u.Query().Get("ca_path") != ca {
+		t.Errorf("Dagger gets %s, %v", u, err)
+	}
+	shell(lines["printf"])
+	var secrets struct {
+		Resources []struct {
+			TLS struct {
+				Chain   struct{ Filename string } `json:"certificate_chain"`
+				Key     struct{ Filename string } `json:"private_key"`
+				Watched struct{ Path string }     `json:"watched_directory"`
+			} `json:"tls_certificate"`
+		}
+	}
+	b, err := os.ReadFile(filepath.Join(dir, "envoy-sds.json"))
+	if err != nil || json.Unmarshal(b, &secrets) != nil || len(secrets.Resources) != 1 {
+		t.Fatalf("Envoy's file: %s, %v", b, err)
+	}
+	if got := secrets.Resources[0].TLS; got.Chain.Filename != crt || got.Key.Filename != key || got.Watched.Path != dir {
+		t.Errorf("Envoy gets %+v", got)
+	}
+	if _, socket, _ := strings.Cut(lines["transport_socket:"], " "); !json.Valid([]byte(socket)) || !strings.Contains(socket, filepath.Join(dir, "envoy-sds.json")) {
+		t.Errorf("Envoy's transport socket is %s", socket)
 	}
 }
 
