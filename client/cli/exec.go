@@ -121,24 +121,29 @@ func (c *execCommand) command(p *program, path string, argv []string, host strin
 	cmd.Env = withVariables(os.Environ(), daggerVariable+"="+host, buildkitVariable+"="+host)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = p.in, p.out, p.err
 	cmd.WaitDelay = 2 * time.Second
-	// On a terminal the command stays in the foreground group, where the
-	// terminal's own signals reach it; elsewhere it gets a group, so that what
-	// it started ends with it.
-	own := !inForeground()
+	// On a terminal the command stays in our group, which the shell moves to the
+	// foreground and the terminal signals; elsewhere it gets a group, so that
+	// what it started ends with it.
+	own := !onTerminal()
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: own}
 	dieWithParent(cmd.SysProcAttr)
 	return &child{p: p, cmd: cmd, group: own}
 }
 
-// inForeground tells whether a terminal sends its signals to this process: it
-// is in the terminal's foreground group, and not behind a shell's &.
-func inForeground() bool {
+// onTerminal tells whether a terminal is here.
+func onTerminal() bool {
+	_, found := foreground()
+	return found
+}
+
+// foreground is the process group that the terminal sends its signals to.
+func foreground() (group int, found bool) {
 	for _, f := range []*os.File{os.Stdin, os.Stdout, os.Stderr} {
 		if group, err := unix.IoctlGetInt(int(f.Fd()), unix.TIOCGPGRP); err == nil {
-			return group == unix.Getpgrp()
+			return group, true
 		}
 	}
-	return false
+	return 0, false
 }
 
 // withVariables replaces variables of an environment.
@@ -217,10 +222,12 @@ func (c *child) run(ctx context.Context, t *tunnel) error {
 }
 
 // pass hands a signal on. What the terminal has sent to the whole foreground
-// group has reached the command already.
+// group has reached the command already; behind a shell's & it has not.
 func (c *child) pass(s syscall.Signal) {
 	if !c.group && (s == syscall.SIGINT || s == syscall.SIGQUIT) {
-		return
+		if group, _ := foreground(); group == unix.Getpgrp() {
+			return
+		}
 	}
 	c.send(s)
 	if s == syscall.SIGTSTP {
