@@ -93,6 +93,15 @@ func (s *Server) forbidden(ctx context.Context, c idtoken.Claims, what string, c
 	return forbiddenRole("this call needs a role that the policy does not grant to this token", cause)
 }
 
+// Read records that a person looked at everything recorded of a certificate.
+func (s *Server) Read(ctx context.Context, by, serial string) {
+	infoOf(ctx).serial = serial
+	ev := ca.Event{Time: time.Now().UTC(), Type: ca.EventAdminRead, By: clip(by), Serial: serial}
+	if err := s.authority.Store().Append(ctx, ev); err != nil {
+		s.logger.ErrorContext(ctx, "event not recorded", "type", ev.Type, "err", err)
+	}
+}
+
 // denied records a policy denial. The denial itself is the answer, whether or
 // not its event could be written.
 func (s *Server) denied(ctx context.Context, c idtoken.Claims, cause error) error {

@@ -111,7 +111,8 @@ func (s *Server) listCertificates(w http.ResponseWriter, r *http.Request) error 
 
 // showCertificate is GET /v1/certificates/{serial}.
 func (s *Server) showCertificate(w http.ResponseWriter, r *http.Request) error {
-	if _, err := s.admit(w, r, policy.Viewer); err != nil {
+	p, err := s.admit(w, r, policy.Viewer)
+	if err != nil {
 		return err
 	}
 	if err := noQuery(r); err != nil {
@@ -125,6 +126,7 @@ func (s *Server) showCertificate(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	s.Read(r.Context(), p.Name, detail.Serial)
 	return writeJSON(w, http.StatusOK, detail)
 }
 

@@ -159,15 +159,6 @@ func (p page) Forbidden(ctx context.Context, provider string, raw json.RawMessag
 	infoOf(ctx).err = p.forbidden(ctx, c, what, nil)
 }
 
-// Read implements web.Backend.
-func (p page) Read(ctx context.Context, by, serial string) {
-	infoOf(ctx).serial = serial
-	ev := ca.Event{Time: time.Now().UTC(), Type: ca.EventAdminRead, By: clip(by), Serial: serial}
-	if err := p.authority.Store().Append(ctx, ev); err != nil {
-		p.logger.ErrorContext(ctx, "event not recorded", "type", ev.Type, "err", err)
-	}
-}
-
 // chartHours is how much of the past the overview's chart shows.
 const chartHours = 48
 
