@@ -83,3 +83,12 @@ func (m *Machine) start() (*exec.Cmd, error) {
 
 // kill ends the command and its process group.
 func (c *command) kill() { killGroup(c.process) }
+
+// killAll is kill as a machine's end is: it returns when all that the command had
+// started is gone, so that nothing of one life is left in the next.
+func (c *command) killAll() {
+	below := descendants(c.process.Pid)
+	c.kill()
+	<-c.done
+	below.wait()
+}

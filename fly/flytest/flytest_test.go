@@ -8,11 +8,13 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
 	"os/signal"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -134,15 +136,25 @@ func parse(t *testing.T, text string) *App {
 	return app
 }
 
-// freeAddr is a loopback address that nobody listens on.
+var given sync.Map // ports of freeAddr
+
+// freeAddr is a loopback address that nobody listens on, and that the system
+// gives to no connection: its port is below those (ip_local_port_range).
 func freeAddr(t *testing.T) string {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for range 1000 {
+		port := 20000 + rand.IntN(12000)
+		if _, taken := given.LoadOrStore(port, true); taken {
+			continue
+		}
+		ln, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		if err == nil {
+			ln.Close()
+			return ln.Addr().String()
+		}
 	}
-	defer ln.Close()
-	return ln.Addr().String()
+	t.Fatal("no free port")
+	return ""
 }
 
 func newMachine(t *testing.T, cfg MachineConfig) *Machine {
@@ -336,5 +348,180 @@ func TestRestartPolicy(t *testing.T) {
 				t.Errorf("ran %d times, want %d", got, c.runs)
 			}
 		})
+	}
+}
+
+func init() {
+	// signal ADDR ends with the number of the first signal, once it listens.
+	commands["signal"] = func(args []string) int {
+		got := make(chan os.Signal, 1)
+		signal.Notify(got, syscall.SIGINT, syscall.SIGTERM, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2)
+		if _, err := net.Listen("tcp", args[0]); err != nil {
+			return 1
+		}
+		return int((<-got).(syscall.Signal))
+	}
+	// parent ADDR starts a deaf child in a session of its own and waits.
+	commands["parent"] = func(args []string) int {
+		argv := run("deaf", args[0])
+		child, err := os.StartProcess(argv[0], argv, &os.ProcAttr{Sys: &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}})
+		if err != nil {
+			return 1
+		}
+		_, _ = child.Wait()
+		return 0
+	}
+}
+
+func listens(addr string) func() bool {
+	return func() bool {
+		conn, err := net.Dial("tcp", addr)
+		if err == nil {
+			conn.Close()
+		}
+		return err == nil
+	}
+}
+
+// TestKillSignal: the file's, and SIGINT where it says none.
+func TestKillSignal(t *testing.T) {
+	t.Parallel()
+	for line, want := range map[string]syscall.Signal{
+		`kill_signal = "SIGTERM"`: syscall.SIGTERM, `kill_signal = "SIGQUIT"`: syscall.SIGQUIT,
+		`kill_signal = "SIGUSR1"`: syscall.SIGUSR1, ``: syscall.SIGINT,
+	} {
+		t.Run(want.String(), func(t *testing.T) {
+			t.Parallel()
+			addr := freeAddr(t)
+			app := parse(t, strings.Replace(rawApp, `kill_signal = "SIGTERM"`, line, 1))
+			m := newMachine(t, MachineConfig{App: app, Command: run("signal", addr)})
+			if err := m.Start(patience(t)); err != nil {
+				t.Fatal(err)
+			}
+			await(t, "the command", listens(addr))
+			if err := m.Stop(patience(t)); err != nil {
+				t.Fatal(err)
+			}
+			if got := m.ExitCode(); got != int(want) || m.Runs() != 1 {
+				t.Errorf("the command got signal %d, want %d; it ran %d times", got, want, m.Runs())
+			}
+		})
+	}
+}
+
+// TestRestartAlways: a command that ends well starts again, until the machine is
+// stopped.
+func TestRestartAlways(t *testing.T) {
+	t.Parallel()
+	app := parse(t, strings.Replace(rawApp, `policy = "on-failure"`, `policy = "always"`, 1))
+	m := newMachine(t, MachineConfig{App: app, Command: run("exit", "0"), RestartDelay: time.Millisecond})
+	if err := m.Start(patience(t)); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "five runs", func() bool { return m.Runs() >= 5 })
+	if err := m.Stop(patience(t)); err != nil {
+		t.Fatal(err)
+	}
+	if m.State() != StateStopped || m.Starts() != 1 {
+		t.Errorf("machine is %s after %d starts", m.State(), m.Starts())
+	}
+}
+
+// TestKilledMachineLeavesNothing: what a killed machine had started is gone when
+// it is stopped.
+func TestKilledMachineLeavesNothing(t *testing.T) {
+	t.Parallel()
+	addr := freeAddr(t)
+	m := newMachine(t, MachineConfig{App: parse(t, rawApp), Command: run("parent", addr)})
+	if err := m.Start(patience(t)); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "the child", listens(addr))
+	if len(descendants(m.PID())) == 0 {
+		t.Fatal("the command has no child: that shows nothing")
+	}
+	m.Kill()
+	if listens(addr)() {
+		t.Error("the child of a killed machine listens")
+	}
+}
+
+// TestEnvironment: all that Fly promises a machine, and the file's [env].
+func TestEnvironment(t *testing.T) {
+	t.Parallel()
+	app := parse(t, rawApp+"\n[[vm]]\nsize = \"performance-2x\"\n")
+	m := newMachine(t, MachineConfig{App: app, Command: run("exit", "0"), Env: []string{"COLOUR=red", "FLY_REGION=mars"}})
+	env := map[string]string{}
+	for _, entry := range m.env {
+		name, value, _ := strings.Cut(entry, "=")
+		env[name] = value
+	}
+	for name, want := range map[string]string{
+		"FLY_APP_NAME": "example-engine", "FLY_MACHINE_ID": m.ID(), "FLY_ALLOC_ID": m.ID(), "FLY_REGION": "ams",
+		"PRIMARY_REGION": "ams", "FLY_PROCESS_GROUP": "app", "FLY_VM_MEMORY_MB": "4096", "COLOUR": "red",
+		"FLY_IMAGE_REF": "registry.fly.io/example-engine:flytest", "FLY_MACHINE_VERSION": machineVersion,
+	} {
+		if env[name] != want {
+			t.Errorf("%s=%q, want %q", name, env[name], want)
+		}
+	}
+	for _, name := range []string{"FLY_PUBLIC_IP", "FLY_PRIVATE_IP", "PATH", "HOME"} {
+		if env[name] == "" {
+			t.Errorf("%s is missing", name)
+		}
+	}
+	for vm, want := range map[string]string{
+		"": "256", "[[vm]]\nsize = \"shared-cpu-4x\"": "1024", "[[vm]]\nsize = \"performance-1x\"\nmemory = \"4gb\"": "4096",
+		"[[vm]]\ncpu_kind = \"shared\"\ncpus = 2\nmemory_mb = 1024": "1024", "[[vm]]\ncpu_kind = \"performance\"\ncpus = 2": "4096",
+	} {
+		if got := parse(t, rawApp+"\n"+vm).memoryMB(); got != want {
+			t.Errorf("%q has %s MB, want %s", vm, got, want)
+		}
+	}
+}
+
+// TestTokenRequests: the bare token as text, for an audience that is one string,
+// and without one for the organisation's.
+func TestTokenRequests(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t, MachineConfig{App: parse(t, rawApp), Command: run("exit", "0"), OIDC: mint{}, Organization: "acme"})
+	client := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", m.APISocket())
+		},
+	}}
+	for _, c := range []struct {
+		method, path, body string
+		status             int
+		want               string
+	}{
+		{"POST", "/v1/tokens/oidc", `{"aud":"mayfly:test"}`, 200, `"aud":"mayfly:test"`},
+		{"POST", "/v1/tokens/oidc", ``, 200, `"aud":"https://fly.io/acme"`},
+		{"POST", "/v1/tokens/oidc", `{"aud":["mayfly:test"]}`, 400, "error"},
+		{"GET", "/v1/tokens/oidc", ``, 404, "error"},
+		{"GET", "/v1/apps/example-engine/machines/" + m.ID(), ``, 200, `"state":"created"`},
+		{"POST", "/v1/apps/other/machines/" + m.ID() + "/stop", ``, 404, "error"},
+		{"POST", "/v1/apps/example-engine/machines/00000000000000/stop", ``, 404, "error"},
+	} {
+		req, err := http.NewRequest(c.method, "http://localhost"+c.path, strings.NewReader(c.body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		res, err := client.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(res.Body)
+		res.Body.Close()
+		if err != nil || res.StatusCode != c.status || !strings.Contains(string(body), c.want) {
+			t.Errorf("%s %s %s: %d %s", c.method, c.path, c.body, res.StatusCode, body)
+		}
+		if c.status == 200 && c.method == "POST" && !strings.HasPrefix(res.Header.Get("Content-Type"), "text/plain") {
+			t.Errorf("the token is %s", res.Header.Get("Content-Type"))
+		}
+	}
+	if _, err := NewMachine(MachineConfig{App: parse(t, goodApp), Command: run("exit", "0")}); err == nil {
+		t.Error("a file that nobody writes was accepted")
 	}
 }

@@ -115,8 +115,11 @@ func (h *halt) force() {
 // NewMachine makes a machine, which is created and not yet started, with its
 // API socket.
 func NewMachine(cfg MachineConfig) (*Machine, error) {
-	if cfg.App == nil || len(cfg.Command) == 0 {
+	switch {
+	case cfg.App == nil || len(cfg.Command) == 0:
 		return nil, errors.New("flytest: a machine wants an App and a Command")
+	case len(cfg.App.Files) > 0:
+		return nil, errors.New("flytest: [[files]] are not written here")
 	}
 	m := &Machine{cfg: cfg, state: StateCreated, changed: make(chan struct{}), since: time.Now(), log: cfg.Logger}
 	if m.log == nil {
@@ -195,13 +198,29 @@ func (c *MachineConfig) environ() []string {
 // machineVersion is a ULID, as Fly's are.
 const machineVersion = "01HTGGC1TZ2JHK83J4AC0R3VET"
 
+// memoryMB is what the file says of the machine's memory, or what its size has
+// at least; Fly's smallest machine without either.
 func (a *App) memoryMB() string {
-	if len(a.VM) > 0 {
-		if mb, err := megabytes(a.VM[0].Memory); err == nil {
-			return strconv.Itoa(mb)
-		}
+	if len(a.VM) == 0 {
+		return "256"
 	}
-	return "256"
+	v := a.VM[0]
+	if mb, err := megabytes(v.Memory); err == nil {
+		return strconv.Itoa(mb)
+	}
+	if v.MemoryMB > 0 {
+		return strconv.Itoa(v.MemoryMB)
+	}
+	kind, cpus := v.CPUKind, v.CPUs
+	if m := vmSize.FindStringSubmatch(v.Size); m != nil {
+		kind = strings.TrimSuffix(m[1], "-cpu")
+		cpus, _ = strconv.Atoi(m[2])
+	}
+	least := 256
+	if kind == "performance" {
+		least = 2048
+	}
+	return strconv.Itoa(least * max(cpus, 1))
 }
 
 // App is the machine's app, and ID its name.
@@ -389,12 +408,10 @@ func (m *Machine) attend(c *command, h *halt) (halted bool) {
 	select {
 	case <-c.done:
 	case <-h.forced:
-		c.kill()
-		<-c.done
+		c.killAll()
 	case <-timer.C:
 		m.log.Warn("kill_timeout has passed", "kill_timeout", m.cfg.KillTimeout)
-		c.kill()
-		<-c.done
+		c.killAll()
 	}
 	return true
 }

@@ -4,8 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"net"
-	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -25,20 +23,14 @@ func boot(ctx context.Context, o options, out io.Writer) error {
 	defer s.close()
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(w, "%d starts\t\tp50\tmax\tbound\n", o.count)
-	engines := []struct {
-		name    string
-		command func(string) []string
-	}{{"stand-in engine", standIn}}
+	engines := []engine{{"stand-in engine", standIn, "engine listens"}}
 	if o.engine != "" {
-		engines = append(engines, struct {
-			name    string
-			command func(string) []string
-		}{"BuildKit", s.buildkit})
+		engines = append(engines, engine{"BuildKit", s.buildkit, "running server on"})
 	}
 	for _, e := range engines {
 		var all []start
 		for range o.count {
-			one, err := s.measureStart(ctx, e.command)
+			one, err := s.measureStart(ctx, e)
 			if err != nil {
 				return err
 			}
@@ -61,38 +53,42 @@ func boot(ctx context.Context, o options, out io.Writer) error {
 	return w.Flush()
 }
 
+// engine is what a sidecar starts.
+type engine struct {
+	name    string
+	command func(socket string) []string
+	answers string // what it says when it serves
+}
+
 // start is one boot. The issuer answers while the engine starts, so of the two
 // only the longer one counts.
 type start struct {
 	total       time.Duration // execution to listening
 	certificate time.Duration // execution to a certificate
 	issuer      time.Duration // what the issuer spent on its answers, by its own log
-	engine      time.Duration // what the engine took to answer on its socket, run alone
+	engine      time.Duration // from the engine's execution until it serves, by its own word
 }
 
 // measureStart starts one, and stops it.
-func (s *stand) measureStart(ctx context.Context, engine func(string) []string) (start, error) {
-	alone, err := s.engineAlone(ctx, engine)
-	if err != nil {
-		return start{}, err
-	}
+func (s *stand) measureStart(ctx context.Context, e engine) (start, error) {
 	// What is said later is this start's.
 	asked := len(s.issuer.lines("msg=request"))
 	began := time.Now()
-	sc, err := s.startSidecar(ctx, engine)
+	sc, err := s.startSidecar(ctx, e.command)
 	if err != nil {
 		return start{}, err
 	}
 	defer sc.stop()
-	listening, err := sc.await(ctx, `"listening"`)
-	if err != nil {
-		return start{}, err
+	for _, part := range []string{`"listening"`, `"certificate received"`, e.answers} {
+		if _, err := sc.await(ctx, part); err != nil {
+			return start{}, err
+		}
 	}
-	certificate, err := sc.await(ctx, `"certificate received"`)
-	if err != nil {
-		return start{}, err
+	m := start{
+		total:       sc.when(`"listening"`).Sub(began),
+		certificate: sc.when(`"certificate received"`).Sub(began),
+		engine:      sc.when(e.answers).Sub(sc.when(`"engine started"`)),
 	}
-	m := start{total: at(listening).Sub(began), certificate: at(certificate).Sub(began), engine: alone}
 	for _, line := range s.issuer.lines("msg=request")[asked:] {
 		m.issuer += answered(line)
 	}
@@ -113,45 +109,8 @@ func answered(line string) time.Duration {
 	return took
 }
 
-// engineAlone is how long the engine takes until it answers in HTTP/2, without a
-// sidecar.
-func (s *stand) engineAlone(ctx context.Context, engine func(string) []string) (time.Duration, error) {
-	socket := s.dir + "/alone.sock"
-	defer os.Remove(socket)
-	began := time.Now()
-	p, err := startProcess(s.o.verbose, []string{"PATH=" + os.Getenv("PATH"), "HOME=" + s.dir}, engine(socket)...)
-	if err != nil {
-		return 0, err
-	}
-	defer p.stop()
-	for !answers(socket) {
-		if p.over() {
-			return 0, fmt.Errorf("the engine ended:\n%s", p.said())
-		}
-		if !pause(ctx, time.Millisecond) {
-			return 0, ctx.Err()
-		}
-	}
-	return time.Since(began), nil
-}
-
 // buildkit is the command of a real engine.
 func (s *stand) buildkit(socket string) []string {
 	return []string{s.o.engine, "--addr", "unix://" + socket, "--root", filepath.Join(s.dir, "buildkit"),
 		"--oci-worker-snapshotter", "overlayfs", "--containerd-worker=false", "--otel-socket-path", filepath.Join(s.dir, "otel.sock")}
-}
-
-// answers tells whether an engine speaks on its socket.
-func answers(socket string) bool {
-	conn, err := net.Dial("unix", socket)
-	if err != nil {
-		return false
-	}
-	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(time.Second))
-	if _, err := conn.Write([]byte("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00")); err != nil {
-		return false
-	}
-	_, err = conn.Read(make([]byte, 9))
-	return err == nil
 }

@@ -259,12 +259,6 @@ func field(line, name string) string {
 	return text
 }
 
-// at is when a JSON log line was written.
-func at(line string) time.Time {
-	t, _ := time.Parse(time.RFC3339Nano, field(line, "time"))
-	return t
-}
-
 // job is the token source of one run.
 type job struct {
 	provider *idtokentest.Provider
@@ -299,6 +293,7 @@ type process struct {
 
 	mu   sync.Mutex
 	text bytes.Buffer
+	came []arrival
 	news chan struct{}
 	also io.Writer
 }
@@ -326,7 +321,28 @@ func (p *process) Write(b []byte) (int, error) {
 	close(p.news)
 	p.news = make(chan struct{})
 	_, _ = p.also.Write(b)
+	p.came = append(p.came, arrival{time.Now(), p.text.Len()})
 	return p.text.Write(b)
+}
+
+// arrival is when what stands from a position on was said.
+type arrival struct {
+	at   time.Time
+	from int
+}
+
+// when tells when a text was first said; zero when it was not.
+func (p *process) when(part string) time.Time {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	i := bytes.Index(p.text.Bytes(), []byte(part))
+	var last time.Time
+	for _, a := range p.came {
+		if i >= 0 && a.from <= i {
+			last = a.at
+		}
+	}
+	return last
 }
 
 func (p *process) said() string {
