@@ -9,6 +9,8 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
+	"time"
 
 	"dagger.io/dagger"
 
@@ -39,6 +41,12 @@ func connect(ctx context.Context, o options, progress io.Writer) (*session, erro
 		}
 		closers = append(closers, stop)
 	}
+	if o.runnerHost != "" && os.Getenv("DAGGER_SESSION_PORT") == "" { // `dagger run` has a session already
+		if err := answers(ctx, o.runnerHost); err != nil {
+			cancel(nil)
+			return nil, err
+		}
+	}
 	clientOpts := []dagger.ClientOpt{dagger.WithLogOutput(progress)}
 	if host != "" {
 		clientOpts = append(clientOpts, dagger.WithRunnerHost(host))
@@ -48,16 +56,16 @@ func connect(ctx context.Context, o options, progress io.Writer) (*session, erro
 			closers[i]()
 		}
 	}}
-	dag, err := dagger.Connect(ctx, clientOpts...)
+	dag, err := dial(ctx, clientOpts...)
 	if err != nil {
 		if cause := context.Cause(ctx); cause != nil {
 			err = cause
 		}
 		s.close()
-		return nil, fmt.Errorf("connect to the engine: %w", err)
+		return nil, fmt.Errorf("connect to the engine: %w%s", err, missing(o))
 	}
 	s.dag = dag
-	closers = append(closers, func() { dag.Close() })
+	closers = append(closers, func() { hangUp(dag) })
 	return s, nil
 }
 
@@ -97,6 +105,33 @@ func openTunnel(ctx context.Context, cancel context.CancelCauseFunc, o options, 
 			fmt.Fprintf(progress, "close the tunnel: %v\n", err)
 		}
 	}, nil
+}
+
+// answers asks a runner host that is a socket whether anybody listens there:
+// the Dagger CLI by itself would try again in silence for ten minutes.
+func answers(ctx context.Context, host string) error {
+	network, address, _ := strings.Cut(host, "://")
+	if network != "unix" && network != "tcp" {
+		return nil // the CLI's own drivers know what to say
+	}
+	conn, err := (&net.Dialer{Timeout: 15 * time.Second}).DialContext(ctx, network, address)
+	if err != nil {
+		return fmt.Errorf("no engine answers at %s: %w", host, err)
+	}
+	return conn.Close()
+}
+
+// missing says what a connection takes that this machine may lack. It begins
+// with a line end, or is empty.
+func missing(o options) string {
+	var lack string
+	if os.Getenv("_EXPERIMENTAL_DAGGER_CLI_BIN") == "" && os.Getenv("DAGGER_SESSION_PORT") == "" {
+		lack += "\n  Dagger's CLI of the SDK's version is downloaded, or set _EXPERIMENTAL_DAGGER_CLI_BIN to one (PATH is not searched)."
+	}
+	if o.runnerHost == "" && o.issuer == "" {
+		lack += "\n  No engine was named: MAYFLY_ISSUER (then `mayfly login` on a laptop) or --runner-host; without, Dagger starts one in Docker here."
+	}
+	return lack
 }
 
 func describeEngine(o options) string {

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"regexp"
 	"strings"
 
 	"dagger.io/dagger"
@@ -10,7 +11,7 @@ import (
 
 // tailLines is how much of a failed command's output is repeated at the end,
 // where a person looks.
-const tailLines = 6
+const tailLines = 8
 
 // explain gives a failure's cause in few lines: a command's own last words
 // rather than the query that asked for it.
@@ -19,14 +20,34 @@ func explain(err error) string {
 	if !errors.As(err, &exec) {
 		return err.Error()
 	}
-	said := exec.Stderr
-	if strings.TrimSpace(said) == "" {
-		said = exec.Stdout
-	}
-	lines := strings.Split(strings.TrimSpace(said), "\n")
-	if len(lines) > tailLines {
-		lines = lines[len(lines)-tailLines:]
-	}
-	before, _, _ := strings.Cut(err.Error(), ": ")
-	return fmt.Sprintf("%s: %s ended with exit code %d\n  %s", before, strings.Join(exec.Cmd, " "), exec.ExitCode, strings.Join(lines, "\n  "))
+	lines := lastWords(exec.Stdout, exec.Stderr)
+	where := strings.TrimSuffix(strings.TrimSuffix(err.Error(), exec.Error()), ": ")
+	return fmt.Sprintf("%s: %s ended with exit code %d\n  %s", where, strings.Join(exec.Cmd, " "), exec.ExitCode, strings.Join(lines, "\n  "))
 }
+
+// passing are lines in which go test says that nothing is wrong, or no more
+// than that something is.
+var passing = regexp.MustCompile(`^(go: downloading |ok  |\?   |PASS$|FAIL$|=== |--- PASS|    --- PASS|\s*$)`)
+
+// lastWords are what a command's two outputs end with. What it said of errors
+// comes last, and does not crowd out the rest.
+func lastWords(stdout, stderr string) []string {
+	said, errors := tellingLines(stdout), tellingLines(stderr)
+	if len(said) > 0 {
+		errors = last(errors, tailLines/2)
+	}
+	errors = last(errors, tailLines)
+	return append(last(said, tailLines-len(errors)), errors...)
+}
+
+func tellingLines(said string) []string {
+	var lines []string
+	for line := range strings.Lines(said) {
+		if line = strings.TrimRight(line, "\r\n"); !passing.MatchString(line) {
+			lines = append(lines, line)
+		}
+	}
+	return lines
+}
+
+func last(lines []string, n int) []string { return lines[max(0, len(lines)-n):] }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -26,6 +27,11 @@ func tags(o options, r revision) []string {
 // publish pushes one multi-platform image. The digest is told, and written to
 // OUT/digest, only when every tag has been pushed and names the same image.
 func (p *pipeline) publish(ctx context.Context) error {
+	// What a run before has published is not this run's.
+	file := filepath.Join(p.options.out, "digest")
+	if err := os.Remove(file); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
 	pusher := p.dag.Container()
 	if p.options.registryPassword.set() {
 		pusher = pusher.WithRegistryAuth(p.options.registry(), p.options.registryUser, p.options.registryPassword.secret(p.dag))
@@ -38,7 +44,7 @@ func (p *pipeline) publish(ctx context.Context) error {
 	for _, name := range tags(p.options, p.revision) {
 		pushed, err := pusher.Publish(ctx, name, dagger.ContainerPublishOpts{PlatformVariants: variants})
 		if err != nil {
-			return fmt.Errorf("push %s: %w", name, err)
+			return fmt.Errorf("push %s: %w%s", name, err, p.refused(err))
 		}
 		_, got, ok := strings.Cut(pushed, "@")
 		if !ok {
@@ -53,9 +59,20 @@ func (p *pipeline) publish(ctx context.Context) error {
 	if err := os.MkdirAll(p.options.out, 0o755); err != nil {
 		return err
 	}
-	if err := os.WriteFile(filepath.Join(p.options.out, "digest"), []byte(p.digest+"\n"), 0o644); err != nil {
+	if err := os.WriteFile(file, []byte(p.digest+"\n"), 0o644); err != nil {
 		return err
 	}
 	fmt.Fprintln(p.stdout, p.digest)
 	return nil
+}
+
+// refused says whose password it was, where a registry refuses one.
+func (p *pipeline) refused(err error) string {
+	if !strings.Contains(err.Error(), "401 Unauthorized") && !strings.Contains(err.Error(), "403 Forbidden") {
+		return ""
+	}
+	if !p.options.registryPassword.set() {
+		return "\n  The registry wants a password: --registry-user, --registry-password"
+	}
+	return fmt.Sprintf("\n  The registry refuses %s with what --registry-password names", p.options.registryUser)
 }
