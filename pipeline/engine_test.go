@@ -496,9 +496,16 @@ func (e *testEngine) testDeploy(t *testing.T) {
 
 // testBazel builds the example workspace twice; the second time from the cache.
 func (e *testEngine) testBazel(t *testing.T) {
-	out := t.TempDir()
+	out, workspace := t.TempDir(), t.TempDir()
+	if err := os.CopyFS(workspace, os.DirFS(filepath.Join(e.root, "pipeline", "testdata", "bazel"))); err != nil {
+		t.Fatal(err)
+	}
+	// A Bazel before 6 wants this file, a later one lets it be.
+	if err := os.WriteFile(filepath.Join(workspace, "WORKSPACE"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
 	for range 2 {
-		e.pipeline(t, e.root, "build", "--builder", "bazel", "--out", out).mustPass(t)
+		e.pipeline(t, e.root, "build", "--builder", "bazel", "--bazel-workspace", workspace, "--out", out).mustPass(t)
 		text, err := os.ReadFile(filepath.Join(out, "bazel", "hello.txt"))
 		if err != nil || !strings.HasPrefix(string(text), "hello from bazel on\n") {
 			t.Fatalf("hello.txt: %q, %v", text, err)
