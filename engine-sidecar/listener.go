@@ -119,8 +119,7 @@ func (r *refusedPeer) Unwrap() error { return r.Refusal }
 
 // open starts listening.
 func (f *front) open() (net.Addr, error) {
-	// Keep-alive is set with each connection's own bounds (relay.Conn).
-	ln, err := (&net.ListenConfig{KeepAlive: -1}).Listen(context.Background(), "tcp", f.addr)
+	ln, err := relay.ListenConfig(deadPeer).Listen(context.Background(), "tcp", f.addr)
 	if err != nil {
 		return nil, err
 	}
@@ -178,6 +177,9 @@ func (f *front) greet(tcp *net.TCPConn, w *waiting) {
 		return
 	}
 	below, err := relay.NewConn(tcp)
+	if err == nil {
+		err = errors.Join(below.KeepAlive(deadPeer), tcp.SetDeadline(deadline))
+	}
 	if err != nil {
 		w.leave()
 		_ = tcp.Close()
@@ -185,10 +187,7 @@ func (f *front) greet(tcp *net.TCPConn, w *waiting) {
 	}
 	measured := &handshakeConn{Conn: below, left: maxHandshake}
 	conn := tls.Server(measured, f.conf)
-	err = errors.Join(below.KeepAlive(deadPeer), tcp.SetDeadline(deadline))
-	if err == nil {
-		err = conn.Handshake()
-	}
+	err = conn.Handshake()
 	measured.left = -1
 	if err != nil {
 		f.failed(err, remote)

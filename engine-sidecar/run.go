@@ -69,7 +69,6 @@ func Run(ctx context.Context, cfg Config) (exit int, err error) {
 		return 1, err
 	}
 	s.workers.Go(func() { s.reporter.run(life) })
-	s.workers.Go(func() { giveMemoryBack(life) })
 	defer s.front.conns.Wait()
 	defer s.close()
 	ready, err := s.boot(ctx, life)

@@ -179,11 +179,12 @@ func run(ctx context.Context, args []string, stdio Stdio) int {
 	}
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	reaping, reaped := context.WithCancel(context.WithoutCancel(ctx))
-	var reaper sync.WaitGroup
-	reaper.Go(func() { supervise.ReapOrphans(reaping) })
-	defer reaper.Wait()
-	defer reaped()
+	life, end := context.WithCancel(context.WithoutCancel(ctx))
+	var keepers sync.WaitGroup
+	keepers.Go(func() { supervise.ReapOrphans(life) })
+	keepers.Go(func() { keepMemory(life) })
+	defer keepers.Wait()
+	defer end()
 	others := make(chan os.Signal, 8)
 	signal.Notify(others, syscall.SIGHUP, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGQUIT)
 	defer signal.Stop(others)

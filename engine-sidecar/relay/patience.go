@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -33,17 +34,40 @@ type pulse struct {
 	resending bool          // data is lost, not held back by the peer's window
 }
 
+// ListenConfig is of a listener whose connections find a peer that is gone
+// within about timeout. Where the system lets connections inherit that, it
+// spares each the calls of KeepAlive.
+func ListenConfig(timeout time.Duration) *net.ListenConfig {
+	return &net.ListenConfig{
+		KeepAlive: -1, // Go's own would be set on each connection
+		Control: func(_, _ string, raw syscall.RawConn) error {
+			var set error
+			err := raw.Control(func(fd uintptr) { set = setKeepAlive(fd, keepAlive(timeout), timeout) })
+			return errors.Join(err, set)
+		},
+	}
+}
+
+// keepAlive is of the probes while a connection is silent.
+func keepAlive(timeout time.Duration) net.KeepAliveConfig {
+	return net.KeepAliveConfig{Enable: true, Idle: timeout / 2, Interval: timeout / 4, Count: 2}
+}
+
 // KeepAlive makes the kernel find a peer that is gone within about timeout:
 // probes while the connection is silent, and a bound on unacknowledged data,
 // which a peer that is merely slow is not held to.
 func (c *Conn) KeepAlive(timeout time.Duration) error {
-	err := c.tcp.SetKeepAliveConfig(net.KeepAliveConfig{
-		Enable: true, Idle: timeout / 2, Interval: timeout / 4, Count: 2,
-	})
 	c.patience.mu.Lock()
 	defer c.patience.mu.Unlock()
 	c.patience.timeout = timeout
-	return errors.Join(err, c.bound(timeout))
+	inherited := false
+	if err := c.raw.Control(func(fd uintptr) { inherited = userTimeout(fd) == timeout }); err != nil {
+		return err
+	}
+	if inherited {
+		return nil
+	}
+	return errors.Join(c.tcp.SetKeepAliveConfig(keepAlive(timeout)), c.bound(timeout))
 }
 
 // bound sets the kernel's.

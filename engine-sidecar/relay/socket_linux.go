@@ -1,6 +1,8 @@
 package relay
 
 import (
+	"net"
+	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -10,6 +12,31 @@ import (
 // (TCP_USER_TIMEOUT, RFC 5482).
 func setUserTimeout(fd uintptr, d time.Duration) error {
 	return unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(d.Milliseconds()))
+}
+
+// userTimeout is what setUserTimeout set, here or on the listener.
+func userTimeout(fd uintptr) time.Duration {
+	n, err := unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT)
+	if err != nil {
+		return 0
+	}
+	return time.Duration(n) * time.Millisecond
+}
+
+// setKeepAlive sets the probes and the user timeout on a listener; connections
+// inherit both.
+func setKeepAlive(fd uintptr, c net.KeepAliveConfig, timeout time.Duration) error {
+	for _, option := range []struct{ level, name, value int }{
+		{unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
+		{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, int(c.Idle.Seconds())},
+		{unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, int(c.Interval.Seconds())},
+		{unix.IPPROTO_TCP, unix.TCP_KEEPCNT, c.Count},
+	} {
+		if err := unix.SetsockoptInt(int(fd), option.level, option.name, option.value); err != nil {
+			return os.NewSyscallError("setsockopt", err)
+		}
+	}
+	return os.NewSyscallError("setsockopt", setUserTimeout(fd, timeout))
 }
 
 func outQueue(fd uintptr) int {

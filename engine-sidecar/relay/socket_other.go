@@ -2,9 +2,16 @@
 
 package relay
 
-import "time"
+import (
+	"net"
+	"time"
+)
 
 func setUserTimeout(uintptr, time.Duration) error { return nil }
+
+func userTimeout(uintptr) time.Duration { return 0 }
+
+func setKeepAlive(uintptr, net.KeepAliveConfig, time.Duration) error { return nil }
 
 func outQueue(uintptr) int { return 0 }
 

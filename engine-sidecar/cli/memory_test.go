@@ -1,4 +1,4 @@
-package sidecar
+package cli
 
 import "testing"
 
@@ -25,5 +25,18 @@ func TestMemoryReturn(t *testing.T) {
 		if got := r.due(look.now); got != look.want {
 			t.Fatalf("%s: %v, want %v", look.what, got, look.want)
 		}
+	}
+}
+
+func TestCollectorPercent(t *testing.T) {
+	t.Parallel()
+	const mb = 1 << 20
+	for live, want := range map[uint64]int{0: 400, 4 * mb: 400, 8 * mb: 200, 16 * mb: 100, 500 * mb: 100} {
+		if got := collectorPercent(live); got != want {
+			t.Errorf("%d MB in use: %d %%, want %d %%", live/mb, got, want)
+		}
+	}
+	if u := memory(); u.allocated == 0 {
+		t.Error("this Go does not tell what it allocates")
 	}
 }
