@@ -20,11 +20,19 @@ import (
 )
 
 // The test binary is the OCI runtime shim where runc has no seccomp, as the
-// program itself is.
+// program itself is, and a program that go run has started.
 func TestMain(m *testing.M) {
-	if filepath.Base(os.Args[0]) == runcShimName {
+	switch filepath.Base(os.Args[0]) {
+	case runcShimName:
 		fmt.Fprintln(os.Stderr, runcShim(os.Args))
 		os.Exit(1)
+	case watchedName:
+		ctx, end := context.WithTimeout(context.Background(), time.Minute)
+		parent := startedByGoRun()
+		fmt.Println("up")
+		parent.watch(ctx, end)
+		fmt.Println(ctx.Err())
+		os.Exit(0)
 	}
 	os.Exit(m.Run())
 }

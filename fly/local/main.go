@@ -63,8 +63,14 @@ func main() {
 		os.Exit(1)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	parent, watched := startedByGoRun(), make(chan struct{})
+	go func() {
+		defer close(watched)
+		parent.watch(ctx, stop)
+	}()
 	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	stop()
+	<-watched
 	os.Exit(code)
 }
 

@@ -1,0 +1,40 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+)
+
+// goRun is the process id of the `go run` that started this program, 0 where
+// none did. It passes an interrupt on, but dies of the signal that kill sends,
+// and everything would stay up without anyone to stop it.
+type goRun int
+
+func startedByGoRun() goRun {
+	parent := os.Getppid()
+	name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", parent))
+	if err != nil || strings.TrimSpace(string(name)) != "go" {
+		return 0
+	}
+	return goRun(parent)
+}
+
+// watch calls end when g has ended, and returns then or when ctx ends.
+func (g goRun) watch(ctx context.Context, end func()) {
+	look := time.NewTicker(time.Second)
+	defer look.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-look.C:
+			if g != 0 && goRun(os.Getppid()) != g {
+				end()
+				return
+			}
+		}
+	}
+}
