@@ -21,6 +21,7 @@ func TestDependencies(t *testing.T) {
 	arrows := map[string][]string{
 		"client":             {"client/wire", "client/mtls", "client/tokensource", "ca/identity"},
 		"client/mtls":        {"ca/identity"},
+		"client/admin":       {"client/wire"},
 		"client/wire":        nil,
 		"client/tokensource": nil,
 		"ca/identity":        nil,
