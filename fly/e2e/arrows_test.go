@@ -128,7 +128,7 @@ func mayImport(room, other string) bool {
 }
 
 func drivesAll(room string) bool {
-	return room == "fly/local" || room == "fly/e2e" || strings.HasSuffix(room, "/bench")
+	return room == "fly/local" || room == "fly/e2e" || strings.Contains(room+"/", "/bench/")
 }
 
 func isForTests(room string) bool { return strings.HasSuffix(room, "test") }
@@ -151,6 +151,8 @@ func TestMayImport(t *testing.T) {
 		{"issuer/policy", "ca", false},
 		{"issuer/bench", "client", true},
 		{"issuer/bench", "pipeline", false},
+		{"engine-sidecar/bench/enforce", "issuer/idtoken", true},
+		{"engine-sidecar/benchmark", "issuer/idtoken", false},
 		{"issuer/issuertest", "issuer", true},
 		{"engine-sidecar/cli", "engine-sidecar/supervise", true},
 		{"engine-sidecar/relay", "client/wire", false},
