@@ -2,7 +2,7 @@
 // now, and how to throw them out.
 //
 // It is html/template over embedded files, served from memory. It works without
-// JavaScript; the little there is reloads the live sessions. It decides nothing:
+// JavaScript; the little there is reloads who is in. It decides nothing:
 // a Backend, the issuer, verifies, judges, lists and acts, and each request asks
 // it anew who looks. The page holds no state of its own but two cookies.
 //

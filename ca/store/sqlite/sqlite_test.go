@@ -150,6 +150,49 @@ func TestOpenOlderShape(t *testing.T) {
 	}
 }
 
+// The revoked ones of a repository that has many, by every way to say which it
+// is: all of them, no others, newest first.
+func TestRevokedOfMany(t *testing.T) {
+	t.Parallel()
+	path := create(t)
+	execute(path)(t, `WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 6000)
+		INSERT INTO certificates SELECT i * 1024, randomblob(16), 'client', 'github', 'spiffe://td/' || (i % 2), 'rule', 'r', '[]',
+		'octo/' || (i % 2), i % 2, 'run' || (i % 2), 'actor' || (i % 2), 'iss', 'id' || i, 1, i, randomblob(32), randomblob(20), i, i, 0 FROM n;
+		INSERT INTO revocations SELECT id, id, serial, aki, not_after, id / 1024, 'ann', 'why' FROM certificates WHERE id / 1024 % 5 = 0`)
+	s := handle(t, path)
+	defer s.Close()
+	for name, m := range map[string]store.Match{
+		"repository": {Repository: "octo/0"}, "repository id": {RepositoryID: "0"}, "run": {RunID: "run0"}, "actor": {Actor: "actor0"},
+		"identity": {Identity: "spiffe://td/0"}, "two": {Repository: "octo/0", Actor: "actor0"}, "none": {Repository: "octo/0", Actor: "actor1"},
+	} {
+		want := 600 // of 6000 every second is of the repository, every fifth revoked
+		if name == "none" {
+			want = 0
+		}
+		f := store.CertificateFilter{Match: m, Status: "revoked", Limit: 250}
+		n, last := 0, time.Now()
+		for {
+			page, next, err := s.Certificates(t.Context(), f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, c := range page {
+				if c.RevokedAt == nil || c.Repository != "octo/0" || !c.IssuedAt.Before(last) {
+					t.Fatalf("%s: %+v after %v", name, c, last)
+				}
+				last = c.IssuedAt
+			}
+			n += len(page)
+			if f.Cursor = next; next == "" {
+				break
+			}
+		}
+		if n != want {
+			t.Errorf("%s: %d, want %d", name, n, want)
+		}
+	}
+}
+
 func TestCrash(t *testing.T) {
 	path := ""
 	if !storetest.IsCrashChild() {
