@@ -1,8 +1,10 @@
 package sidecar
 
 import (
+	"fmt"
 	"net/netip"
 	"testing"
+	"time"
 )
 
 func TestRelaysWithin(t *testing.T) {
@@ -25,5 +27,34 @@ func TestOneClient(t *testing.T) {
 	}
 	if same("203.0.113.1", "203.0.113.2") || !same("203.0.113.1", "::ffff:203.0.113.1") {
 		t.Error("IPv4 is not counted by address")
+	}
+}
+
+func TestShares(t *testing.T) {
+	t.Parallel()
+	s, now := newShares(40), time.Now()
+	flood, other := netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("203.0.113.2")
+	passed := 0
+	for range 100 {
+		if s.allow(flood, now) {
+			passed++
+		}
+	}
+	if passed != 20 || !s.allow(other, now) {
+		t.Errorf("%d of a flood passed at once, want 20, and another address: it must", passed)
+	}
+	if now = now.Add(time.Second); !s.allow(flood, now) {
+		t.Error("refused a second later")
+	}
+	for i := range 2 * maxShares {
+		s.allow(netip.MustParseAddr(fmt.Sprintf("2001:db8:%x:%x::1", i>>16, i&0xffff)), now)
+	}
+	if len(s.of) > maxShares {
+		t.Errorf("%d addresses are remembered", len(s.of))
+	}
+	s.allow(other, now.Add(shareKept+time.Second))
+	s.allow(netip.MustParseAddr("203.0.113.3"), now.Add(2*shareKept+2*time.Second))
+	if len(s.of) > 2 {
+		t.Errorf("%d addresses are remembered long after", len(s.of))
 	}
 }

@@ -158,7 +158,8 @@ type Limits struct {
 	// HandshakeTimeout bounds PROXY header and handshake together. Default 10s.
 	HandshakeTimeout time.Duration `yaml:"handshake_timeout"`
 	// HandshakeRate bounds the handshakes per second, after a burst of twice as
-	// many. Default 500.
+	// many. Where addresses are known, one of them gets a quarter at most. Default
+	// 500.
 	HandshakeRate int `yaml:"handshake_rate"`
 }
 

@@ -200,3 +200,63 @@ func FuzzProxyHeader(f *testing.F) {
 		}
 	})
 }
+
+// TestEveryKeyIsAVariable sets each key by its variable alone, to something that
+// is not its default.
+func TestEveryKeyIsAVariable(t *testing.T) {
+	t.Parallel()
+	values := map[string]string{ // those that not any text fits
+		"MAYFLY_SIDECAR_LISTEN": "127.0.0.1:1", "MAYFLY_SIDECAR_STATUS_LISTEN": "127.0.0.1:2", "MAYFLY_SIDECAR_PROXY_PROTOCOL": ProxyRequired,
+		"MAYFLY_SIDECAR_TRUSTED_PROXIES": "10.0.0.1, 10.0.0.2", "MAYFLY_SIDECAR_ENGINE_SOCKET": "/s", "MAYFLY_SIDECAR_ENGINE_PROBE": ProbeConnect,
+		"MAYFLY_SIDECAR_ENGINE_HIDE": "/a,/b", "MAYFLY_SIDECAR_ON_STALE": StaleCut,
+	}
+	given := map[string]string{}
+	var walk func(typ reflect.Type, prefix string)
+	walk = func(typ reflect.Type, prefix string) {
+		for i := range typ.NumField() {
+			f := typ.Field(i)
+			key := f.Tag.Get("yaml")
+			name := prefix + strings.ToUpper(key)
+			switch {
+			case key == "-":
+			case f.Type.Kind() == reflect.Struct:
+				walk(f.Type, name+"_")
+			case values[name] != "":
+				given[name] = values[name]
+			case f.Type == reflect.TypeFor[time.Duration]():
+				given[name] = "7s"
+			case f.Type.Kind() == reflect.Int:
+				given[name] = "7"
+			case f.Type.Kind() == reflect.Bool:
+				given[name] = "true"
+			default:
+				given[name] = "text"
+			}
+		}
+	}
+	walk(reflect.TypeFor[Config](), EnvPrefix)
+	var environ []string
+	for name, value := range given {
+		environ = append(environ, name+"="+value)
+	}
+	c, err := ParseConfig(nil, environ)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defaults := Config{}
+	defaults.setDefaults()
+	var check func(got, other reflect.Value)
+	check = func(got, other reflect.Value) {
+		for i := range got.NumField() {
+			f := got.Type().Field(i)
+			switch {
+			case f.Tag.Get("yaml") == "-":
+			case f.Type.Kind() == reflect.Struct:
+				check(got.Field(i), other.Field(i))
+			case reflect.DeepEqual(got.Field(i).Interface(), other.Field(i).Interface()):
+				t.Errorf("%s is not set by its variable", f.Name)
+			}
+		}
+	}
+	check(reflect.ValueOf(c), reflect.ValueOf(defaults))
+}

@@ -231,3 +231,28 @@ func TestPerAddress(t *testing.T) {
 		t.Fatalf("another address: %v", err)
 	}
 }
+
+// TestPerAddressRate: one address cannot take all handshakes of a second.
+func TestPerAddressRate(t *testing.T) {
+	t.Parallel()
+	w := setUp(t)
+	w.echo()
+	w.cfg.ProxyProtocol = sidecar.ProxyRequired
+	w.cfg.Limits.HandshakeRate = 20 // five of one address, after ten
+	w.run()
+	cert := w.clientCert(nil)
+	refused := 0
+	for i := range 60 {
+		if _, err := w.viaProxy(header(t, 2, "203.0.113.9:4711"), cert); err != nil {
+			refused++
+		}
+		if i%20 == 19 {
+			if _, err := w.viaProxy(header(t, 2, "203.0.113.10:4711"), cert); err != nil {
+				t.Errorf("another address: %v", err)
+			}
+		}
+	}
+	if refused == 0 {
+		t.Error("60 handshakes at once of one address")
+	}
+}

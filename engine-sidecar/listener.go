@@ -60,6 +60,7 @@ type front struct {
 	s       *sidecar
 	conf    *tls.Config
 	rate    *rate.Limiter
+	shares  *shares // of rate, by address
 	proxies []netip.Prefix
 	addr    string // to listen on; the real one after the first time
 
@@ -74,7 +75,7 @@ type front struct {
 func newFront(s *sidecar) (*front, error) {
 	perSecond := s.cfg.Limits.HandshakeRate
 	f := &front{s: s, addr: s.cfg.Listen, rate: rate.NewLimiter(rate.Limit(perSecond), 2*perSecond),
-		strangers: rate.NewLimiter(strangersPerSecond, strangersAtOnce)}
+		shares: newShares(perSecond), strangers: rate.NewLimiter(strangersPerSecond, strangersAtOnce)}
 	var err error
 	if f.proxies, err = parsePrefixes(s.cfg.TrustedProxies); err != nil {
 		return nil, err
@@ -228,6 +229,9 @@ func (f *front) address(tcp *net.TCPConn, w *waiting, deadline time.Time) (netip
 		return peer, err
 	case !addr.IsValid(): // the proxy's own connection
 		return peer, nil
+	case !f.shares.allow(addr.Addr(), time.Now()):
+		f.s.metrics.handshakes.WithLabelValues("limited").Inc()
+		return addr, errHandshakeRate
 	case !w.from(addr.Addr()):
 		f.s.metrics.handshakes.WithLabelValues("limited").Inc()
 		return addr, errors.New("too many handshakes of this address")

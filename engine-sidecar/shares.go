@@ -1,0 +1,71 @@
+package sidecar
+
+import (
+	"net/netip"
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+)
+
+const (
+	// sharesOf is into how many shares handshake_rate is split: an address gets
+	// one at most, so that whoever floods from a few leaves the others theirs.
+	sharesOf = 4
+	// maxShares bounds the addresses that are remembered. Beyond it new ones are
+	// held to the rate of all alone.
+	maxShares = 1 << 14
+	// shareKept is how long an address is remembered after its last handshake.
+	shareKept = 10 * time.Second
+)
+
+// shares are the handshakes per second of each client address.
+type shares struct {
+	rate  rate.Limit
+	burst int
+
+	mu    sync.Mutex
+	of    map[netip.Addr]*share
+	swept time.Time
+}
+
+type share struct {
+	limiter *rate.Limiter
+	last    time.Time
+}
+
+func newShares(perSecond int) *shares {
+	one := max(perSecond/sharesOf, 1)
+	return &shares{rate: rate.Limit(one), burst: 2 * one, of: map[netip.Addr]*share{}}
+}
+
+// allow tells whether an address may shake hands at now.
+func (s *shares) allow(addr netip.Addr, now time.Time) bool {
+	addr = oneClient(addr)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	one := s.of[addr]
+	if one == nil {
+		s.sweep(now)
+		if len(s.of) >= maxShares {
+			return true
+		}
+		one = &share{limiter: rate.NewLimiter(s.rate, s.burst)}
+		s.of[addr] = one
+	}
+	one.last = now
+	return one.limiter.AllowN(now, 1)
+}
+
+// sweep forgets whom it has not seen of late, once a second at most.
+func (s *shares) sweep(now time.Time) {
+	if now.Sub(s.swept) < time.Second {
+		return
+	}
+	s.swept = now
+	for addr, one := range s.of {
+		if now.Sub(one.last) > shareKept {
+			delete(s.of, addr)
+		}
+	}
+}
