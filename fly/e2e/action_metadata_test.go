@@ -1,0 +1,78 @@
+package e2e
+
+import (
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"go.yaml.in/yaml/v3"
+)
+
+// The action's inputs and outputs are a contract with workflows that nobody
+// here can see: each is there, and each is what the scripts read and write.
+func TestActionMetadata(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join("..", "..", "client", "action")
+	data, err := os.ReadFile(filepath.Join(dir, "action.yml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	type described struct {
+		Description string
+		Required    bool
+		Default     *string
+	}
+	var action struct {
+		Inputs, Outputs map[string]described
+		Runs            map[string]string
+	}
+	if err := yaml.Unmarshal(data, &action); err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(map[string]string{"using": "node24", "main": "main.js", "post": "post.js", "post-if": "always()"}, action.Runs); d != "" {
+		t.Errorf("runs: %s", d)
+	}
+	source, err := os.ReadFile(filepath.Join(dir, "main.js"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	used := func(pattern string) (names []string) {
+		for _, m := range regexp.MustCompile(pattern).FindAllSubmatch(source, -1) {
+			names = append(names, string(m[1]))
+		}
+		slices.Sort(names)
+		return slices.Compact(names)
+	}
+	named := func(list map[string]described) (names []string) {
+		for name, d := range list {
+			names = append(names, name)
+			if d.Description == "" {
+				t.Errorf("%s says nothing of itself", name)
+			}
+		}
+		slices.Sort(names)
+		return names
+	}
+	for what, tt := range map[string]struct{ want, declared, used []string }{
+		"inputs": {[]string{"audience", "ca-file", "engine", "export-env", "issuer", "mode", "trust-anchor", "version"}, named(action.Inputs),
+			used(`(?:runner\.(?:input|boolean)\(|\[)'([a-z-]+)'(?:,|\)| *, *'MAYFLY)`)},
+		"outputs": {[]string{"buildkit-host", "certificate", "expires-at", "runner-host", "serial"}, named(action.Outputs), used(`runner\.output\('([a-z-]+)'`)},
+	} {
+		if d := cmp.Diff(tt.want, tt.declared); d != "" {
+			t.Errorf("%s that are declared: %s", what, d)
+		}
+		for _, name := range tt.want {
+			if !slices.Contains(tt.used, name) {
+				t.Errorf("main.js has nothing to do with %s %s (it has %v)", what, name, tt.used)
+			}
+		}
+	}
+	for name, in := range action.Inputs {
+		if in.Required == (in.Default != nil) {
+			t.Errorf("input %s must be required or have a default", name)
+		}
+	}
+}
