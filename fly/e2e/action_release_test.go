@@ -141,9 +141,9 @@ func must(t *testing.T, name string, args ...string) string {
 	return string(out)
 }
 
-// install runs the action's main step in mode none, and returns its log, its
-// error, and the version of the program that it put into PATH.
-func (h *releaseHost) install(t *testing.T, version string, env ...string) (log string, err error, installed string) {
+// install runs the action's main step in mode none, and returns its log, what
+// the program that it put into PATH says of its version, and its error.
+func (h *releaseHost) install(t *testing.T, version string, env ...string) (log, installed string, err error) {
 	t.Helper()
 	r := newRunner(t, append([]string{"NODE_EXTRA_CA_CERTS=" + h.ca, "RUNNER_TOOL_CACHE="}, env...)...)
 	r.action = h.action
@@ -159,7 +159,7 @@ func (h *releaseHost) install(t *testing.T, version string, env ...string) (log 
 	if len(left) > 0 {
 		t.Errorf("the post step left %v", left)
 	}
-	return log, err, installed
+	return log, installed, err
 }
 
 func TestActionProgram(t *testing.T) {
@@ -240,7 +240,7 @@ func testDownload(t *testing.T, h *releaseHost) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			h.behave(tt.answer)
-			log, err, installed := h.install(t, tt.version, tt.env...)
+			log, installed, err := h.install(t, tt.version, tt.env...)
 			if ok := len(tt.want) == 0; ok != (err == nil) || ok != strings.HasPrefix(installed, "mayfly "+testRelease+"\n") {
 				t.Errorf("main.js: %v, installed %q\n%s", err, installed, log)
 			}
@@ -288,7 +288,7 @@ func testToolCache(t *testing.T, h *releaseHost) {
 	} {
 		h.behave(nil)
 		tt.before()
-		log, err, installed := h.install(t, "", "RUNNER_TOOL_CACHE="+cache)
+		log, installed, err := h.install(t, "", "RUNNER_TOOL_CACHE="+cache)
 		if err != nil || !strings.HasPrefix(installed, "mayfly "+testRelease+"\n") || !strings.Contains(log, tt.want) {
 			t.Errorf("%s: %v, installed %q, log lacks %q\n%s", tt.name, err, installed, tt.want, log)
 		}
@@ -346,7 +346,7 @@ func testPlaces(t *testing.T, h *releaseHost) {
 		{"source alone", "source", true, join(bare, inPath, compiler), "mayfly of the source"},
 	} {
 		pin(tt.pinned)
-		log, _, installed := h.install(t, tt.version, tt.path)
+		log, installed, _ := h.install(t, tt.version, tt.path)
 		if !strings.Contains(installed+log, tt.want) {
 			t.Errorf("%s: installed %q, want %q\n%s", tt.name, installed, tt.want, log)
 		}
