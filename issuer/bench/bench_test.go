@@ -122,3 +122,18 @@ func TestRequest(t *testing.T) {
 		}
 	}
 }
+
+// BenchmarkFloor measures the cryptography that no issuance can do without, on
+// one processor.
+func BenchmarkFloor(b *testing.B) {
+	f, err := newFloor()
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		if err := f.once(); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
