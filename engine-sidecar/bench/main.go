@@ -50,7 +50,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	fs.IntVar(&o.pings, "pings", 4000, "round trips of 64 bytes in a turn")
 	fs.IntVar(&o.handshakes, "handshakes", 1000, "handshakes in a turn of 16 clients")
 	fs.StringVar(&idle, "idle", "2000,10000", "numbers of idle relays; empty to leave memory out")
-	fs.DurationVar(&o.settle, "settle", 15*time.Second, "time from the last byte to the reading of memory")
+	fs.DurationVar(&o.settle, "settle", 11*time.Second, "time from the last byte to the reading of memory")
 	fs.IntVar(&o.losses, "losses", 80, "repetitions of each way to end a connection; 0 to leave them out")
 	fs.StringVar(&servers, "servers", strings.Join(allServers, ","), "servers to measure")
 	fs.StringVar(&speed, "speed", strings.Join(allKinds, ","), "what takes turns; empty to leave it out")
