@@ -5,7 +5,6 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
@@ -153,11 +152,6 @@ func (l *Ledger) certificateQuery(ctx context.Context, r Reader, f store.Certifi
 			if l.dialect.IndexHints {
 				from = " FROM revocations r CROSS JOIN certificates c"
 				q.where("c.id = r.cert_id")
-				if i := slices.Index(matchColumns[:], strings.TrimPrefix(chosen.index, "certificates_")); i >= 0 {
-					// Asked of the index, which is small beside the rows.
-					q.where("EXISTS (SELECT 1 FROM certificates x INDEXED BY " + chosen.index + " WHERE x.id = r.cert_id AND x." + matchColumns[i] +
-						" = " + q.arg(matchFields(f.Match)[i]) + " AND x." + matchColumns[i] + " <> '')")
-				}
 			} else { // OFFSET 0 keeps the planner from beginning with certificates
 				from = " FROM revocations r CROSS JOIN LATERAL (SELECT * FROM certificates WHERE id = r.cert_id OFFSET 0) c"
 			}
