@@ -17,7 +17,8 @@ const (
 	// lookAtMemory is how often its use is looked at.
 	lookAtMemory = 3 * time.Second
 	// quietly is what may be allocated between two looks, in bytes, in a sidecar
-	// that counts as idle.
+	// that counts as idle; a sixteenth of what is in use, where that is more: many
+	// idle relays are reported now and then.
 	quietly = 1 << 20
 	// returns is how often memory is given back in one idle time: a stack
 	// shrinks by half each time, and pools empty at the second.
@@ -45,7 +46,7 @@ func keepMemory(ctx context.Context) {
 		case <-tick.C:
 		}
 		used = memory()
-		if r.due(used.allocated) {
+		if r.due(used.allocated, used.objects) {
 			debug.FreeOSMemory()
 		}
 	}
@@ -57,9 +58,9 @@ type memoryReturn struct {
 	left      int    // returns still to do in this idle time
 }
 
-// due is told, at each look, what has been allocated ever.
-func (r *memoryReturn) due(allocated uint64) bool {
-	busy := allocated-r.allocated > quietly
+// due is told, at each look, what has been allocated ever and what is in use.
+func (r *memoryReturn) due(allocated, objects uint64) bool {
+	busy := allocated-r.allocated > max(quietly, objects/16)
 	r.allocated = allocated
 	switch {
 	case busy:
@@ -82,13 +83,14 @@ func collectorPercent(live uint64) int {
 type memoryUse struct {
 	allocated uint64 // since the program started
 	live      uint64 // found in use by the last collection
+	objects   uint64 // that, and what was allocated since
 }
 
 func memory() memoryUse {
-	samples := []metrics.Sample{{Name: "/gc/heap/allocs:bytes"}, {Name: "/gc/heap/live:bytes"}}
+	samples := []metrics.Sample{{Name: "/gc/heap/allocs:bytes"}, {Name: "/gc/heap/live:bytes"}, {Name: "/memory/classes/heap/objects:bytes"}}
 	metrics.Read(samples)
 	var u memoryUse
-	for i, value := range []*uint64{&u.allocated, &u.live} {
+	for i, value := range []*uint64{&u.allocated, &u.live, &u.objects} {
 		if samples[i].Value.Kind() == metrics.KindUint64 {
 			*value = samples[i].Value.Uint64()
 		}

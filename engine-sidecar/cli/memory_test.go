@@ -22,9 +22,19 @@ func TestMemoryReturn(t *testing.T) {
 		{"idle, a third time", 95*mb + 2, true},
 		{"nothing is left to give", 95*mb + 3, false},
 	} {
-		if got := r.due(look.now); got != look.want {
+		if got := r.due(look.now, 8*mb); got != look.want {
 			t.Fatalf("%s: %v, want %v", look.what, got, look.want)
 		}
+	}
+}
+
+// TestMemoryReturnOfMany: what is little depends on what is in use.
+func TestMemoryReturnOfMany(t *testing.T) {
+	t.Parallel()
+	const mb = 1 << 20
+	r := memoryReturn{}
+	if r.due(400*mb, 300*mb) || !r.due(410*mb, 300*mb) {
+		t.Error("10 MB beside 300 in use are not little")
 	}
 }
 
@@ -36,7 +46,7 @@ func TestCollectorPercent(t *testing.T) {
 			t.Errorf("%d MB in use: %d %%, want %d %%", live/mb, got, want)
 		}
 	}
-	if u := memory(); u.allocated == 0 {
+	if u := memory(); u.allocated == 0 || u.objects == 0 {
 		t.Error("this Go does not tell what it allocates")
 	}
 }
