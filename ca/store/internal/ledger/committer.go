@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -15,6 +16,8 @@ const (
 	// maxBatch bounds the ops of one commit, and so how long the ledger lock
 	// is held.
 	maxBatch = 256
+	// gatherFor bounds how long a commit waits for calls that are on their way.
+	gatherFor = 2 * time.Millisecond
 	// commitTimeout ends a commit that the database does not answer.
 	commitTimeout = 15 * time.Second
 )
@@ -102,6 +105,7 @@ func (c *committer) close() {
 func (c *committer) run() {
 	for range c.wake {
 		for {
+			c.gather()
 			batch, last := c.take()
 			if len(batch) > 0 {
 				c.commit(batch)
@@ -113,6 +117,26 @@ func (c *committer) run() {
 			break
 		}
 	}
+}
+
+// gather lets every goroutine that can run do so, again as long as that brings
+// further calls: what a commit costs, they share. On an idle processor nothing
+// can run, and nothing waits.
+func (c *committer) gather() {
+	for n, until := c.waiting(), time.Now().Add(gatherFor); n > 0 && n < maxBatch; {
+		runtime.Gosched()
+		more := c.waiting()
+		if more == n || time.Now().After(until) {
+			return
+		}
+		n = more
+	}
+}
+
+func (c *committer) waiting() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.queue)
 }
 
 // take returns up to maxBatch ops that nobody has withdrawn, and whether the
