@@ -54,7 +54,7 @@ func (w *world) findServers(ctx context.Context, o options) error {
 		w.servers = append(w.servers, s)
 	}
 	if missing != nil {
-		return fmt.Errorf("%w\nor leave it out: --servers=%s,...", missing, mayfly)
+		return fmt.Errorf("%w\nor leave it out: name the others, as in --servers=%s,bare", missing, mayfly)
 	}
 	for _, s := range w.servers {
 		if err := w.restart(ctx, s); err != nil {
