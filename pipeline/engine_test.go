@@ -51,20 +51,22 @@ func TestEngine(t *testing.T) {
 	if command != "" {
 		e.start(t, command, os.Getenv("MAYFLY_TEST_ENGINE_SOCKET"))
 	}
-	t.Run("build", e.testBuild)
 	t.Run("publish and pull back", e.testPublish)
 	t.Run("wrong password", e.testWrongPassword)
 	t.Run("unreachable registry", e.testUnreachableRegistry)
 	t.Run("failing test", e.testFailingTest)
-	t.Run("unit and integration tests", e.testTest)
 	t.Run("deploy", e.testDeploy)
 	if os.Getenv("PIPELINE_BAZEL_IMAGE") != "" {
 		t.Run("bazel", e.testBazel)
 	}
 	if command != "" {
+		t.Run("stopped in the middle", func(t *testing.T) { e.testEnds(t, syscall.SIGTERM, "engine is shutting down") })
+		t.Run("killed in the middle", func(t *testing.T) { e.testEnds(t, syscall.SIGKILL, "was lost in the middle") })
+	}
+	t.Run("build", e.testBuild)
+	t.Run("unit and integration tests", e.testTest)
+	if command != "" {
 		t.Run("cache outlives a stop", e.testCacheOutlivesStop)
-		t.Run("stopped in the middle", func(t *testing.T) { e.testEnds(t, syscall.SIGTERM) })
-		t.Run("killed in the middle", func(t *testing.T) { e.testEnds(t, syscall.SIGKILL) })
 	}
 }
 
@@ -340,43 +342,57 @@ func (r *testRegistry) decode(t *testing.T, repository, kind, digest string, int
 	}
 }
 
-// testPublish pushes this repository's image, pulls it back by the digest that
-// was told, and looks into it. The password is in no output.
+// testPublish pushes a commit's image, pulls it back by the digest that was told,
+// and looks into it: on a branch, and on main, which is latest too. The password
+// is in no output.
 func (e *testEngine) testPublish(t *testing.T) {
 	r := startRegistry(t)
 	t.Setenv("TEST_REGISTRY_PASSWORD", registryPassword)
 	const repository = "team/mayfly"
-	image, out := r.host+"/"+repository, t.TempDir()
-	got := e.pipeline(t, e.root, "publish", "--image", image, "--tag", "v1.2.3", "--out", out,
-		"--registry-user", registryUser, "--registry-password", "env:TEST_REGISTRY_PASSWORD")
-	got.mustPass(t)
-	e.checkBuild(t, out)
-	if strings.Contains(got.stdout+got.stderr, registryPassword) {
-		t.Error("the registry's password is in the output")
+	image := r.host + "/" + repository
+	for _, branch := range []string{"feature/x", "main"} {
+		dir := small(t, nil)
+		command(t, dir, "git", "init", "--quiet", "--initial-branch", branch)
+		command(t, dir, "git", "remote", "add", "origin", "https://git.example.com/team/small")
+		command(t, dir, "git", "add", "--all")
+		command(t, dir, "git", "-c", "user.name=test", "-c", "user.email=test@example.com", "commit", "--quiet", "--message", "first")
+		got := e.pipeline(t, dir, "publish", "--image", image, "--tag", "v1.2.3",
+			"--registry-user", registryUser, "--registry-password", "env:TEST_REGISTRY_PASSWORD")
+		got.mustPass(t)
+		e.checkBuild(t, filepath.Join(dir, "dist"))
+		if strings.Contains(got.stdout+got.stderr, registryPassword) {
+			t.Error("the registry's password is in the output")
+		}
+		file, err := os.ReadFile(filepath.Join(dir, "dist", "digest"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		ref := strings.TrimSpace(string(file))
+		if !strings.HasPrefix(ref, image+"@sha256:") || !strings.HasSuffix(strings.TrimSpace(got.stdout), ref) {
+			t.Errorf("digest file %q, printed %q", ref, got.stdout)
+		}
+		r.checkPublished(t, repository, strings.TrimPrefix(ref, image+"@"), currentRevision(os.Getenv))
 	}
-	file, err := os.ReadFile(filepath.Join(out, "digest"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	ref := strings.TrimSpace(string(file))
-	if !strings.HasPrefix(ref, image+"@sha256:") || !strings.HasSuffix(strings.TrimSpace(got.stdout), ref) {
-		t.Errorf("digest file %q, printed %q", ref, got.stdout)
-	}
-	revision := currentRevision(os.Getenv)
-	for _, tag := range []string{"v1.2.3", revision.tag()} {
-		if tagged, err := r.get(t, repository, "manifests", tag); err != nil || image+"@"+digestOf(tagged) != ref {
-			t.Errorf("tag %s is %s (%v), want %s", tag, digestOf(tagged), err, ref)
+}
+
+// checkPublished pulls an image of both platforms by its digest. The working
+// folder is the checkout that it was made from.
+func (r *testRegistry) checkPublished(t *testing.T, repository, digest string, rev revision) {
+	t.Helper()
+	for _, tag := range []string{"v1.2.3", rev.tag()} {
+		if tagged, err := r.get(t, repository, "manifests", tag); err != nil || digestOf(tagged) != digest {
+			t.Errorf("tag %s is %s (%v), want %s", tag, digestOf(tagged), err, digest)
 		}
 	}
-	if _, err := r.get(t, repository, "manifests", "latest"); (err == nil) != revision.main {
-		t.Errorf("latest is pushed on main only: %v on %s", err, revision.ref)
+	if _, err := r.get(t, repository, "manifests", "latest"); (err == nil) != rev.main {
+		t.Errorf("latest is pushed on main only: %v on %s", err, rev.ref)
 	}
 	var index v1.IndexManifest
-	r.decode(t, repository, "manifests", strings.TrimPrefix(ref, image+"@"), &index)
+	r.decode(t, repository, "manifests", digest, &index)
 	platforms := map[string]bool{}
 	for _, m := range index.Manifests {
 		platforms[m.Platform.String()] = true
-		r.checkImage(t, repository, m, revision)
+		r.checkImage(t, repository, m, rev)
 	}
 	if len(platforms) != 2 || !platforms["linux/amd64"] || !platforms["linux/arm64"] {
 		t.Errorf("platforms: %v", platforms)
@@ -555,29 +571,26 @@ func (e *testEngine) waitStopped(t *testing.T) {
 const endlessTest = `package small
 
 import (
-	"os"
 	"testing"
+	"time"
 )
 
 func TestEndless(t *testing.T) {
 	println("the endless test runs")
-	os.Stderr.Sync()
-	select {}
+	time.Sleep(time.Hour)
 }
-
-func init() { go func() { select {} }() }
 `
 
 // testEnds ends the machine while a step runs: the run ends soon, and says why.
-func (e *testEngine) testEnds(t *testing.T, signal syscall.Signal) {
+func (e *testEngine) testEnds(t *testing.T, signal syscall.Signal, cause string) {
 	dir := small(t, map[string]string{"small_test.go": endlessTest})
 	var once sync.Once
 	got := e.watch(t, dir, func(progress string) {
 		if strings.Contains(progress, "the endless test runs") {
 			once.Do(func() { e.stopMachine(t, signal) })
 		}
-	}, "test")
-	got.mustFail(t, "pipeline: failed: ")
+	}, "test", "--test-packages", "-v .") // with -v, and of one package, go test shows output as it comes
+	got.mustFail(t, "pipeline: failed: test: unit tests: ", cause)
 	e.waitStopped(t)
 }
 

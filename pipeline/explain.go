@@ -18,11 +18,20 @@ const tailLines = 8
 func explain(err error) string {
 	var exec *dagger.ExecError
 	if !errors.As(err, &exec) {
-		return err.Error()
+		return err.Error() + lost(err)
 	}
 	lines := lastWords(exec.Stdout, exec.Stderr)
 	where := strings.TrimSuffix(strings.TrimSuffix(err.Error(), exec.Error()), ": ")
 	return fmt.Sprintf("%s: %s ended with exit code %d\n  %s", where, strings.Join(exec.Cmd, " "), exec.ExitCode, strings.Join(lines, "\n  "))
+}
+
+// lost says what it means that the CLI's own calls to its engine break off. A
+// stopping engine says so itself.
+func lost(err error) string {
+	if !strings.Contains(err.Error(), `\"http://dagger/query`) {
+		return ""
+	}
+	return "\n  The engine, or the way to it, was lost in the middle of this step, which is not done."
 }
 
 // passing are lines in which go test says that nothing is wrong, or no more

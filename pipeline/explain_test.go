@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -37,5 +38,17 @@ func TestLastWords(t *testing.T) {
 		if diff := cmp.Diff(c.want, lastWords(c.stdout, c.stderr)); diff != "" {
 			t.Errorf("%s:\n%s", c.name, diff)
 		}
+	}
+}
+
+// TestLostEngine: the error is one of an engine that was killed under a step.
+func TestLostEngine(t *testing.T) {
+	t.Parallel()
+	broken := errors.New(`test: unit tests: returned error 502: {"data":null,"errors":[{"message":"http do: Post \"http://dagger/query\": unexpected EOF"}]}`)
+	if said := explain(broken); !strings.Contains(said, "was lost in the middle") || !strings.Contains(said, "unexpected EOF") {
+		t.Error(said)
+	}
+	if said := explain(errors.New("build: linux/arm64: engine is shutting down")); strings.Contains(said, "lost") {
+		t.Error(said)
 	}
 }
