@@ -49,12 +49,28 @@ func (p *pipeline) sources() *dagger.Directory {
 // engine's own platform and cross-compiles: emulation is slower and never needed
 // for static Go. The caches are keyed by the platform that is compiled for.
 func (p *pipeline) goToolchain(platform string) *dagger.Container {
-	key := strings.ReplaceAll(platform, "/", "-")
+	return p.toolchain("mayfly-go-mod", "mayfly-go-build-"+strings.ReplaceAll(platform, "/", "-"), "")
+}
+
+// nobody is who the unit tests run as: what needs a machine's root they skip, and
+// say so; a container's root, who may do little of that, would fail them.
+const nobody = "65534:65534"
+
+// testToolchain is the same for nobody. A cache volume keeps the owner that it
+// was made for, so these are others.
+func (p *pipeline) testToolchain() *dagger.Container {
+	return p.toolchain("mayfly-test-mod", "mayfly-test-build", nobody).
+		WithEnvVariable("HOME", "/tmp").
+		WithUser(nobody)
+}
+
+func (p *pipeline) toolchain(modules, builds, owner string) *dagger.Container {
+	owned := dagger.ContainerWithMountedCacheOpts{Owner: owner}
 	c := p.image(p.options.baseImage, "").
-		WithMountedCache("/go/pkg/mod", p.dag.CacheVolume("mayfly-go-mod")).
-		WithMountedCache("/root/.cache/go-build", p.dag.CacheVolume("mayfly-go-build-"+key)).
+		WithMountedCache("/go/pkg/mod", p.dag.CacheVolume(modules), owned).
+		WithMountedCache("/var/cache/go-build", p.dag.CacheVolume(builds), owned).
 		WithEnvVariable("GOMODCACHE", "/go/pkg/mod").
-		WithEnvVariable("GOCACHE", "/root/.cache/go-build").
+		WithEnvVariable("GOCACHE", "/var/cache/go-build").
 		WithEnvVariable("GOTOOLCHAIN", "local").
 		WithEnvVariable("GOFLAGS", "-buildvcs=false").
 		WithWorkdir("/src")

@@ -11,12 +11,11 @@ import (
 // test runs the unit tests, then the issuer over PostgreSQL as services with a
 // program of this repository asking it.
 func (p *pipeline) test(ctx context.Context) error {
-	toolchain := p.goToolchain("native")
 	args := append([]string{"go", "test", "-timeout", "20m"}, strings.Fields(p.options.testPackages)...)
-	if _, err := toolchain.WithExec(args).Sync(ctx); err != nil {
+	if _, err := p.testToolchain().WithExec(args).Sync(ctx); err != nil {
 		return fmt.Errorf("unit tests: %w", err)
 	}
-	if _, err := p.integration(toolchain).Sync(ctx); err != nil {
+	if _, err := p.integration(p.goToolchain("native")).Sync(ctx); err != nil {
 		return fmt.Errorf("integration tests: %w", err)
 	}
 	return nil
