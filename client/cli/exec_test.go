@@ -135,7 +135,9 @@ func TestExecPassesOnEachSignal(t *testing.T) {
 	t.Run("TSTP", func(t *testing.T) {
 		t.Parallel()
 		s := newStand(t)
-		cmd, out := s.start("ready", "exec", "--", "sh", "-c", `trap 'echo resumed; exit 9' CONT; echo $$ ready; while :; do sleep 0.05; done`)
+		// A shell that is starting a program when it is stopped stays in state D.
+		script := `sleep 300 >/dev/null 2>&1 & trap "kill $!; echo resumed; exit 9" CONT; echo $$ ready; wait`
+		cmd, out := s.start("ready", "exec", "--", "sh", "-c", script)
 		pid, _, _ := strings.Cut(lineWith(out.String(), "ready"), " ")
 		cmd.Process.Signal(syscall.SIGTSTP)
 		for _, p := range []string{pid, strconv.Itoa(cmd.Process.Pid)} {

@@ -56,14 +56,20 @@ func (r *runner) command(t *testing.T, ctx context.Context, script string, input
 	return cmd
 }
 
-// pid is that of the program which main.js started.
+// pid is that of the program which main.js starts, as soon as it has noted it.
 func (r *runner) pid(t *testing.T) int {
 	t.Helper()
-	pid, err := strconv.Atoi(r.file(t, "GITHUB_STATE")["pid"])
-	if err != nil {
-		t.Fatal(err)
+	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		if text := r.file(t, "GITHUB_STATE")["pid"]; text != "" {
+			pid, err := strconv.Atoi(text)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return pid
+		}
 	}
-	return pid
+	t.Fatal("main.js notes no pid")
+	return 0
 }
 
 // waitGone waits for the end of a process that is not this one's child, and
