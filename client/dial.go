@@ -51,6 +51,7 @@ func (c *Client) dial(ctx context.Context, addr string) (*relay, error) {
 	wake, cancel := context.WithTimeout(ctx, c.cfg.WakeTimeout)
 	defer cancel()
 	b := backoff{min: dialDelayMin, max: dialDelayMax}
+	var before error
 	for {
 		d.attempt++
 		r, err := d.once(wake)
@@ -58,6 +59,10 @@ func (c *Client) dial(ctx context.Context, addr string) (*relay, error) {
 			d.connected(r)
 			return r, nil
 		}
+		if before != nil && wake.Err() != nil && errors.Is(err, context.DeadlineExceeded) {
+			err = before // this attempt was cut short by us, and knows less
+		}
+		before = err
 		if ctx.Err() == nil && again(err) {
 			c.event(Event{Kind: EventWaking, Engine: d.engine.Name, Endpoint: d.engine.Endpoint, Attempt: d.attempt, Elapsed: time.Since(d.started), Err: err})
 			if sleep(wake, b.next()) == nil {

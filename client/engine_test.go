@@ -53,6 +53,15 @@ func TestEngineRefuses(t *testing.T) {
 		{name: "full for good", spoil: verdict(wire.ReasonLimit), want: rejected(wire.ReasonLimit, true), says: "as many connections as it takes"},
 		{name: "feed stale for good", spoil: verdict(wire.ReasonFeedStale), want: rejected(wire.ReasonFeedStale, true), says: "does not reach the issuer"},
 		{name: "draining for good", spoil: verdict(wire.ReasonDraining), want: rejected(wire.ReasonDraining, true), says: "about to stop"},
+		{name: "draining, then silent", spoil: func(w *world) {
+			w.sidecar.verdict = refuse(wire.ReasonDraining)
+			w.sidecar.accept = func(n int, c net.Conn) bool {
+				if n > 1 {
+					_, _ = io.Copy(io.Discard, c)
+				}
+				return n == 1
+			}
+		}, want: rejected(wire.ReasonDraining, true), says: "about to stop"},
 		{name: "revoked", spoil: verdict(wire.ReasonRevoked), want: rejected(wire.ReasonRevoked, false), says: "an admin revoked it"},
 		{name: "expired", spoil: verdict(wire.ReasonExpired), want: rejected(wire.ReasonExpired, false), says: "compare the clocks"},
 		{name: "wrong engine", spoil: verdict(wire.ReasonWrongEngine), want: rejected(wire.ReasonWrongEngine, false), says: "add the engine to the rule"},
