@@ -41,14 +41,19 @@ func (p *pipeline) integration(toolchain *dagger.Container) *dagger.Container {
 		WithExposedPort(8443).
 		AsService(dagger.ContainerAsServiceOpts{Args: []string{"sh", "-euc", issuerScript}})
 	return toolchain.
-		WithServiceBinding("issuer", issuer).
+		WithServiceBinding(integrationHost, issuer).
 		WithFile("/ca/root.crt", withCA.File("/ca/issuer/root.crt")).
 		WithEnvVariable("MAYFLY_INTEGRATION_ISSUER", integrationURL).
 		WithEnvVariable("MAYFLY_INTEGRATION_ROOT", "/ca/root.crt").
 		WithExec([]string{"go", "test", "-count=1", "-run", "^TestIntegration", "-v", "./pipeline"})
 }
 
-const integrationURL = "https://issuer:8443"
+// integrationURL names the issuer as the name constraints of a CA can: by more than
+// a top-level domain.
+const (
+	integrationHost = "issuer.mayfly.example"
+	integrationURL  = "https://" + integrationHost + ":8443"
+)
 
 // issuerScript serves the CA in /ca over a new store.
 const issuerScript = `
@@ -67,7 +72,7 @@ rules:
 POLICY
 cat >/ca/issuer/issuer.yaml <<CONFIG
 listen: ":8443"
-public_url: https://issuer:8443
+public_url: https://issuer.mayfly.example:8443
 tls: {mode: self}
 ca: {root: root.crt, root_crl: root.crl, intermediate: intermediate.crt, key: intermediate.key}
 store: postgres://postgres:integration@postgres:5432/mayfly?sslmode=disable
