@@ -3,16 +3,17 @@ package relay
 import (
 	"bytes"
 	"crypto/tls"
+	"crypto/x509"
 	"reflect"
 	"time"
 	"unsafe"
 )
 
 // A tls.Conn keeps, for as long as it lives, the largest record that it ever
-// read (24 KB) and the handshake's messages (3 KB): more than half of what an
-// idle relay costs. crypto/tls has no way to give them back, so the two buffers
-// are taken out of it here, and only while they are empty and nobody reads. What
-// crypto/tls knows of the peer and of its keys is never touched.
+// read (24 KB), the handshake's messages (3 KB) and the peer's certificates,
+// parsed (12 KB): four fifths of what an idle relay costs. crypto/tls has no way
+// to give them back, so they are taken out of it here: buffers only while they
+// are empty and nobody reads, certificates once the handshake is over.
 //
 // The fields are found by name and type when the program starts. With a Go that
 // has others, nothing is taken out, relays cost more, and TestKept fails.
@@ -24,41 +25,49 @@ const keptAfter = time.Second
 // keptMost is the capacity, in bytes, up to which a buffer may stay.
 const keptMost = 1 << 10
 
-// keptFields are the offsets of two bytes.Buffer within a tls.Conn.
+// keptFields are offsets within a tls.Conn.
 type keptFields struct {
-	known          bool
-	rawInput, hand uintptr
+	known                            bool
+	rawInput, hand                   uintptr // bytes.Buffer
+	peerCertificates, verifiedChains uintptr
 }
 
 var kept = findKept()
 
 func findKept() (k keptFields) {
 	conn := reflect.TypeFor[tls.Conn]()
-	find := func(name string) (uintptr, bool) {
+	find := func(name string, want reflect.Type, offset *uintptr) bool {
 		field, ok := conn.FieldByName(name)
-		return field.Offset, ok && field.Type == reflect.TypeFor[bytes.Buffer]()
+		*offset = field.Offset
+		return ok && field.Type == want
 	}
-	rawInput, ok := find("rawInput")
-	hand, also := find("hand")
-	return keptFields{known: ok && also, rawInput: rawInput, hand: hand}
+	k.known = find("rawInput", reflect.TypeFor[bytes.Buffer](), &k.rawInput) &&
+		find("hand", reflect.TypeFor[bytes.Buffer](), &k.hand) &&
+		find("peerCertificates", reflect.TypeFor[[]*x509.Certificate](), &k.peerCertificates) &&
+		find("verifiedChains", reflect.TypeFor[[][]*x509.Certificate](), &k.verifiedChains)
+	return k
 }
 
-// buffer is the one at an offset within t, nil where it is not known. It is the
-// reader's.
-func buffer(t *tls.Conn, offset uintptr) *bytes.Buffer {
+// rawInput is the buffer that t reads records into, nil where it is not known.
+// It is the reader's.
+func rawInput(t *tls.Conn) *bytes.Buffer {
 	if !kept.known {
 		return nil
 	}
-	return (*bytes.Buffer)(unsafe.Add(unsafe.Pointer(t), offset))
+	return (*bytes.Buffer)(unsafe.Add(unsafe.Pointer(t), kept.rawInput))
 }
 
-// rawInput is the buffer that t reads records into.
-func rawInput(t *tls.Conn) *bytes.Buffer { return buffer(t, kept.rawInput) }
-
-// forgetHandshake drops the buffers of t, which has shaken hands and which nobody
-// uses yet.
+// forgetHandshake takes out of t, which has shaken hands and which nobody uses
+// yet, what only the handshake needed. Its ConnectionState then names no peer.
 func forgetHandshake(t *tls.Conn) {
-	giveBack(buffer(t, kept.hand))
+	if !kept.known {
+		return
+	}
+	if hand := (*bytes.Buffer)(unsafe.Add(unsafe.Pointer(t), kept.hand)); hand.Len() == 0 {
+		*hand = bytes.Buffer{}
+	}
+	*(*[]*x509.Certificate)(unsafe.Add(unsafe.Pointer(t), kept.peerCertificates)) = nil
+	*(*[][]*x509.Certificate)(unsafe.Add(unsafe.Pointer(t), kept.verifiedChains)) = nil
 	giveBack(rawInput(t))
 }
 

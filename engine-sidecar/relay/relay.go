@@ -58,7 +58,8 @@ type downEnd struct {
 }
 
 // New makes a relay of a TLS connection that has shaken hands, the Conn below
-// it, and a connection to the engine. It owns all three.
+// it, and a connection to the engine. It owns all three, and t's ConnectionState
+// names no certificates any more.
 func New(t *tls.Conn, below *Conn, engine *net.UnixConn) *Relay {
 	forgetHandshake(t)
 	return &Relay{tls: t, conn: below, engine: engine, down: make(chan downEnd, 1)}
