@@ -68,7 +68,7 @@ func TestBuildStepCannotReachSidecar(t *testing.T) {
 		t.Fatal(err)
 	}
 	m := newMachine(t, true, "{dir}/s", buildkitd, "--config", config, "--addr", "unix://{dir}/s", "--root", "{dir}/state",
-		"--oci-worker-binary", shim, "--oci-worker-snapshotter", "overlayfs", "--containerd-worker=false",
+		"--oci-worker=true", "--oci-worker-binary", shim, "--oci-worker-snapshotter", "overlayfs", "--containerd-worker=false",
 		"--allow-insecure-entitlement", "security.insecure", "--allow-insecure-entitlement", "network.host")
 	child := m.child(t)
 	for _, flags := range []string{"", "--security=insecure", "--network=host"} {

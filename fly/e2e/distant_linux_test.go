@@ -170,7 +170,7 @@ func buildkitCommand(t *testing.T, bin, dir string) []string {
 	})
 	return []string{engineTool(t, "buildkitd"), "--config", config, "--addr", "unix://" + filepath.Join(dir, "engine.sock"),
 		"--root", filepath.Join(dir, "state"), "--oci-worker-snapshotter", "overlayfs",
-		"--oci-worker-binary", filepath.Join(bin, "runc"), "--otel-socket-path", filepath.Join(dir, "otel.sock")}
+		"--oci-worker=true", "--oci-worker-binary", filepath.Join(bin, "runc"), "--otel-socket-path", filepath.Join(dir, "otel.sock")}
 }
 
 // ready asks the sidecar what its /readyz says.

@@ -167,7 +167,7 @@ func startBuildKit(t *testing.T) *buildKit {
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	socket := filepath.Join(dir, "s")
 	daemon := exec.Command(engineTool(t, "buildkitd"), "--addr", "unix://"+socket, "--root", filepath.Join(dir, "state"),
-		"--oci-worker-binary", engineTool(t, "runc"), "--containerd-worker=false")
+		"--oci-worker=true", "--oci-worker-binary", engineTool(t, "runc"), "--containerd-worker=false")
 	daemon.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	var log strings.Builder
 	daemon.Stdout, daemon.Stderr = &log, &log

@@ -112,5 +112,5 @@ func answered(line string) time.Duration {
 // buildkit is the command of a real engine.
 func (s *stand) buildkit(socket string) []string {
 	return []string{s.o.engine, "--addr", "unix://" + socket, "--root", filepath.Join(s.dir, "buildkit"),
-		"--oci-worker-snapshotter", "overlayfs", "--containerd-worker=false", "--otel-socket-path", filepath.Join(s.dir, "otel.sock")}
+		"--oci-worker=true", "--oci-worker-snapshotter", "overlayfs", "--containerd-worker=false", "--otel-socket-path", filepath.Join(s.dir, "otel.sock")}
 }
