@@ -322,6 +322,12 @@ func (i *Issuer) Revoke(req wire.RevokeRequest) (*wire.RevokeResponse, error) {
 // Call makes one call of the API: in, when not nil, is sent as JSON; a good
 // answer is read into out, when that is not nil; any other is a *wire.Problem.
 func (i *Issuer) Call(method, path, token string, in, out any) error {
+	return Call(i.client, method, i.URL+path, token, in, out)
+}
+
+// Call does the same at a URL; an issuer that is gone is an error of the
+// transport.
+func Call(client *http.Client, method, url, token string, in, out any) error {
 	var body io.Reader
 	if in != nil {
 		data, err := json.Marshal(in)
@@ -330,14 +336,14 @@ func (i *Issuer) Call(method, path, token string, in, out any) error {
 		}
 		body = bytes.NewReader(data)
 	}
-	req, err := http.NewRequest(method, i.URL+path, body)
+	req, err := http.NewRequest(method, url, body)
 	if err != nil {
 		return err
 	}
 	if token != "" {
 		req.Header.Set("Authorization", "Bearer "+token)
 	}
-	resp, err := i.client.Do(req)
+	resp, err := client.Do(req)
 	if err != nil {
 		return err
 	}

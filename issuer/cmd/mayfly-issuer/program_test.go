@@ -2,13 +2,10 @@ package main_test
 
 import (
 	"bufio"
-	"bytes"
 	"crypto/x509"
-	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"os"
 	"os/exec"
@@ -155,40 +152,7 @@ func (p *process) stop(t *testing.T) {
 // call makes one call of the API: a good answer is read into out, any other is
 // a *wire.Problem, and a process that has gone an error of the transport.
 func (p *process) call(method, path, token string, in, out any) error {
-	var body io.Reader
-	if in != nil {
-		data, err := json.Marshal(in)
-		if err != nil {
-			return err
-		}
-		body = bytes.NewReader(data)
-	}
-	req, err := http.NewRequest(method, p.url+path, body)
-	if err != nil {
-		return err
-	}
-	if token != "" {
-		req.Header.Set("Authorization", "Bearer "+token)
-	}
-	resp, err := p.client.Do(req)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	data, err := io.ReadAll(resp.Body)
-	switch {
-	case err != nil:
-		return err
-	case resp.StatusCode >= 300:
-		problem := &wire.Problem{}
-		if err := json.Unmarshal(data, problem); err != nil {
-			return fmt.Errorf("%s: %q: %w", resp.Status, data, err)
-		}
-		return problem
-	case out == nil:
-		return nil
-	}
-	return json.Unmarshal(data, out)
+	return issuertest.Call(p.client, method, p.url+path, token, in, out)
 }
 
 // issue is POST /v1/certificates.
