@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/mayfly-ca/mayfly/client/wire"
@@ -113,6 +114,81 @@ func TestProxyEndsOnRefusal(t *testing.T) {
 	if r := as[*RejectedError](t, <-done); r.Reason != wire.ReasonWrongEngine || r.Retryable() {
 		t.Errorf("%+v", r)
 	}
+}
+
+// A proxy whose issuer is away fails new connections and keeps those that it
+// has; once it has none, it ends and says why.
+func TestProxyWithoutIssuer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := &memory{}
+		w := newWorld(t, n)
+		c := w.client()
+		ln := n.listen(t)
+		done := make(chan error, 1)
+		go func() { done <- c.Proxy(t.Context(), ln) }()
+		dial := func() net.Conn {
+			conn, err := n.dialer()(t.Context(), "tcp", ln.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			return conn
+		}
+		first := dial()
+		echo(t, first, "hello")
+		w.issuer.set(func(i *fakeIssuer) { i.away = true })
+		time.Sleep(maxFeedAge + time.Second)
+		second := dial()
+		if _, err := second.Read(make([]byte, 1)); err == nil {
+			t.Error("a connection without a fresh revocation list")
+		}
+		synctest.Wait()
+		select {
+		case err := <-done:
+			t.Fatalf("the proxy ended, with a relay open: %v", err)
+		default:
+		}
+		echo(t, first, "still here")
+		_ = first.Close()
+		synctest.Wait()
+		_, _ = dial().Read(make([]byte, 1))
+		if p := as[*wire.Problem](t, <-done); p.Name() != wire.ProblemUnavailable {
+			t.Errorf("%+v", p)
+		}
+	})
+}
+
+// Without a token for the next certificate, no connection can be made, and a
+// tool would try in silence.
+func TestProxyEndsWithoutToken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := &memory{}
+		w := newWorld(t, n)
+		c := w.client()
+		synctest.Wait() // until the renewal has its timer
+		over := *c.Credential()
+		over.Response.NotAfter = time.Now().Add(-time.Minute)
+		over.Response.RenewAfter = over.Response.NotAfter.Add(-30 * time.Minute)
+		c.cred.Store(&over)
+		noToken := errors.New("no token")
+		w.source.fail(noToken)
+		ln := n.listen(t)
+		done := make(chan error, 1)
+		go func() { done <- c.Proxy(t.Context(), ln) }()
+		conn, err := n.dialer()(t.Context(), "tcp", ln.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = conn.Read(make([]byte, 1))
+		synctest.Wait()
+		select {
+		case err := <-done:
+			if !errors.Is(err, noToken) {
+				t.Error(err)
+			}
+		default:
+			t.Error("the proxy goes on")
+		}
+	})
 }
 
 func TestProxyEndsWithContext(t *testing.T) {

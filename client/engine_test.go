@@ -50,6 +50,17 @@ func TestEngineRefuses(t *testing.T) {
 				return ""
 			}
 		}},
+		{name: "too many handshakes at first", spoil: func(w *world) {
+			w.sidecar.accept = func(n int, c net.Conn) bool {
+				if n <= 3 {
+					overrun := &tls.Config{GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
+						return nil, errors.New("too many handshakes in this second")
+					}}
+					_ = tls.Server(c, overrun).Handshake() // the alert internal_error
+				}
+				return n > 3
+			}
+		}},
 		{name: "full for good", spoil: verdict(wire.ReasonLimit), want: rejected(wire.ReasonLimit, true), says: "as many connections as it takes"},
 		{name: "feed stale for good", spoil: verdict(wire.ReasonFeedStale), want: rejected(wire.ReasonFeedStale, true), says: "does not reach the issuer"},
 		{name: "draining for good", spoil: verdict(wire.ReasonDraining), want: rejected(wire.ReasonDraining, true), says: "about to stop"},

@@ -202,16 +202,31 @@ func (e *IssuerUnreachableError) Error() string {
 // Unwrap returns the cause.
 func (e *IssuerUnreachableError) Unwrap() error { return e.Err }
 
-// alertReason reads the reason out of a TLS alert. In TLS 1.3 the alert that
-// refuses a client's certificate arrives at the first read, after a handshake
-// that seemed to succeed.
-func alertReason(err error) (string, bool) {
+// alertText is the text of a TLS alert that the peer has sent.
+func alertText(err error) (string, bool) {
 	var op *net.OpError
 	if !errors.As(err, &op) || op.Op != "remote error" {
 		return "", false
 	}
+	return op.Err.Error(), true
+}
+
+// internalAlert ends the text of an alert that judges nothing of ours (RFC 8446
+// section 6.2): a sidecar sends it while strangers shake hands too often.
+const internalAlert = "internal error"
+
+// alertReason reads the reason out of a TLS alert that refuses us. In TLS 1.3
+// the alert that refuses a client's certificate arrives at the first read,
+// after a handshake that seemed to succeed.
+func alertReason(err error) (string, bool) {
+	text, ok := alertText(err)
+	if !ok {
+		return "", false
+	}
 	// crypto/tls exports no alert numbers; these texts are its own.
-	switch text := op.Err.Error(); {
+	switch {
+	case strings.HasSuffix(text, internalAlert):
+		return "", false
 	case strings.HasSuffix(text, "expired certificate"):
 		return wire.ReasonExpired, true
 	case strings.HasSuffix(text, "revoked certificate"):
@@ -224,11 +239,12 @@ func alertReason(err error) (string, bool) {
 	return ReasonTLS, true
 }
 
-// passing tells whether a network error is what a machine that wakes up, or a
-// proxy in front of it, shows for a while.
+// passing tells whether an error on the way to an engine or an issuer is what a
+// machine that wakes up or is overrun, or a proxy in front of it, shows for a
+// while.
 func passing(err error) bool {
-	if _, alert := alertReason(err); alert {
-		return false
+	if text, alert := alertText(err); alert {
+		return strings.HasSuffix(text, internalAlert)
 	}
 	for _, e := range []error{
 		io.EOF, io.ErrUnexpectedEOF, io.ErrClosedPipe,

@@ -35,6 +35,7 @@ type fakeIssuer struct {
 	spoil  func(*wire.IssueResponse)
 	posts  int
 	feeds  int
+	away   bool // the feed is answered with 503
 	tokens []string
 }
 
@@ -70,6 +71,10 @@ func (i *fakeIssuer) handler() http.Handler {
 		i.mu.Lock()
 		defer i.mu.Unlock()
 		i.feeds++
+		if i.away {
+			problem(w, wire.ProblemUnavailable, "the store does not answer")
+			return
+		}
 		_, _ = w.Write(i.ca.Feed(i.t, i.feed))
 	})
 	mux.HandleFunc("GET "+wire.PathTrustBundle, func(w http.ResponseWriter, _ *http.Request) {

@@ -168,6 +168,13 @@ func (s *countingSource) Token(_ context.Context, audience string) (string, erro
 	return fmt.Sprintf("a.b.%d", s.n), nil
 }
 
+// fail makes every further call fail.
+func (s *countingSource) fail(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.err = err
+}
+
 func (s *countingSource) count() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -25,8 +25,8 @@ var proxyBuffers = sync.Pool{New: func() any { return new([proxyBuffer]byte) }}
 // It ends by itself, with the error, when no later connection would fare
 // better: the engine refused the certificate (*RejectedError) or ended a relay
 // for good (*CutError), what answers is not the engine (*UntrustedEngineError),
-// the issuer denied a renewal (*wire.Problem), or the engine did not answer and
-// no other relay is open (*EngineUnreachableError). A tool behind the listener
+// the issuer denied a renewal (*wire.Problem), or, while no other relay is open,
+// a dial failed for any other reason. A tool behind the listener
 // would only see a closed connection, and many try again for minutes, so the
 // caller must say the reason aloud.
 func (c *Client) Proxy(ctx context.Context, ln net.Listener) error {
@@ -83,27 +83,18 @@ func (p *proxy) serve(ctx context.Context, ln net.Listener) error {
 	}
 }
 
-// final tells whether the proxy is of no more use after err.
+// final tells whether the proxy is of no more use after err. What may pass, and
+// what nobody foresaw, ends it only when no relay would be lost by that.
 func (p *proxy) final(err error) bool {
 	var cut *CutError
 	if errors.As(err, &cut) {
 		return cut.Final()
 	}
 	var rejected *RejectedError
-	if errors.As(err, &rejected) {
-		return !rejected.Retryable() || p.c.stats.open.Load() == 0
-	}
 	var untrusted *UntrustedEngineError
 	var problem *wire.Problem
-	if errors.As(err, &untrusted) || errors.As(err, &problem) || errors.Is(err, ErrClosed) {
-		return true
-	}
-	var unreachable *EngineUnreachableError
-	var issuer *IssuerUnreachableError
-	if errors.As(err, &unreachable) || errors.As(err, &issuer) {
-		return p.c.stats.open.Load() == 0
-	}
-	return false
+	judged := errors.As(err, &rejected) || errors.As(err, &untrusted) || errors.As(err, &problem) || errors.Is(err, ErrClosed)
+	return judged && !again(err) || p.c.stats.open.Load() == 0
 }
 
 // relay serves one local connection. It returns the dial's error or the
