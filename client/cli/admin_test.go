@@ -74,7 +74,8 @@ func TestAdminFindsAndRevokes(t *testing.T) {
 
 	// Nobody is there to be asked, so nothing happens.
 	a.s.run("certs", "revoke", serials["1001"]).check(t, 2, "--yes")
-	o = a.s.run("certs", "revoke", serials["1001"][:12], "--dry-run")
+	a.s.run("certs", "revoke", "run-1001").check(t, 2, `"run-1001" is no serial`)
+	o = a.s.run("certs", "revoke", serials["1001"][:12]+"…", "--dry-run") // as a narrow table has it
 	o.check(t, 0, "would revoke 1 certificate")
 	if strings.Contains(a.s.run("certs", "list", "--status", "revoked").stdout, serials["1001"]) {
 		t.Error("a dry run revoked")
@@ -113,8 +114,9 @@ func TestAdminBlocksAndEvents(t *testing.T) {
 		t.Fatalf("%v: %+v", err, list)
 	}
 	a.s.run("blocks", "remove", list.Items[0].ID).check(t, 0)
-	a.s.run("blocks", "remove", list.Items[0].ID).check(t, 1)
+	a.s.run("blocks", "remove", list.Items[0].ID).check(t, 1, "there is no block "+list.Items[0].ID, "mayfly blocks list")
 	a.s.run("blocks", "remove", "../certificates").check(t, 2)
+	a.s.run("blocks", "remove", list.Items[0].ID[:9]).check(t, 2, "is no block's id")
 	if _, err := a.Issue(a.GitHubToken(map[string]any{"run_id": "1001"})); err != nil {
 		t.Errorf("after the block: %v", err)
 	}

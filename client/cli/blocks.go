@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -91,12 +92,16 @@ func (c *blocksRemoveCommand) Run(ctx context.Context, p *program) error {
 		return err
 	}
 	for _, id := range c.ID {
-		if id == "" || len(id) > 64 || strings.Trim(id, "0123456789abcdef") != "" {
+		if len(id) != 32 || strings.Trim(id, "0123456789abcdef") != "" {
 			return usagef("`mayfly blocks list` shows the ids", "%q is no block's id", id)
 		}
 	}
 	for _, id := range c.ID {
 		if err := api.RemoveBlock(ctx, id); err != nil {
+			var p *wire.Problem
+			if errors.As(err, &p) && p.Name() == wire.ProblemNotFound {
+				return failf(exitFailed, "`mayfly blocks list` shows those that there are", "there is no block %s", id)
+			}
 			return fmt.Errorf("block %s: %w", id, err)
 		}
 		if p.JSON {

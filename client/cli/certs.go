@@ -201,11 +201,21 @@ func (c *certsShowCommand) Run(ctx context.Context, p *program) error {
 	return nil
 }
 
-// wholeSerial completes a beginning of a serial that only one certificate has.
-func wholeSerial(ctx context.Context, api *admin.Client, given string) (string, error) {
-	prefix := strings.ToLower(strings.ReplaceAll(given, ":", ""))
+// serialPrefix reads a serial, or its beginning, as a person may have it: with
+// colons as OpenSSL writes it, or cut short as our own tables do.
+func serialPrefix(given string) (string, error) {
+	prefix := strings.TrimSuffix(strings.ToLower(strings.ReplaceAll(given, ":", "")), "…")
 	if prefix == "" || len(prefix) > 32 || strings.Trim(prefix, "0123456789abcdef") != "" {
 		return "", usagef("a serial is 32 hex digits; `mayfly certs list` shows them", "%q is no serial", given)
+	}
+	return prefix, nil
+}
+
+// wholeSerial completes a beginning of a serial that only one certificate has.
+func wholeSerial(ctx context.Context, api *admin.Client, given string) (string, error) {
+	prefix, err := serialPrefix(given)
+	if err != nil {
+		return "", err
 	}
 	if len(prefix) == 32 {
 		return prefix, nil

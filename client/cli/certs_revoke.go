@@ -93,6 +93,11 @@ func (c *certsRevokeCommand) check() error {
 	case ways > 1:
 		return usagef(hint, "a serial, flags that match, and --all exclude each other")
 	}
+	if c.Serial != "" {
+		if _, err := serialPrefix(c.Serial); err != nil {
+			return err
+		}
+	}
 	if c.Block == wire.BlockNone {
 		return nil
 	}

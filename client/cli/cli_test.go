@@ -182,6 +182,8 @@ func TestWhatAPersonSees(t *testing.T) {
 		}, stderr: []string{"does not hold the pinned root"}},
 		{name: "issuer grants another engine", code: 1, break_: func(s *stand) { s.leaf.Engines = []string{"other"} },
 			stderr: []string{`engine "default" is not in the certificate`}},
+		{name: "tokens are to be for others", code: 2, break_: func(s *stand) { s.env = append(s.env, "MAYFLY_AUDIENCE=sts.amazonaws.com") },
+			stderr: []string{`audience "sts.amazonaws.com" does not begin with "mayfly:"`, "leave --audience"}},
 		{name: "issuer asks for tokens of others", code: 1, break_: func(s *stand) {
 			s.api = func(w http.ResponseWriter, r *http.Request) bool {
 				return r.URL.Path == wire.PathInfo && answer(200, "application/json", `{"trust_domain":"ci.example.com","audience":"sts.amazonaws.com"}`)(w, r)

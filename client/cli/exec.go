@@ -58,7 +58,7 @@ func (c *execCommand) Run(ctx context.Context, p *program) error {
 		p.warn("DAGGER_SESSION_PORT is set: a Dagger program uses that session and not this tunnel")
 	}
 	setup, stop := interruptible(ctx)
-	t, ln, cleanup, err := c.tunnel(setup, p)
+	t, ln, cleanup, err := p.enter(setup, c.tunnelFlags, c.Listen)
 	stop()
 	if err != nil {
 		return err
@@ -71,15 +71,16 @@ func (c *execCommand) Run(ctx context.Context, p *program) error {
 	return err
 }
 
-// tunnel buys the certificate and listens. cleanup removes what it made.
-func (c *execCommand) tunnel(ctx context.Context, p *program) (*tunnel, net.Listener, func() error, error) {
-	t, err := p.open(ctx, c.tunnelFlags)
+// enter listens, and then buys the certificate, so that an address which cannot
+// be had costs none. cleanup removes what it made.
+func (p *program) enter(ctx context.Context, f tunnelFlags, spec string) (*tunnel, net.Listener, func() error, error) {
+	ln, cleanup, err := p.listen(spec)
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	ln, cleanup, err := p.listen(c.Listen)
+	t, err := p.open(ctx, f)
 	if err != nil {
-		return nil, nil, nil, errors.Join(err, t.client.Close())
+		return nil, nil, nil, errors.Join(err, ln.Close(), cleanup())
 	}
 	return t, ln, cleanup, nil
 }

@@ -245,7 +245,7 @@ func toldByIssuer(err error) *failure {
 	case wire.ProblemNotFound:
 		f.hints = []string{"`mayfly certs list` shows what there is; certificates that expired long ago are pruned"}
 	case wire.ProblemBadRequest, wire.ProblemTooLarge:
-		f.hints = []string{"the issuer does not take this request: compare `mayfly version` with the issuer's version"}
+		f.hints = []string{"correct what it names; if that is right, compare `mayfly version` with the issuer's version"}
 	}
 	switch p.Status {
 	case http.StatusForbidden:

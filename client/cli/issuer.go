@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/mayfly-ca/mayfly/client"
@@ -24,6 +25,10 @@ func (p *program) issuer() (*client.Issuer, error) {
 	i, err := client.NewIssuer(p.Issuer, p.CAFile, p.TrustAnchor)
 	if err != nil {
 		return nil, usagef("see --issuer, --ca-file and --trust-anchor in `mayfly --help`", "%w", err)
+	}
+	if p.Audience != "" && !strings.HasPrefix(p.Audience, tokensource.AudiencePrefix) {
+		return nil, usagef("leave --audience and MAYFLY_AUDIENCE out: the issuer names its own",
+			"audience %q does not begin with %q: a token for another service is not asked for", p.Audience, tokensource.AudiencePrefix)
 	}
 	return i, nil
 }

@@ -53,6 +53,7 @@ func TestVersionAndHelp(t *testing.T) {
 	for _, args := range [][]string{{"nothing"}, {"--nothing"}, {"certs", "list", "--status", "odd"}, {"inspect"}, {"cert"}} {
 		s.run(args...).check(t, 2, "mayfly: error: ")
 	}
+	s.run("certs", "list", "--status", "odd").check(t, 2, `--status must be one of "valid","expired","revoked" but got "odd"`)
 }
 
 // TestSizeAndStart: the stripped program is 12 MB at most. That it starts within

@@ -84,13 +84,9 @@ func (c *proxyCommand) Run(ctx context.Context, p *program) error {
 	ctx, stop := interruptible(ctx)
 	defer stop()
 	started := p.now()
-	t, err := p.open(ctx, c.tunnelFlags)
+	t, ln, cleanup, err := p.enter(ctx, c.tunnelFlags, c.Listen)
 	if err != nil {
 		return err
-	}
-	ln, cleanup, err := p.listen(c.Listen)
-	if err != nil {
-		return errors.Join(err, t.client.Close())
 	}
 	end := t.serve(context.WithoutCancel(ctx), ln)
 	why := c.announce(p, t.opened(host(ln), host(ln)))

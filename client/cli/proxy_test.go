@@ -157,6 +157,9 @@ func TestProxyRefusesAddresses(t *testing.T) {
 	for _, at := range []string{"tcp:0.0.0.0:0", "tcp:192.0.2.1:80", "tcp::0", "tcp:localhost:0", "udp:127.0.0.1:0", "unix:", "unix:" + taken, "unix:/" + strings.Repeat("x", 120)} {
 		s.run("proxy", "--listen", at).check(t, 2, "listen")
 	}
+	if n := s.count(wire.PathCertificates); n > 0 {
+		t.Errorf("%d certificates were bought for it", n)
+	}
 	if _, err := os.Stat(taken); err != nil {
 		t.Errorf("a file that was no socket is gone: %v", err)
 	}

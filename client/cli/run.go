@@ -144,7 +144,9 @@ func usageFailure(err error) *failure {
 	if errors.As(err, &pe) && pe.Context != nil && pe.Context.Selected() != nil {
 		help = pe.Context.Selected().FullPath() + " --help"
 	}
-	return &failure{code: exitUsage, what: err.Error(), err: err, hints: []string{"`" + help + "` shows how to call it"}}
+	// An enum that may be left out has the empty value first, which nobody types.
+	what := strings.Replace(err.Error(), `must be one of "",`, "must be one of ", 1)
+	return &failure{code: exitUsage, what: what, err: err, hints: []string{"`" + help + "` shows how to call it"}}
 }
 
 // end tells an error and gives its exit code.

@@ -89,6 +89,19 @@ func shortDir(tb testing.TB) string {
 }
 
 // set changes the stand under its lock, which its servers read it under.
+// count is how many calls of the issuer had this path.
+func (s *stand) count(path string) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := 0
+	for _, c := range s.calls {
+		if c.Path == path {
+			n++
+		}
+	}
+	return n
+}
+
 func (s *stand) set(f func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
