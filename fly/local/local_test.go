@@ -3,6 +3,8 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -236,6 +238,47 @@ func TestReportOfAFailure(t *testing.T) {
 	}
 	if !strings.HasPrefix(progress.String(), "FAIL tools") {
 		t.Errorf("progress = %q", progress.String())
+	}
+}
+
+// DIR/env says that all answers, so that of a killed run does not stay while the
+// next one starts. One of a run that lives is left alone.
+func TestEnvOfAKilledRun(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	env := filepath.Join(dir, "env")
+	write(t, env, "export ISSUER_PID='1'\n")
+	s, err := newStack(options{keep: true, dir: dir}, &report{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(env); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("env is still there: %v", err)
+	}
+	write(t, env, "export ISSUER_PID='2'\n")
+	if _, err := newStack(options{keep: true, dir: dir}, &report{}); err == nil || !strings.Contains(err.Error(), "state") {
+		t.Errorf("a second run in the folder: %v", err)
+	}
+	if _, err := os.Stat(env); err != nil {
+		t.Errorf("the living run's env is gone: %v", err)
+	}
+	if err := s.close(); err != nil {
+		t.Error(err)
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+}
+
+// A run that cannot begin leaves the folder free for the next.
+func TestBadConfigLeavesNothing(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "dir")
+	if _, err := newStack(options{keep: true, dir: dir, config: t.TempDir()}, &report{}); err == nil {
+		t.Fatal("started from an empty --config")
+	}
+	if left, err := os.ReadDir(dir); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("left behind: %v, %v", left, err)
 	}
 }
 

@@ -35,21 +35,21 @@ type stack struct {
 	closers []func() error
 }
 
+// newStack is a run before its first step. On an error it has left nothing.
 func newStack(o options, r *report) (*stack, error) {
-	s := &stack{options: o, report: r, dir: o.dir}
-	if o.dir == "" {
-		dir, err := os.MkdirTemp("", "mayfly-local-")
-		if err != nil {
-			return nil, err
-		}
-		s.dir = dir
-		s.closers = append(s.closers, func() error { return os.RemoveAll(dir) })
-	} else if err := s.takeDir(); err != nil {
+	from, err := loadSettings(o.config)
+	if err != nil {
 		return nil, err
 	}
-	var err error
-	s.settings, err = loadSettings(o.config)
-	return s, err
+	s := &stack{options: o, report: r, dir: o.dir, settings: from}
+	if o.dir != "" {
+		return s, s.takeDir()
+	}
+	if s.dir, err = os.MkdirTemp("", "mayfly-local-"); err != nil {
+		return nil, err
+	}
+	s.closers = append(s.closers, func() error { return os.RemoveAll(s.dir) })
+	return s, nil
 }
 
 // takeDir makes --dir and this run's folder in it, which close removes: the
@@ -71,10 +71,12 @@ func (s *stack) takeDir() error {
 		return remedy(err, "another run has this folder, or was killed in it: end it and remove "+state)
 	}
 	s.dir = state
+	env := filepath.Join(abs, "env")
 	s.closers = append(s.closers, func() error {
-		return errors.Join(os.RemoveAll(state), removeIfThere(filepath.Join(abs, "env")))
+		return errors.Join(os.RemoveAll(state), removeIfThere(env))
 	})
-	return nil
+	// A killed run's would say that all answers before it does.
+	return removeIfThere(env)
 }
 
 func removeIfThere(path string) error {
