@@ -16,17 +16,10 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer/policy"
 )
 
-// issue is POST /v1/certificates: token, claims, decision, certificate.
+// issue is POST /v1/certificates: token, claims, decision, certificate. Nothing
+// of the body is read for a token that does not verify.
 func (s *Server) issue(w http.ResponseWriter, r *http.Request) error {
 	raw, err := bearer(r)
-	if err != nil {
-		return err
-	}
-	var req wire.IssueRequest
-	if err := decode(r, &req); err != nil {
-		return err
-	}
-	csr, err := parseCSR(req.CSR)
 	if err != nil {
 		return err
 	}
@@ -41,11 +34,19 @@ func (s *Server) issue(w http.ResponseWriter, r *http.Request) error {
 	if err := s.perID.take(w, r, limitKey(claims)); err != nil {
 		return err
 	}
+	var req wire.IssueRequest
+	if err := decode(r, &req); err != nil {
+		return err
+	}
 	decision, err := rules.set.Decide(claims, policy.Request{Want: policy.WantCertificate, Engine: req.Engine})
 	if err != nil {
 		return s.denied(ctx, claims, err)
 	}
 	info.rule = decision.Rule
+	csr, err := parseCSR(req.CSR)
+	if err != nil {
+		return err
+	}
 	issued, err := s.authority.Issue(ctx, decision.Grant, csr)
 	if err != nil {
 		return s.notIssued(ctx, claims, decision, err)

@@ -87,7 +87,7 @@ func ExplainClaims(set *policy.Set, req wire.ExplainRequest) (*wire.ExplainRespo
 	}
 	claims, err := idtoken.Recorded(*provider, req.Claims)
 	if err != nil {
-		return nil, &Error{Name: wire.ProblemBadRequest, Detail: "claims: " + err.Error(), Err: err}
+		return nil, &Error{Name: wire.ProblemBadRequest, Detail: err.Error(), Err: err}
 	}
 	x := set.Explain(claims, policy.Request{Want: policy.WantCertificate, Engine: req.Engine})
 	if !x.Allowed && provider.Type == idtoken.People && req.Engine == "" {

@@ -124,6 +124,8 @@ func TestIssueRefusals(t *testing.T) {
 	for _, tc := range []struct{ name, token, csr, want string }{
 		{"no token", "", csr, wire.ProblemBadToken},
 		{"garbage", "garbage", csr, wire.ProblemBadToken},
+		{"garbage, and no csr", "garbage", "", wire.ProblemBadToken},
+		{"another repository, and no csr", i.GitHubToken(map[string]any{"repository_id": "1"}), "", wire.ProblemDenied},
 		{"alg none", header + "." + parts[1] + ".", csr, wire.ProblemBadToken},
 		{"huge token", strings.Repeat("a", wire.MaxTokenBytes+1), csr, wire.ProblemBadToken},
 		{"altered signature", alter(good), csr, wire.ProblemBadToken},
@@ -241,6 +243,46 @@ func TestRequestForm(t *testing.T) {
 				t.Errorf("content type %q", resp.Header.Get("Content-Type"))
 			}
 		})
+	}
+}
+
+// HEAD is answered as GET is, without the body, and a method that a path does
+// not have is told which it has (RFC 9110 sections 9.3.2 and 15.5.6).
+func TestMethods(t *testing.T) {
+	t.Parallel()
+	i := issuertest.Start(t, issuertest.Options{})
+	for _, tc := range []struct {
+		method, path string
+		status       int
+		allow        string
+	}{
+		{"HEAD", wire.PathHealth, 200, ""},
+		{"HEAD", wire.PathReady, 200, ""},
+		{"HEAD", wire.PathCRL, 200, ""},
+		{"HEAD", wire.PathTrustBundle, 200, ""},
+		{"HEAD", wire.PathCertificates, 401, ""},
+		{"HEAD", "/v1/nothing", 404, ""},
+		{"HEAD", wire.PathRevocations, 405, "POST"},
+		{"PUT", wire.PathCRL, 405, "GET, HEAD"},
+		{"PUT", wire.PathCertificates, 405, "GET, HEAD, POST"},
+		{"GET", wire.PathRevocations, 405, "POST"},
+		{"GET", wire.PathBlocks + "/" + strings.Repeat("a", 32), 405, "DELETE"},
+	} {
+		req, err := http.NewRequest(tc.method, i.URL+tc.path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := i.Client().Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if allow := strings.Join(resp.Header.Values("Allow"), ", "); resp.StatusCode != tc.status || allow != tc.allow {
+			t.Errorf("%s %s: %d, Allow %q; want %d, %q", tc.method, tc.path, resp.StatusCode, allow, tc.status, tc.allow)
+		}
+		if tc.path == wire.PathCRL && tc.status == 200 && (resp.ContentLength <= 0 || resp.Header.Get("ETag") == "") {
+			t.Errorf("HEAD tells nothing of the CRL: %v", resp.Header)
+		}
 	}
 }
 

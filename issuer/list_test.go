@@ -102,6 +102,7 @@ func TestQueryRefusals(t *testing.T) {
 		wire.PathCertificates + "?status=good", wire.PathCertificates + "?profile=ca", wire.PathCertificates + "?since=yesterday", wire.PathCertificates + "?serial=XYZ",
 		wire.PathCertificates + "?serial=a&serial=b", wire.PathCertificates + "?actor=", wire.PathCertificates + "?cursor=nonsense",
 		wire.PathCertificates + "?actor=" + strings.Repeat("a", 600), wire.PathCertificates + "/abc", wire.PathCertificates + "/" + strings.Repeat("A", 32),
+		wire.PathCertificates + "?actor=a%00", wire.PathEvents + "?repository=%ff", wire.PathSessions + "?run_id=%00",
 		wire.PathSessions + "?serial=abc", wire.PathSessions + "?live=maybe", wire.PathEvents + "?after=-1", wire.PathEvents + "?limit=1000",
 	} {
 		wantProblem(t, i.Call("GET", path, i.ViewerToken(), nil, nil), wire.ProblemBadRequest)

@@ -1,12 +1,14 @@
 package issuer
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/go-chi/chi/v5"
 
@@ -45,6 +47,8 @@ func (q *query) text(name string) string {
 		q.fail("%s: longer than %d bytes", name, maxFilterBytes)
 	case v[0] == "":
 		q.fail("%s: is empty; leave it out to not filter by it", name)
+	case !isText(v[0]):
+		q.fail("%s: holds NUL, or is no UTF-8: no record has it", name)
 	}
 	return v[0]
 }
@@ -181,6 +185,10 @@ func serialOf(r *http.Request) (string, error) {
 	return serial, nil
 }
 
+// isText tells whether s can stand in a record: UTF-8 without NUL. PostgreSQL
+// fails to compare with anything else, which is no fault of the store's.
+func isText(s string) bool { return utf8.ValidString(s) && !strings.Contains(s, "\x00") }
+
 // isHex tells whether s is lower-case hex of a length within [lo, hi].
 func isHex(s string, lo, hi int) bool {
 	if len(s) < lo || len(s) > hi {
@@ -204,6 +212,12 @@ func matchOf(m wire.Match) (ca.Match, error) {
 		if len(v) > maxFilterBytes {
 			return ca.Match{}, fmt.Errorf("a value is longer than %d bytes", maxFilterBytes)
 		}
+		if !isText(v) {
+			return ca.Match{}, errors.New("a value holds NUL: no record has it")
+		}
+	}
+	if m.Since != nil && m.Until != nil && !m.Since.Before(*m.Until) {
+		return ca.Match{}, errors.New("until is not after since")
 	}
 	if m.Profile != "" && m.Profile != "client" && m.Profile != "server" {
 		return ca.Match{}, fmt.Errorf("profile: want client or server")

@@ -123,7 +123,8 @@ func TestRevokeForms(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	past := time.Now().Add(-time.Hour)
+	now := time.Now()
+	past := now.Add(-time.Hour)
 	for name, req := range map[string]wire.RevokeRequest{
 		"nothing":         {},
 		"two of them":     {Serial: out.Serial, All: true},
@@ -131,6 +132,8 @@ func TestRevokeForms(t *testing.T) {
 		"prefix":          {Serial: out.Serial[:8]},
 		"upper case":      {Serial: strings.ToUpper(out.Serial)},
 		"profile":         {Match: &wire.Match{Profile: "ca"}},
+		"NUL":             {Match: &wire.Match{RunID: "1\x00"}},
+		"until first":     {Match: &wire.Match{Since: &now, Until: &past}},
 		"block":           {Serial: out.Serial, Block: "soon"},
 		"negative block":  {Serial: out.Serial, Block: "-1h"},
 		"block of a year": {Serial: out.Serial, Block: "8760h"},

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/go-chi/chi/v5"
+	"github.com/go-chi/chi/v5/middleware"
 
 	"github.com/mayfly-ca/mayfly/ca"
 	"github.com/mayfly-ca/mayfly/client/wire"
@@ -115,7 +116,7 @@ type handlerFunc func(http.ResponseWriter, *http.Request) error
 // both against each other.
 func (s *Server) routes(page func(*Server) http.Handler) chi.Router {
 	r := chi.NewRouter()
-	r.Use(s.observe, s.limitSize)
+	r.Use(s.observe, s.limitSize, middleware.GetHead)
 	missing := http.Handler(s.handle(func(http.ResponseWriter, *http.Request) error {
 		return &Error{Name: wire.ProblemNotFound, Detail: "there is no such path; see " + wire.PathOpenAPI}
 	}))
@@ -123,7 +124,7 @@ func (s *Server) routes(page func(*Server) http.Handler) chi.Router {
 		missing = pageOr(s.limitAddress(page(s)), missing)
 	}
 	r.NotFound(missing.ServeHTTP)
-	r.MethodNotAllowed(methodNotAllowed)
+	r.MethodNotAllowed(s.methodNotAllowed)
 
 	// Liveness and readiness are asked often, by the platform alone.
 	r.Get(wire.PathHealth, s.handle(s.health))
@@ -152,8 +153,18 @@ func (s *Server) routes(page func(*Server) http.Handler) chi.Router {
 	return r
 }
 
-// methodNotAllowed has no problem type of its own: RFC 9457 section 4.2.1.
-func methodNotAllowed(w http.ResponseWriter, r *http.Request) {
+// methodNotAllowed has no problem type of its own (RFC 9457 section 4.2.1), and
+// says which methods the path has (RFC 9110 section 15.5.6).
+func (s *Server) methodNotAllowed(w http.ResponseWriter, r *http.Request) {
+	for _, m := range []string{http.MethodGet, http.MethodPost, http.MethodDelete} {
+		if !s.router.Match(chi.NewRouteContext(), m, r.URL.Path) {
+			continue
+		}
+		w.Header().Add("Allow", m)
+		if m == http.MethodGet {
+			w.Header().Add("Allow", http.MethodHead)
+		}
+	}
 	writeProblem(w, &wire.Problem{Type: "about:blank", Title: "Method Not Allowed", Status: http.StatusMethodNotAllowed, Instance: infoOf(r.Context()).id})
 }
 

@@ -171,7 +171,7 @@ func (p *Page) viewer(h handler) http.Handler {
 		}
 		switch {
 		case errors.Is(err, ErrNoLogin) || errors.Is(err, http.ErrNoCookie):
-			if r.Method == http.MethodGet {
+			if r.Method == http.MethodGet || r.Method == http.MethodHead {
 				http.Redirect(w, r, "/login", http.StatusSeeOther)
 				return nil
 			}
