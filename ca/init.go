@@ -6,6 +6,7 @@ import (
 	"encoding/base32"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -97,7 +98,9 @@ func initialise(ctx context.Context, o InitOptions) (_ *InitResult, err error) {
 		return nil, err
 	}
 	for _, dir := range []string{result.RootDir, result.IssuerDir} {
-		if err := os.Mkdir(dir, 0o700); err != nil {
+		if err := os.Mkdir(dir, 0o700); errors.Is(err, fs.ErrExist) {
+			return nil, fmt.Errorf("%s is there already: an authority is made once, and never over another", dir)
+		} else if err != nil {
 			return nil, err
 		}
 		defer func() {
@@ -123,6 +126,9 @@ func initialise(ctx context.Context, o InitOptions) (_ *InitResult, err error) {
 		if err := writeNew(f.path, f.data, f.mode); err != nil {
 			return nil, err
 		}
+	}
+	if err := syncFolder(result.RootDir); err != nil { // the store's making does the other's
+		return nil, err
 	}
 	if err := CreateStore(ctx, result.DSN, made.meta); err != nil {
 		return nil, err

@@ -25,6 +25,13 @@ const (
 	previousFolder = "previous"
 )
 
+// RotatedFiles names the files of the issuer's folder dir that InstallRotation
+// replaces, and the root's beside them.
+func RotatedFiles(dir string) (root, rootCRL, intermediate, key string) {
+	in := func(name string) string { return filepath.Join(dir, name) }
+	return in(fileRoot), in(fileRootCRL), in(fileIntermediate), in(fileKey)
+}
+
 // RotationRequest names what RequestRotation wrote.
 type RotationRequest struct {
 	Key     string // path; empty for a key that a KMS or the environment holds
@@ -267,5 +274,17 @@ func replaceFile(path string, data []byte, mode os.FileMode) error {
 	if err := writeNew(unfinished, data, mode); err != nil {
 		return err
 	}
-	return os.Rename(unfinished, path)
+	if err := os.Rename(unfinished, path); err != nil {
+		return err
+	}
+	return syncFolder(filepath.Dir(path))
+}
+
+// syncFolder makes the names in dir durable.
+func syncFolder(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
 }

@@ -300,6 +300,12 @@ func isHeaderName(s string) bool {
 	return s != ""
 }
 
+// CheckPublicURL tells whether s can be a Config's PublicURL.
+func CheckPublicURL(s string) error {
+	_, err := (&Config{PublicURL: s}).publicURL()
+	return err
+}
+
 // publicURL parses PublicURL, without a trailing slash.
 func (c *Config) publicURL() (*url.URL, error) {
 	u, err := url.Parse(strings.TrimSuffix(c.PublicURL, "/"))

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/mayfly-ca/mayfly/ca"
+	"github.com/mayfly-ca/mayfly/issuer"
 )
 
 // defaultURL is where an issuer is reached that nobody was told about: here.
@@ -43,6 +44,9 @@ func runInit(ctx context.Context, i *invocation) error {
 	if os.Getenv("FLY_MACHINE_ID") != "" {
 		return errors.New("refused in a Fly Machine: the root's key must never be on a server. Run init on your own machine, and bring the issuer folder only")
 	}
+	if err := issuer.CheckPublicURL(*url); err != nil { // before there is a CA that no issuer could serve
+		return fmt.Errorf("--issuer-url: %w", err)
+	}
 	opts := ca.InitOptions{Dir: *dir, TrustDomain: *td, EngineDNS: names, IssuerURL: *url}
 	if *password != "" {
 		if opts.RootPassword, err = firstLine(*password); err != nil {
@@ -53,12 +57,10 @@ func runInit(ctx context.Context, i *invocation) error {
 	if err != nil {
 		return err
 	}
-	config, err := writeFirstConfig(res, *td, *url, names[0])
-	if err != nil {
-		return err
-	}
-	tellInit(i.Out, res, config)
-	return nil
+	config := filepath.Join(res.IssuerDir, "issuer.yaml")
+	err = writeFirstConfig(config, res, *td, *url, names[0])
+	tellInit(i.Out, res, config) // whatever became of the config: the password is told this once
+	return err
 }
 
 func firstLine(path string) ([]byte, error) {
@@ -78,9 +80,8 @@ func lineOf(data []byte, from string) ([]byte, error) {
 }
 
 // writeFirstConfig writes an issuer.yaml and an example policy, unless there
-// are some already. It returns the config's path.
-func writeFirstConfig(res *ca.InitResult, td, url, dns string) (string, error) {
-	config := filepath.Join(res.IssuerDir, "issuer.yaml")
+// are some already.
+func writeFirstConfig(config string, res *ca.InitResult, td, url, dns string) error {
 	base := filepath.Base
 	for path, text := range map[string]string{
 		config: fmt.Sprintf(firstConfig, url, base(res.Root), base(res.RootCRL), base(res.Intermediate), base(res.IntermediateKey), base(res.DSN)),
@@ -91,14 +92,14 @@ func writeFirstConfig(res *ca.InitResult, td, url, dns string) (string, error) {
 			continue
 		}
 		if err != nil {
-			return "", err
+			return err
 		}
 		_, err = io.WriteString(f, text)
 		if err := errors.Join(err, f.Close()); err != nil {
-			return "", err
+			return err
 		}
 	}
-	return config, nil
+	return nil
 }
 
 const firstConfig = `# mayfly-issuer serve --config issuer.yaml

@@ -18,6 +18,27 @@ const (
 	signedRootCRL      = "root.crl"
 )
 
+// rotatedFolder is the folder of the config's CA, whose files must have the names
+// that init gave them: a rotation writes those, and serve must read them.
+func rotatedFolder(i *invocation, config string) (string, error) {
+	cfg, err := i.config(config)
+	if err != nil {
+		return "", err
+	}
+	dir := filepath.Dir(cfg.CA.Intermediate)
+	root, crl, intermediate, key := ca.RotatedFiles(dir)
+	files := [][3]string{{"root", cfg.CA.Root, root}, {"root_crl", cfg.CA.RootCRL, crl}, {"intermediate", cfg.CA.Intermediate, intermediate}}
+	if filepath.IsAbs(cfg.CA.Key) { // as LoadConfig leaves a path, and nothing else
+		files = append(files, [3]string{"key", cfg.CA.Key, key})
+	}
+	for _, f := range files {
+		if filepath.Clean(f[1]) != f[2] {
+			return "", fmt.Errorf("ca.%s is %s, and a rotation would write %s: give the files of the CA one folder and the names that init gave them", f[0], f[1], f[2])
+		}
+	}
+	return dir, nil
+}
+
 // runRotateRequest makes the next intermediate's key and request, on the
 // issuer's side.
 func runRotateRequest(ctx context.Context, i *invocation) error {
@@ -27,11 +48,11 @@ func runRotateRequest(ctx context.Context, i *invocation) error {
 	if _, err := i.parse(fs, 0, 0); err != nil {
 		return err
 	}
-	cfg, err := i.config(*path)
+	folder, err := rotatedFolder(i, *path)
 	if err != nil {
 		return err
 	}
-	req, err := ca.RequestRotation(ctx, filepath.Dir(cfg.CA.Intermediate), *key)
+	req, err := ca.RequestRotation(ctx, folder, *key)
 	if err != nil {
 		return err
 	}
@@ -116,7 +137,7 @@ func runRotateInstall(ctx context.Context, i *invocation) error {
 	if *dir == "" {
 		return usagef("--signed is missing")
 	}
-	cfg, err := i.config(*path)
+	folder, err := rotatedFolder(i, *path)
 	if err != nil {
 		return err
 	}
@@ -124,7 +145,7 @@ func runRotateInstall(ctx context.Context, i *invocation) error {
 	if err != nil {
 		return err
 	}
-	installed, err := ca.InstallRotation(ctx, filepath.Dir(cfg.CA.Intermediate), signed, *key)
+	installed, err := ca.InstallRotation(ctx, folder, signed, *key)
 	if err != nil {
 		return err
 	}
