@@ -99,7 +99,7 @@ func initialise(ctx context.Context, o InitOptions) (_ *InitResult, err error) {
 	}
 	for _, dir := range []string{result.RootDir, result.IssuerDir} {
 		if err := os.Mkdir(dir, 0o700); errors.Is(err, fs.ErrExist) {
-			return nil, fmt.Errorf("%s is there already: an authority is made once, and never over another", dir)
+			return nil, fmt.Errorf("%w already: an authority is made once, and never over another", err)
 		} else if err != nil {
 			return nil, err
 		}
@@ -109,25 +109,7 @@ func initialise(ctx context.Context, o InitOptions) (_ *InitResult, err error) {
 			}
 		}()
 	}
-	for _, f := range []struct {
-		path string
-		data []byte
-		mode os.FileMode
-	}{
-		{result.RootCertificate, made.root, 0o644},
-		{result.RootKey, made.rootKey, 0o600},
-		{filepath.Join(result.RootDir, fileRootCRL), made.rootCRL, 0o644},
-		{filepath.Join(result.RootDir, fileIntermediate), made.intermediate, 0o644},
-		{result.Root, made.root, 0o644},
-		{result.RootCRL, made.rootCRL, 0o644},
-		{result.Intermediate, made.intermediate, 0o644},
-		{result.IntermediateKey, made.key, 0o600},
-	} {
-		if err := writeNew(f.path, f.data, f.mode); err != nil {
-			return nil, err
-		}
-	}
-	if err := syncFolder(result.RootDir); err != nil { // the store's making does the other's
+	if err := made.write(result); err != nil {
 		return nil, err
 	}
 	if err := CreateStore(ctx, result.DSN, made.meta); err != nil {
@@ -156,6 +138,29 @@ type authorityFiles struct {
 	root, rootKey, rootCRL, intermediate, key []byte
 	meta                                      Meta
 	fingerprint                               string
+}
+
+// write writes all of them, durably.
+func (f *authorityFiles) write(result *InitResult) error {
+	for _, w := range []struct {
+		path string
+		data []byte
+		mode os.FileMode
+	}{
+		{result.RootCertificate, f.root, 0o644},
+		{result.RootKey, f.rootKey, 0o600},
+		{filepath.Join(result.RootDir, fileRootCRL), f.rootCRL, 0o644},
+		{filepath.Join(result.RootDir, fileIntermediate), f.intermediate, 0o644},
+		{result.Root, f.root, 0o644},
+		{result.RootCRL, f.rootCRL, 0o644},
+		{result.Intermediate, f.intermediate, 0o644},
+		{result.IntermediateKey, f.key, 0o600},
+	} {
+		if err := writeNew(w.path, w.data, w.mode); err != nil {
+			return err
+		}
+	}
+	return syncFolder(result.RootDir) // the store's making does the other's
 }
 
 func makeAuthority(ctx context.Context, c Constraints, password []byte, now time.Time) (*authorityFiles, error) {

@@ -8,6 +8,9 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
+	"time"
 
 	"github.com/mayfly-ca/mayfly/ca/guard"
 	"github.com/mayfly-ca/mayfly/ca/issuance"
@@ -26,24 +29,41 @@ type Verified struct {
 }
 
 // Verify checks every stored certificate against what an authority like this
-// would have issued and against its own record, and the chain of events. The
-// error names the first faults.
+// would have issued and against its own record, the chain of events, and what
+// the events say was issued and revoked against the certificates. The error
+// names the first faults.
 func (a *Authority) Verify(ctx context.Context) (*Verified, error) {
 	v := &Verified{}
 	var faults []error
-	err := a.store.Each(ctx, func(c *Certificate) error {
+	fault := func(serial string, err error) {
+		if err != nil && len(faults) < maxFaults {
+			faults = append(faults, fmt.Errorf("certificate %s: %w", serial, err))
+		}
+	}
+	// The events first: what they tell of is in the store by then, also of one
+	// that is in use.
+	told, err := a.readTold(ctx)
+	if err != nil {
+		faults = append(faults, fmt.Errorf("read events: %w", err))
+	}
+	err = a.store.Each(ctx, func(c *Certificate) error {
 		v.Certificates++
 		known, err := a.verifyRecord(c)
 		if !known {
 			v.Unknown++
 		}
-		if err != nil && len(faults) < maxFaults {
-			faults = append(faults, fmt.Errorf("certificate %s: %w", c.Serial, err))
+		fault(c.Serial, err)
+		if told != nil {
+			fault(c.Serial, a.verifyTold(ctx, told, c))
 		}
 		return nil
 	})
 	if err != nil {
 		faults = append(faults, fmt.Errorf("read certificates: %w", err))
+	} else if told != nil {
+		for _, serial := range slices.Sorted(maps.Keys(told.issued)) {
+			fault(serial, errors.New("an event tells of it, and there is no record"))
+		}
 	}
 	if v.Events, err = a.store.VerifyEvents(ctx); err != nil {
 		faults = append(faults, fmt.Errorf("events: %w", err))
@@ -52,6 +72,63 @@ func (a *Authority) Verify(ctx context.Context) (*Verified, error) {
 		return v, fmt.Errorf("verify store: %w", errors.Join(faults...))
 	}
 	return v, nil
+}
+
+// keptFor is how long after its issuing a certificate is in the store for
+// certain: see Store.Prune. Its event is kept for longer.
+const keptFor = 26 * time.Hour
+
+// told is what the events say of certificates, by serial.
+type told struct {
+	since   time.Time       // of issued
+	issued  map[string]bool // within keptFor, and not come across yet
+	revoked map[string]bool
+}
+
+func (a *Authority) readTold(ctx context.Context) (*told, error) {
+	t := &told{since: time.Now().Add(-keptFor), issued: make(map[string]bool), revoked: make(map[string]bool)}
+	err := a.eachEvent(ctx, EventFilter{Type: EventIssued, Since: &t.since}, func(e *Event) {
+		if e.Identity != "" { // else the issuer's own, which is no record
+			t.issued[e.Serial] = true
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	return t, a.eachEvent(ctx, EventFilter{Type: EventRevoked}, func(e *Event) { t.revoked[e.Serial] = true })
+}
+
+// eachEvent calls f for the events that filter selects, in order.
+func (a *Authority) eachEvent(ctx context.Context, filter EventFilter, f func(*Event)) error {
+	filter.Limit = 500
+	for filter.After = -1; ; {
+		events, _, err := a.store.Events(ctx, filter)
+		if err != nil || len(events) == 0 {
+			return err
+		}
+		for i := range events {
+			f(&events[i])
+		}
+		filter.After = events[len(events)-1].Seq
+	}
+}
+
+// verifyTold holds one record to what the events say of it.
+func (a *Authority) verifyTold(ctx context.Context, t *told, c *Certificate) error {
+	was := t.issued[c.Serial]
+	delete(t.issued, c.Serial)
+	if t.revoked[c.Serial] && c.RevokedAt == nil {
+		return errors.New("an event says that it was revoked, and its revocation is gone")
+	}
+	if was || c.IssuedAt.Before(t.since) {
+		return nil
+	}
+	// It may have been issued since the events were read.
+	events, _, err := a.store.Events(ctx, EventFilter{Type: EventIssued, Serial: c.Serial, Limit: 1})
+	if err == nil && (len(events) == 0 || events[0].Serial != c.Serial) {
+		err = errors.New("no event tells of its issuing")
+	}
+	return err
 }
 
 // verifyRecord holds one record to its TBS, and tells whether its intermediate
@@ -69,7 +146,7 @@ func (a *Authority) verifyRecord(c *Certificate) (known bool, err error) {
 	if err := agrees(c, leaf); err != nil {
 		return line != nil, err
 	}
-	if err := issuance.CheckSubject(leaf, a.constraints.TrustDomain, c.Identity, c.Rule, c.Run, c.Engines); err != nil {
+	if err := issuance.CheckSubject(leaf, a.constraints.TrustDomain, c.Identity, c.Rule, c.Run, c.Engines, subjectOf(c)); err != nil {
 		return line != nil, err
 	}
 	if line == nil {
@@ -90,6 +167,10 @@ func (a *Authority) verifyRecord(c *Certificate) (known bool, err error) {
 		return true, leaf.CheckSignatureFrom(line.cert)
 	}
 	return true, nil
+}
+
+func subjectOf(c *Certificate) issuance.Subject {
+	return issuance.Subject{Repository: c.Repository, RepositoryID: c.RepositoryID, RunID: c.RunID, Actor: c.Actor}
 }
 
 // agrees compares the columns of a record with the leaf that it records.

@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/mayfly-ca/mayfly/ca"
 	"github.com/mayfly-ca/mayfly/ca/catest"
 )
 
@@ -28,7 +29,7 @@ func TestVerifyFindsDamage(t *testing.T) {
 	}
 	first := "(SELECT id FROM certificates WHERE serial = x'" + serials[0] + "')"
 	for column, to := range map[string]string{
-		"identity": "'spiffe://ci.example.com/github/1/1'", "rule": "'other'", "run": "'9/9/9'", "engines": `'["other"]'`,
+		"identity": "'spiffe://ci.example.com/github/1/1'", "rule": "'other'", "run": "'9/9/9'", "repository": "'other/app'", "repository_id": "'7'", "run_id": "'9'", "engines": `'["other"]'`,
 		"spki": "zeroblob(32)", "aki": "x'00ff'", "not_after": "not_after + 1000000", "not_before": "not_before - 1000000",
 	} {
 		d.exec(t, "CREATE TABLE kept AS SELECT "+column+" AS v FROM certificates WHERE id = "+first)
@@ -54,5 +55,36 @@ func TestVerifyFindsDamage(t *testing.T) {
 	}
 	if _, err := c.Verify(t.Context()); err != nil {
 		t.Errorf("undone: %v", err)
+	}
+}
+
+// Verify finds a certificate, a revocation and an event that somebody took away,
+// and a certificate that nobody issued: each is told of elsewhere.
+func TestVerifyFindsWhatIsGone(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct{ statement, want string }{
+		"certificate": {"DELETE FROM certificates WHERE serial = x'SERIAL'", "there is no record"},
+		"revocation":  {"DELETE FROM revocations WHERE serial = x'SERIAL'", "its revocation is gone"},
+		"event":       {"UPDATE certificates SET event_seq = 0 WHERE serial = x'SERIAL'; UPDATE events SET type = 'login' WHERE serial = 'SERIAL' AND type = 'issued'", "no event tells of its issuing"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := catest.New(t, catest.Options{})
+			d := sqliteDatabase(t, c)
+			gone, kept := serial(c.Client(t, "default").Leaf), serial(c.Client(t, "default").Leaf)
+			for _, s := range []string{gone, kept} {
+				if _, _, err := c.Revoke(t.Context(), ca.Revocation{Serial: s}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if v, err := c.Verify(t.Context()); err != nil || v.Certificates != 2 {
+				t.Fatalf("undamaged: %+v, %v", v, err)
+			}
+			d.exec(t, strings.ReplaceAll(tc.statement, "SERIAL", gone))
+			_, err := c.Verify(t.Context())
+			if err == nil || !strings.Contains(err.Error(), "certificate "+gone+": ") || !strings.Contains(err.Error(), tc.want) || strings.Contains(err.Error(), kept) {
+				t.Errorf("%v, want %q of %s", err, tc.want, gone)
+			}
+		})
 	}
 }

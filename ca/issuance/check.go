@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -101,15 +102,28 @@ func CheckRecorded(leaf *x509.Certificate, b Bounds) error {
 	return nil
 }
 
-// CheckSubject tells whether leaf, of trust domain td, names the SPIFFE ID and
-// carries the grant that its record tells of.
-func CheckSubject(leaf *x509.Certificate, td spiffeid.TrustDomain, id, rule, run string, engines []string) error {
+// CheckSubject tells whether leaf, of trust domain td, names the SPIFFE ID,
+// carries the grant and is of the run that its record tells of, s: what
+// revocations and blocks go by. A leaf does not name its actor.
+func CheckSubject(leaf *x509.Certificate, td spiffeid.TrustDomain, id, rule, run string, engines []string, s Subject) error {
 	got, err := identity.FromCertificate(leaf, td)
 	if err != nil {
 		return fmt.Errorf("check recorded leaf: %w", err)
 	}
 	if got.ID.String() != id || got.Grant.Rule != rule || got.Grant.Run != run || !slices.Equal(got.Grant.Engines, engines) {
 		return errors.New("check recorded leaf: the record tells of another identity or grant")
+	}
+	w := got.Workflow
+	repository := w.SourceRepositoryURI == "" && s.Repository == "" || s.Repository != "" && strings.HasSuffix(w.SourceRepositoryURI, "/"+s.Repository)
+	ofRun := w.RunInvocationURI == "" || strings.Contains(w.RunInvocationURI, "/actions/runs/"+s.RunID+"/")
+	if w == (identity.Workflow{}) {
+		ofRun = s.RunID == ""
+	} else if run != "" {
+		first, _, _ := strings.Cut(run, "/")
+		ofRun = ofRun && first == s.RunID
+	}
+	if !repository || !ofRun || w.SourceRepositoryID != s.RepositoryID {
+		return errors.New("check recorded leaf: the record tells of another repository or run")
 	}
 	return nil
 }

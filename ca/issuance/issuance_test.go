@@ -114,22 +114,28 @@ func TestGrantIsImmutable(t *testing.T) {
 func TestCheckSubject(t *testing.T) {
 	t.Parallel()
 	p := client()
+	p.Identity.Workflow = identity.Workflow{SourceRepositoryURI: "https://github.com/octo-org/app", SourceRepositoryID: "42", RunInvocationURI: "https://github.com/octo-org/app/actions/runs/1/attempts/1"}
+	p.Subject = issuance.Subject{Repository: "octo-org/app", RepositoryID: "42", RunID: "1", Actor: "octocat"}
 	leaf := &x509.Certificate{}
 	if err := p.Embed(leaf); err != nil {
 		t.Fatal(err)
 	}
 	leaf.Extensions = leaf.ExtraExtensions // as parsing has them
 	td, id, grant := p.Identity.ID.TrustDomain(), p.Identity.ID.String(), p.Identity.Grant
-	if err := issuance.CheckSubject(leaf, td, id, grant.Rule, grant.Run, grant.Engines); err != nil {
+	if err := issuance.CheckSubject(leaf, td, id, grant.Rule, grant.Run, grant.Engines, p.Subject); err != nil {
 		t.Errorf("its own record: %v", err)
 	}
 	sub := spiffeid.RequireTrustDomainFromString("sub.ci.example.com")
 	for name, err := range map[string]error{
-		"identity":     issuance.CheckSubject(leaf, td, id+"3", grant.Rule, grant.Run, grant.Engines),
-		"rule":         issuance.CheckSubject(leaf, td, id, "other", grant.Run, grant.Engines),
-		"run":          issuance.CheckSubject(leaf, td, id, grant.Rule, "1/2/1", grant.Engines),
-		"engines":      issuance.CheckSubject(leaf, td, id, grant.Rule, grant.Run, grant.Engines[:1]),
-		"trust domain": issuance.CheckSubject(leaf, sub, id, grant.Rule, grant.Run, grant.Engines),
+		"identity":      issuance.CheckSubject(leaf, td, id+"3", grant.Rule, grant.Run, grant.Engines, p.Subject),
+		"rule":          issuance.CheckSubject(leaf, td, id, "other", grant.Run, grant.Engines, p.Subject),
+		"run":           issuance.CheckSubject(leaf, td, id, grant.Rule, "1/2/1", grant.Engines, p.Subject),
+		"engines":       issuance.CheckSubject(leaf, td, id, grant.Rule, grant.Run, grant.Engines[:1], p.Subject),
+		"repository":    issuance.CheckSubject(leaf, td, id, grant.Rule, grant.Run, grant.Engines, issuance.Subject{Repository: "octo-org/octo", RepositoryID: p.Subject.RepositoryID, RunID: p.Subject.RunID}),
+		"repository id": issuance.CheckSubject(leaf, td, id, grant.Rule, grant.Run, grant.Engines, issuance.Subject{Repository: p.Subject.Repository, RepositoryID: "1", RunID: p.Subject.RunID}),
+		"run id":        issuance.CheckSubject(leaf, td, id, grant.Rule, grant.Run, grant.Engines, issuance.Subject{Repository: p.Subject.Repository, RepositoryID: p.Subject.RepositoryID, RunID: "2"}),
+		"nobody":        issuance.CheckSubject(leaf, td, id, grant.Rule, grant.Run, grant.Engines, issuance.Subject{}),
+		"trust domain":  issuance.CheckSubject(leaf, sub, id, grant.Rule, grant.Run, grant.Engines, p.Subject),
 	} {
 		if err == nil {
 			t.Errorf("a record of another %s passes", name)
