@@ -25,6 +25,8 @@ type driver struct {
 	turn       chan struct{} // holds one: whose turn it is to write
 	writer     *sql.Conn
 	statements map[string]*sql.Stmt // of writer, prepared once
+
+	checkpointer *checkpointer // nil while the store is being made
 }
 
 // Dialect implements ledger.Driver.
@@ -72,6 +74,9 @@ func (d *driver) Update(ctx context.Context, f func(ledger.Tx) error) error {
 	err := f(tx)
 	if err == nil {
 		if _, err = tx.Exec(ctx, "COMMIT"); err == nil {
+			if d.checkpointer != nil {
+				d.checkpointer.committed()
+			}
 			return nil
 		}
 	}
@@ -199,6 +204,9 @@ func (d *driver) Ping(ctx context.Context) error {
 
 // Close implements ledger.Driver.
 func (d *driver) Close() error {
+	if d.checkpointer != nil {
+		d.checkpointer.close()
+	}
 	var errs []error
 	for _, s := range d.statements {
 		errs = append(errs, s.Close())

@@ -123,6 +123,7 @@ func Open(ctx context.Context, path, rootFP string) (*Store, error) {
 	if err := d.prepare(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("open store %s: %w", path, err), d.Close())
 	}
+	d.checkpointer = startCheckpointer(d, checkpointEvery, restartAfter)
 	l, err := ledger.Open(ctx, d, rootFP)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
@@ -158,7 +159,7 @@ func dsn(path string, pragmas ...string) (string, error) {
 
 // connect opens the writing and the reading connections.
 func connect(ctx context.Context, path string) (*driver, error) {
-	w, err := dsn(path, "journal_mode(WAL)", "synchronous(FULL)", "cache_size(-32000)", "wal_autocheckpoint(8000)", "temp_store(MEMORY)")
+	w, err := dsn(path, "journal_mode(WAL)", "synchronous(FULL)", "cache_size(-32000)", fmt.Sprintf("wal_autocheckpoint(%d)", inlineCheckpoint), "temp_store(MEMORY)")
 	if err != nil {
 		return nil, err
 	}
