@@ -26,9 +26,9 @@ var proxyBuffers = sync.Pool{New: func() any { return new([proxyBuffer]byte) }}
 // better: the engine refused the certificate (*RejectedError) or ended a relay
 // for good (*CutError), what answers is not the engine (*UntrustedEngineError),
 // the issuer denied a renewal (*wire.Problem), or, while no other relay is open,
-// a dial failed for any other reason. A tool behind the listener
-// would only see a closed connection, and many try again for minutes, so the
-// caller must say the reason aloud.
+// a dial failed for any other reason. A tool behind the listener would only see
+// a closed connection, and many try again for minutes, so the caller must say
+// the reason aloud.
 func (c *Client) Proxy(ctx context.Context, ln net.Listener) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)

@@ -43,10 +43,15 @@ func Floor(list *x509.RevocationList) (time.Time, error) {
 	return floor, nil
 }
 
-// BeforeFloor tells whether cert was issued before floor: its issuing lies one
-// minute after its NotBefore.
+// BeforeFloor tells whether cert was issued before floor.
 func BeforeFloor(cert *x509.Certificate, floor time.Time) bool {
-	return cert.NotBefore.Add(issuedAfterNotBefore).Before(floor)
+	return IssuedAt(cert).Before(floor)
+}
+
+// IssuedAt is the moment of a leaf's issuing, which a floor is compared to: one
+// minute after its NotBefore.
+func IssuedAt(cert *x509.Certificate) time.Time {
+	return cert.NotBefore.Add(issuedAfterNotBefore)
 }
 
 // issuedAfterNotBefore is issuance.Backdate, which this package cannot import.

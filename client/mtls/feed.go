@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"crypto/x509"
-	"encoding/asn1"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -23,10 +22,6 @@ const (
 	MaxFeedIntermediates = 16
 	// MaxFeedSkew is how far a CRL's thisUpdate may lie ahead of our clock.
 	MaxFeedSkew = 60 * time.Second
-
-	// backdate is how far a leaf's NotBefore lies before its issuance
-	// (ca/issuance), which is what the floor is compared to.
-	backdate = 60 * time.Second
 )
 
 // What a Feed says against a chain. Errors of CoversChain and CheckChain wrap
@@ -51,8 +46,7 @@ var (
 type Feed struct {
 	// Number is the CRL number that all intermediates' CRLs have.
 	Number int64
-	// Floor refuses every certificate that was issued before it. Zero when no
-	// CRL carries one.
+	// Floor refuses every certificate that was issued before it.
 	Floor time.Time
 	// ThisUpdate is that of the oldest of the intermediates' CRLs.
 	ThisUpdate time.Time
@@ -73,9 +67,9 @@ type feedIssuer struct {
 // ParseFeed parses and verifies the PEM of GET /v1/crl/wait: CERTIFICATE blocks,
 // each an intermediate signed by one of roots, and X509 CRL blocks: exactly one
 // by each intermediate and one by each root that signed an intermediate. All
-// intermediates' CRLs must have one number and one floor. Blocks may come in
-// any order; anything else is an error. Times are not judged here, since a
-// feed's age is the caller's to judge.
+// intermediates' CRLs must have one number and one floor, and none may lack
+// them. Blocks may come in any order; anything else is an error. Times are not
+// judged here, since a feed's age is the caller's to judge.
 func ParseFeed(data []byte, roots []*x509.Certificate) (*Feed, error) {
 	p := feedParser{roots: roots}
 	if err := p.read(data); err != nil {
@@ -109,7 +103,7 @@ func (f *Feed) Serials() []string {
 
 // BeforeFloor tells whether leaf was issued before the floor.
 func (f *Feed) BeforeFloor(leaf *x509.Certificate) bool {
-	return leaf.NotBefore.Add(backdate).Before(f.Floor)
+	return identity.BeforeFloor(leaf, f.Floor)
 }
 
 // RevokedIntermediate tells whether a root's CRL names this intermediate. It is
@@ -316,7 +310,7 @@ func signed(l *x509.RevocationList, issuer *x509.Certificate) bool {
 
 // add takes in one intermediate's list.
 func (f *Feed) add(list *x509.RevocationList, first bool) error {
-	floor, err := floorOf(list)
+	floor, err := identity.Floor(list)
 	if err != nil {
 		return err
 	}
@@ -341,29 +335,6 @@ func (f *Feed) add(list *x509.RevocationList, first bool) error {
 		f.revoked[Serial(e.SerialNumber)] = struct{}{}
 	}
 	return nil
-}
-
-// floorOf reads the floor's extension: a GeneralizedTime and nothing after it.
-func floorOf(list *x509.RevocationList) (time.Time, error) {
-	var floor time.Time
-	found := false
-	for _, e := range list.Extensions {
-		if !e.Id.Equal(identity.OIDFloor) {
-			continue
-		}
-		if found {
-			return time.Time{}, errors.New("two floors in one list")
-		}
-		found = true
-		rest, err := asn1.UnmarshalWithParams(e.Value, &floor, "generalized")
-		if err != nil {
-			return time.Time{}, fmt.Errorf("floor: %w", err)
-		}
-		if len(rest) > 0 {
-			return time.Time{}, errors.New("floor: trailing bytes")
-		}
-	}
-	return floor, nil
 }
 
 func names(list *x509.RevocationList, cert *x509.Certificate) bool {

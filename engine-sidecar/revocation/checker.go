@@ -6,8 +6,8 @@
 // and its judgement of the feed's age trusts neither the issuer's answers nor
 // the wall clock alone.
 //
-// It imports client/mtls, which parses and verifies feeds, and client/wire. It
-// opens no connection of its own and cuts none.
+// It imports client/mtls, which parses and verifies feeds, client/wire and
+// ca/identity. It opens no connection of its own and cuts none.
 package revocation
 
 import (
@@ -21,6 +21,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/mayfly-ca/mayfly/ca/identity"
 	"github.com/mayfly-ca/mayfly/client/mtls"
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
@@ -33,8 +34,6 @@ const (
 	// issuer keeps entries until NotAfter + 24 h. A feed that lacks one earlier
 	// has been rolled back.
 	mustHold = 24 * time.Hour
-	// backdate is how far NotBefore lies before issuing (ca/issuance).
-	backdate = 60 * time.Second
 	// pace is the least time between two answers that bring nothing new.
 	pace = time.Second
 	// retryMin and retryMax bound the wait after an error.
@@ -88,7 +87,7 @@ type Certificate struct {
 // CertificateOf takes from a verified chain (leaf first, root last) what is
 // needed.
 func CertificateOf(chain []*x509.Certificate) Certificate {
-	c := Certificate{Serial: mtls.Serial(chain[0].SerialNumber), Issued: chain[0].NotBefore.Add(backdate)}
+	c := Certificate{Serial: mtls.Serial(chain[0].SerialNumber), Issued: identity.IssuedAt(chain[0])}
 	if len(chain) > 1 {
 		c.Issuer = sha256.Sum256(chain[1].Raw)
 	}

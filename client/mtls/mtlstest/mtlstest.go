@@ -158,7 +158,7 @@ func (s Source) Roots() *x509.CertPool { return s.Pool }
 // Feed is what a revocation feed is made of.
 type Feed struct {
 	Number     int64     // default 1
-	Floor      time.Time // zero leaves none
+	Floor      time.Time // default the year 2000
 	ThisUpdate time.Time // default now
 	NextUpdate time.Time // default ten minutes after ThisUpdate
 	Revoked    []*big.Int
@@ -192,9 +192,7 @@ func (ca *CA) List(tb testing.TB, intermediate int, f Feed) []byte {
 		list.RevokedCertificateEntries = append(list.RevokedCertificateEntries,
 			x509.RevocationListEntry{SerialNumber: serial, RevocationTime: f.ThisUpdate})
 	}
-	if !f.Floor.IsZero() {
-		list.ExtraExtensions = append(list.ExtraExtensions, Floor(tb, f.Floor))
-	}
+	list.ExtraExtensions = append(list.ExtraExtensions, Floor(tb, f.Floor))
 	if f.List != nil {
 		f.List(intermediate, list)
 	}
@@ -219,6 +217,9 @@ func (ca *CA) RootList(tb testing.TB, f Feed) []byte {
 func (f *Feed) defaults() {
 	if f.Number == 0 {
 		f.Number = 1
+	}
+	if f.Floor.IsZero() {
+		f.Floor = time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)
 	}
 	if f.ThisUpdate.IsZero() {
 		f.ThisUpdate = time.Now()
