@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"net"
 	"net/netip"
 	"os"
@@ -47,7 +48,8 @@ const (
 )
 
 // Config is the sidecar's configuration file, strict YAML. Durations are
-// written as in Go: 90s, 5m, 24h.
+// written as in Go: 90s, 5m, 24h. A key that is left out has its default; one
+// that is written means what it says, and a zero without a meaning is an error.
 type Config struct {
 	// Issuer is the issuer's URL: https, or http on loopback. Required.
 	Issuer string `yaml:"issuer"`
@@ -115,7 +117,7 @@ type Config struct {
 	// Default 10m.
 	BootTimeout time.Duration `yaml:"boot_timeout"`
 	// DrainTimeout is how long a stop waits for relays to end by themselves,
-	// before the engine is told to stop. Default 30s.
+	// before the engine is told to stop. Default 30s; 0 does not wait.
 	DrainTimeout time.Duration `yaml:"drain_timeout"`
 	// KillTimeout is how long the engine may take to stop before it is killed,
 	// and with it, for Dagger, its cache. Default 120s. The platform's own kill
@@ -143,7 +145,7 @@ type Program struct {
 	Listening func(addr, status net.Addr)
 }
 
-// Limits bound what clients may use. A zero takes the default.
+// Limits bound what clients may use. None can be off: each is 1 or more.
 type Limits struct {
 	// Connections bounds the relays at one time. Default 10000.
 	Connections int `yaml:"connections"`
@@ -163,11 +165,37 @@ type Limits struct {
 	HandshakeRate int `yaml:"handshake_rate"`
 }
 
-// ParseConfig reads a configuration file and the environment, fills in the
-// defaults and checks the whole. Unknown keys, a second document and unknown
+// DefaultConfig is what ParseConfig starts from.
+func DefaultConfig() Config {
+	return Config{
+		Listen:           ":8080",
+		ProxyProtocol:    ProxyOff,
+		EngineSocket:     "/run/dagger/engine.sock",
+		EngineProbe:      ProbeAnswer,
+		TokenSource:      "auto",
+		MaxStaleness:     5 * time.Minute,
+		OnStale:          StaleRefuse,
+		MaxConnectionAge: 24 * time.Hour,
+		BootGrace:        time.Minute,
+		BootTimeout:      10 * time.Minute,
+		DrainTimeout:     30 * time.Second,
+		KillTimeout:      2 * time.Minute,
+		Limits: Limits{
+			Connections:          10000,
+			ConnectionsPerRun:    256,
+			Handshakes:           512,
+			HandshakesPerAddress: 64,
+			HandshakeTimeout:     10 * time.Second,
+			HandshakeRate:        500,
+		},
+	}
+}
+
+// ParseConfig reads a configuration file and the environment over the defaults
+// and checks the whole. Unknown keys, a second document and unknown
 // variables that begin with EnvPrefix are errors. environ is os.Environ().
 func ParseConfig(data []byte, environ []string) (Config, error) {
-	var c Config
+	c := DefaultConfig()
 	d := yaml.NewDecoder(bytes.NewReader(data))
 	d.KnownFields(true)
 	if err := d.Decode(&c); err != nil && !errors.Is(err, io.EOF) {
@@ -188,7 +216,6 @@ func ParseConfig(data []byte, environ []string) (Config, error) {
 	for name := range vars {
 		return Config{}, fmt.Errorf("configuration: %s names no key", name)
 	}
-	c.setDefaults()
 	return c, c.Validate()
 }
 
@@ -238,35 +265,10 @@ func splitList(s string) []string {
 	return out
 }
 
-func orDefault[T comparable](v *T, d T) {
-	var zero T
-	if *v == zero {
-		*v = d
-	}
-}
+// maxLimit is more than any machine can use of a thing that Limits count.
+const maxLimit = 1_000_000
 
-func (c *Config) setDefaults() {
-	orDefault(&c.Listen, ":8080")
-	orDefault(&c.ProxyProtocol, ProxyOff)
-	orDefault(&c.EngineSocket, "/run/dagger/engine.sock")
-	orDefault(&c.EngineProbe, ProbeAnswer)
-	orDefault(&c.TokenSource, "auto")
-	orDefault(&c.MaxStaleness, 5*time.Minute)
-	orDefault(&c.OnStale, StaleRefuse)
-	orDefault(&c.MaxConnectionAge, 24*time.Hour)
-	orDefault(&c.BootGrace, time.Minute)
-	orDefault(&c.BootTimeout, 10*time.Minute)
-	orDefault(&c.DrainTimeout, 30*time.Second)
-	orDefault(&c.KillTimeout, 2*time.Minute)
-	orDefault(&c.Limits.Connections, 10000)
-	orDefault(&c.Limits.ConnectionsPerRun, 256)
-	orDefault(&c.Limits.Handshakes, 512)
-	orDefault(&c.Limits.HandshakesPerAddress, 64)
-	orDefault(&c.Limits.HandshakeTimeout, 10*time.Second)
-	orDefault(&c.Limits.HandshakeRate, 500)
-}
-
-// Validate tells what is wrong with c after the defaults.
+// Validate tells what is wrong with c.
 func (c *Config) Validate() error {
 	var errs []error
 	wrong := func(bad bool, format string, args ...any) {
@@ -274,8 +276,11 @@ func (c *Config) Validate() error {
 			errs = append(errs, fmt.Errorf("configuration: "+format, args...))
 		}
 	}
-	wrong(c.Issuer == "", "issuer is required")
-	wrong(c.Engine == "", "engine is required")
+	for _, k := range []struct{ key, value string }{
+		{"issuer", c.Issuer}, {"engine", c.Engine}, {"listen", c.Listen}, {"token_source", c.TokenSource},
+	} {
+		wrong(k.value == "", "%s is required", k.key)
+	}
 	wrong(!filepath.IsAbs(c.EngineSocket), "engine_socket %q is not an absolute path", c.EngineSocket)
 	wrong(len(c.EngineSocket) > 100, "engine_socket is longer than a unix socket's path may be")
 	wrong(!slices.Contains([]string{ProxyOff, ProxyRequired}, c.ProxyProtocol), "proxy_protocol %q is neither off nor required", c.ProxyProtocol)
@@ -291,23 +296,53 @@ func (c *Config) Validate() error {
 	for _, p := range c.EngineHide {
 		wrong(!filepath.IsAbs(p), "engine_hide: %q is not an absolute path", p)
 	}
+	return errors.Join(append(errs, c.checkDurations(), c.Limits.check())...)
+}
+
+func (c *Config) checkDurations() error {
+	var errs []error
 	for _, d := range []struct {
 		key         string
 		value, most time.Duration
+		zero        bool // has a meaning
 	}{
-		{"max_staleness", c.MaxStaleness, time.Hour},
-		{"max_connection_age", c.MaxConnectionAge, 24 * time.Hour},
-		{"boot_grace", c.BootGrace, 24 * time.Hour},
-		{"boot_timeout", c.BootTimeout, 24 * time.Hour},
-		{"kill_timeout", c.KillTimeout, time.Hour},
-		{"limits.handshake_timeout", c.Limits.HandshakeTimeout, time.Minute},
+		{"max_staleness", c.MaxStaleness, time.Hour, false},
+		{"max_connection_age", c.MaxConnectionAge, 24 * time.Hour, false},
+		{"idle_exit", c.IdleExit, math.MaxInt64, true},
+		{"boot_grace", c.BootGrace, 24 * time.Hour, false},
+		{"boot_timeout", c.BootTimeout, 24 * time.Hour, false},
+		{"drain_timeout", c.DrainTimeout, 24 * time.Hour, true},
+		{"kill_timeout", c.KillTimeout, time.Hour, false},
+		{"limits.handshake_timeout", c.Limits.HandshakeTimeout, time.Minute, false},
 	} {
-		wrong(d.value <= 0 || d.value > d.most, "%s: %v is not within (0, %v]", d.key, d.value, d.most)
+		switch {
+		case d.value < 0:
+			errs = append(errs, fmt.Errorf("configuration: %s: %v is negative", d.key, d.value))
+		case d.value == 0 && !d.zero:
+			errs = append(errs, fmt.Errorf("configuration: %s: 0 is no time: leave the key out for its default", d.key))
+		case d.value > d.most:
+			errs = append(errs, fmt.Errorf("configuration: %s: %v is more than %v", d.key, d.value, d.most))
+		}
 	}
-	wrong(c.IdleExit < 0, "idle_exit is negative")
-	wrong(c.DrainTimeout < 0 || c.DrainTimeout > 24*time.Hour, "drain_timeout: %v is not within [0, 24h]", c.DrainTimeout)
-	l := c.Limits
-	wrong(min(l.Connections, l.ConnectionsPerRun, l.Handshakes, l.HandshakesPerAddress, l.HandshakeRate) < 0, "limits: negative")
+	return errors.Join(errs...)
+}
+
+func (l *Limits) check() error {
+	var errs []error
+	for _, n := range []struct {
+		key   string
+		value int
+	}{
+		{"connections", l.Connections},
+		{"connections_per_run", l.ConnectionsPerRun},
+		{"handshakes", l.Handshakes},
+		{"handshakes_per_address", l.HandshakesPerAddress},
+		{"handshake_rate", l.HandshakeRate},
+	} {
+		if n.value < 1 || n.value > maxLimit {
+			errs = append(errs, fmt.Errorf("configuration: limits.%s: %d is not 1 to %d: leave the key out for its default", n.key, n.value, maxLimit))
+		}
+	}
 	return errors.Join(errs...)
 }
 

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -68,6 +69,10 @@ func TestParseConfigRefuses(t *testing.T) {
 		"proxy that is a name": {minimal + "proxy_protocol: required\ntrusted_proxies: [edge.example.com]\n", "", "neither an address"},
 		"address":              {minimal + "listen: 8080\n", "", "8080"},
 		"negative limit":       {minimal + "limits: {connections: -1}\n", "", "limits"},
+		"negative drain":       {minimal + "drain_timeout: -1s\n", "", "drain_timeout"},
+		"limit of no machine":  {minimal, "MAYFLY_SIDECAR_LIMITS_HANDSHAKE_RATE=9223372036854775807", "limits.handshake_rate"},
+		"empty listen":         {minimal + "listen: ''\n", "", "listen is required"},
+		"empty token_source":   {minimal + "token_source: ''\n", "", "token_source is required"},
 	} {
 		var env []string
 		if tc.env != "" {
@@ -77,6 +82,60 @@ func TestParseConfigRefuses(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), tc.want) {
 			t.Errorf("%s: %v, want %q", name, err, tc.want)
 		}
+	}
+}
+
+// TestZero: a zero that is written, in the file or in the environment, is zero
+// or an error, and never the default.
+func TestZero(t *testing.T) {
+	t.Parallel()
+	allowed := map[string]bool{"drain_timeout": true, "idle_exit": true}
+	var keys []string
+	var walk func(typ reflect.Type, prefix string)
+	walk = func(typ reflect.Type, prefix string) {
+		for i := range typ.NumField() {
+			f := typ.Field(i)
+			key := prefix + f.Tag.Get("yaml")
+			switch {
+			case f.Tag.Get("yaml") == "-":
+			case f.Type.Kind() == reflect.Struct:
+				walk(f.Type, key+".")
+			case f.Type == reflect.TypeFor[time.Duration](), f.Type.Kind() == reflect.Int:
+				keys = append(keys, key)
+			}
+		}
+	}
+	walk(reflect.TypeFor[Config](), "")
+	if !slices.Contains(keys, "drain_timeout") || !slices.Contains(keys, "limits.handshake_rate") {
+		t.Fatalf("only %q", keys)
+	}
+	for _, key := range keys {
+		zero := "0s"
+		line := key + ": 0s\n"
+		if limit, ok := strings.CutPrefix(key, "limits."); ok {
+			if limit != "handshake_timeout" {
+				zero = "0"
+			}
+			line = "limits: {" + limit + ": " + zero + "}\n"
+		}
+		_, inFile := ParseConfig([]byte(minimal+line), nil)
+		_, inEnv := ParseConfig([]byte(minimal), []string{EnvPrefix + strings.ToUpper(strings.ReplaceAll(key, ".", "_")) + "=" + zero})
+		for where, err := range map[string]error{"file": inFile, "environment": inEnv} {
+			switch {
+			case allowed[key] && err != nil:
+				t.Errorf("%s in the %s: %v", key, where, err)
+			case !allowed[key] && (err == nil || !strings.Contains(err.Error(), key+": 0 is")):
+				t.Errorf("%s in the %s: %v, want a refusal", key, where, err)
+			}
+		}
+	}
+	c, err := ParseConfig([]byte(minimal+"drain_timeout: 0s\n"), nil)
+	if err != nil || c.DrainTimeout != 0 {
+		t.Errorf("drain_timeout 0s became %v, %v", c.DrainTimeout, err)
+	}
+	c, err = ParseConfig([]byte(minimal+"idle_exit: 1m\n"), []string{"MAYFLY_SIDECAR_IDLE_EXIT=0s", "MAYFLY_SIDECAR_DRAIN_TIMEOUT=0s"})
+	if err != nil || c.IdleExit != 0 || c.DrainTimeout != 0 {
+		t.Errorf("by variables: idle_exit %v, drain_timeout %v, %v", c.IdleExit, c.DrainTimeout, err)
 	}
 }
 
@@ -243,8 +302,7 @@ func TestEveryKeyIsAVariable(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defaults := Config{}
-	defaults.setDefaults()
+	defaults := DefaultConfig()
 	var check func(got, other reflect.Value)
 	check = func(got, other reflect.Value) {
 		for i := range got.NumField() {

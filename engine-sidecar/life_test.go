@@ -133,6 +133,7 @@ func TestDrainWaitsForRelays(t *testing.T) {
 func TestDrainCutsWhatIsLeft(t *testing.T) {
 	t.Parallel()
 	w := setUp(t).supervised()
+	w.cfg.DrainTimeout = 0 // by itself it would not end
 	w.run()
 	cert := w.clientCert(nil)
 	conn, control := w.admitted(cert), w.control(cert)

@@ -56,6 +56,8 @@ func TestConfigRefusals(t *testing.T) {
 		{"tls files without key", goodConfig + "tls: {mode: files, cert: c.pem}\n", "tls.key"},
 		{"tls off in public", edit("127.0.0.1:8443", ":8080") + "tls: {mode: off}\n", "behind_proxy"},
 		{"retention", goodConfig + "retention: 1h\n", "retention"},
+		{"retention of nothing", goodConfig + "retention: 0s\n", "retention: 0s is under"},
+		{"empty listen", edit("listen: 127.0.0.1:8443", "listen: ''"), "listen is missing"},
 		{"negative rate", goodConfig + "rate: {per_ip: -1}\n", "rate"},
 		{"proxies without header", goodConfig + "trusted_proxies: [10.0.0.0/8]\n", "client_ip_header"},
 		{"a header that cannot be one", goodConfig + "client_ip_header: \"Fly Client IP\"\n", "client_ip_header"},
@@ -88,6 +90,19 @@ func TestConfigAllowed(t *testing.T) {
 		if _, err := ParseConfig([]byte(text), "/etc"); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+// TestConfigZero: a zero that is written is zero, and not the default.
+func TestConfigZero(t *testing.T) {
+	t.Parallel()
+	c, err := ParseConfig([]byte(goodConfig+"rate: {per_ip: 0, per_identity: 0}\n"), "/etc")
+	if err != nil || c.Rate != (RateConfig{}) {
+		t.Errorf("rate %+v, %v", c.Rate, err)
+	}
+	c, err = ParseConfig([]byte(goodConfig+"rate: {per_ip: 0}\n"), "/etc")
+	if err != nil || c.Rate != (RateConfig{PerIdentity: defaultPerIdentity}) {
+		t.Errorf("rate %+v, %v", c.Rate, err)
 	}
 }
 
