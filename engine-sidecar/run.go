@@ -19,9 +19,6 @@ import (
 	"github.com/mayfly-ca/mayfly/engine-sidecar/supervise"
 )
 
-// lastReports bounds the last session reports at the end.
-const lastReports = 3 * time.Second
-
 // sidecar is one run of the program.
 type sidecar struct {
 	cfg           Config
@@ -330,7 +327,9 @@ func (s *sidecar) drain(ctx context.Context) (int, error) {
 	select {
 	case <-s.gate.Empty():
 	case <-timer.C:
-		s.log.Warn("relays are left: stopping the engine", "relays", s.gate.Counts().Relays)
+		if left := s.gate.Counts().Relays; left > 0 {
+			s.log.Warn("relays are left: stopping the engine", "relays", left)
+		}
 	case <-s.engine.Done():
 	}
 	s.stopEngine(ctx)
@@ -347,7 +346,8 @@ func (s *sidecar) stopEngine(ctx context.Context) {
 	}
 }
 
-// close ends what clients have and tells the issuer a last time.
+// close ends what clients have, and then the workers: the reporter tells the
+// issuer a last time.
 func (s *sidecar) close() {
 	s.front.close()
 	s.gate.Drain()
@@ -355,11 +355,6 @@ func (s *sidecar) close() {
 	s.gate.CutAll(wire.ReasonDraining)
 	<-s.gate.Empty()
 	s.gate.EndControls()
-	ctx, cancel := context.WithTimeout(context.Background(), lastReports)
-	defer cancel()
-	if err := s.reporter.flush(ctx); err != nil {
-		s.log.Warn("last sessions are not reported", "error", err)
-	}
 	s.ending()
 }
 

@@ -35,6 +35,8 @@ const (
 	maxEnded = 20000
 	// tokenMargin is the life that a token must have left to be used again.
 	tokenMargin = 30 * time.Second
+	// lastReports bounds what is told at the end.
+	lastReports = 3 * time.Second
 )
 
 // byteCounter is a relay, to its session.
@@ -66,17 +68,20 @@ type reporter struct {
 	s    *sidecar
 	wake chan struct{}
 
-	mu       sync.Mutex
-	live     map[*session]struct{}
-	news     list.List            // of *session, oldest first
-	ended    int                  // sessions in news that are closed
-	stale    []wire.SessionReport // of kind feed_stale
+	mu    sync.Mutex
+	live  map[*session]struct{}
+	news  list.List            // of *session, oldest first
+	ended int                  // sessions in news that are closed
+	stale []wire.SessionReport // of kind feed_stale
+
+	// Owned by run.
 	token    string
 	tokenEnd time.Time
+	most     int // of notes and sessions in the next batch
 }
 
 func newReporter(s *sidecar) *reporter {
-	return &reporter{s: s, wake: make(chan struct{}, 1), live: map[*session]struct{}{}}
+	return &reporter{s: s, wake: make(chan struct{}, 1), live: map[*session]struct{}{}, most: wire.MaxSessionReports}
 }
 
 // open notes a new relay.
@@ -160,8 +165,9 @@ func (r *reporter) waiting() int {
 	return r.news.Len()
 }
 
-// run tells until ctx ends.
+// run tells until ctx ends, and then what is left, a last time.
 func (r *reporter) run(ctx context.Context) {
+	defer r.last(ctx)
 	progress := time.NewTicker(reportProgress)
 	defer progress.Stop()
 	retry := reportDelay
@@ -192,6 +198,15 @@ func (r *reporter) run(ctx context.Context) {
 	}
 }
 
+// last tells what is left within lastReports: ctx has ended.
+func (r *reporter) last(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastReports)
+	defer cancel()
+	if err := r.flush(ctx); err != nil {
+		r.s.log.Warn("last sessions are not reported", "error", err, "waiting", r.waiting())
+	}
+}
+
 // progress puts the live sessions among the news whose bytes have moved, or of
 // which nothing was told for long.
 func (r *reporter) progress() {
@@ -205,7 +220,9 @@ func (r *reporter) progress() {
 	}
 }
 
-// flush tells all news, a batch at a time.
+// flush tells all news, a batch at a time. A batch that the issuer does not
+// understand is told again in parts, until what it stumbles over stands alone:
+// that is dropped, since it would hold up all others for ever.
 func (r *reporter) flush(ctx context.Context) error {
 	for {
 		batch := r.batch()
@@ -217,59 +234,94 @@ func (r *reporter) flush(ctx context.Context) error {
 			return err
 		}
 		answer, err := r.s.issuer.Report(ctx, token, wire.SessionsRequest{Reports: batch.reports})
-		if malformed(err) {
-			// It would be no better the next time, and hold up all others.
-			r.s.log.Error("session reports dropped: the issuer does not understand them", "error", err, "reports", len(batch.reports))
+		switch {
+		case err == nil:
+			r.most = min(2*r.most, wire.MaxSessionReports)
+			r.settle(batch, answer)
+		case malformed(err) && batch.items() > 1:
+			r.most = batch.items() / 2
+		case malformed(err):
+			r.s.log.Error("session report dropped: the issuer does not understand it", "error", err, "session", batch.reports[0].ID)
 			r.s.metrics.reports.WithLabelValues("refused").Add(float64(len(batch.reports)))
 			r.settle(batch, wire.SessionsResponse{})
-			continue
-		}
-		if err != nil {
+		default:
 			r.distrust(err)
 			return fmt.Errorf("report sessions: %w", err)
 		}
-		r.settle(batch, answer)
 	}
 }
 
 // batch is one request, and whom it is about.
 type batch struct {
 	reports  []wire.SessionReport
+	size     int // of the request's body, in bytes
 	sessions []*session
 	closed   []bool // whether the session's end is in reports
 	stale    int    // how many of the first reports are of the feed
 }
 
+// items are the parts that the batch can be told in.
+func (b *batch) items() int { return b.stale + len(b.sessions) }
+
+// add takes reports in that belong together. It returns false when they fit no
+// more: by number, or by the size of the body. An empty batch takes any.
+func (b *batch) add(reports ...wire.SessionReport) bool {
+	size := max(b.size, len(`{"reports":[]}`))
+	for _, report := range reports {
+		line, _ := json.Marshal(report) // fails for no string, number or time of now
+		size += len(line) + len(",")
+	}
+	if len(b.reports) > 0 && (len(b.reports)+len(reports) > wire.MaxSessionReports || size > wire.MaxBodyBytes) {
+		return false
+	}
+	b.reports, b.size = append(b.reports, reports...), size
+	return true
+}
+
+// batch is the oldest news, as much as one request takes.
 func (r *reporter) batch() batch {
 	now := time.Now().UTC()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	b := batch{stale: len(r.stale), reports: append([]wire.SessionReport(nil), r.stale...)}
-	for e := r.news.Front(); e != nil && len(b.reports)+2 <= wire.MaxSessionReports; e = e.Next() {
+	var b batch
+	for _, note := range r.stale {
+		if b.items() == r.most || !b.add(note) {
+			return b
+		}
+		b.stale++
+	}
+	for e := r.news.Front(); e != nil && b.items() < r.most; e = e.Next() {
 		s := e.Value.(*session)
-		s.toldIn, s.toldOut = s.bytes.Bytes()
-		s.toldAt = now
-		report := wire.SessionReport{
-			ID: s.id, Serial: s.serial, Run: s.run, RemoteAddr: s.remote,
-			BytesIn: s.toldIn, BytesOut: s.toldOut,
+		in, out := s.bytes.Bytes()
+		if !b.add(s.reports(in, out, now)...) {
+			break
 		}
-		if !s.told {
-			report.Kind, report.At = wire.SessionOpen, s.openedAt
-			b.reports = append(b.reports, report)
-		}
-		closed := !s.closedAt.IsZero()
-		switch {
-		case closed:
-			report.Kind, report.At, report.Reason = wire.SessionClose, s.closedAt, s.reason
-			b.reports = append(b.reports, report)
-		case s.told:
-			report.Kind, report.At = wire.SessionProgress, now
-			b.reports = append(b.reports, report)
-		}
+		s.toldIn, s.toldOut, s.toldAt = in, out, now
 		b.sessions = append(b.sessions, s)
-		b.closed = append(b.closed, closed)
+		b.closed = append(b.closed, !s.closedAt.IsZero())
 	}
 	return b
+}
+
+// reports are what there is to tell of s. The caller holds of.mu.
+func (s *session) reports(in, out int64, now time.Time) []wire.SessionReport {
+	report := wire.SessionReport{
+		ID: s.id, Serial: s.serial, Run: s.run, RemoteAddr: s.remote, BytesIn: in, BytesOut: out,
+	}
+	var all []wire.SessionReport
+	if !s.told {
+		report.Kind, report.At = wire.SessionOpen, s.openedAt
+		all = append(all, report)
+	}
+	switch {
+	case !s.closedAt.IsZero():
+		report.Kind, report.At, report.Reason = wire.SessionClose, s.closedAt, s.reason
+		all = append(all, report)
+	case s.told:
+		report.Kind, report.At = wire.SessionProgress, now
+		all = append(all, report)
+	}
+	return all
 }
 
 // settle notes what the issuer has, or will never take.
@@ -292,21 +344,17 @@ func (r *reporter) settle(b batch, answer wire.SessionsResponse) {
 
 // machineToken is a token for reports: the last one while it lives.
 func (r *reporter) machineToken(ctx context.Context) (string, error) {
-	r.mu.Lock()
-	token, end := r.token, r.tokenEnd
-	r.mu.Unlock()
-	if token != "" && time.Until(end) > tokenMargin {
-		return token, nil
+	if r.token != "" && time.Until(r.tokenEnd) > tokenMargin {
+		return r.token, nil
 	}
 	audience, err := r.s.audience(ctx)
 	if err != nil {
 		return "", err
 	}
-	if token, err = r.s.source.Token(ctx, sessionsAudience(audience)); err != nil {
+	token, err := r.s.source.Token(ctx, sessionsAudience(audience))
+	if err != nil {
 		return "", err
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
 	r.token, r.tokenEnd = token, expiry(token)
 	return token, nil
 }
@@ -315,8 +363,6 @@ func (r *reporter) machineToken(ctx context.Context) (string, error) {
 func (r *reporter) distrust(err error) {
 	var p *wire.Problem
 	if errors.As(err, &p) && (p.Status == 401 || p.Status == 403) {
-		r.mu.Lock()
-		defer r.mu.Unlock()
 		r.token = ""
 	}
 }

@@ -1,10 +1,14 @@
 package sidecar_test
 
 import (
+	"net/http"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/mayfly-ca/mayfly/ca/identity"
 	"github.com/mayfly-ca/mayfly/client/mtls"
+	"github.com/mayfly-ca/mayfly/client/mtls/mtlstest"
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
@@ -40,7 +44,7 @@ func TestSessions(t *testing.T) {
 	}
 	w.issuer.mu.Lock()
 	defer w.issuer.mu.Unlock()
-	if w.issuer.reportTo[0] == "" {
+	if w.issuer.reportCalls[0].token == "" {
 		t.Fatal("reported without a token")
 	}
 }
@@ -71,6 +75,81 @@ func TestSessionsWhileIssuerIsAway(t *testing.T) {
 		}
 		return true
 	})
+}
+
+// toldAll tells whether so many sessions of a serial were told from open to
+// close.
+func (f *fakeIssuer) toldAll(serial string, sessions int) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	opened, closed := map[string]bool{}, 0
+	for _, r := range f.reports {
+		switch {
+		case r.Serial != serial:
+		case r.Kind == wire.SessionOpen:
+			opened[r.ID] = true
+		case r.Kind == wire.SessionClose && opened[r.ID]:
+			closed++
+		}
+	}
+	return closed >= sessions
+}
+
+// TestLongReports: what is told at once fits the issuer's limit of a body, so
+// that nothing is lost.
+func TestLongReports(t *testing.T) {
+	t.Parallel()
+	w := start(t)
+	const relays = 30 // of 25 KB each when told
+	w.issuer.set(func() { w.issuer.down = true })
+	cert := w.clientCert(func(l *mtlstest.Leaf) { l.Run = strings.Repeat("<", identity.MaxValue) }) // six bytes each in JSON
+	serial := mtls.Serial(cert.Leaf.SerialNumber)
+	for range relays {
+		w.admitted(cert).Close()
+	}
+	eventually(t, "the ends", func() bool { _, b := w.get("/metrics"); return contains(b, "mayfly_sidecar_relays 0\n") })
+	w.issuer.set(func() { w.issuer.down = false })
+	eventually(t, "all told", func() bool { return w.issuer.toldAll(serial, relays) })
+	w.issuer.mu.Lock()
+	defer w.issuer.mu.Unlock()
+	most := 0
+	for _, call := range w.issuer.reportCalls {
+		if call.status != http.StatusOK {
+			t.Errorf("a request was answered with %d", call.status)
+		}
+		most = max(most, call.reports)
+	}
+	if most < 4 {
+		t.Errorf("%d reports at most in one request: not batched", most)
+	}
+}
+
+// TestUnreadableReport: what the issuer cannot read is dropped alone, and what
+// waits around it is told.
+func TestUnreadableReport(t *testing.T) {
+	t.Parallel()
+	w := start(t)
+	w.issuer.set(func() { w.issuer.down = true })
+	var serials []string
+	for range 21 {
+		cert := w.clientCert(nil)
+		w.admitted(cert).Close()
+		serials = append(serials, mtls.Serial(cert.Leaf.SerialNumber))
+	}
+	eventually(t, "the ends", func() bool { _, b := w.get("/metrics"); return contains(b, "mayfly_sidecar_relays 0\n") })
+	unreadable := map[string]bool{serials[0]: true, serials[10]: true}
+	w.issuer.set(func() {
+		w.issuer.misreads = func(r wire.SessionReport) bool { return unreadable[r.Serial] }
+		w.issuer.down = false
+	})
+	for _, serial := range serials {
+		if !unreadable[serial] {
+			eventually(t, "one around it told", func() bool { return w.issuer.toldAll(serial, 1) })
+		}
+	}
+	if n := strings.Count(w.log.String(), "session report dropped"); n != len(unreadable) {
+		t.Errorf("%d dropped, want %d", n, len(unreadable))
+	}
 }
 
 // TestLastSessions: a stop tells the issuer before it ends.

@@ -17,6 +17,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -43,18 +44,18 @@ type fakeIssuer struct {
 	ca  *mtlstest.CA
 	srv *httptest.Server
 
-	mu       sync.Mutex
-	changed  chan struct{} // closed at each change of the feed
-	feed     mtlstest.Feed
-	feedPEM  []byte
-	down     bool          // answers 503 to everything
-	frozen   bool          // answers 204 to every wait, whatever the feed says
-	denied   bool          // issues nothing
-	misreads bool          // understands no session report
-	ttl      time.Duration // of server certificates
-	issued   []*x509.Certificate
-	reports  []wire.SessionReport
-	reportTo []string // tokens that reports came with
+	mu          sync.Mutex
+	changed     chan struct{} // closed at each change of the feed
+	feed        mtlstest.Feed
+	feedPEM     []byte
+	down        bool                          // answers 503 to everything
+	frozen      bool                          // answers 204 to every wait, whatever the feed says
+	denied      bool                          // issues nothing
+	misreads    func(wire.SessionReport) bool // session reports that it does not understand; nil: it does them all
+	ttl         time.Duration                 // of server certificates
+	issued      []*x509.Certificate
+	reports     []wire.SessionReport
+	reportCalls []reportCall
 }
 
 func newFakeIssuer(tb testing.TB) *fakeIssuer {
@@ -173,23 +174,36 @@ func (f *fakeIssuer) issue(w http.ResponseWriter, r *http.Request) {
 	})
 }
 
+// sessions refuses a request as a whole where the real issuer does: when its
+// body is too large, or holds what it cannot read.
 func (f *fakeIssuer) sessions(w http.ResponseWriter, r *http.Request) {
 	var req wire.SessionsRequest
-	if err := json.NewDecoder(r.Body).Decode(&req); err != nil {
-		http.Error(w, err.Error(), http.StatusBadRequest)
-		return
-	}
+	err := json.NewDecoder(http.MaxBytesReader(w, r.Body, wire.MaxBodyBytes)).Decode(&req)
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.misreads {
+	status := http.StatusOK
+	switch {
+	case errors.As(err, new(*http.MaxBytesError)):
+		status = http.StatusRequestEntityTooLarge
+	case err != nil, len(req.Reports) > wire.MaxSessionReports, f.misreads != nil && slices.ContainsFunc(req.Reports, f.misreads):
+		status = http.StatusBadRequest
+	}
+	f.reportCalls = append(f.reportCalls, reportCall{token: strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer "), status: status, reports: len(req.Reports)})
+	if status != http.StatusOK {
 		w.Header().Set("Content-Type", wire.ProblemMediaType)
-		w.WriteHeader(http.StatusBadRequest)
-		_ = json.NewEncoder(w).Encode(wire.Problem{Type: wire.ProblemPrefix + wire.ProblemBadRequest, Title: "bad request", Status: 400})
+		w.WriteHeader(status)
+		_ = json.NewEncoder(w).Encode(wire.Problem{Type: wire.ProblemPrefix + wire.ProblemBadRequest, Title: "bad request", Status: status})
 		return
 	}
 	f.reports = append(f.reports, req.Reports...)
-	f.reportTo = append(f.reportTo, strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer "))
 	_ = json.NewEncoder(w).Encode(wire.SessionsResponse{Accepted: len(req.Reports)})
+}
+
+// reportCall is one POST of session reports.
+type reportCall struct {
+	token   string
+	status  int // of the answer
+	reports int
 }
 
 // world is an issuer, an engine and a running sidecar.
