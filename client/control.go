@@ -227,7 +227,10 @@ func (t *tether) next(ctx context.Context, cred *Credential, old *control) (*con
 	next := newControl(t, conn)
 	if old != nil {
 		next.hold(t.snapshot())
-		next.waitHeld(ctx, controlHandover)
+		if !next.waitHeld(ctx, controlHandover) {
+			next.close()
+			return nil, errors.New("it ended before it held anything: the one before goes on")
+		}
 		old.close()
 	}
 	return next, nil
@@ -332,8 +335,9 @@ func (k *control) sendHold(names []string) {
 	}
 }
 
-// waitHeld waits until the sidecar has confirmed every hold, or for so long.
-func (k *control) waitHeld(ctx context.Context, most time.Duration) {
+// waitHeld waits until the sidecar has confirmed every hold, or for so long. It
+// returns false when the connection ended before.
+func (k *control) waitHeld(ctx context.Context, most time.Duration) bool {
 	ctx, cancel := context.WithTimeout(ctx, most)
 	defer cancel()
 	for {
@@ -341,14 +345,14 @@ func (k *control) waitHeld(ctx context.Context, most time.Duration) {
 		left := len(k.asked)
 		k.mu.Unlock()
 		if left == 0 {
-			return
+			return true
 		}
 		select {
 		case <-k.news:
 		case <-k.done:
-			return
+			return false
 		case <-ctx.Done():
-			return
+			return true
 		}
 	}
 }

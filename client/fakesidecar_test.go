@@ -32,6 +32,7 @@ type fakeSidecar struct {
 	serve   func(net.Conn)
 	frozen  bool
 	deaf    bool // accepts no control connection
+	crowded bool // ends new control connections as soon as they are admitted
 	conns   map[net.Conn]struct{}
 	relays  map[string]*fakeRelay
 	links   map[*fakeLink]struct{}
@@ -257,8 +258,13 @@ func (s *fakeSidecar) control(c *tls.Conn, bottom net.Conn, p mtls.Peer, reason 
 	}
 	l := &fakeLink{conn: c, bottom: bottom, peer: p}
 	s.mu.Lock()
-	s.links[l] = struct{}{}
 	s.opened++
+	if s.crowded {
+		s.mu.Unlock()
+		_ = c.Close()
+		return
+	}
+	s.links[l] = struct{}{}
 	s.mu.Unlock()
 	defer func() {
 		s.mu.Lock()

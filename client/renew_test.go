@@ -221,6 +221,33 @@ func TestControlReset(t *testing.T) {
 	})
 }
 
+// After a renewal the old control connection goes on until the next one holds
+// the relays: a sidecar may end that one before, for want of room.
+func TestControlHandover(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, &memory{})
+		c := w.client()
+		conn := dialed(t, c)
+		first := c.Info().Serial
+		w.sidecar.waitHeldBy(t, first)
+		w.sidecar.set(func(s *fakeSidecar) { s.crowded = true })
+		time.Sleep(40 * time.Minute)
+		if n := w.sidecar.get(func(s *fakeSidecar) int { return s.opened }); n < 3 || c.Info().Serial == first {
+			t.Fatalf("%d control connections opened: no renewal, or only one try", n)
+		}
+		if n := w.sidecar.get(func(s *fakeSidecar) int { return len(s.links) }); n != 1 {
+			t.Errorf("%d control connections live, want the old one", n)
+		}
+		echo(t, conn, "still here")
+		w.sidecar.set(func(s *fakeSidecar) { s.crowded = false })
+		time.Sleep(10 * time.Second)
+		w.sidecar.waitHeldBy(t, c.Info().Serial)
+		if n := w.sidecar.get(func(s *fakeSidecar) int { return len(s.links) }); n != 1 {
+			t.Errorf("%d control connections live, want the next one", n)
+		}
+	})
+}
+
 // Whatever the sidecar says before it cuts is what the reader gets.
 func TestCutReason(t *testing.T) {
 	for _, reason := range []string{wire.ReasonRevoked, wire.ReasonFeedStale, wire.ReasonDraining, wire.ReasonLimit} {

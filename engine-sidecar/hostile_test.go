@@ -166,24 +166,34 @@ func TestControlFlood(t *testing.T) {
 	w.echoes(relay)
 }
 
-// TestManyControls: control connections beyond their number end the oldest of
-// the same run, and no other run's.
+// TestManyControls: control connections beyond their number end one of the same
+// run that holds nothing. None that holds a relay ends by them, and no other
+// run's.
 func TestManyControls(t *testing.T) {
 	t.Parallel()
 	w := start(t)
-	mine, cert := w.control(w.clientCert(func(l *mtlstest.Leaf) { l.Run = "78/1/5" })), w.clientCert(nil)
-	first := w.control(cert)
-	for range 24 {
+	other, cert := w.control(w.clientCert(func(l *mtlstest.Leaf) { l.Run = "78/1/5" })), w.clientCert(nil)
+	relay, owner, free := w.admitted(cert), w.control(cert), w.control(cert)
+	if held := owner.hold(relay); len(held) != 1 {
+		t.Fatalf("held %v", held)
+	}
+	for range 80 {
 		w.control(cert)
 	}
-	if first.lines.Scan() || first.lines.Err() != nil {
-		t.Fatalf("the oldest goes on: %q, %v", first.lines.Text(), first.lines.Err())
+	if free.lines.Scan() || free.lines.Err() != nil {
+		t.Fatalf("the oldest free one goes on: %q, %v", free.lines.Text(), free.lines.Err())
 	}
-	mine.send(wire.Control{Ping: 1})
-	if got := mine.next(); got.Pong != 1 {
-		t.Fatalf("another run's: %+v", got)
+	for whose, c := range map[string]*controlConn{"another run's": other, "the owner's": owner} {
+		c.send(wire.Control{Ping: 1})
+		if got := c.next(); got.Pong != 1 {
+			t.Errorf("%s: %+v", whose, got)
+		}
 	}
-	if _, body := w.get("/metrics"); !contains(body, "mayfly_sidecar_control_connections 17\n") {
+	if held := w.control(cert).hold(relay); len(held) != 1 { // after a reset
+		t.Errorf("held %v", held)
+	}
+	w.echoes(relay)
+	if _, body := w.get("/metrics"); !contains(body, "mayfly_sidecar_control_connections 66\n") {
 		t.Error("more control connections than one run may have")
 	}
 }

@@ -9,9 +9,13 @@ import (
 	"github.com/mayfly-ca/mayfly/engine-sidecar/revocation"
 )
 
-// maxControls bounds the control connections of one SPIFFE ID and run. More end
-// the oldest, since no limit refuses a control connection.
-const maxControls = 16
+// maxFreeControls bounds the control connections of one SPIFFE ID and run that
+// hold no relay; those that hold one are as few as its relays. One more ends
+// another that is free, since no limit refuses a control connection: an owner's
+// next one, after a reset, is free until it has said what it holds. In that time
+// a thief of its certificate would have to open so many, and handshake_rate
+// stands against it.
+const maxFreeControls = 64
 
 // maxCertificates bounds those that one relay ever hung on: a client that
 // renews each minute of a day stays below.
@@ -59,30 +63,43 @@ func (g *Gate) OpenControl(p mtls.Peer, n Notifier) (*Control, *Refusal) {
 	}
 	c.timer = time.AfterFunc(wire.ControlSilence, c.silent)
 	g.controls[c] = struct{}{}
-	if oldest := g.crowded(c.run); oldest != nil {
-		delete(g.controls, oldest)
-		oldest.notifier.End()
+	if out := g.crowded(c.run); out != nil {
+		delete(g.controls, out)
+		out.notifier.End()
 	}
 	return c, nil
 }
 
-// crowded returns the oldest control connection of a run that has too many.
+// crowded returns the control connection that has to make room in a run with
+// too many free ones, nil when there is room. A connection that holds a relay
+// never does: with a stolen certificate one could end the owner's, and with that
+// its relays. Of the others it is one of the certificate that ends first, so that
+// a renewed one stands against any number of the old one's, and of those the
+// oldest.
 func (g *Gate) crowded(run runKey) *Control {
-	var oldest *Control
-	n := 0
+	var out *Control
+	free := 0
 	for c := range g.controls {
-		if c.run != run {
+		if c.run != run || len(c.relays) > 0 {
 			continue
 		}
-		n++
-		if oldest == nil || c.opened.Before(oldest.opened) {
-			oldest = c
+		free++
+		if out == nil || c.before(out) {
+			out = c
 		}
 	}
-	if n <= maxControls {
+	if free <= maxFreeControls {
 		return nil
 	}
-	return oldest
+	return out
+}
+
+// before tells whether c makes room before other does.
+func (c *Control) before(other *Control) bool {
+	if !c.notAfter.Equal(other.notAfter) {
+		return c.notAfter.Before(other.notAfter)
+	}
+	return c.opened.Before(other.opened)
 }
 
 // Heard notes that the client said something.

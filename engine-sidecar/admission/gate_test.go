@@ -349,21 +349,76 @@ func TestRevokedHoldsNothing(t *testing.T) {
 	}
 }
 
+// openControls opens so many control connections that hold nothing.
+func openControls(t *testing.T, g *Gate, n int, p mtls.Peer) []*conn {
+	t.Helper()
+	all := make([]*conn, n)
+	for i := range all {
+		all[i] = &conn{}
+		control(t, g, p, all[i])
+		time.Sleep(time.Millisecond) // of a test's clock: one is the oldest
+	}
+	return all
+}
+
+// TestTooManyControls: one more than may be free ends the oldest free one, of
+// its own run alone.
 func TestTooManyControls(t *testing.T) {
-	t.Parallel()
-	g := gate(&feed{})
-	var all []*conn
-	for range maxControls + 1 {
-		n := &conn{}
-		all = append(all, n)
-		control(t, g, peer(1, time.Hour, "r"), n)
-		time.Sleep(time.Millisecond) // so that one is the oldest
-	}
-	if !all[0].ended || all[1].ended || all[maxControls].ended {
-		t.Fatal("not the oldest one ended")
-	}
-	if got := g.Counts().Controls; got != maxControls {
-		t.Fatalf("%d control connections", got)
+	synctest.Test(t, func(t *testing.T) {
+		g := gate(&feed{})
+		other := openControls(t, g, 1, peer(9, time.Hour, "other"))
+		all := openControls(t, g, maxFreeControls+1, peer(1, time.Hour, "r"))
+		if !all[0].ended || all[1].ended || all[maxFreeControls].ended || other[0].ended {
+			t.Error("not the oldest one of the run ended")
+		}
+		if got := g.Counts().Controls; got != maxFreeControls+1 {
+			t.Errorf("%d control connections", got)
+		}
+	})
+}
+
+// TestThiefOfControls: whoever has the certificate of a run can end no control
+// connection that holds another's relay, and keep none away from it.
+func TestThiefOfControls(t *testing.T) {
+	for name, relays := range map[string]int{"with nothing to hold": 0, "with relays of its own": 2} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				g := gate(&feed{})
+				stolen, relay := peer(1, 30*time.Minute, "r"), &conn{}
+				admit(t, g, stolen, "mine", relay)
+				holding := func(name string) *conn {
+					t.Helper()
+					n := &conn{}
+					if held := control(t, g, stolen, n).Hold([]string{name}); len(held) != 1 {
+						t.Fatalf("holds %v", held)
+					}
+					return n
+				}
+				first := holding("mine")
+				for i := range relays {
+					thiefs := fmt.Sprint("thief's ", i)
+					admit(t, g, stolen, thiefs, &conn{})
+					holding(thiefs)
+				}
+				openControls(t, g, 3*maxFreeControls, stolen)
+				if first.ended {
+					t.Error("the owner's connection ended")
+				}
+				// A reset, of which the sidecar knows nothing yet.
+				second := holding("mine")
+				openControls(t, g, 3*maxFreeControls, stolen)
+				// A renewal: free until it holds, and yet not to be ended.
+				third := openControls(t, g, 1, peer(2, time.Hour, "r"))[0]
+				openControls(t, g, 3*maxFreeControls, stolen)
+				if second.ended || third.ended {
+					t.Errorf("ended: the one after a reset %v, the renewed one %v", second.ended, third.ended)
+				}
+				relay.want(t)
+				if got := g.Counts().Controls; got > maxFreeControls+1+relays {
+					t.Errorf("%d control connections", got)
+				}
+			})
+		})
 	}
 }
 
