@@ -30,6 +30,8 @@ var (
 	ErrExists = errors.New("store exists already")
 	// ErrOtherRoot: the store belongs to another root.
 	ErrOtherRoot = errors.New("store belongs to another root")
+	// ErrNewer: a later program has opened the store and changed its shape.
+	ErrNewer = errors.New("store is of a later version of mayfly-issuer")
 	// ErrBeforeFloor: the token or the issuing time is before the floor.
 	ErrBeforeFloor = errors.New("before the revocation floor")
 	// ErrBadCursor: a cursor that this store did not make.

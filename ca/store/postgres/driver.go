@@ -41,7 +41,13 @@ func (r rows) Close() error {
 
 // beginSnapshot begins a read. Lists are planned for the values they ask for:
 // a plan for any value walks past a million events in search of a rare type.
-const beginSnapshot = `BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL plan_cache_mode = force_custom_plan`
+// And they are planned by how many rows they look at (an operator each), with
+// joins row by row, not by where those rows lie: the server believes that a
+// common value lies everywhere, and would look for it along the primary key,
+// past a million rows where it does not.
+const beginSnapshot = `BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
+	SET LOCAL plan_cache_mode = force_custom_plan; SET LOCAL cpu_operator_cost = 100; SET LOCAL jit = off;
+	SET LOCAL max_parallel_workers_per_gather = 0; SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off`
 
 // Snapshot implements ledger.Driver.
 func (d *driver) Snapshot(ctx context.Context, f func(ledger.Reader) error) error {

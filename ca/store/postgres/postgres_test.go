@@ -100,23 +100,37 @@ func execute(url string) func(t testing.TB, query string) {
 	}
 }
 
+func database(server *postgrestest.Server, url string) storetest.Database {
+	return storetest.Database{
+		Open: func(t testing.TB) store.Store { return handle(t, url) },
+		Try:  func(t testing.TB) (store.Store, error) { return postgres.Open(t.Context(), url, "") },
+		Exec: execute(url),
+		Restore: func(t testing.TB, r io.Reader) (storetest.Open, time.Time, error) {
+			elsewhere := server.Database(t)
+			_, floor, err := postgres.Restore(context.Background(), elsewhere, r, store.Event{})
+			if _, open := postgres.Open(context.Background(), elsewhere, ""); err != nil && !errors.Is(open, store.ErrMissing) {
+				t.Errorf("a failed restore left a store: %v", open)
+			}
+			return func(t testing.TB) store.Store { return handle(t, elsewhere) }, floor, err
+		},
+	}
+}
+
 func TestDamage(t *testing.T) {
 	t.Parallel()
 	server := postgrestest.Start(t)
-	storetest.RunDamage(t, func(t testing.TB) storetest.Database {
-		url := create(t, server)
-		return storetest.Database{
-			Open: func(t testing.TB) store.Store { return handle(t, url) },
-			Exec: execute(url),
-			Restore: func(t testing.TB, r io.Reader) (storetest.Open, time.Time, error) {
-				elsewhere := server.Database(t)
-				_, floor, err := postgres.Restore(context.Background(), elsewhere, r, store.Event{})
-				if _, open := postgres.Open(context.Background(), elsewhere, ""); err != nil && !errors.Is(open, store.ErrMissing) {
-					t.Errorf("a failed restore left a store: %v", open)
-				}
-				return func(t testing.TB) store.Store { return handle(t, elsewhere) }, floor, err
-			},
+	storetest.RunDamage(t, func(t testing.TB) storetest.Database { return database(server, create(t, server)) })
+}
+
+func TestUpgrade(t *testing.T) {
+	t.Parallel()
+	server := postgrestest.Start(t)
+	storetest.RunUpgrade(t, func(t testing.TB, version int64) storetest.Older {
+		url := server.Database(t)
+		if err := postgres.Shape(t.Context(), url, version); err != nil {
+			t.Fatal(err)
 		}
+		return storetest.Older{Database: database(server, url), Driver: "pgx", DSN: url}
 	})
 }
 
@@ -130,8 +144,5 @@ func TestCrash(t *testing.T) {
 
 func BenchmarkLists(b *testing.B) {
 	url := create(b, postgrestest.Start(b))
-	storetest.BenchmarkLists(b, storetest.Database{
-		Open: func(t testing.TB) store.Store { return handle(t, url) },
-		Exec: execute(url),
-	}, "decode(md5(i::text), 'hex')")
+	storetest.BenchmarkLists(b, "pgx", url, func(t testing.TB) store.Store { return handle(t, url) })
 }

@@ -119,35 +119,36 @@ func execute(path string) func(t testing.TB, query string) {
 	}
 }
 
-func TestDamage(t *testing.T) {
-	t.Parallel()
-	storetest.RunDamage(t, func(t testing.TB) storetest.Database {
-		path := create(t)
-		return storetest.Database{
-			Open: func(t testing.TB) store.Store { return handle(t, path) },
-			Exec: execute(path),
-			Restore: func(t testing.TB, r io.Reader) (storetest.Open, time.Time, error) {
-				elsewhere := filepath.Join(t.TempDir(), "store")
-				_, floor, err := sqlite.Restore(context.Background(), elsewhere, r, store.Event{})
-				if _, there := os.Stat(elsewhere); err != nil && there == nil {
-					t.Error("a failed restore left a store")
-				}
-				return func(t testing.TB) store.Store { return handle(t, elsewhere) }, floor, err
-			},
-		}
-	})
+func database(path string) storetest.Database {
+	return storetest.Database{
+		Open: func(t testing.TB) store.Store { return handle(t, path) },
+		Try:  func(t testing.TB) (store.Store, error) { return sqlite.Open(t.Context(), path, "") },
+		Exec: execute(path),
+		Restore: func(t testing.TB, r io.Reader) (storetest.Open, time.Time, error) {
+			elsewhere := filepath.Join(t.TempDir(), "store")
+			_, floor, err := sqlite.Restore(context.Background(), elsewhere, r, store.Event{})
+			if _, there := os.Stat(elsewhere); err != nil && there == nil {
+				t.Error("a failed restore left a store")
+			}
+			return func(t testing.TB) store.Store { return handle(t, elsewhere) }, floor, err
+		},
+	}
 }
 
-// A store of the first shape is brought to the present one when it is opened.
-func TestOpenOlderShape(t *testing.T) {
+func TestDamage(t *testing.T) {
 	t.Parallel()
-	path := create(t)
-	execute(path)(t, "DROP INDEX events_repository_type; DELETE FROM goose_db_version WHERE version_id > 1")
-	s := handle(t, path)
-	defer s.Close()
-	if _, _, err := s.Events(t.Context(), store.EventFilter{Type: store.EventDenied, Repository: "octo/app"}); err != nil {
-		t.Error(err)
-	}
+	storetest.RunDamage(t, func(t testing.TB) storetest.Database { return database(create(t)) })
+}
+
+func TestUpgrade(t *testing.T) {
+	t.Parallel()
+	storetest.RunUpgrade(t, func(t testing.TB, version int64) storetest.Older {
+		path := filepath.Join(t.TempDir(), "store")
+		if err := sqlite.Shape(t.Context(), path, version); err != nil {
+			t.Fatal(err)
+		}
+		return storetest.Older{Database: database(path), Driver: "sqlite", DSN: path}
+	})
 }
 
 // The revoked ones of a repository that has many, by every way to say which it
@@ -157,7 +158,7 @@ func TestRevokedOfMany(t *testing.T) {
 	path := create(t)
 	execute(path)(t, `WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 6000)
 		INSERT INTO certificates SELECT i * 1024, randomblob(16), 'client', 'github', 'spiffe://td/' || (i % 2), 'rule', 'r', '[]',
-		'octo/' || (i % 2), i % 2, 'run' || (i % 2), 'actor' || (i % 2), 'iss', 'id' || i, 1, i, randomblob(32), randomblob(20), i, i, 0 FROM n;
+		'octo/' || (i % 2), i % 2, 'run' || (i % 2), 'actor' || (i % 2), 'iss', 'id' || i, 1, i, randomblob(32), randomblob(20), i, i, 0, CASE WHEN i % 5 = 0 THEN 1 ELSE 0 END FROM n;
 		INSERT INTO revocations SELECT id, id, serial, aki, not_after, id / 1024, 'ann', 'why' FROM certificates WHERE id / 1024 % 5 = 0`)
 	s := handle(t, path)
 	defer s.Close()
@@ -203,8 +204,5 @@ func TestCrash(t *testing.T) {
 
 func BenchmarkLists(b *testing.B) {
 	path := create(b)
-	storetest.BenchmarkLists(b, storetest.Database{
-		Open: func(t testing.TB) store.Store { return handle(t, path) },
-		Exec: execute(path),
-	}, "randomblob(16)")
+	storetest.BenchmarkLists(b, "sqlite", path, func(t testing.TB) store.Store { return handle(t, path) })
 }

@@ -2,120 +2,244 @@ package storetest
 
 import (
 	"context"
-	"fmt"
-	"os"
-	"sort"
-	"strconv"
-	"strings"
+	"slices"
 	"testing"
 	"time"
 
 	"github.com/mayfly-ca/mayfly/ca/store"
 )
 
-// BenchRows is how many certificates a benchmark lists, and a fifth of how many
-// events: MAYFLY_BENCH_ROWS, or a million.
-func BenchRows() int {
-	if n, err := strconv.Atoi(os.Getenv("MAYFLY_BENCH_ROWS")); err == nil && n > 0 {
-		return n
-	}
-	return 1_000_000
-}
+// page is one question and what it answers with: the next cursor.
+type page func(ctx context.Context, s store.Store) error
 
-// Seed fills the tables of d with rows of a year: a repository with half of
-// them all, many with a few, one revoked in fifty. random is SQL for 16 bytes
-// that differ with i.
-func Seed(b *testing.B, d Database, rows int, random string) {
-	newest := time.Now().Add(-time.Minute).UnixMicro()
-	const spacing = 31_000_000 // microseconds: a year of a million
-	at := func(n int) string { return fmt.Sprintf("(%d - (%d - i) * %d)", newest, n, spacing) }
-	numbers := func(n int) string {
-		return fmt.Sprintf("WITH RECURSIVE n(i) AS (SELECT CAST(1 AS BIGINT) UNION ALL SELECT i + 1 FROM n WHERE i < %d) ", n)
-	}
-	repo := "CASE WHEN i % 2 = 0 THEN 'octo/big' ELSE 'octo/r' || (i % 5000) END"
-	d.Exec(b, numbers(rows)+"INSERT INTO certificates SELECT "+at(rows)+" * 1024, "+random+
-		", CASE WHEN i % 1000 = 0 THEN 'server' ELSE 'client' END, 'github', 'spiffe://ci.example.com/github/1/' || (i % 5000), 'rule', 'r', '[\"default\"]', "+
-		repo+", CASE WHEN i % 2 = 0 THEN '1' ELSE '' || (i % 5000) END, 'run' || (i / 4), CASE WHEN i % 3 = 0 THEN 'bot' ELSE 'a' || (i % 700) END,"+
-		" 'https://token.example.com', 'id' || i, 1, "+at(rows)+", "+random+", "+random+", "+at(rows)+", "+at(rows)+" + 3600000000, 0 FROM n")
-	d.Exec(b, "INSERT INTO revocations SELECT id, id, serial, aki, not_after, id / 1024, 'ops', 'bench' FROM certificates WHERE (id / 1024 / "+strconv.Itoa(spacing)+") % 50 = 0")
-	events := 5 * rows
-	d.Exec(b, numbers(events)+"INSERT INTO events SELECT i, "+at(events)+", CASE WHEN i % 100 = 0 THEN 'denied' WHEN i % 5000 = 1 THEN 'revoked' ELSE 'issued' END, 'ann', '', 'spiffe://x', "+
-		repo+", 'run' || (i / 20), 'rule', 'why', 1, '' FROM n")
-	d.Exec(b, "INSERT INTO links SELECT seq, seq, time, "+strings.ReplaceAll(random, "i::text", "seq::text")+" FROM events")
-	d.Exec(b, fmt.Sprintf("UPDATE state SET head_seq = %d, head_time = %d", events, newest))
-	d.Exec(b, "ANALYZE")
-}
-
-// BenchmarkLists measures pages of 100, each filter at pages from the newest
-// on, and reports p50 and p99 of what a page takes.
-func BenchmarkLists(b *testing.B, d Database, random string) {
+// BenchmarkLists measures pages of 100 over what Seed makes: a filter alone and
+// with each status, each asked for every kind, and each kind for its first and
+// second page, one in the middle and the last. It reports the median, the 99th
+// of a hundred and the worst of a page, so a kind that is slow shows.
+func BenchmarkLists(b *testing.B, driver, dsn string, o Open) {
 	rows := BenchRows()
-	Seed(b, d, rows, random)
-	s := open(b, d.Open)
+	Seed(b, driver, dsn, rows)
+	s := open(b, o)
 	ctx := context.Background()
-	since, until := time.Now().Add(-90*24*time.Hour), time.Now().Add(-60*24*time.Hour)
-	certificates := func(f store.CertificateFilter) func(string) (string, error) {
-		return func(cursor string) (string, error) {
-			f.Cursor, f.Limit = cursor, 100
-			_, next, err := s.Certificates(ctx, f)
-			return next, err
-		}
-	}
-	events := func(f store.EventFilter) func(string) (string, error) {
-		return func(cursor string) (string, error) {
-			f.Cursor, f.Limit = cursor, 100
-			_, next, err := s.Events(ctx, f)
-			return next, err
-		}
-	}
-	m := func(m store.Match) store.CertificateFilter { return store.CertificateFilter{Match: m} }
-	for _, list := range []struct {
-		name string
-		page func(cursor string) (string, error)
-	}{
-		{"all", certificates(m(store.Match{}))},
-		{"repository/big", certificates(m(store.Match{Repository: "octo/big"}))},
-		{"repository/small", certificates(m(store.Match{Repository: "octo/r77"}))},
-		{"repository_id", certificates(m(store.Match{RepositoryID: "77"}))},
-		{"run_id", certificates(m(store.Match{RunID: fmt.Sprintf("run%d", rows/8)}))},
-		{"actor", certificates(m(store.Match{Actor: "a5"}))},
-		{"identity", certificates(m(store.Match{Identity: "spiffe://ci.example.com/github/1/77"}))},
-		{"client", certificates(m(store.Match{Profile: "client"}))},
-		{"server", certificates(m(store.Match{Profile: "server"}))},
-		{"since-until", certificates(m(store.Match{Since: &since, Until: &until}))},
-		{"valid", certificates(store.CertificateFilter{Status: "valid"})},
-		{"expired", certificates(store.CertificateFilter{Status: "expired"})},
-		{"revoked", certificates(store.CertificateFilter{Status: "revoked"})},
-		{"revoked+big", certificates(store.CertificateFilter{Status: "revoked", Match: store.Match{Repository: "octo/big"}})},
-		{"revoked+small", certificates(store.CertificateFilter{Status: "revoked", Match: store.Match{Repository: "octo/r77"}})},
-		{"big+actor", certificates(m(store.Match{Repository: "octo/big", Actor: "a5"}))},
-		{"prefix1", certificates(store.CertificateFilter{SerialPrefix: "a"})},
-		{"prefix2", certificates(store.CertificateFilter{SerialPrefix: "ab"})},
-		{"prefix6", certificates(store.CertificateFilter{SerialPrefix: "abcdef"})},
-		{"nothing", certificates(m(store.Match{Repository: "octo/nothing"}))},
-		{"events/all", events(store.EventFilter{})},
-		{"events/type", events(store.EventFilter{Type: "denied"})},
-		{"events/revoked", events(store.EventFilter{Type: "revoked"})},
-		{"events/repository", events(store.EventFilter{Repository: "octo/r77"})},
-		{"events/run", events(store.EventFilter{RunID: fmt.Sprintf("run%d", rows/8)})},
-		{"events/times", events(store.EventFilter{Since: &since, Until: &until})},
-		{"events/type+times", events(store.EventFilter{Type: "denied", Since: &since, Until: &until})},
-	} {
+	for _, list := range slices.Concat(certificateLists(), eventLists(), sessionLists(), revocations()) {
 		b.Run(list.name, func(b *testing.B) {
 			var took []time.Duration
-			cursor := ""
-			for b.Loop() {
+			worst := 0
+			for i := 0; b.Loop(); i++ {
 				start := time.Now()
-				next, err := list.page(cursor)
-				took = append(took, time.Since(start))
-				if err != nil {
+				err := list.pages[i%len(list.pages)](ctx, s)
+				if took = append(took, time.Since(start)); err != nil {
 					b.Fatal(err)
 				}
-				cursor = next
+				if took[i] > took[worst] {
+					worst = i
+				}
 			}
-			sort.Slice(took, func(i, j int) bool { return took[i] < took[j] })
-			b.ReportMetric(float64(took[len(took)/2].Microseconds()), "p50-us")
-			b.ReportMetric(float64(took[len(took)*99/100].Microseconds()), "p99-us")
+			which := worst % len(list.pages)
+			slices.Sort(took)
+			ms := func(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+			b.ReportMetric(0, "ns/op")
+			b.ReportMetric(ms(took[len(took)/2]), "p50-ms")
+			b.ReportMetric(ms(took[len(took)*99/100]), "p99-ms")
+			b.ReportMetric(ms(took[len(took)-1]), "max-ms")
+			b.ReportMetric(float64(which), "worst-page") // in the order of the code
 		})
+	}
+}
+
+type benchList struct {
+	name  string
+	pages []page
+}
+
+// ages are where in the year a page ends: now, in its middle, at its beginning.
+var ages = []time.Duration{0, 180 * 24 * time.Hour, 365 * 24 * time.Hour}
+
+// ago is nil for 0.
+func ago(d time.Duration) *time.Time {
+	if d == 0 {
+		return nil
+	}
+	t := time.Now().Add(-d)
+	return &t
+}
+
+// certificatePages asks for f from each age on, and for the second page.
+func certificatePages(f store.CertificateFilter) []page {
+	f.Limit = 100
+	var pages []page
+	second := ""
+	for _, age := range ages {
+		f := f
+		f.Until = ago(age)
+		pages = append(pages, func(ctx context.Context, s store.Store) error {
+			_, next, err := s.Certificates(ctx, f)
+			if age == 0 {
+				second = next
+			}
+			return err
+		})
+	}
+	return append(pages, func(ctx context.Context, s store.Store) error {
+		f := f
+		f.Cursor = second
+		_, _, err := s.Certificates(ctx, f)
+		return err
+	})
+}
+
+func certificateLists() []benchList {
+	var lists []benchList
+	add := func(name string, filters ...store.CertificateFilter) {
+		l := benchList{name: "certificates/" + name}
+		for _, f := range filters {
+			l.pages = append(l.pages, certificatePages(f)...)
+		}
+		lists = append(lists, l)
+	}
+	of := func(status string, match func(kind string) store.Match) []store.CertificateFilter {
+		var filters []store.CertificateFilter
+		for _, kind := range kinds {
+			filters = append(filters, store.CertificateFilter{Match: match(kind), Status: status})
+		}
+		return filters
+	}
+	since := ago(90 * 24 * time.Hour)
+	for _, status := range []string{"", "valid", "expired", "revoked"} {
+		name := func(filter string) string {
+			if status == "" {
+				return filter
+			}
+			return filter + "+" + status
+		}
+		add(name("all"), store.CertificateFilter{Status: status})
+		add(name("repository"), of(status, func(k string) store.Match { return store.Match{Repository: repositoryOf(k)} })...)
+		add(name("repository_id"), of(status, func(k string) store.Match { return store.Match{RepositoryID: k} })...)
+		add(name("run_id"), of(status, func(k string) store.Match { return store.Match{RunID: runOf(k)} })...)
+		add(name("actor"), of(status, func(k string) store.Match { return store.Match{Actor: actorOf(k)} })...)
+		add(name("identity"), of(status, func(k string) store.Match { return store.Match{Identity: identityOf(k)} })...)
+		add(name("profile"), store.CertificateFilter{Status: status, Match: store.Match{Profile: "client"}},
+			store.CertificateFilter{Status: status, Match: store.Match{Profile: "server"}})
+		add(name("since"), store.CertificateFilter{Status: status, Match: store.Match{Since: since}})
+		add(name("serial"), store.CertificateFilter{Status: status, SerialPrefix: "a"}, store.CertificateFilter{Status: status, SerialPrefix: "ab"},
+			store.CertificateFilter{Status: status, SerialPrefix: "abcdef"})
+		add(name("repository+actor"), store.CertificateFilter{Status: status, Match: store.Match{Repository: repositoryOf(kindBig), Actor: "a6"}},
+			store.CertificateFilter{Status: status, Match: store.Match{Repository: repositoryOf(kindBig), Actor: actorOf(kindBig)}},
+			store.CertificateFilter{Status: status, Match: store.Match{Repository: repositoryOf(kindBig), Actor: actorOf(kindNone)}})
+	}
+	return lists
+}
+
+func eventLists() []benchList {
+	var lists []benchList
+	add := func(name string, filters ...store.EventFilter) {
+		l := benchList{name: "events/" + name}
+		for _, f := range filters {
+			f.Limit = 100
+			second := ""
+			for _, age := range ages {
+				f := f
+				f.Until = ago(age)
+				l.pages = append(l.pages, func(ctx context.Context, s store.Store) error {
+					_, next, err := s.Events(ctx, f)
+					if age == 0 {
+						second = next
+					}
+					return err
+				})
+			}
+			l.pages = append(l.pages, func(ctx context.Context, s store.Store) error {
+				f := f
+				f.Cursor = second
+				_, _, err := s.Events(ctx, f)
+				return err
+			})
+		}
+		lists = append(lists, l)
+	}
+	types := []string{"", store.EventIssued, store.EventDenied, store.EventRevoked, store.EventRotation}
+	since := ago(90 * 24 * time.Hour)
+	for _, t := range types {
+		name := func(filter string) string {
+			if t == "" {
+				return filter
+			}
+			return filter + "+" + t
+		}
+		var repositories, runs []store.EventFilter
+		for _, k := range kinds {
+			repositories = append(repositories, store.EventFilter{Type: t, Repository: repositoryOf(k)})
+			if t == "" {
+				runs = append(runs, store.EventFilter{RunID: runOf(k)})
+			}
+		}
+		if t != "" { // a run has a few events of a type, never a tenth of all
+			runs = []store.EventFilter{{Type: t, RunID: "run100"}, {Type: t, RunID: runOf(kindNone)}}
+		}
+		add(name("all"), store.EventFilter{Type: t})
+		add(name("repository"), repositories...)
+		add(name("run_id"), runs...)
+		add(name("since"), store.EventFilter{Type: t, Since: since})
+		add(name("serial"), store.EventFilter{Type: t, Serial: "abababababababababababababababab"})
+	}
+	return lists
+}
+
+func sessionLists() []benchList {
+	var lists []benchList
+	add := func(name string, filters ...store.SessionFilter) {
+		for _, live := range []bool{false, true} {
+			l := benchList{name: "sessions/" + name}
+			if live {
+				l.name += "+live"
+			}
+			for _, f := range filters {
+				f.Limit, f.Live = 100, live
+				second := ""
+				l.pages = append(l.pages, func(ctx context.Context, s store.Store) error {
+					_, next, err := s.Sessions(ctx, f)
+					second = next
+					return err
+				}, func(ctx context.Context, s store.Store) error {
+					f := f
+					f.Cursor = second
+					_, _, err := s.Sessions(ctx, f)
+					return err
+				})
+			}
+			lists = append(lists, l)
+		}
+	}
+	var repositories, runs, serials []store.SessionFilter
+	for _, k := range kinds {
+		repositories = append(repositories, store.SessionFilter{Repository: repositoryOf(k)})
+		runs = append(runs, store.SessionFilter{RunID: runOf(k)})
+		serials = append(serials, store.SessionFilter{Serial: "serial-" + k})
+	}
+	add("all", store.SessionFilter{})
+	add("repository", repositories...)
+	add("run_id", runs...)
+	add("serial", serials...)
+	add("engine", store.SessionFilter{Engine: "default"}, store.SessionFilter{Engine: "other"}, store.SessionFilter{Engine: "none"})
+	return lists
+}
+
+// revocations are tried, not done: what the admin is shown before.
+func revocations() []benchList {
+	list := func(name string, r store.Revocation) benchList {
+		r.DryRun, r.Block = true, 24*time.Hour
+		return benchList{"revoke/" + name, []page{func(ctx context.Context, s store.Store) error {
+			_, err := s.Revoke(ctx, r)
+			return err
+		}}}
+	}
+	return []benchList{
+		list("big", store.Revocation{Match: store.Match{Repository: repositoryOf(kindBig)}}),
+		list("revoked", store.Revocation{Match: store.Match{RepositoryID: kindRevoked}}),
+		list("busy", store.Revocation{Match: store.Match{Actor: actorOf(kindBusy)}}),
+		list("small", store.Revocation{Match: store.Match{Identity: identityOf(kindSmall)}}),
+		list("run", store.Revocation{Match: store.Match{RunID: runOf(kindOld)}}),
+		list("live", store.Revocation{Match: store.Match{Repository: repositoryOf(kindLive)}}), // a hundredth of all
+		list("all", store.Revocation{All: true}),
 	}
 }

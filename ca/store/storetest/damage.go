@@ -17,6 +17,8 @@ import (
 // Database is what the tests of damage need of a driver.
 type Database struct {
 	Open Open
+	// Try opens as Open does, and returns why it could not.
+	Try func(t testing.TB) (store.Store, error)
 	// Exec changes the database behind the store's back.
 	Exec func(t testing.TB, query string)
 	// Restore makes a store elsewhere from a backup and returns how to open it.

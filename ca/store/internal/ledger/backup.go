@@ -176,6 +176,9 @@ func Restore(ctx context.Context, tx Tx, r io.Reader, ev store.Event) (store.Met
 	if err := b.tables(ctx, tx); err != nil {
 		return store.Meta{}, time.Time{}, err
 	}
+	if err := flagRevoked(ctx, tx, 0); err != nil {
+		return store.Meta{}, time.Time{}, err
+	}
 	if err := insertMeta(ctx, tx, *header.Meta); err != nil {
 		return store.Meta{}, time.Time{}, err
 	}

@@ -104,12 +104,11 @@ func (l *Ledger) Certificates(ctx context.Context, f store.CertificateFilter) ([
 	}
 	var rows []*certificateRow
 	err = l.read(ctx, "list certificates", func(r Reader) error {
-		q, err := l.certificateQuery(ctx, r, f, below)
+		q, err := l.certificateQuery(ctx, r, f, below, limit+1)
 		if err != nil {
 			return err
 		}
-		rows, err = collect(ctx, r, func(r Rows) (*certificateRow, error) { return scanCertificate(r) },
-			q.text+fmt.Sprintf(" LIMIT %d", limit+1), q.args...)
+		rows, err = collect(ctx, r, func(r Rows) (*certificateRow, error) { return scanCertificate(r) }, q.text, q.args...)
 		return err
 	})
 	if err != nil {
@@ -127,35 +126,27 @@ func (l *Ledger) Certificates(ctx context.Context, f store.CertificateFilter) ([
 	return out, next, nil
 }
 
-// certificateQuery builds the query of a page, newest first, without its
-// limit. The index to go by is chosen here, since SQLite knows nothing of how
-// often a value occurs.
-func (l *Ledger) certificateQuery(ctx context.Context, r Reader, f store.CertificateFilter, below *position) (*query, error) {
-	q := &query{}
-	chosen, err := l.chooseIndex(ctx, r, f)
+// certificateQuery builds the query of a page, newest first. The index to go by
+// is chosen here, since SQLite knows nothing of how often a value occurs. An
+// index by a value keeps the revoked apart from the others, so a page of one
+// status is a stretch of it, and a page of both is made of two.
+func (l *Ledger) certificateQuery(ctx context.Context, r Reader, f store.CertificateFilter, below *position, limit int) (*query, error) {
+	index, err := l.chooseIndex(ctx, r, f)
 	if err != nil {
 		return nil, err
 	}
-	from := " FROM certificates c" + (&query{index: chosen.index}).hint(l.dialect) + " LEFT JOIN revocations r ON r.cert_id = c.id"
-	order := "c.id"
-	now := micro(f.Now)
+	q := &query{index: index}
+	flags := []string{"0", "1"} // what may stand in revoked
 	switch f.Status {
 	case "":
 	case "valid":
-		q.where("r.cert_id IS NULL", "c.not_after >= "+q.arg(now), "c.id >= "+q.arg(idAt(f.Now.Add(-MaxLifetime))))
+		flags = flags[:1]
+		q.where("c.not_after >= "+q.arg(micro(f.Now)), "c.id >= "+q.arg(idAt(f.Now.Add(-MaxLifetime))))
 	case "expired":
-		q.where("r.cert_id IS NULL", "c.not_after < "+q.arg(now))
+		flags = flags[:1]
+		q.where("c.not_after < " + q.arg(micro(f.Now)))
 	case "revoked":
-		from = " FROM certificates c" + (&query{index: chosen.index}).hint(l.dialect) + " JOIN revocations r ON r.cert_id = c.id"
-		if chosen.index == "" || chosen.common {
-			order = "r.cert_id"
-			if l.dialect.IndexHints {
-				from = " FROM revocations r CROSS JOIN certificates c"
-				q.where("c.id = r.cert_id")
-			} else { // OFFSET 0 keeps the planner from beginning with certificates
-				from = " FROM revocations r CROSS JOIN LATERAL (SELECT * FROM certificates WHERE id = r.cert_id OFFSET 0) c"
-			}
-		}
+		flags = flags[1:]
 	default:
 		return nil, fmt.Errorf("unknown status %q", f.Status)
 	}
@@ -164,9 +155,21 @@ func (l *Ledger) certificateQuery(ctx context.Context, r Reader, f store.Certifi
 	}
 	whereMatch(q, f.Match)
 	if below != nil {
-		q.where(order + " < " + q.arg(below.id))
+		q.where("c.id < " + q.arg(below.id))
 	}
-	q.text = "SELECT " + listColumns + from + q.conditions() + " ORDER BY " + order + " DESC"
+	var pages []string
+	page := func(by ...equal) {
+		pages = append(pages, q.page(l.dialect, "certificates c", "c.*", by, "c.id", "DESC", limit))
+	}
+	if index == "" && f.Status == "" {
+		page()
+	} else {
+		for _, flag := range flags {
+			page(equal{"c.revoked", flag})
+		}
+	}
+	q.text = "SELECT " + listColumns + " FROM (" + strings.Join(pages, " UNION ALL ") + fmt.Sprintf(" ORDER BY id DESC LIMIT %d", limit) +
+		") c LEFT JOIN revocations r ON r.cert_id = c.id ORDER BY c.id DESC"
 	return q, nil
 }
 
@@ -240,53 +243,48 @@ func whereSerial(q *query, prefix string, d Dialect) error {
 	return nil
 }
 
-// indexChoice is the index that a list goes by; common when even its value
-// occurs often.
-type indexChoice struct {
-	index  string
-	common bool
-}
-
 // commonRows is how many rows make a value common: a list that has to look at
 // that many is still quick.
 const commonRows = 2000
 
 // chooseIndex picks, of the indexes that the filters of f could use, the one
-// whose value occurs least.
-func (l *Ledger) chooseIndex(ctx context.Context, r Reader, f store.CertificateFilter) (indexChoice, error) {
-	if len(f.SerialPrefix) > 1 {
-		return indexChoice{}, nil
-	}
-	var candidates []indexChoice
-	var values []string
+// whose value occurs least; "" goes along the table.
+func (l *Ledger) chooseIndex(ctx context.Context, r Reader, f store.CertificateFilter) (string, error) {
 	fields := matchFields(f.Match)
+	var by []int
 	for _, i := range []int{3, 4, 2, 1, 5} { // run_id, actor, repository_id, repository, identity
 		if fields[i] != "" {
-			candidates = append(candidates, indexChoice{index: "certificates_" + matchColumns[i]})
-			values = append(values, matchColumns[i])
-			values = append(values, fields[i])
+			by = append(by, i)
 		}
 	}
-	if f.Profile != "" && f.Profile != "client" && len(candidates) == 0 {
-		return indexChoice{index: "certificates_servers", common: true}, nil
+	switch {
+	case len(f.SerialPrefix) > 1:
+		return "", nil
+	case len(by) == 1:
+		return "certificates_" + matchColumns[by[0]], nil
+	case len(by) == 0 && f.Profile != "" && f.Profile != "client":
+		return "certificates_servers", nil
+	case len(by) == 0 && f.Status == "revoked":
+		return "certificates_revoked", nil
 	}
-	if len(candidates) == 0 || len(candidates) == 1 && f.Status != "revoked" {
-		return append(candidates, indexChoice{})[0], nil
-	}
-	best, least := indexChoice{}, int64(-1)
-	for i, c := range candidates {
-		column, n := values[2*i], int64(0)
-		_, err := one(ctx, r, fmt.Sprintf(`SELECT COUNT(*) FROM (SELECT 1 AS x FROM certificates WHERE %s = $1 AND %s <> '' LIMIT %d) AS y`, column, column, commonRows),
-			[]any{values[2*i+1]}, &n)
+	best, least := "", int64(-1)
+	for _, i := range by {
+		n, err := countRows(ctx, r, "certificates", matchColumns[i], fields[i])
 		if err != nil {
-			return best, err
+			return "", err
 		}
 		if least < 0 || n < least {
-			best, least = c, n
-			best.common = n == commonRows
+			best, least = "certificates_"+matchColumns[i], n
 		}
 	}
 	return best, nil
+}
+
+// countRows counts the rows of table whose column has value, up to commonRows.
+func countRows(ctx context.Context, r Reader, table, column, value string) (n int64, err error) {
+	_, err = one(ctx, r, fmt.Sprintf(`SELECT COUNT(*) FROM (SELECT 1 AS x FROM %s WHERE %s = $1 AND %s <> '' LIMIT %d) AS y`, table, column, column, commonRows),
+		[]any{value}, &n)
+	return n, err
 }
 
 // Each implements store.Store. It reads in pages, so that a slow f holds

@@ -7,6 +7,8 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
+	"math"
+	"slices"
 	"strings"
 	"time"
 
@@ -180,11 +182,11 @@ func (l *Ledger) Events(ctx context.Context, f store.EventFilter) ([]store.Event
 	}
 	var rows []eventRow
 	err = l.read(ctx, "list events", func(r Reader) error {
-		q, err := eventQuery(ctx, r, f, below, l.dialect)
+		q, err := eventQuery(ctx, r, f, below, limit+1, l.dialect)
 		if err != nil || q == nil {
 			return err
 		}
-		rows, err = collect(ctx, r, scanEvent, q.text+fmt.Sprintf(" LIMIT %d", limit+1), q.args...)
+		rows, err = collect(ctx, r, scanEvent, q.text, q.args...)
 		return err
 	})
 	if err != nil {
@@ -210,66 +212,125 @@ func (l *Ledger) Events(ctx context.Context, f store.EventFilter) ([]store.Event
 	return out, next, nil
 }
 
-// eventQuery builds the query of a page without its limit; nil when the page
-// is empty. Times are narrowed to a range of seqs by the links, which are in
-// both orders at once.
-func eventQuery(ctx context.Context, r Reader, f store.EventFilter, below *position, d Dialect) (*query, error) {
+// eventQuery builds the query of a page; nil when the page is empty. Times are
+// narrowed to a range of seqs by the links, which are in both orders at once.
+func eventQuery(ctx context.Context, r Reader, f store.EventFilter, below *position, limit int, d Dialect) (*query, error) {
 	q := &query{}
+	low, high, err := eventRange(ctx, r, f, q)
+	if err != nil {
+		return nil, err
+	}
+	direction := "DESC"
+	switch {
+	case f.After != 0:
+		low, direction = max(low, f.After+1), "ASC"
+	case below != nil:
+		high = min(high, below.id)
+	}
+	if low >= high {
+		return nil, nil
+	}
+	stretches, err := eventStretches(ctx, r, f, q)
+	if err != nil || len(stretches) == 0 {
+		return nil, err
+	}
+	q.where("seq >= "+q.arg(low), "seq < "+q.arg(high))
+	pages := make([]string, len(stretches))
+	for i, by := range stretches {
+		pages[i] = q.page(d, "events", eventColumns, by, "seq", direction, limit)
+	}
+	q.text = strings.Join(pages, " UNION ALL ") + fmt.Sprintf(" ORDER BY seq %s LIMIT %d", direction, limit)
+	return q, nil
+}
+
+// eventRange returns the seqs from low to before high that lie in the times of
+// f, and adds to q that the time must too.
+func eventRange(ctx context.Context, r Reader, f store.EventFilter, q *query) (low, high int64, _ error) {
+	high = math.MaxInt64
 	if f.Since != nil {
-		var first int64
-		found, err := one(ctx, r, `SELECT first_seq FROM links WHERE newest >= $1 ORDER BY newest, last_seq LIMIT 1`, []any{micro(*f.Since)}, &first)
+		found, err := one(ctx, r, `SELECT first_seq FROM links WHERE newest >= $1 ORDER BY newest, last_seq LIMIT 1`, []any{micro(*f.Since)}, &low)
 		if err != nil || !found {
-			return nil, err
+			return 0, 0, err
 		}
-		q.where("seq >= "+q.arg(first), "time >= "+q.arg(micro(*f.Since)))
+		q.where("time >= " + q.arg(micro(*f.Since)))
 	}
 	if f.Until != nil {
 		var last, disorder int64
 		if _, err := one(ctx, r, `SELECT disorder FROM state`, nil, &disorder); err != nil {
-			return nil, err
+			return 0, 0, err
 		}
 		found, err := one(ctx, r, `SELECT last_seq FROM links WHERE newest >= $1 ORDER BY newest, last_seq LIMIT 1`, []any{micro(*f.Until) + disorder}, &last)
 		if err != nil {
-			return nil, err
+			return 0, 0, err
 		}
 		if found {
-			q.where("seq <= " + q.arg(last))
+			high = last + 1
 		}
 		q.where("time < " + q.arg(micro(*f.Until)))
 	}
-	for _, c := range []struct{ column, value string }{{"type", f.Type}, {"repository", f.Repository}, {"run_id", f.RunID}} {
-		if c.value == "" {
-			continue
-		}
-		q.where(c.column + " = " + q.arg(c.value))
-		if c.column != "type" {
-			q.where(c.column + " <> ''")
-		}
-		q.index = "events_" + c.column
-	}
-	if f.Type != "" && f.Type != store.EventIssued && f.Repository != "" && f.RunID == "" {
-		q.where("type <> 'issued'") // lets the partial index serve
-		q.index = "events_repository_type"
-	}
+	return low, high, nil
+}
+
+// isIssued is how events_repository keeps a repository's issuances, most of
+// its events, apart from the others.
+const isIssued = "(CASE WHEN type = 'issued' THEN 1 ELSE 0 END)"
+
+// eventStretches chooses the index of a page and the stretches of it that hold
+// what f asks for, and adds to q what they leave to ask.
+func eventStretches(ctx context.Context, r Reader, f store.EventFilter, q *query) ([][]equal, error) {
 	if f.Serial != "" {
 		raw, err := parseSerial(f.Serial)
 		if err != nil {
 			return nil, nil // no event has it
 		}
-		q.index = ""
 		q.where("seq IN (SELECT seq FROM events WHERE serial = " + q.arg(f.Serial) + " AND serial <> '' AND type <> 'issued'" +
 			" UNION ALL SELECT event_seq FROM certificates WHERE serial = " + q.arg(raw) + ")")
 	}
-	order := " ORDER BY seq DESC"
-	switch {
-	case f.After != 0:
-		q.where("seq > " + q.arg(f.After))
-		order = " ORDER BY seq"
-	case below != nil:
-		q.where("seq < " + q.arg(below.id))
+	var by, rest []equal
+	var fewest int64 = -1
+	for _, c := range []equal{{"run_id", f.RunID}, {"repository", f.Repository}, {"type", f.Type}} {
+		if c.value == "" {
+			continue
+		}
+		n := int64(0)
+		if f.RunID != "" && f.RunID+f.Repository+f.Type != c.value {
+			var err error
+			if n, err = countRows(ctx, r, "events", c.column, c.value); err != nil {
+				return nil, err
+			}
+		}
+		if c.value = q.arg(c.value); f.Serial != "" || fewest >= 0 && n >= fewest {
+			rest = append(rest, c)
+			continue
+		}
+		rest = append(rest, by...)
+		by, fewest = []equal{c}, n
 	}
-	q.text = "SELECT " + eventColumns + " FROM events" + q.hint(d) + q.conditions() + order
-	return q, nil
+	stretches := [][]equal{by}
+	switch {
+	case len(by) == 0:
+	case by[0].column != "repository":
+		q.index = "events_" + by[0].column
+	case f.Type == "":
+		q.index = "events_repository"
+		stretches = [][]equal{append(slices.Clone(by), equal{isIssued, "0"}), append(slices.Clone(by), equal{isIssued, "1"})}
+	case f.Type == store.EventIssued:
+		q.index = "events_repository"
+		stretches = [][]equal{append(by, equal{isIssued, "1"})}
+	default:
+		q.index = "events_repository_type"
+		q.where("type <> 'issued'") // of the partial index
+		i := slices.IndexFunc(rest, func(c equal) bool { return c.column == "type" })
+		stretches = [][]equal{append(by, rest[i])}
+		rest = slices.Delete(rest, i, i+1)
+	}
+	if len(by) > 0 && by[0].column != "type" {
+		q.where(by[0].column + " <> ''") // of the partial index
+	}
+	for _, c := range rest {
+		q.where(c.column + " = " + c.value)
+	}
+	return stretches, nil
 }
 
 // VerifyEvents implements store.Store.

@@ -24,6 +24,9 @@ const (
 func (l *Ledger) Prune(ctx context.Context, before time.Time) (int64, error) {
 	total := int64(0)
 	now := time.Now()
+	if err := l.flagMissed(ctx, now); err != nil {
+		return 0, err
+	}
 	if now.Before(before) {
 		before = now
 	}
@@ -56,6 +59,15 @@ func (l *Ledger) Prune(ctx context.Context, before time.Time) (int64, error) {
 		}
 	}
 	return total, nil
+}
+
+// flagMissed notes in the rows of certificates what a replica revoked that was
+// of a version before that note, while others had been upgraded.
+func (l *Ledger) flagMissed(ctx context.Context, now time.Time) error {
+	return l.update(ctx, "flag revoked certificates", func(tx Tx, _ *head) ([]store.Event, error) {
+		return nil, tx.Do(ctx, `UPDATE certificates SET revoked = 1 WHERE revoked = 0 AND id IN (SELECT cert_id FROM revocations WHERE not_after > $1)`,
+			micro(now.Add(-pruneMargin)))
+	})
 }
 
 // pruneCertificates looks at one batch of certificates from id on, and returns

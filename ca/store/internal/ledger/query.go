@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/binary"
+	"fmt"
 	"strconv"
 	"strings"
 	"time"
@@ -53,6 +54,21 @@ func (q *query) hint(d Dialect) string {
 		return ""
 	}
 	return " INDEXED BY " + q.index
+}
+
+// equal is a column and the value that it must have.
+type equal struct{ column, value string }
+
+// page returns the newest limit rows, or with direction ASC the oldest, of
+// columns of table whose columns are equal and for which the terms of q hold, by
+// order. It changes nothing of q, since a list may be made of several.
+func (q *query) page(d Dialect, table, columns string, by []equal, order, direction string, limit int) string {
+	terms := make([]string, 0, len(by)+len(q.terms))
+	for _, c := range by {
+		terms = append(terms, c.column+" = "+c.value)
+	}
+	whole := query{terms: append(terms, q.terms...)}
+	return fmt.Sprintf("SELECT * FROM (SELECT %s FROM %s%s%s ORDER BY %s %s LIMIT %d) AS page", columns, table, q.hint(d), whole.conditions(), order, direction, limit)
 }
 
 // position is where a page ended: an id, and a text where ids are not unique.

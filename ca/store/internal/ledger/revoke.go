@@ -53,7 +53,8 @@ func scanTarget(r Rows) (*target, error) {
 // the zero Match.
 func unexpired(ctx context.Context, r Reader, m store.Match, now time.Time) ([]*target, error) {
 	q := &query{}
-	q.where("c.id >= "+q.arg(idAt(now.Add(-MaxLifetime))), "c.not_after >= "+q.arg(micro(now)))
+	// Both values of revoked are named, as every index by a value begins so.
+	q.where("c.id >= "+q.arg(idAt(now.Add(-MaxLifetime))), "c.not_after >= "+q.arg(micro(now)), "c.revoked IN (0, 1)")
 	whereMatch(q, m)
 	return collect(ctx, r, scanTarget, targetColumns+q.conditions()+" ORDER BY c.id", q.args...)
 }
@@ -228,6 +229,7 @@ func (s *sweep) blocks() []store.Block {
 func (s *sweep) insert(ctx context.Context, tx Tx, h *head) ([]*target, error) {
 	var fresh []*target
 	var rows [][]any
+	before := h.revision
 	for _, t := range s.targets {
 		if t.revoked {
 			continue
@@ -239,7 +241,15 @@ func (s *sweep) insert(ctx context.Context, tx Tx, h *head) ([]*target, error) {
 	if len(rows) == 0 {
 		return nil, nil
 	}
-	return fresh, tx.Insert(ctx, tableRevocations, rows)
+	if err := tx.Insert(ctx, tableRevocations, rows); err != nil {
+		return nil, err
+	}
+	return fresh, flagRevoked(ctx, tx, before)
+}
+
+// flagRevoked notes in the rows of certificates what revocations after seq say.
+func flagRevoked(ctx context.Context, tx Tx, seq int64) error {
+	return tx.Do(ctx, `UPDATE certificates SET revoked = 1 WHERE id IN (SELECT cert_id FROM revocations WHERE seq > $1)`, seq)
 }
 
 // events tells of what was done: each certificate, and the order as a whole

@@ -19,13 +19,15 @@ var (
 	migrationInit string
 	//go:embed migrations/0002_event_kinds.sql
 	migrationEventKinds string
+	//go:embed migrations/0003_revoked_lists.sql
+	migrationRevokedLists string
 )
 
 // migrations are the versions of the shape, in order, from 1.
-var migrations = []string{migrationInit, migrationEventKinds}
+var migrations = []string{migrationInit, migrationEventKinds, migrationRevokedLists}
 
 // Version is the version of the shape that this program reads and writes.
-const Version = 2
+const Version = 3
 
 // Kind is the type of a column.
 type Kind uint8
@@ -95,9 +97,27 @@ var (
 	tableLogins       = table("logins", "id:t provider:t subject:t claims:b created_at:i expires_at:i")
 )
 
+// KindOf is the type of a column of a table that a backup holds; Text where
+// there is none.
+func KindOf(table, column string) Kind {
+	for _, t := range backupTables {
+		for _, c := range t.Columns {
+			if t.Name == table && c.Name == column {
+				return c.Kind
+			}
+		}
+	}
+	return Text
+}
+
 // Migrate brings the shape to Version. The caller keeps others out. A shape of
-// a later version is an error.
+// a later version is store.ErrNewer and stays as it is.
 func Migrate(ctx context.Context, dialect database.Dialect, db *sql.DB, d Dialect) error {
+	return MigrateTo(ctx, dialect, db, d, Version)
+}
+
+// MigrateTo is Migrate to an earlier version than Version, as tests need.
+func MigrateTo(ctx context.Context, dialect database.Dialect, db *sql.DB, d Dialect, version int64) error {
 	words := strings.NewReplacer("@int", d.Int, "@bytes", d.Bytes, "@clustered", d.Clustered, "@bodies", d.Bodies)
 	var steps []*goose.Migration
 	for i, text := range migrations {
@@ -116,20 +136,16 @@ func Migrate(ctx context.Context, dialect database.Dialect, db *sql.DB, d Dialec
 	if err != nil {
 		return fmt.Errorf("migrate store: %w", err)
 	}
-	if _, err := p.Up(ctx); err != nil {
+	there, err := p.GetDBVersion(ctx) // makes goose's table where it is missing
+	if err != nil {
 		return fmt.Errorf("migrate store: %w", err)
 	}
-	return CheckVersion(ctx, db)
-}
-
-// CheckVersion tells by an error that db has another version than Version.
-func CheckVersion(ctx context.Context, db *sql.DB) error {
-	v, err := SchemaVersion(ctx, db)
-	if err != nil {
-		return err
+	if there > Version {
+		return fmt.Errorf("%w: it has shape %d, this program knows %d: start the mayfly-issuer that it was last used with, or a later one (or make a new store from a backup taken before)",
+			store.ErrNewer, there, Version)
 	}
-	if v != Version {
-		return fmt.Errorf("store has shape %d, this program knows %d", v, Version)
+	if _, err := p.UpTo(ctx, version); err != nil {
+		return fmt.Errorf("migrate store: %w", err)
 	}
 	return nil
 }

@@ -192,25 +192,7 @@ func (l *Ledger) Sessions(ctx context.Context, f store.SessionFilter) ([]store.S
 	if f.Now.IsZero() {
 		f.Now = time.Now()
 	}
-	q := &query{}
-	if f.Live {
-		q.where("closed_at = 0", "seen_at >= "+q.arg(micro(f.Now.Add(-liveFor))))
-		q.index = "sessions_live"
-	}
-	for _, c := range []struct{ column, value string }{{"engine", f.Engine}, {"repository", f.Repository}, {"run_id", f.RunID}, {"serial", f.Serial}} {
-		if c.value != "" {
-			q.where(c.column + " = " + q.arg(c.value))
-			if !f.Live {
-				q.index = "sessions_" + c.column
-			}
-		}
-	}
-	if below != nil {
-		at, id := q.arg(below.id), q.arg(below.text)
-		q.where("(opened_at < " + at + " OR (opened_at = " + at + " AND id < " + id + "))")
-		q.where("opened_at <= " + at)
-	}
-	q.text = "SELECT " + sessionColumns + " FROM sessions" + q.hint(l.dialect) + q.conditions() + fmt.Sprintf(" ORDER BY opened_at DESC, id DESC LIMIT %d", limit+1)
+	q := sessionQuery(f, below, limit+1, l.dialect)
 	var out []store.Session
 	err = l.read(ctx, "list sessions", func(r Reader) (err error) {
 		out, err = collect(ctx, r, scanSession, q.text, q.args...)
@@ -225,4 +207,33 @@ func (l *Ledger) Sessions(ctx context.Context, f store.SessionFilter) ([]store.S
 		next = l.cursor(scope, position{micro(out[limit-1].OpenedAt), out[limit-1].ID})
 	}
 	return out, next, nil
+}
+
+// sessionQuery builds the query of a page. The live ones are found by when they
+// were last seen, since many may be open for good whose machine is gone; there
+// are never so many of them that they could not be sorted.
+func sessionQuery(f store.SessionFilter, below *position, limit int, d Dialect) *query {
+	q := &query{}
+	for _, c := range []equal{{"engine", f.Engine}, {"repository", f.Repository}, {"run_id", f.RunID}, {"serial", f.Serial}} {
+		if c.value != "" {
+			q.where(c.column + " = " + q.arg(c.value))
+			q.index = "sessions_" + c.column // the last one has fewest
+		}
+	}
+	from, end := "sessions", fmt.Sprintf(" ORDER BY opened_at DESC, id DESC LIMIT %d", limit)
+	if f.Live {
+		q.index = "sessions_live"
+		q.where("closed_at = 0", "seen_at >= "+q.arg(micro(f.Now.Add(-liveFor))))
+		q.text = "WITH live AS MATERIALIZED (SELECT opened_at, id FROM sessions" + q.hint(d) + q.conditions() + ") "
+		from, q.index, q.terms = "live", "", nil
+	}
+	if below != nil {
+		q.where("(opened_at, id) < (" + q.arg(below.id) + ", " + q.arg(below.text) + ")")
+	}
+	if f.Live { // only the page's rows are read whole
+		ids := "(SELECT id FROM " + from + q.conditions() + end + ")"
+		from, q.terms = "sessions", []string{"id IN " + ids}
+	}
+	q.text += "SELECT " + sessionColumns + " FROM " + from + q.hint(d) + q.conditions() + end
+	return q
 }

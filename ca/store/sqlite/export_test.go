@@ -1,0 +1,20 @@
+package sqlite
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+
+	"github.com/pressly/goose/v3"
+
+	"github.com/mayfly-ca/mayfly/ca/store/internal/ledger"
+)
+
+// Shape makes a database of a version of the shape, without a row.
+func Shape(ctx context.Context, path string, version int64) error {
+	db, err := sql.Open("sqlite", path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(ledger.MigrateTo(ctx, goose.DialectSQLite3, db, dialect, version), db.Close())
+}
