@@ -25,6 +25,7 @@ import (
 type requestInfo struct {
 	id       string
 	address  string
+	route    string // the page's; the API's are known to its router
 	identity string // verified: SPIFFE ID or provider/subject
 	rule     string
 	serial   string
@@ -100,10 +101,15 @@ func (s *Server) observe(next http.Handler) http.Handler {
 	})
 }
 
+// noRoute stands for every path that nothing answers.
+const noRoute = "none"
+
 func (s *Server) accessLog(r *http.Request, rec *recorder, info *requestInfo, took time.Duration) {
-	route := "none"
+	route := noRoute
 	if rc := chi.RouteContext(r.Context()); rc != nil && rc.RoutePattern() != "" {
 		route = rc.RoutePattern()
+	} else if info.route != "" {
+		route = info.route
 	}
 	status := rec.status
 	if status == 0 {

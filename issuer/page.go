@@ -31,10 +31,15 @@ func Page(s *Server) http.Handler {
 }
 
 // pageOr gives the page its own paths, and the rest to missing: an API's call
-// that is mistyped is told so in the API's form.
+// that is mistyped is told so in the API's form. It notes the page's route for
+// the log and the metrics: the pattern, which no path of a stranger can widen.
 func pageOr(page, missing http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if web.Owns(r.URL.Path) {
+			defer func() { // r.Pattern is "METHOD /path", or empty
+				_, path, _ := strings.Cut(r.Pattern, " ")
+				infoOf(r.Context()).route = strings.TrimSuffix(path, "{$}")
+			}()
 			page.ServeHTTP(w, r)
 			return
 		}

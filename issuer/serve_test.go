@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -198,6 +199,43 @@ func metrics(t *testing.T, i *issuertest.Issuer) string {
 	return string(body)
 }
 
+// checkRoutes: pages are told apart by their patterns, and whatever else a
+// stranger asks for shares one label.
+func checkRoutes(t *testing.T, i *issuertest.Issuer) {
+	t.Helper()
+	for _, path := range []string{
+		"/", "/login", "/login/a", "/login/b", "/certificates", "/certificates/00", "/certificates/11?serial=1", "/assets/no", "/assets/none",
+		"/certificates/00/more", "/assets", "/no", "/v1/no", "/v1/certificates/00",
+	} {
+		fetch(t, i, path)
+	}
+	count := make(map[string]int)
+	for line := range strings.Lines(metrics(t, i)) {
+		if _, rest, ok := strings.Cut(line, "mayfly_issuer_http_request_duration_seconds_count{"); ok {
+			_, rest, _ = strings.Cut(rest, `route="`)
+			route, value, _ := strings.Cut(rest, `"} `)
+			n, err := strconv.Atoi(strings.TrimSpace(value))
+			if err != nil {
+				t.Fatal(err)
+			}
+			count[route] += n
+		}
+	}
+	for route, want := range map[string]int{
+		"/": 1, "/login": 1, "/login/{provider}": 2, "/certificates": 1, "/certificates/{serial}": 2, "/assets/": 2, "/v1/certificates/{serial}": 1, "none": 3,
+	} {
+		if count[route] < want {
+			t.Errorf("route %s counts %d, want %d: %v", route, count[route], want, count)
+		}
+		delete(count, route)
+	}
+	for route := range count {
+		if !strings.HasPrefix(route, "/v1/") && route != "/healthz" && route != "/readyz" {
+			t.Errorf("route %s", route)
+		}
+	}
+}
+
 func TestMetrics(t *testing.T) {
 	t.Parallel()
 	i := issuertest.Start(t, issuertest.Options{})
@@ -222,6 +260,7 @@ func TestMetrics(t *testing.T) {
 			t.Errorf("metrics lack %s", want)
 		}
 	}
+	checkRoutes(t, i)
 	// Prometheus' own conventions on names, units and help.
 	faults, err := promlint.New(strings.NewReader(text)).Lint()
 	if err != nil {
