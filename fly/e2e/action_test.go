@@ -106,7 +106,7 @@ func runAct(t *testing.T, repo string, s *stack, release *releaseHost) (string, 
 	}
 	args := []string{"run", act, "push", "-P", "ubuntu-latest=-self-hosted", "-C", repo}
 	for name, value := range map[string]string{
-		"MAYFLY_CA_FILE": s.env["MAYFLY_CA_FILE"], "BUILDCTL": buildctl(t), "NODE_EXTRA_CA_CERTS": release.ca,
+		"MAYFLY_CA_FILE": s.env["MAYFLY_CA_FILE"], "BUILDCTL": engineTool(t, "buildctl"), "NODE_EXTRA_CA_CERTS": release.ca,
 		"ACTIONS_ID_TOKEN_REQUEST_URL": s.env["ACTIONS_ID_TOKEN_REQUEST_URL"], "ACTIONS_ID_TOKEN_REQUEST_TOKEN": s.env["ACTIONS_ID_TOKEN_REQUEST_TOKEN"],
 	} {
 		args = append(args, "--env", name+"="+value)

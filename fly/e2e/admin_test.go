@@ -108,7 +108,7 @@ func (s *stack) longBuild(t *testing.T) *longBuild {
 	t.Helper()
 	files := filepath.Join(s.dir, "state", "context")
 	b := &longBuild{done: make(chan struct{}), ticking: make(chan struct{})}
-	b.cmd = exec.CommandContext(context.WithoutCancel(t.Context()), filepath.Join(s.env["MAYFLY_BIN"], "mayfly"), "exec", "--", buildctl(t), "build", "--progress", "plain",
+	b.cmd = exec.CommandContext(context.WithoutCancel(t.Context()), filepath.Join(s.env["MAYFLY_BIN"], "mayfly"), "exec", "--", engineTool(t, "buildctl"), "build", "--progress", "plain",
 		"--frontend", "dockerfile.v0", "--local", "context="+files, "--local", "dockerfile="+files, "--opt", "filename=Dockerfile.long", "--no-cache")
 	b.cmd.Env = os.Environ()
 	for _, name := range []string{"MAYFLY_ISSUER", "MAYFLY_CA_FILE", "ACTIONS_ID_TOKEN_REQUEST_URL", "ACTIONS_ID_TOKEN_REQUEST_TOKEN"} {

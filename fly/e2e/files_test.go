@@ -16,7 +16,7 @@ func testFiles(t *testing.T, s *stack) {
 	dir := filepath.Join(t.TempDir(), "certificate")
 	in := func(name string, args ...string) (string, error) {
 		cmd := exec.CommandContext(t.Context(), name, args...)
-		cmd.Env = []string{"HOME=" + t.TempDir(), "PATH=" + filepath.Dir(buildctl(t)) + string(filepath.ListSeparator) + os.Getenv("PATH")}
+		cmd.Env = []string{"HOME=" + t.TempDir(), "PATH=" + filepath.Dir(engineTool(t, "buildctl")) + string(filepath.ListSeparator) + os.Getenv("PATH")}
 		for k, v := range s.env {
 			if k != "PATH" && k != "HOME" {
 				cmd.Env = append(cmd.Env, k+"="+v)
@@ -38,6 +38,7 @@ func testFiles(t *testing.T, s *stack) {
 	if out, err := in("sh", "-c", line+" debug workers"); err != nil || !strings.Contains(out, "linux/") {
 		t.Errorf("%s: %v\n%s", line, err, out)
 	}
+	testBuildx(t, in, printed)
 	if out, err := in("sh", "-c", "buildctl --timeout 5 --addr tcp://"+s.env["ENGINE_ADDR"]+" --tlsservername "+s.env["ENGINE_SERVER_NAME"]+" --tlscacert "+filepath.Join(dir, "ca.pem")+" debug workers"); err == nil {
 		t.Errorf("buildctl without a certificate was let in:\n%s", out)
 	}
@@ -60,5 +61,31 @@ func testFiles(t *testing.T, s *stack) {
 				t.Errorf("openssl %s: no %q in\n%s", tt.name, want, out)
 			}
 		}
+	}
+}
+
+// testBuildx builds with Docker's own client, by the line that was printed.
+func testBuildx(t *testing.T, in func(name string, args ...string) (string, error), printed string) {
+	t.Helper()
+	var line string
+	for l := range strings.Lines(printed) {
+		if strings.HasPrefix(l, "docker buildx ") {
+			line = strings.TrimSpace(l)
+		}
+	}
+	dir := t.TempDir()
+	for name, text := range map[string]string{"Dockerfile": "FROM scratch\nCOPY greeting /greeting\n", "greeting": "by buildx"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// buildx is the same program by itself as under docker; its builders are kept in dir.
+	script := `docker() { shift; ` + tool(t, "buildx", "buildx") + ` "$@"; }
+export BUILDX_CONFIG="$0/config"
+` + line + `
+docker buildx build --builder mayfly-default --output "type=local,dest=$0/out" "$0"`
+	out, err := in("sh", "-euc", script, dir)
+	if got, _ := os.ReadFile(filepath.Join(dir, "out", "greeting")); err != nil || string(got) != "by buildx" {
+		t.Errorf("%s: %v, built %q\n%s", line, err, got, out)
 	}
 }

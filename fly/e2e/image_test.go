@@ -144,20 +144,6 @@ func filesOf(t *testing.T, image v1.Image) []string {
 // buildKit is a running buildkitd.
 type buildKit struct{ buildctl, addr string }
 
-// engineTool gives a program of fly/local/engine, built in minutes the first
-// time.
-func engineTool(t *testing.T, name string) string {
-	t.Helper()
-	cmd := exec.CommandContext(t.Context(), "go", "tool", "-n", name)
-	cmd.Dir = filepath.Join("..", "local", "engine")
-	cmd.Env = append(os.Environ(), "GOWORK=off", "GOFLAGS=")
-	out, err := cmd.Output()
-	if err != nil {
-		t.Fatalf("go tool -n %s: %v", name, err)
-	}
-	return strings.TrimSpace(string(out))
-}
-
 func startBuildKit(t *testing.T) *buildKit {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "e2e-") // a unix socket's path is short

@@ -96,14 +96,20 @@ func (s *stack) load() bool {
 	return s.env["MAYFLY_ISSUER"] != ""
 }
 
-// buildctl finds the client that the stack's engine tools came with.
-func buildctl(t *testing.T) string {
+// engineTool gives a program of fly/local/engine.
+func engineTool(t *testing.T, name string) string {
 	t.Helper()
-	cmd := exec.Command("go", "-C", "../local/engine", "tool", "-n", "buildctl")
+	return tool(t, "../local/engine", name)
+}
+
+// tool gives a program that a nested module pins, built in minutes the first time.
+func tool(t *testing.T, module, name string) string {
+	t.Helper()
+	cmd := exec.Command("go", "-C", module, "tool", "-n", name)
 	cmd.Env = append(os.Environ(), "GOWORK=off", "GOFLAGS=")
 	out, err := cmd.Output()
 	if err != nil {
-		t.Fatalf("go tool -n buildctl: %v", err)
+		t.Fatalf("go tool -n %s: %v", name, err)
 	}
 	return strings.TrimSpace(string(out))
 }
