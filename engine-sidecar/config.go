@@ -17,6 +17,9 @@ import (
 	"time"
 
 	"go.yaml.in/yaml/v3"
+
+	"github.com/mayfly-ca/mayfly/client"
+	"github.com/mayfly-ca/mayfly/client/tokensource"
 )
 
 // EnvPrefix begins the environment variable of every key: MAYFLY_SIDECAR_ and
@@ -296,7 +299,7 @@ func (c *Config) Validate() error {
 	for _, p := range c.EngineHide {
 		wrong(!filepath.IsAbs(p), "engine_hide: %q is not an absolute path", p)
 	}
-	return errors.Join(append(errs, c.checkDurations(), c.Limits.check())...)
+	return errors.Join(append(errs, c.checkIssuer(), c.checkDurations(), c.Limits.check())...)
 }
 
 func (c *Config) checkDurations() error {
@@ -341,6 +344,29 @@ func (l *Limits) check() error {
 	} {
 		if n.value < 1 || n.value > maxLimit {
 			errs = append(errs, fmt.Errorf("configuration: limits.%s: %d is not 1 to %d: leave the key out for its default", n.key, n.value, maxLimit))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// checkIssuer tells what is wrong with where certificates come from, as far as
+// that is seen without the platform and its files. What is missing is told by
+// Validate.
+func (c *Config) checkIssuer() error {
+	var errs []error
+	if c.Issuer != "" {
+		if _, err := client.NewIssuer(c.Issuer, "", c.TrustAnchor); err != nil {
+			errs = append(errs, fmt.Errorf("configuration: %w", err))
+		}
+	}
+	if c.Audience != "" && !strings.HasPrefix(c.Audience, tokensource.AudiencePrefix) {
+		errs = append(errs, fmt.Errorf("configuration: audience %q does not begin with %q", c.Audience, tokensource.AudiencePrefix))
+	}
+	if c.TokenSource != "" {
+		_, err := c.tokenSource()
+		var absent *tokensource.Error // the platform, which may be another machine's
+		if err != nil && !errors.As(err, &absent) {
+			errs = append(errs, fmt.Errorf("configuration: token_source: %w", err))
 		}
 	}
 	return errors.Join(errs...)

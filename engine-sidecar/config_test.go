@@ -58,6 +58,10 @@ func TestParseConfigRefuses(t *testing.T) {
 		"duplicate key":        {minimal + "engine: b\n", "", "already defined"},
 		"second document":      {minimal + "---\nengine: b\n", "", "more than one document"},
 		"unknown variable":     {minimal, "MAYFLY_SIDECAR_ENGIN=x", "names no key"},
+		"issuer over http":     {strings.Replace(minimal, "https://", "http://", 1), "", "use https"},
+		"trust anchor":         {minimal + "trust_anchor: abcd\n", "", "trust anchor is not sha256:"},
+		"audience of another":  {minimal + "audience: sts.amazonaws.com\n", "", "audience \"sts.amazonaws.com\" does not begin with \"mayfly:\""},
+		"token source":         {minimal + "token_source: floppy\n", "", "token_source: token source \"floppy\" is none of"},
 		"bad duration":         {minimal, "MAYFLY_SIDECAR_IDLE_EXIT=90", "IDLE_EXIT"},
 		"staleness of a day":   {minimal + "max_staleness: 24h\n", "", "max_staleness"},
 		"age over a day":       {minimal + "max_connection_age: 25h\n", "", "max_connection_age"},
@@ -268,6 +272,8 @@ func TestEveryKeyIsAVariable(t *testing.T) {
 		"MAYFLY_SIDECAR_LISTEN": "127.0.0.1:1", "MAYFLY_SIDECAR_STATUS_LISTEN": "127.0.0.1:2", "MAYFLY_SIDECAR_PROXY_PROTOCOL": ProxyRequired,
 		"MAYFLY_SIDECAR_TRUSTED_PROXIES": "10.0.0.1, 10.0.0.2", "MAYFLY_SIDECAR_ENGINE_SOCKET": "/s", "MAYFLY_SIDECAR_ENGINE_PROBE": ProbeConnect,
 		"MAYFLY_SIDECAR_ENGINE_HIDE": "/a,/b", "MAYFLY_SIDECAR_ON_STALE": StaleCut,
+		"MAYFLY_SIDECAR_ISSUER": "https://issuer.example.com", "MAYFLY_SIDECAR_TRUST_ANCHOR": "sha256:" + strings.Repeat("ab", 32),
+		"MAYFLY_SIDECAR_AUDIENCE": "mayfly:ci.example.com", "MAYFLY_SIDECAR_TOKEN_SOURCE": "fly",
 	}
 	given := map[string]string{}
 	var walk func(typ reflect.Type, prefix string)
