@@ -58,13 +58,16 @@ func (c *execCommand) Run(ctx context.Context, p *program) error {
 		p.warn("DAGGER_SESSION_PORT is set: a Dagger program uses that session and not this tunnel")
 	}
 	setup, stop := interruptible(ctx)
+	defer stop()
 	t, ln, cleanup, err := p.enter(setup, c.tunnelFlags, c.Listen)
-	stop()
 	if err != nil {
 		return err
 	}
 	end := t.serve(ctx, ln)
-	err = c.command(p, path, argv, host(ln)).run(ctx, t)
+	err = c.command(p, path, argv, host(ln)).run(ctx, t, func() error {
+		defer stop()
+		return setup.Err()
+	})
 	if err := errors.Join(end(), cleanup()); err != nil {
 		p.warn("%v", err)
 	}
@@ -170,14 +173,19 @@ var passedOn = []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, sysc
 // terminal stops and continues us all.
 var jobControl = []os.Signal{syscall.SIGTSTP, syscall.SIGCONT}
 
-// run runs the command to its end, or to the tunnel's.
-func (c *child) run(ctx context.Context, t *tunnel) error {
+// run runs the command to its end, or to the tunnel's. takeOver is called when
+// signals come here, and says whether one came before; so none is lost, and none
+// ends us with the tunnel left behind.
+func (c *child) run(ctx context.Context, t *tunnel, takeOver func() error) error {
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, passedOn...)
 	if c.group {
 		signal.Notify(signals, jobControl...)
 	}
 	defer signal.Stop(signals)
+	if err := takeOver(); err != nil {
+		return err
+	}
 	ended := make(chan error, 1)
 	started := make(chan error, 1)
 	go func() { ended <- startAndWait(c.cmd, started) }()

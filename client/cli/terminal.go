@@ -22,7 +22,7 @@ package cli
 //     visible before a person sees it: control characters, ANSI sequences, line
 //     breaks, bidirectional marks and a runner's workflow commands are written
 //     out and do nothing.
-//   - Secrets (keys, tokens) are never printed, whatever --verbose says.
+//   - Secrets (keys, tokens) are never printed.
 
 import (
 	"fmt"
