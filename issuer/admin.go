@@ -14,7 +14,7 @@ import (
 
 // Person is who acts on the admin calls, as decided for one request.
 type Person struct {
-	Name     string // provider/email, or provider/sub: what events call By
+	Name     string // provider/email where it is verified, else provider/sub: what events call By
 	Provider string
 	Subject  string
 	Role     policy.Role
@@ -61,8 +61,12 @@ func (s *Server) roleOf(claims idtoken.Claims, set *policy.Set) (Person, error) 
 		return Person{}, err
 	}
 	name := claims.Subject()
-	if email, ok := claims.String("email"); ok {
-		name = email
+	// An address that the provider has not verified may be anybody's, and the
+	// record would tell of them.
+	if verified, _ := claims.Get(idtoken.ClaimEmailVerified); verified == true {
+		if email, ok := claims.String(idtoken.ClaimEmail); ok {
+			name = email
+		}
 	}
 	provider := d.Provider.Name
 	return Person{Name: provider + "/" + name, Provider: provider, Subject: claims.Subject(), Role: d.Role, Rule: d.Rule}, nil

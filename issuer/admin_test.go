@@ -87,6 +87,25 @@ func TestForbiddenIsAnEvent(t *testing.T) {
 	}
 }
 
+// The record calls nobody by an address that the provider has not verified: a
+// person whom the rule knows by sub could name another.
+func TestRecordedName(t *testing.T) {
+	t.Parallel()
+	i := issuertest.Start(t, issuertest.Options{Policy: func(text string) string {
+		return strings.Replace(text, "match: {email: ["+issuertest.Admin+"], email_verified: true}", `match: {sub: "person-7"}`, 1)
+	}})
+	for verified, want := range map[bool]string{true: "staff/mallory@example.com", false: "staff/person-7"} {
+		token := i.PersonToken(map[string]any{"sub": "person-7", "email": "mallory@example.com", "email_verified": verified})
+		err := i.Call("POST", wire.PathRevocations, token, wire.RevokeRequest{Match: &wire.Match{RunID: want}}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if evs := events(t, i, "blocked"); len(evs) == 0 || evs[0].By != want {
+			t.Errorf("verified %v: %+v, want %s", verified, evs, want)
+		}
+	}
+}
+
 // A machine's token as a person's and the reverse, at the calls of the other.
 func TestTokenOfAnotherKind(t *testing.T) {
 	t.Parallel()

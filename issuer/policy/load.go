@@ -11,6 +11,7 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/mayfly-ca/mayfly/ca/issuance"
 	"github.com/mayfly-ca/mayfly/issuer/idtoken"
 )
 
@@ -55,7 +56,7 @@ func (l *loader) head(f *file) {
 	if f.Version != 1 {
 		l.bad("version: want 1")
 	}
-	if len(f.TrustDomain) > 253 || !isDNSName(f.TrustDomain) || !strings.Contains(f.TrustDomain, ".") || isIP(f.TrustDomain) {
+	if !issuance.HostName(f.TrustDomain) || !strings.Contains(f.TrustDomain, ".") {
 		l.bad("trust_domain: want a lower-case DNS name of two labels or more, like ci.example.com")
 		return
 	}
@@ -89,25 +90,6 @@ func isRuleName(s string) bool {
 		alnum := (b >= 'a' && b <= 'z') || (b >= 'A' && b <= 'Z') || (b >= '0' && b <= '9')
 		if !alnum && (i == 0 || !strings.ContainsRune("._-", rune(b))) {
 			return false
-		}
-	}
-	return true
-}
-
-// isDNSName tells whether s is a lower-case host name without wildcard and
-// without trailing dot (RFC 1123 section 2.1).
-func isDNSName(s string) bool {
-	if s == "" || len(s) > 253 {
-		return false
-	}
-	for label := range strings.SplitSeq(s, ".") {
-		if label == "" || len(label) > 63 || label[0] == '-' || label[len(label)-1] == '-' {
-			return false
-		}
-		for _, b := range []byte(label) {
-			if (b < 'a' || b > 'z') && (b < '0' || b > '9') && b != '-' {
-				return false
-			}
 		}
 	}
 	return true
@@ -168,7 +150,7 @@ func (l *loader) loadEngines(in map[string]fileEngine) {
 		if err := checkEndpoint(f.Endpoint); err != nil {
 			l.bad("engines.%s.endpoint: %w", name, err)
 		}
-		if !isDNSName(f.ServerName) || isIP(f.ServerName) {
+		if !issuance.HostName(f.ServerName) {
 			l.bad("engines.%s.server_name: want a lower-case DNS name without wildcard", name)
 		}
 		l.set.engines = append(l.set.engines, Engine{Name: name, Endpoint: f.Endpoint, ServerName: f.ServerName})
@@ -189,7 +171,7 @@ func checkEndpoint(s string) error {
 	if err != nil || port == 0 {
 		return wrong
 	}
-	if host := u.Hostname(); !isIP(host) && !isDNSName(host) {
+	if host := u.Hostname(); !isIP(host) && !issuance.HostName(host) {
 		return wrong
 	}
 	return nil

@@ -58,14 +58,14 @@ func TestHeaders(t *testing.T) {
 // loopback address it would close the doors of others.
 func TestStrictTransport(t *testing.T) {
 	t.Parallel()
-	for public, want := range map[string]string{"https://ca.example.com": "max-age=31536000", "https://localhost:8443": "", "": ""} {
+	for public, want := range map[string]string{"https://ca.example.com": "max-age=31536000", "https://ca.example.com:443": "max-age=31536000", "https://localhost:8443": "", "": ""} {
 		i := issuertest.Start(t, issuertest.Options{Config: func(c *issuer.Config) { c.PublicURL, c.TLS.Mode = public, issuer.TLSOff }})
 		req, err := http.NewRequest(http.MethodGet, i.URL+"/login", nil)
 		if err != nil {
 			t.Fatal(err)
 		}
 		if public != "" {
-			req.Host = strings.TrimPrefix(public, "https://")
+			req.Host = strings.TrimSuffix(strings.TrimPrefix(public, "https://"), ":443") // as browsers write it
 		}
 		resp, body := newBrowser(t, i).do(req)
 		wantStatus(t, public, resp, body, http.StatusOK)

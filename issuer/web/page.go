@@ -28,12 +28,12 @@ type Options struct {
 
 // Page is the admin page. It is safe for concurrent use.
 type Page struct {
-	publicURL, host string
-	onlyTLS         bool // Strict-Transport-Security
-	backend         Backend
-	failed          func(*http.Request, error)
-	templates       map[string]*template.Template
-	handler         http.Handler
+	publicURL, scheme, host string
+	onlyTLS                 bool // Strict-Transport-Security
+	backend                 Backend
+	failed                  func(*http.Request, error)
+	templates               map[string]*template.Template
+	handler                 http.Handler
 }
 
 // visitor is who looks.
@@ -51,7 +51,7 @@ const contentPolicy = "default-src 'none'; style-src 'self'; img-src 'self'; scr
 func New(o Options) *Page {
 	p := &Page{publicURL: o.PublicURL, backend: o.Backend, failed: o.Failed, templates: parse()}
 	if u, err := url.Parse(o.PublicURL); err == nil {
-		p.host = u.Host
+		p.scheme, p.host = u.Scheme, plainHost(u.Scheme, u.Host)
 		p.onlyTLS = u.Scheme == "https" && !isLocal(u.Hostname())
 	}
 	if p.failed == nil {
@@ -109,6 +109,12 @@ func isLocal(host string) bool {
 	return err == nil || host == "localhost" || strings.HasSuffix(host, ".localhost")
 }
 
+// plainHost is host without the scheme's own port, as browsers write it.
+func plainHost(scheme, host string) string {
+	port := map[string]string{"https": ":443", "http": ":80"}[scheme]
+	return strings.TrimSuffix(host, port)
+}
+
 // Owns tells whether a path is the page's, and not the API's.
 func Owns(path string) bool {
 	first, _, _ := strings.Cut(strings.TrimPrefix(path, "/"), "/")
@@ -142,7 +148,7 @@ func (p *Page) guard(next http.Handler) http.Handler {
 		if p.onlyTLS {
 			h.Set("Strict-Transport-Security", "max-age=31536000")
 		}
-		if !strings.EqualFold(r.Host, p.host) {
+		if !strings.EqualFold(plainHost(p.scheme, r.Host), p.host) {
 			p.fail(w, r, &refusal{http.StatusMisdirectedRequest, "The page is served at " + p.publicURL + " only.", nil})
 			return
 		}
