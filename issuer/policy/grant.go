@@ -93,9 +93,19 @@ func (s *Set) identity(r *rule, c idtoken.Claims, engines []string) (identity.Cl
 	return who, nil
 }
 
+// certificateClaims are those that a leaf is made of. Whoever minted the token
+// chose the names of others.
+var certificateClaims = []string{
+	idtoken.ClaimSubject, idtoken.ClaimRepository, idtoken.ClaimRepositoryID, idtoken.ClaimRepositoryOwner, idtoken.ClaimRepositoryOwnerID,
+	idtoken.ClaimVisibility, idtoken.ClaimWorkflowRef, idtoken.ClaimWorkflowSHA, idtoken.ClaimJobWorkflowRef, idtoken.ClaimJobWorkflowSHA,
+	idtoken.ClaimRef, idtoken.ClaimSHA, idtoken.ClaimEventName, idtoken.ClaimEnvironment, idtoken.ClaimRunnerEnvironment,
+	idtoken.ClaimRunID, idtoken.ClaimRunAttempt, idtoken.ClaimCheckRunID, idtoken.ClaimAppID, idtoken.ClaimMachineID,
+}
+
+// longestClaim names the longest of certificateClaims.
 func longestClaim(c idtoken.Claims) (longest string) {
 	most := -1
-	for _, name := range c.Names() {
+	for _, name := range certificateClaims {
 		if s, ok := c.String(name); ok && len(s) > most {
 			longest, most = name, len(s)
 		}

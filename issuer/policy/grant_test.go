@@ -154,6 +154,8 @@ func TestClaimsOfTheIdentity(t *testing.T) {
 	wantDenied(t, err, "r", "repository_id")
 	_, err = s.Decide(token(t, s, hub, claims{"workflow_ref": strings.Repeat("x", 4000), "job_workflow_ref": "short"}), certificate)
 	wantDenied(t, err, "r", "workflow_ref")
+	_, err = s.Decide(token(t, s, hub, claims{"runner_environment": strings.Repeat("x", 2100), "a stranger's": strings.Repeat("x", 2200)}), certificate)
+	wantDenied(t, err, "r", "runner_environment") // the denial's claim is a metric's label too
 
 	all := parse(t, head()+ordinary)
 	_, err = all.Decide(token(t, all, fly, claims{"machine_id": nil}), certificate)
