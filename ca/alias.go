@@ -1,6 +1,9 @@
 package ca
 
-import "github.com/mayfly-ca/mayfly/ca/store"
+import (
+	"github.com/mayfly-ca/mayfly/ca/guard"
+	"github.com/mayfly-ca/mayfly/ca/store"
+)
 
 // The store's types under this package's name: who imports ca needs no other
 // package to read what it returns.
@@ -24,6 +27,8 @@ type (
 	HourCount         = store.HourCount
 	BlockedError      = store.BlockedError
 	ReplayError       = store.ReplayError
+	// RefusedError is the guard's: a fault of ours, which trying again does not mend.
+	RefusedError = guard.RefusedError
 )
 
 // The store's sentinels.

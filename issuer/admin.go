@@ -139,6 +139,7 @@ func (s *Server) notIssued(ctx context.Context, c idtoken.Claims, d policy.Decis
 	var (
 		blocked *ca.BlockedError
 		replay  *ca.ReplayError
+		refused *ca.RefusedError
 		ev      ca.Event
 		label   string
 	)
@@ -152,6 +153,8 @@ func (s *Server) notIssued(ctx context.Context, c idtoken.Claims, d policy.Decis
 	case errors.Is(cause, ca.ErrBeforeFloor):
 		ev, label = eventOf(ca.EventDenied, c), floorReason
 		ev.Reason = floorReason
+	case errors.As(cause, &refused):
+		return cause
 	default:
 		return unavailable("issue", cause)
 	}

@@ -13,6 +13,11 @@ import (
 // package idtoken reads it, more strictly than this.
 const claimsMember = "claims"
 
+// matchMember is the member of a request that says which certificates are meant.
+// An empty value in it is refused: read as none given, which it would be, it
+// would mean more certificates than its sender had in mind.
+const matchMember = "match"
+
 // decode reads one JSON value into v. Unknown members are refused, and so are
 // members that occur twice or are not spelled as documented, which encoding/json
 // would let pass: what a gateway in front has read is what is done.
@@ -25,7 +30,7 @@ func decode(r *http.Request, v any) error {
 		return badRequest("the body is empty; want JSON")
 	}
 	names := json.NewDecoder(bytes.NewReader(body))
-	if err := checkMembers(names, 0); err != nil {
+	if err := checkMembers(names, 0, ""); err != nil {
 		return notJSON(err)
 	}
 	if _, err := names.Token(); !errors.Is(err, io.EOF) {
@@ -48,9 +53,9 @@ func notJSON(err error) error {
 // maxBodyDepth bounds the nesting of a request; the deepest has three levels.
 const maxBodyDepth = 8
 
-// checkMembers reads one value and refuses an object whose member names repeat
-// or hold an upper-case letter.
-func checkMembers(dec *json.Decoder, depth int) error {
+// checkMembers reads one value, that of the member within, and refuses an object
+// whose member names repeat or hold an upper-case letter.
+func checkMembers(dec *json.Decoder, depth int, within string) error {
 	if depth > maxBodyDepth {
 		return errors.New("nested too deep")
 	}
@@ -61,14 +66,19 @@ func checkMembers(dec *json.Decoder, depth int) error {
 	switch t {
 	case json.Delim('['):
 		for dec.More() {
-			if err := checkMembers(dec, depth+1); err != nil {
+			if err := checkMembers(dec, depth+1, ""); err != nil {
 				return err
 			}
 		}
 	case json.Delim('{'):
-		if err := checkObject(dec, depth); err != nil {
+		if err := checkObject(dec, depth, within); err != nil {
 			return err
 		}
+	case "":
+		if within == matchMember {
+			return errors.New("a value of match is empty; leave it out to not match by it")
+		}
+		return nil
 	default:
 		return nil
 	}
@@ -76,7 +86,7 @@ func checkMembers(dec *json.Decoder, depth int) error {
 	return err
 }
 
-func checkObject(dec *json.Decoder, depth int) error {
+func checkObject(dec *json.Decoder, depth int, within string) error {
 	seen := make(map[string]bool, 8)
 	for dec.More() {
 		t, err := dec.Token()
@@ -95,7 +105,10 @@ func checkObject(dec *json.Decoder, depth int) error {
 			var others json.RawMessage
 			err = dec.Decode(&others)
 		} else {
-			err = checkMembers(dec, depth+1)
+			if depth == 0 {
+				within = name
+			}
+			err = checkMembers(dec, depth+1, within)
 		}
 		if err != nil {
 			return err

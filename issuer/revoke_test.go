@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/x509"
 	"encoding/hex"
+	"encoding/json"
 	"encoding/pem"
 	"fmt"
 	"io"
@@ -144,6 +145,9 @@ func TestRevokeForms(t *testing.T) {
 			wantProblem(t, err, wire.ProblemBadRequest)
 		})
 	}
+	// A script's variable that is not set must not widen what it revokes.
+	empty := json.RawMessage(`{"match":{"repository_id":"` + issuertest.RepositoryID + `","run_id":""}}`)
+	wantProblem(t, i.Call("POST", wire.PathRevocations, i.AdminToken(), empty, nil), wire.ProblemBadRequest)
 	dry, err := i.Revoke(wire.RevokeRequest{Match: &wire.Match{RepositoryID: issuertest.RepositoryID, Since: &past}, DryRun: true})
 	if err != nil || len(dry.Revoked) != 1 {
 		t.Errorf("dry run: %+v %v", dry, err)

@@ -177,6 +177,8 @@ func TestAdminRoles(t *testing.T) {
 	a.s.run("certs", "show", "00000000").check(t, 1, "begins with 00000000")
 	a.s.run("certs", "show", strings.Repeat("0", 32)).check(t, 1)
 	a.s.run("certs", "revoke", "--yes").check(t, 2)
+	a.s.run("certs", "revoke", "--repository", "acme/app", "--run-id", "", "--yes").check(t, 2, "--run-id is empty")
+	a.s.run("certs", "list", "--run-id=").check(t, 2, "--run-id is empty")
 	a.s.run("certs", "revoke", serial, "--all", "--yes").check(t, 2)
 	a.s.run("certs", "revoke", serial, "--block", "soon", "--yes").check(t, 2)
 	a.s.run("certs", "list", "--since", "yesterday").check(t, 2, "RFC 3339")

@@ -14,6 +14,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"reflect"
 	"strings"
 	"syscall"
 
@@ -128,6 +129,9 @@ func Run(ctx context.Context, args []string, s Stdio) int {
 	if left {
 		return exitOK
 	}
+	if err == nil {
+		err = refuseEmptyMatch(k)
+	}
 	if err != nil {
 		t.fail(usageFailure(err))
 		return exitUsage
@@ -135,6 +139,17 @@ func Run(ctx context.Context, args []string, s Stdio) int {
 	p := &program{terminal: t, globals: c.globals}
 	k.BindTo(ctx, (*context.Context)(nil))
 	return p.end(k.Run(p))
+}
+
+// refuseEmptyMatch refuses a flag that says which ones, and is given as nothing:
+// `--run-id "$RUN"` with RUN unset must not mean every run.
+func refuseEmptyMatch(k *kong.Context) error {
+	for _, at := range k.Path {
+		if f := at.Flag; f != nil && f.Group != nil && f.Group.Key == "match" && f.Target.Kind() == reflect.String && f.Target.IsZero() {
+			return fmt.Errorf("--%s is empty: leave it out to not match by it", f.Name)
+		}
+	}
+	return nil
 }
 
 // usageFailure explains a command line that the grammar does not take.

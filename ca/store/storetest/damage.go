@@ -35,6 +35,7 @@ func RunDamage(t *testing.T, create func(t testing.TB) Database) {
 		{"failing insert", testFailingInsert},
 		{"tampered chain", testTamper},
 		{"backup and restore", testBackup},
+		{"set back beneath a process", testSetBack},
 	} {
 		t.Run(part.name, func(t *testing.T) {
 			t.Parallel()
@@ -101,6 +102,23 @@ func testTamper(t *testing.T, d Database) {
 			t.Errorf("%s, undone: %v", damage.name, err)
 		}
 	}
+}
+
+// testSetBack: a process that keeps blocks in memory sees the next one also when
+// the database was set back beneath it, as PostgreSQL's own tools do.
+func testSetBack(t *testing.T, d Database) {
+	ctx := context.Background()
+	kept := open(t, d.Open)
+	revoke(t, kept, store.Revocation{Match: store.Match{RunID: "1"}, Block: time.Hour})
+	record(t, kept, Certificate("2")) // and has read the blocks
+	d.Exec(t, "UPDATE state SET blocks_version = blocks_version - 1")
+	d.Exec(t, "DELETE FROM blocks")
+	revoke(t, open(t, d.Open), store.Revocation{Match: store.Match{RunID: "2"}, Block: time.Hour})
+	var blocked *store.BlockedError
+	if _, err := kept.Record(ctx, Certificate("2"), store.Event{}); !errors.As(err, &blocked) {
+		t.Errorf("a block made after the database was set back: %v", err)
+	}
+	record(t, kept, Certificate("1"))
 }
 
 // testBackup: what was revoked stays out, tokens stay used, the floor is

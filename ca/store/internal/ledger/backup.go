@@ -199,7 +199,7 @@ func restored(ctx context.Context, tx Tx, ev store.Event) (time.Time, error) {
 	if err != nil {
 		return time.Time{}, err
 	}
-	h.blocksVersion++
+	h.changeBlocks()
 	if err := link(ctx, tx, h, events); err != nil {
 		return time.Time{}, err
 	}

@@ -111,7 +111,7 @@ func insertBlocks(ctx context.Context, tx Tx, h *head, blocks []store.Block) err
 		}
 		rows[i] = []any{b.ID, micro(b.CreatedAt), micro(b.Until), string(match), b.Reason, b.By}
 	}
-	h.blocksVersion++
+	h.changeBlocks()
 	return tx.Insert(ctx, tableBlocks, rows)
 }
 
@@ -135,7 +135,7 @@ func (l *Ledger) Unblock(ctx context.Context, id, by string) error {
 		if n == 0 {
 			return nil, fmt.Errorf("block %q: %w", id, store.ErrNotFound)
 		}
-		h.blocksVersion++
+		h.changeBlocks()
 		return []store.Event{{Type: store.EventUnblocked, By: by, Detail: map[string]string{"block": id}}}, nil
 	})
 }

@@ -126,6 +126,13 @@ type head struct {
 	disorder      int64
 }
 
+// changeBlocks gives the blocks a version that no process has ever seen: a
+// counter alone would come to old values again where the database itself was
+// set back beneath processes that keep blocks in memory.
+func (h *head) changeBlocks() {
+	h.blocksVersion = max(h.blocksVersion+1, micro(time.Now()))
+}
+
 func readHead(ctx context.Context, r Reader) (*head, error) {
 	var h head
 	found, err := one(ctx, r, `SELECT floor, blocks_version, revision, head_seq, head_hash, head_time, disorder FROM state`, nil,
