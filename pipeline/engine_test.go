@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"crypto/sha256"
+	"debug/buildinfo"
 	"debug/elf"
 	"encoding/json"
 	"fmt"
@@ -13,6 +14,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -20,6 +23,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-containerregistry/pkg/registry"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 )
@@ -64,6 +68,7 @@ func TestEngine(t *testing.T) {
 		t.Run("killed in the middle", func(t *testing.T) { e.testEnds(t, syscall.SIGKILL, "was lost in the middle") })
 	}
 	t.Run("build", e.testBuild)
+	t.Run("publish this", e.testPublishThis)
 	t.Run("unit and integration tests", e.testTest)
 	if command != "" {
 		t.Run("cache outlives a stop", e.testCacheOutlivesStop)
@@ -371,8 +376,110 @@ func (e *testEngine) testPublish(t *testing.T) {
 		if !strings.HasPrefix(ref, image+"@sha256:") || !strings.HasSuffix(strings.TrimSpace(got.stdout), ref) {
 			t.Errorf("digest file %q, printed %q", ref, got.stdout)
 		}
+		checkSBOM(t, filepath.Join(dir, "dist"), "linux-amd64", "v1.2.3")
+		checkSBOM(t, filepath.Join(dir, "dist"), "linux-arm64", "v1.2.3")
 		r.checkPublished(t, repository, strings.TrimPrefix(ref, image+"@"), currentRevision(os.Getenv))
 	}
+}
+
+// checkSBOM wants a document of each program that was built for a platform: of
+// its very bytes, with every module that is linked into it.
+func checkSBOM(t *testing.T, out, platform, version string) {
+	t.Helper()
+	for _, program := range programs {
+		name := filepath.Base(program)
+		built := filepath.Join(out, platform, name)
+		var document struct {
+			Format   string `json:"bomFormat"`
+			Metadata struct {
+				Component  struct{ Version, PURL string }
+				Properties []struct{ Name, Value string }
+			}
+			Components []struct{ Name, Version string }
+		}
+		if err := json.Unmarshal(read(t, filepath.Join(out, "sbom", platform, name+".cdx.json")), &document); err != nil {
+			t.Fatal(err)
+		}
+		_, arch, _ := strings.Cut(platform, "-")
+		if c := document.Metadata.Component; document.Format != "CycloneDX" || c.Version != version || !strings.Contains(c.PURL, "goarch="+arch) {
+			t.Errorf("%s: %s %+v", built, document.Format, c)
+		}
+		hash := strings.TrimPrefix(digestOf(read(t, built)), "sha256:")
+		if !slices.ContainsFunc(document.Metadata.Properties, func(p struct{ Name, Value string }) bool { return p.Value == hash }) {
+			t.Errorf("%s: its SBOM is of other bytes", built)
+		}
+		info, err := buildinfo.ReadFile(built)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := map[string]string{"std": info.GoVersion}
+		for _, m := range info.Deps {
+			want[m.Path] = m.Version
+		}
+		got := map[string]string{}
+		for _, c := range document.Components {
+			got[c.Name] = c.Version
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%s: what is linked, and its SBOM:\n%s", built, diff)
+		}
+	}
+}
+
+func read(t *testing.T, file string) []byte {
+	t.Helper()
+	data, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
+}
+
+// testPublishThis publishes this repository's own image, pulls it back by digest
+// and runs it.
+func (e *testEngine) testPublishThis(t *testing.T) {
+	r := startRegistry(t)
+	t.Setenv("TEST_REGISTRY_PASSWORD", registryPassword)
+	out, platform := t.TempDir(), "linux-"+runtime.GOARCH
+	got := e.pipeline(t, e.root, "publish", "--out", out, "--platforms", "linux/"+runtime.GOARCH, "--tag", "v0.0.0-test",
+		"--image", r.host+"/team/mayfly", "--registry-user", registryUser, "--registry-password", "env:TEST_REGISTRY_PASSWORD")
+	got.mustPass(t)
+	checkSBOM(t, out, platform, "v0.0.0-test")
+	_, digest, _ := strings.Cut(strings.TrimSpace(string(read(t, filepath.Join(out, "digest")))), "@")
+	root := r.unpack(t, "team/mayfly", digest)
+	read(t, filepath.Join(root, "etc", "mayfly", "issuer.yaml"))
+	program := filepath.Join(root, "usr", "local", "bin", "mayfly-issuer")
+	if digestOf(read(t, program)) != digestOf(read(t, filepath.Join(out, platform, "mayfly-issuer"))) {
+		t.Error("what was published is not what was built")
+	}
+	said, err := exec.CommandContext(t.Context(), program, "version").CombinedOutput()
+	if err != nil || !strings.HasPrefix(string(said), "mayfly-issuer ") {
+		t.Errorf("mayfly-issuer version: %v, %s", err, said)
+	}
+}
+
+// unpack pulls an image of one platform and gives the folder that holds its files.
+func (r *testRegistry) unpack(t *testing.T, repository, digest string) string {
+	t.Helper()
+	var index v1.IndexManifest
+	if r.decode(t, repository, "manifests", digest, &index); len(index.Manifests) == 1 {
+		digest = index.Manifests[0].Digest.String()
+	}
+	var manifest v1.Manifest
+	r.decode(t, repository, "manifests", digest, &manifest)
+	root := t.TempDir()
+	for _, l := range manifest.Layers {
+		layer, err := r.get(t, repository, "blobs", l.Digest.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		untar := exec.CommandContext(t.Context(), "tar", "-xz", "-C", root)
+		untar.Stdin = bytes.NewReader(layer)
+		if said, err := untar.CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, said)
+		}
+	}
+	return root
 }
 
 // checkPublished pulls an image of both platforms by its digest. The working

@@ -49,7 +49,8 @@ func (p *pipeline) sources() *dagger.Directory {
 // engine's own platform and cross-compiles: emulation is slower and never needed
 // for static Go. The caches are keyed by the platform that is compiled for.
 func (p *pipeline) goToolchain(platform string) *dagger.Container {
-	return p.toolchain("mayfly-go-mod", "mayfly-go-build-"+strings.ReplaceAll(platform, "/", "-"), "")
+	return p.toolchain("mayfly-go-mod", "mayfly-go-build-"+strings.ReplaceAll(platform, "/", "-"), "").
+		WithDirectory("/src", p.sources())
 }
 
 // nobody is who the unit tests run as: what needs a machine's root they skip, and
@@ -60,10 +61,12 @@ const nobody = "65534:65534"
 // was made for, so these are others.
 func (p *pipeline) testToolchain() *dagger.Container {
 	return p.toolchain("mayfly-test-mod", "mayfly-test-build", nobody).
+		WithDirectory("/src", p.sources()).
 		WithEnvVariable("HOME", "/tmp").
 		WithUser(nobody)
 }
 
+// toolchain is the Go image with caches of those names, without sources.
 func (p *pipeline) toolchain(modules, builds, owner string) *dagger.Container {
 	owned := dagger.ContainerWithMountedCacheOpts{Owner: owner}
 	c := p.image(p.options.baseImage, "").
@@ -77,5 +80,5 @@ func (p *pipeline) toolchain(modules, builds, owner string) *dagger.Container {
 	if p.options.goProxy != "" {
 		c = c.WithEnvVariable("GOPROXY", p.options.goProxy)
 	}
-	return c.WithDirectory("/src", p.sources())
+	return c
 }

@@ -15,7 +15,8 @@ const usage = `usage: go run ./pipeline [flags] [build|test|publish|deploy|all]
   test      unit tests in a container, then integration tests against the
             issuer and PostgreSQL as services
   publish   a multi-platform image to --image; the digest is printed and
-            written to OUT/digest. Tags: <ref>-<sha>, and latest on main only
+            written to OUT/digest. Tags: <ref>-<sha>, and latest on main only.
+            OUT/sbom has a CycloneDX document of each program in it
   deploy    test, publish, then flyctl with the image by digest; on main only
   all       build, test, publish, deploy
 

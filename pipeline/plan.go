@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 )
 
@@ -84,7 +85,7 @@ func describeTest(o options, _ revision) string {
 }
 
 func describePublish(o options, r revision) string {
-	return fmt.Sprintf("%s for %s", strings.Join(tags(o, r), ", "), strings.Join(o.platforms, ", "))
+	return fmt.Sprintf("%s for %s, SBOMs to %s", strings.Join(tags(o, r), ", "), strings.Join(o.platforms, ", "), filepath.Join(o.out, "sbom"))
 }
 
 func describeDeploy(o options, _ revision) string {

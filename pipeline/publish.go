@@ -32,6 +32,9 @@ func (p *pipeline) publish(ctx context.Context) error {
 	if err := os.Remove(file); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
+	if err := p.exportSBOMs(ctx); err != nil { // before anything is pushed
+		return err
+	}
 	pusher := p.dag.Container()
 	if p.options.registryPassword.set() {
 		pusher = pusher.WithRegistryAuth(p.options.registry(), p.options.registryUser, p.options.registryPassword.secret(p.dag))
