@@ -161,9 +161,12 @@ func (l *Ledger) certificateQuery(ctx context.Context, r Reader, f store.Certifi
 	page := func(by ...equal) {
 		pages = append(pages, q.page(l.dialect, "certificates c", "c.*", by, "c.id", "DESC", limit))
 	}
-	if index == "" && f.Status == "" {
+	switch {
+	case index == "" && f.Status == "":
 		page()
-	} else {
+	case index == "certificates_revoked":
+		page(equal{"c.revoked + 0", "1"})
+	default:
 		for _, flag := range flags {
 			page(equal{"c.revoked", flag})
 		}

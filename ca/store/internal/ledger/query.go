@@ -61,14 +61,19 @@ type equal struct{ column, value string }
 
 // page returns the newest limit rows, or with direction ASC the oldest, of
 // columns of table whose columns are equal and for which the terms of q hold, by
-// order. It changes nothing of q, since a list may be made of several.
+// order. It changes nothing of q, since a list may be made of several. Where q
+// names no index, the page goes along the table.
 func (q *query) page(d Dialect, table, columns string, by []equal, order, direction string, limit int) string {
 	terms := make([]string, 0, len(by)+len(q.terms))
 	for _, c := range by {
 		terms = append(terms, c.column+" = "+c.value)
 	}
+	hint := q.hint(d)
+	if d.IndexHints && hint == "" {
+		hint = " NOT INDEXED" // but for the primary key
+	}
 	whole := query{terms: append(terms, q.terms...)}
-	return fmt.Sprintf("SELECT * FROM (SELECT %s FROM %s%s%s ORDER BY %s %s LIMIT %d) AS page", columns, table, q.hint(d), whole.conditions(), order, direction, limit)
+	return fmt.Sprintf("SELECT * FROM (SELECT %s FROM %s%s%s ORDER BY %s %s LIMIT %d) AS page", columns, table, hint, whole.conditions(), order, direction, limit)
 }
 
 // position is where a page ended: an id, and a text where ids are not unique.

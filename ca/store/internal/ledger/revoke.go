@@ -164,6 +164,9 @@ func plan(ctx context.Context, rd Reader, r store.Revocation) (*sweep, error) {
 		s.choose()
 		if !r.All { // which covers everything already
 			for _, m := range s.matches {
+				if m == r.Match { // without times: found already
+					continue
+				}
 				covered, err := unexpired(ctx, rd, m, s.now)
 				if err != nil {
 					return nil, err
