@@ -64,6 +64,26 @@ func TestHardLimit(t *testing.T) {
 	}
 }
 
+// TestSoftLimit: soft_limit calls for another machine. Where there is none it
+// keeps nobody waiting: hard_limit alone does.
+func TestSoftLimit(t *testing.T) {
+	t.Parallel()
+	app := parse(t, rawApp+"\n[[vm]]\nsize = \"shared-cpu-1x\"\n")
+	app.Services[0].Concurrency = &Concurrency{Type: "connections", SoftLimit: 1, HardLimit: 2}
+	_, p := server(t, app, func(_ *MachineConfig, c *ProxyConfig) { c.HoldTimeout = 10 * time.Second })
+	for i := range 2 {
+		if _, err := io.WriteString(dial(t, p.Addr()), "x"); err != nil {
+			t.Fatal(err)
+		}
+		await(t, "a connection over soft_limit", func() bool { return p.Accepted() == int64(i+1) })
+	}
+	dial(t, p.Addr())
+	await(t, "the third connection", func() bool { return p.Load() == 3 })
+	if p.Accepted() != 2 {
+		t.Error("a connection reached the machine over hard_limit 2")
+	}
+}
+
 func TestDroppedWhenNoMachineComes(t *testing.T) {
 	t.Parallel()
 	for name, change := range map[string]func(*MachineConfig, *ProxyConfig){
