@@ -1,6 +1,7 @@
 package client
 
 import (
+	"crypto/tls"
 	"errors"
 	"io"
 	"net"
@@ -47,6 +48,52 @@ func TestRelay(t *testing.T) {
 	eventually(t, "the control connection to close with the last relay", func() bool {
 		return w.sidecar.get(func(s *fakeSidecar) int { return len(s.links) }) == 0
 	})
+}
+
+// TestTruncated: what came is read, and a TCP stream that ends before TLS does,
+// at a record's border or within one, is no end of the engine's answer.
+func TestTruncated(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, loopback{})
+	c := w.client()
+	const answer = "the answer"
+	for name, tc := range map[string]struct {
+		end   func(c *tls.Conn) error
+		clean bool
+	}{
+		"close_notify":  {(*tls.Conn).CloseWrite, true},
+		"at the border": {func(c *tls.Conn) error { return c.NetConn().(*net.TCPConn).CloseWrite() }, false},
+		"in a record": {func(c *tls.Conn) error {
+			_, err := c.NetConn().Write([]byte{23, 3, 3, 1, 0, 7})
+			return errors.Join(err, c.NetConn().(*net.TCPConn).CloseWrite())
+		}, false},
+	} {
+		w.sidecar.set(func(s *fakeSidecar) {
+			s.serve = func(c net.Conn) {
+				_, err := io.WriteString(c, answer)
+				if err = errors.Join(err, tc.end(c.(*tls.Conn))); err != nil {
+					t.Errorf("%s: %v", name, err)
+				}
+				_, _ = io.Copy(io.Discard, c)
+			}
+		})
+		conn, err := c.DialContext(t.Context(), "tcp", testEngine)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := io.ReadAll(conn)
+		if string(got) != answer {
+			t.Errorf("%s: read %q", name, got)
+		}
+		if tc.clean {
+			if err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+		} else if cut := as[*CutError](t, err); cut.Reason != ReasonLost {
+			t.Errorf("%s: %v", name, err)
+		}
+		_ = conn.Close()
+	}
 }
 
 func TestProxy(t *testing.T) {

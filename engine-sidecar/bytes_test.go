@@ -70,22 +70,29 @@ func endings() []ending {
 			engine: func(c *net.UnixConn) error { return errors.Join(write(c, long), c.Close()) },
 			client: func(c *tls.Conn) error { return errors.Join(readAll(slowly{c}, long), c.Close()) },
 		},
-		{
-			// Every byte that came arrives, and what follows is no end: the engine
-			// cannot even answer.
-			name: "FIN without close_notify", reason: "truncated", in: len(short),
-			engine: func(c *net.UnixConn) error {
-				if err := readAll(c, short); err != nil {
-					return err
-				}
-				if _, err := c.Write([]byte("answer")); !errors.Is(err, syscall.EPIPE) {
-					return fmt.Errorf("write after a truncated request: %v, want EPIPE", err)
-				}
-				return c.Close()
-			},
-			client: func(c *tls.Conn) error {
-				return errors.Join(write(c, short), c.NetConn().(*net.TCPConn).CloseWrite())
-			},
+		truncation("FIN without close_notify", short, nil),
+		truncation("FIN in a record's header", short, []byte{23, 3, 3, 1}),
+		truncation("FIN in a record's body", short, append([]byte{23, 3, 3, 1, 0}, make([]byte, 255)...)),
+	}
+}
+
+// truncation is a client whose TCP stream ends behind a part of a record. Every
+// whole record before it arrives, and what follows is no end: the engine cannot
+// even answer.
+func truncation(name string, whole, part []byte) ending {
+	return ending{
+		name: name, reason: "truncated", in: len(whole),
+		engine: func(c *net.UnixConn) error {
+			if err := readAll(c, whole); err != nil {
+				return err
+			}
+			if _, err := c.Write([]byte("answer")); !errors.Is(err, syscall.EPIPE) {
+				return fmt.Errorf("write after a truncated request: %v, want EPIPE", err)
+			}
+			return c.Close()
+		},
+		client: func(c *tls.Conn) error {
+			return errors.Join(write(c, whole), write(c.NetConn(), part), c.NetConn().(*net.TCPConn).CloseWrite())
 		},
 	}
 }

@@ -41,6 +41,16 @@ func (w *world) opensslFiles(cert *tls.Certificate) (dir string) {
 // sClient runs `openssl s_client` with input and returns all that it said.
 func (w *world) sClient(cert *tls.Certificate, input string, args ...string) string {
 	w.tb.Helper()
+	cmd := w.sClientCommand(cert, append([]string{"-quiet"}, args...)...)
+	cmd.Stdin = strings.NewReader(input)
+	out, _ := cmd.CombinedOutput() // its exit code says little
+	return string(out)
+}
+
+// sClientCommand is `openssl s_client`. Without -quiet it takes a line that
+// begins with K for a command.
+func (w *world) sClientCommand(cert *tls.Certificate, args ...string) *exec.Cmd {
+	w.tb.Helper()
 	dir := w.opensslFiles(cert)
 	host, port, err := net.SplitHostPort(w.addr)
 	if err != nil {
@@ -49,12 +59,10 @@ func (w *world) sClient(cert *tls.Certificate, input string, args ...string) str
 	cmd := exec.CommandContext(w.tb.Context(), "openssl", append([]string{
 		"s_client", "-connect", host + ":" + port, "-servername", serverName, "-verify_hostname", serverName,
 		"-CAfile", "root.pem", "-cert", "chain.pem", "-cert_chain", "chain.pem", "-key", "key.pem",
-		"-verify_return_error", "-quiet",
+		"-verify_return_error",
 	}, args...)...)
 	cmd.Dir = dir
-	cmd.Stdin = strings.NewReader(input)
-	out, _ := cmd.CombinedOutput() // its exit code says little
-	return string(out)
+	return cmd
 }
 
 func needOpenSSL(t *testing.T) {

@@ -355,19 +355,24 @@ func (w *world) clientCert(change func(*mtlstest.Leaf)) *tls.Certificate {
 	return w.issuer.ca.Issue(w.tb, l)
 }
 
+// clientConfig is a client's, which takes any engine of the trust domain.
+func (w *world) clientConfig(cert *tls.Certificate, alpn ...string) *tls.Config {
+	w.tb.Helper()
+	td := spiffeid.RequireTrustDomainFromString(trustDomain)
+	return mtls.ClientConfig(mtlstest.Source{Cert: cert, Pool: w.issuer.ca.Roots()}, td, serverName, alpn,
+		func(mtls.Peer) error { return nil })
+}
+
 // dial connects with TLS and without a verdict.
 func (w *world) dial(cert *tls.Certificate, alpn ...string) (*tls.Conn, error) {
 	w.tb.Helper()
-	td := spiffeid.RequireTrustDomainFromString(trustDomain)
-	conf := mtls.ClientConfig(mtlstest.Source{Cert: cert, Pool: w.issuer.ca.Roots()}, td, serverName, alpn,
-		func(mtls.Peer) error { return nil })
 	tcp, err := net.Dial("tcp", w.addr)
 	if err != nil {
 		return nil, err
 	}
 	w.tb.Cleanup(func() { tcp.Close() })
 	_ = tcp.SetDeadline(time.Now().Add(30 * time.Second))
-	conn := tls.Client(tcp, conf)
+	conn := tls.Client(tcp, w.clientConfig(cert, alpn...))
 	return conn, conn.Handshake()
 }
 
