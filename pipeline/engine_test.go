@@ -15,6 +15,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -376,53 +377,57 @@ func (e *testEngine) testPublish(t *testing.T) {
 		if !strings.HasPrefix(ref, image+"@sha256:") || !strings.HasSuffix(strings.TrimSpace(got.stdout), ref) {
 			t.Errorf("digest file %q, printed %q", ref, got.stdout)
 		}
-		checkSBOM(t, filepath.Join(dir, "dist"), "linux-amd64", "v1.2.3")
-		checkSBOM(t, filepath.Join(dir, "dist"), "linux-arm64", "v1.2.3")
+		checkSBOMs(t, filepath.Join(dir, "dist"), "linux-amd64", "v1.2.3")
+		checkSBOMs(t, filepath.Join(dir, "dist"), "linux-arm64", "v1.2.3")
 		r.checkPublished(t, repository, strings.TrimPrefix(ref, image+"@"), currentRevision(os.Getenv))
 	}
 }
 
-// checkSBOM wants a document of each program that was built for a platform: of
-// its very bytes, with every module that is linked into it.
-func checkSBOM(t *testing.T, out, platform, version string) {
+// checkSBOMs holds the documents of a platform's programs.
+func checkSBOMs(t *testing.T, out, platform, version string) {
 	t.Helper()
 	for _, program := range programs {
-		name := filepath.Base(program)
-		built := filepath.Join(out, platform, name)
-		var document struct {
-			Format   string `json:"bomFormat"`
-			Metadata struct {
-				Component  struct{ Version, PURL string }
-				Properties []struct{ Name, Value string }
-			}
-			Components []struct{ Name, Version string }
+		program = filepath.Base(program)
+		checkSBOM(t, filepath.Join(out, platform, program), filepath.Join(out, "sbom", platform, program+".cdx.json"), version)
+	}
+}
+
+// checkSBOM wants a document of the program's very bytes, with every module that
+// is linked into it.
+func checkSBOM(t *testing.T, program, sbom, version string) {
+	t.Helper()
+	var document struct {
+		Format   string `json:"bomFormat"`
+		Metadata struct {
+			Component  struct{ Version, PURL string }
+			Properties []struct{ Name, Value string }
 		}
-		if err := json.Unmarshal(read(t, filepath.Join(out, "sbom", platform, name+".cdx.json")), &document); err != nil {
-			t.Fatal(err)
-		}
-		_, arch, _ := strings.Cut(platform, "-")
-		if c := document.Metadata.Component; document.Format != "CycloneDX" || c.Version != version || !strings.Contains(c.PURL, "goarch="+arch) {
-			t.Errorf("%s: %s %+v", built, document.Format, c)
-		}
-		hash := strings.TrimPrefix(digestOf(read(t, built)), "sha256:")
-		if !slices.ContainsFunc(document.Metadata.Properties, func(p struct{ Name, Value string }) bool { return p.Value == hash }) {
-			t.Errorf("%s: its SBOM is of other bytes", built)
-		}
-		info, err := buildinfo.ReadFile(built)
-		if err != nil {
-			t.Fatal(err)
-		}
-		want := map[string]string{"std": info.GoVersion}
-		for _, m := range info.Deps {
-			want[m.Path] = m.Version
-		}
-		got := map[string]string{}
-		for _, c := range document.Components {
-			got[c.Name] = c.Version
-		}
-		if diff := cmp.Diff(want, got); diff != "" {
-			t.Errorf("%s: what is linked, and its SBOM:\n%s", built, diff)
-		}
+		Components []struct{ Name, Version string }
+	}
+	if err := json.Unmarshal(read(t, sbom), &document); err != nil {
+		t.Fatal(err)
+	}
+	info, err := buildinfo.ReadFile(program)
+	if err != nil {
+		t.Fatal(err)
+	}
+	arch := slices.IndexFunc(info.Settings, func(s debug.BuildSetting) bool { return s.Key == "GOARCH" })
+	if c := document.Metadata.Component; document.Format != "CycloneDX" || c.Version != version || !strings.Contains(c.PURL, "goarch="+info.Settings[arch].Value) {
+		t.Errorf("%s: %s of %+v", sbom, document.Format, c)
+	}
+	hash := strings.TrimPrefix(digestOf(read(t, program)), "sha256:")
+	if !slices.ContainsFunc(document.Metadata.Properties, func(p struct{ Name, Value string }) bool { return p.Value == hash }) {
+		t.Errorf("%s is of other bytes than %s", sbom, program)
+	}
+	want, got := map[string]string{"std": info.GoVersion}, map[string]string{}
+	for _, m := range info.Deps {
+		want[m.Path] = m.Version
+	}
+	for _, c := range document.Components {
+		got[c.Name] = c.Version
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("%s: what is linked, and what it says:\n%s", sbom, diff)
 	}
 }
 
@@ -444,7 +449,7 @@ func (e *testEngine) testPublishThis(t *testing.T) {
 	got := e.pipeline(t, e.root, "publish", "--out", out, "--platforms", "linux/"+runtime.GOARCH, "--tag", "v0.0.0-test",
 		"--image", r.host+"/team/mayfly", "--registry-user", registryUser, "--registry-password", "env:TEST_REGISTRY_PASSWORD")
 	got.mustPass(t)
-	checkSBOM(t, out, platform, "v0.0.0-test")
+	checkSBOMs(t, out, platform, "v0.0.0-test")
 	_, digest, _ := strings.Cut(strings.TrimSpace(string(read(t, filepath.Join(out, "digest")))), "@")
 	root := r.unpack(t, "team/mayfly", digest)
 	read(t, filepath.Join(root, "etc", "mayfly", "issuer.yaml"))

@@ -197,7 +197,12 @@ func TestReleaseScript(t *testing.T) {
 	command(t, clone, ".github/release.sh", version, dist, platform)
 
 	suffix := "_" + version + "_linux_" + runtime.GOARCH
-	want := []string{"SHA256SUMS", "mayfly" + suffix, "mayfly-issuer" + suffix, "mayfly-sidecar" + suffix}
+	want := []string{"SHA256SUMS"}
+	for _, program := range []string{"mayfly", "mayfly-issuer", "mayfly-sidecar"} {
+		file := program + suffix
+		want = append(want, file, file+".cdx.json")
+		checkSBOM(t, filepath.Join(dist, file), filepath.Join(dist, file+".cdx.json"), version)
+	}
 	entries, err := os.ReadDir(dist)
 	if err != nil {
 		t.Fatal(err)
@@ -211,7 +216,7 @@ func TestReleaseScript(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("a release holds other files:\n%s", diff)
 	}
-	if said := command(t, dist, "sha256sum", "--check", "SHA256SUMS"); strings.Count(said, ": OK") != 3 {
+	if said := command(t, dist, "sha256sum", "--check", "SHA256SUMS"); strings.Count(said, ": OK") != 6 {
 		t.Errorf("SHA256SUMS: %s", said)
 	}
 	if runtime.GOOS == "linux" {
