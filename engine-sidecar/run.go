@@ -280,9 +280,11 @@ func (s *sidecar) holdGround(away *time.Time) error {
 		s.log.Error("own certificate is revoked: not listening until there is another")
 		*away = time.Now()
 		s.front.close()
+		s.gate.Shut()
 		s.gate.CutAll(wire.ReasonDraining)
 		s.gate.EndControls()
 	case !out && !away.IsZero():
+		s.gate.Reopen()
 		if err := s.listen(); err != nil {
 			return err
 		}

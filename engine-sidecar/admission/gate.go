@@ -69,6 +69,7 @@ type Gate struct {
 	perRun   map[runKey]int
 	controls map[*Control]struct{}
 	draining bool
+	shut     bool
 	ever     bool
 	emptied  time.Time     // when the last relay went; zero before the first
 	empty    chan struct{} // closed while there are no relays
@@ -116,6 +117,8 @@ func (g *Gate) judge(p mtls.Peer) *Refusal {
 		return &Refusal{reason, err}
 	case g.draining:
 		return &Refusal{wire.ReasonDraining, errors.New("the engine is stopping")}
+	case g.shut:
+		return &Refusal{wire.ReasonDraining, errors.New("the sidecar's own certificate is revoked")}
 	case len(g.relays) >= g.o.MaxRelays:
 		return &Refusal{wire.ReasonLimit, fmt.Errorf("%d connections", len(g.relays))}
 	case g.perRun[keyOf(p)] >= g.o.MaxPerRun:
@@ -161,6 +164,18 @@ func (g *Gate) Drain() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.draining = true
+}
+
+// Shut refuses new relays until Reopen, those too whose handshake was under way.
+func (g *Gate) Shut() { g.setShut(true) }
+
+// Reopen undoes Shut.
+func (g *Gate) Reopen() { g.setShut(false) }
+
+func (g *Gate) setShut(shut bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.shut = shut
 }
 
 // Draining tells whether Drain was called.

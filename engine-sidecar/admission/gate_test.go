@@ -150,6 +150,14 @@ func TestJudge(t *testing.T) {
 		}
 	}
 	f.stale = false
+	g.Shut()
+	if r := g.Judge(peer(1, time.Hour, "r")); r == nil || r.Reason != wire.ReasonDraining {
+		t.Errorf("shut: %v", r)
+	}
+	g.Reopen()
+	if r := g.Judge(peer(1, time.Hour, "r")); r != nil {
+		t.Errorf("open again: %v", r)
+	}
 	g.Drain()
 	if r := g.Judge(peer(1, time.Hour, "r")); r == nil || r.Reason != wire.ReasonDraining {
 		t.Errorf("draining: %v", r)

@@ -287,8 +287,14 @@ func (c *Checker) age(now time.Time) time.Duration {
 	return c.arrival.ageAt(now.Round(0), now.Sub(c.arrival.at))
 }
 
-// Stale tells whether the feed is too old, or missing, to admit anybody.
-func (c *Checker) Stale() bool { return c.Age() >= c.o.MaxStaleness }
+// Stale tells whether the feed is too old, too far ahead of this machine's
+// clock, or missing, to admit anybody.
+func (c *Checker) Stale() bool {
+	now := time.Now()
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	return c.age(now) >= c.o.MaxStaleness || c.feed.ThisUpdate.After(now.Add(mtls.MaxFeedSkew))
+}
 
 // Revoked tells whether a certificate is known to be out: its serial or its
 // intermediate was revoked, or it was issued before the floor.

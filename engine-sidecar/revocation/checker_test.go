@@ -301,6 +301,9 @@ func TestClockSkew(t *testing.T) {
 			t.Errorf("%s: reported %v", name, !tc.skew)
 		}
 		reason, _ := h.Check(h.chain(nil))
+		if h.Stale() != tc.skew {
+			t.Errorf("%s: stale %v", name, !tc.skew)
+		}
 		if (reason == wire.ReasonFeedStale) != tc.skew {
 			t.Errorf("%s: %q", name, reason)
 		}
