@@ -61,6 +61,12 @@ func testSessions(t *testing.T, o Open) {
 	if got := revoke(t, s, store.Revocation{Serial: c.Serial, DryRun: true}); got.Sessions != 1 {
 		t.Errorf("%d sessions would be cut, want 1", got.Sessions)
 	}
+	for range 40 { // more than are asked for one by one
+		record(t, s, Certificate("1"))
+	}
+	if got := revoke(t, s, store.Revocation{Match: store.Match{RunID: "1"}, DryRun: true}); got.Sessions != 1 || len(got.Serials) != 41 {
+		t.Errorf("of a run: %d sessions of %d certificates would be cut, want 1 of 41", got.Sessions, len(got.Serials))
+	}
 	if later, _, err := s.Sessions(ctx, store.SessionFilter{Live: true, Now: time.Now().Add(3 * time.Minute)}); err != nil || len(later) != 0 {
 		t.Errorf("silent for three minutes and live: %+v, %v", later, err)
 	}

@@ -291,9 +291,21 @@ func (s *sweep) events(fresh []*target, blocks []store.Block) []store.Event {
 	return out
 }
 
+// fewTargets is up to how many certificates their live sessions are asked for
+// one by one; beyond it, all live sessions are read once.
+const fewTargets = 32
+
 // countSessions counts the live sessions of the certificates concerned.
 func (s *sweep) countSessions(ctx context.Context, rd Reader) error {
-	if len(s.targets) == 0 {
+	since := micro(s.now.Add(-liveFor))
+	if len(s.targets) <= fewTargets {
+		for _, t := range s.targets {
+			n := 0
+			if _, err := one(ctx, rd, `SELECT COUNT(*) FROM sessions WHERE serial = $1 AND closed_at = 0 AND seen_at >= $2`, []any{t.serial, since}, &n); err != nil {
+				return err
+			}
+			s.sessions += n
+		}
 		return nil
 	}
 	serials := make(map[string]bool, len(s.targets))
@@ -303,7 +315,7 @@ func (s *sweep) countSessions(ctx context.Context, rd Reader) error {
 	live, err := collect(ctx, rd, func(r Rows) (serial string, err error) {
 		err = r.Scan(&serial)
 		return serial, err
-	}, `SELECT serial FROM sessions WHERE closed_at = 0 AND seen_at >= $1`, micro(s.now.Add(-liveFor)))
+	}, `SELECT serial FROM sessions WHERE closed_at = 0 AND seen_at >= $1`, since)
 	for _, serial := range live {
 		if serials[serial] {
 			s.sessions++
