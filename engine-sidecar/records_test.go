@@ -36,8 +36,6 @@ type rawClient struct {
 	tb   testing.TB
 	conn *tls.Conn
 	tcp  net.Conn
-	hash int // length of the suite's hash, in bytes
-	key  int // and of its key
 
 	secret []byte // client_application_traffic_secret_N (RFC 8446 section 7.1)
 	aead   cipher.AEAD
