@@ -2,31 +2,17 @@ package main
 
 import (
 	"bytes"
-	"crypto/sha256"
-	"debug/buildinfo"
 	"debug/elf"
-	"encoding/json"
-	"fmt"
 	"io"
-	"log"
-	"net/http"
-	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"runtime/debug"
-	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
-
-	"github.com/google/go-cmp/cmp"
-	"github.com/google/go-containerregistry/pkg/registry"
-	v1 "github.com/google/go-containerregistry/pkg/v1"
 )
 
 // given says how to give an engine to these tests. .ci/run cannot install one:
@@ -274,80 +260,6 @@ func (e *testEngine) checkBuild(t *testing.T, out string) {
 	}
 }
 
-// testRegistry is a registry on loopback that wants a password.
-type testRegistry struct {
-	host string // host:port
-
-	mu     sync.Mutex
-	writes int // requests that were let in and change something
-}
-
-const registryUser, registryPassword = "robot", "correct-horse-7391"
-
-func startRegistry(t *testing.T) *testRegistry {
-	t.Helper()
-	r := &testRegistry{}
-	inner := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
-		if user, password, _ := q.BasicAuth(); user != registryUser || password != registryPassword {
-			w.Header().Set("WWW-Authenticate", `Basic realm="test"`)
-			w.WriteHeader(http.StatusUnauthorized)
-			io.WriteString(w, `{"errors":[{"code":"UNAUTHORIZED","message":"authentication required"}]}`)
-			return
-		}
-		if q.Method != http.MethodGet && q.Method != http.MethodHead {
-			r.mu.Lock()
-			r.writes++
-			r.mu.Unlock()
-		}
-		inner.ServeHTTP(w, q)
-	}))
-	t.Cleanup(server.Close)
-	r.host = strings.TrimPrefix(server.URL, "http://")
-	return r
-}
-
-// get pulls by OCI's distribution protocol, and holds what came against the
-// digest that was asked for, if it was one.
-func (r *testRegistry) get(t *testing.T, repository, kind, reference string) ([]byte, error) {
-	t.Helper()
-	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+r.host+"/v2/"+repository+"/"+kind+"/"+reference, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	request.SetBasicAuth(registryUser, registryPassword)
-	answer, err := http.DefaultClient.Do(request)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer answer.Body.Close()
-	body, err := io.ReadAll(answer.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if answer.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("%s: %s", reference, answer.Status)
-	}
-	if got := digestOf(body); strings.HasPrefix(reference, "sha256:") && got != reference {
-		t.Errorf("%s is %s", reference, got)
-	}
-	return body, nil
-}
-
-func digestOf(data []byte) string { return fmt.Sprintf("sha256:%x", sha256.Sum256(data)) }
-
-// decode pulls a JSON document by its digest.
-func (r *testRegistry) decode(t *testing.T, repository, kind, digest string, into any) {
-	t.Helper()
-	data, err := r.get(t, repository, kind, digest)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := json.Unmarshal(data, into); err != nil {
-		t.Fatal(err)
-	}
-}
-
 // testPublish pushes a commit's image, pulls it back by the digest that was told,
 // and looks into it: on a branch, and on main, which is latest too. The password
 // is in no output.
@@ -383,54 +295,6 @@ func (e *testEngine) testPublish(t *testing.T) {
 	}
 }
 
-// checkSBOMs holds the documents of a platform's programs.
-func checkSBOMs(t *testing.T, out, platform, version string) {
-	t.Helper()
-	for _, program := range programs {
-		program = filepath.Base(program)
-		checkSBOM(t, filepath.Join(out, platform, program), filepath.Join(out, "sbom", platform, program+".cdx.json"), version)
-	}
-}
-
-// checkSBOM wants a document of the program's very bytes, with every module that
-// is linked into it.
-func checkSBOM(t *testing.T, program, sbom, version string) {
-	t.Helper()
-	var document struct {
-		Format   string `json:"bomFormat"`
-		Metadata struct {
-			Component  struct{ Version, PURL string }
-			Properties []struct{ Name, Value string }
-		}
-		Components []struct{ Name, Version string }
-	}
-	if err := json.Unmarshal(read(t, sbom), &document); err != nil {
-		t.Fatal(err)
-	}
-	info, err := buildinfo.ReadFile(program)
-	if err != nil {
-		t.Fatal(err)
-	}
-	arch := slices.IndexFunc(info.Settings, func(s debug.BuildSetting) bool { return s.Key == "GOARCH" })
-	if c := document.Metadata.Component; document.Format != "CycloneDX" || c.Version != version || !strings.Contains(c.PURL, "goarch="+info.Settings[arch].Value) {
-		t.Errorf("%s: %s of %+v", sbom, document.Format, c)
-	}
-	hash := strings.TrimPrefix(digestOf(read(t, program)), "sha256:")
-	if !slices.ContainsFunc(document.Metadata.Properties, func(p struct{ Name, Value string }) bool { return p.Value == hash }) {
-		t.Errorf("%s is of other bytes than %s", sbom, program)
-	}
-	want, got := map[string]string{"std": info.GoVersion}, map[string]string{}
-	for _, m := range info.Deps {
-		want[m.Path] = m.Version
-	}
-	for _, c := range document.Components {
-		got[c.Name] = c.Version
-	}
-	if diff := cmp.Diff(want, got); diff != "" {
-		t.Errorf("%s: what is linked, and what it says:\n%s", sbom, diff)
-	}
-}
-
 func read(t *testing.T, file string) []byte {
 	t.Helper()
 	data, err := os.ReadFile(file)
@@ -463,85 +327,6 @@ func (e *testEngine) testPublishThis(t *testing.T) {
 	}
 }
 
-// unpack pulls an image of one platform and gives the folder that holds its files.
-func (r *testRegistry) unpack(t *testing.T, repository, digest string) string {
-	t.Helper()
-	var index v1.IndexManifest
-	if r.decode(t, repository, "manifests", digest, &index); len(index.Manifests) == 1 {
-		digest = index.Manifests[0].Digest.String()
-	}
-	var manifest v1.Manifest
-	r.decode(t, repository, "manifests", digest, &manifest)
-	root := t.TempDir()
-	for _, l := range manifest.Layers {
-		layer, err := r.get(t, repository, "blobs", l.Digest.String())
-		if err != nil {
-			t.Fatal(err)
-		}
-		untar := exec.CommandContext(t.Context(), "tar", "-xz", "-C", root)
-		untar.Stdin = bytes.NewReader(layer)
-		if said, err := untar.CombinedOutput(); err != nil {
-			t.Fatalf("%v\n%s", err, said)
-		}
-	}
-	return root
-}
-
-// checkPublished pulls an image of both platforms by its digest. The working
-// folder is the checkout that it was made from.
-func (r *testRegistry) checkPublished(t *testing.T, repository, digest string, rev revision) {
-	t.Helper()
-	for _, tag := range []string{"v1.2.3", rev.tag()} {
-		if tagged, err := r.get(t, repository, "manifests", tag); err != nil || digestOf(tagged) != digest {
-			t.Errorf("tag %s is %s (%v), want %s", tag, digestOf(tagged), err, digest)
-		}
-	}
-	if _, err := r.get(t, repository, "manifests", "latest"); (err == nil) != rev.main {
-		t.Errorf("latest is pushed on main only: %v on %s", err, rev.ref)
-	}
-	var index v1.IndexManifest
-	r.decode(t, repository, "manifests", digest, &index)
-	platforms := map[string]bool{}
-	for _, m := range index.Manifests {
-		platforms[m.Platform.String()] = true
-		r.checkImage(t, repository, m, rev)
-	}
-	if len(platforms) != 2 || !platforms["linux/amd64"] || !platforms["linux/arm64"] {
-		t.Errorf("platforms: %v", platforms)
-	}
-}
-
-// checkImage pulls all of one platform's image.
-func (r *testRegistry) checkImage(t *testing.T, repository string, m v1.Descriptor, rev revision) {
-	t.Helper()
-	var manifest v1.Manifest
-	r.decode(t, repository, "manifests", m.Digest.String(), &manifest)
-	var config v1.ConfigFile
-	r.decode(t, repository, "blobs", manifest.Config.Digest.String(), &config)
-	if config.Architecture != m.Platform.Architecture {
-		t.Errorf("%s: the configuration says %s", m.Platform, config.Architecture)
-	}
-	for label, want := range map[string]string{
-		"org.opencontainers.image.title": "mayfly", "org.opencontainers.image.licenses": "Apache-2.0",
-		"org.opencontainers.image.revision": rev.sha, "org.opencontainers.image.ref.name": rev.tag(), "org.opencontainers.image.source": rev.url,
-	} {
-		if got := config.Config.Labels[label]; got != want {
-			t.Errorf("%s: label %s = %q, want %q", m.Platform, label, got, want)
-		}
-	}
-	if fmt.Sprint(config.Config.Entrypoint) != "[/usr/local/bin/mayfly-issuer]" {
-		t.Errorf("%s: entrypoint %v", m.Platform, config.Config.Entrypoint)
-	}
-	if len(manifest.Layers) == 0 {
-		t.Errorf("%s: no layers", m.Platform)
-	}
-	for _, l := range manifest.Layers {
-		if _, err := r.get(t, repository, "blobs", l.Digest.String()); err != nil {
-			t.Errorf("%s: %v", m.Platform, err)
-		}
-	}
-}
-
 // publishSmall publishes a small checkout over an older run's digest file, which
 // must not be left to be taken for this run's.
 func (e *testEngine) publishSmall(t *testing.T, image string) result {
@@ -563,41 +348,6 @@ func (e *testEngine) publishSmall(t *testing.T, image string) result {
 		t.Errorf("exit code %d, and printed: %s", got.code, got.stdout)
 	}
 	return got
-}
-
-func (e *testEngine) testWrongPassword(t *testing.T) {
-	r := startRegistry(t)
-	t.Setenv("TEST_REGISTRY_PASSWORD", "wrong-battery-1042")
-	got := e.publishSmall(t, r.host+"/team/mayfly")
-	got.mustFail(t, "publish: push "+r.host+"/team/mayfly:", "401", "refuses robot")
-	if strings.Contains(got.stdout+got.stderr, "wrong-battery-1042") {
-		t.Error("the password is in the output")
-	}
-	if r.writes != 0 {
-		t.Errorf("%d writes were let in", r.writes)
-	}
-	t.Setenv("TEST_REGISTRY_PASSWORD", registryPassword) // its allowed twin
-	e.publishSmall(t, r.host+"/team/mayfly").mustPass(t)
-}
-
-func (e *testEngine) testUnreachableRegistry(t *testing.T) {
-	closed := httptest.NewServer(nil)
-	host := strings.TrimPrefix(closed.URL, "http://")
-	closed.Close()
-	t.Setenv("TEST_REGISTRY_PASSWORD", registryPassword)
-	e.publishSmall(t, host+"/team/mayfly").mustFail(t, "publish: push "+host+"/team/mayfly:", "connection refused")
-}
-
-const failingTest = `package small
-
-import "testing"
-
-func TestArithmetic(t *testing.T) { t.Fatalf("two and two are %d", 5) }
-`
-
-func (e *testEngine) testFailingTest(t *testing.T) {
-	dir := small(t, map[string]string{"small_test.go": failingTest})
-	e.pipeline(t, dir, "test").mustFail(t, "test: unit tests", "two and two are 5", "FAIL")
 }
 
 // testTest runs this repository's own test step, unit tests of some packages
@@ -639,71 +389,6 @@ func (e *testEngine) testBazel(t *testing.T) {
 			t.Fatalf("hello.txt: %q, %v", text, err)
 		}
 	}
-}
-
-// testCacheOutlivesStop stops the machine as Fly does, and builds again: the
-// engine starts on the connection, and compiles nothing.
-func (e *testEngine) testCacheOutlivesStop(t *testing.T) {
-	e.pipeline(t, e.root, "build", "--out", t.TempDir()).mustPass(t)
-	e.stopMachine(t, syscall.SIGTERM)
-	e.waitStopped(t)
-	out := t.TempDir()
-	got := e.pipeline(t, e.root, "build", "--out", out)
-	got.mustPass(t)
-	e.checkBuild(t, out)
-	// Dagger says so of each step that it had.
-	if !strings.Contains(got.stderr, "CACHED") {
-		t.Errorf("nothing came from the cache:\n%s", got.stderr)
-	}
-}
-
-func (e *testEngine) stopMachine(t *testing.T, signal syscall.Signal) {
-	t.Helper()
-	pid, err := strconv.Atoi(e.env(t, "SIDECAR_PID"))
-	if err != nil {
-		t.Fatalf("the machine does not run: %v", err)
-	}
-	if err := syscall.Kill(pid, signal); err != nil {
-		t.Fatal(err)
-	}
-}
-
-func (e *testEngine) waitStopped(t *testing.T) {
-	t.Helper()
-	deadline := time.After(5 * time.Minute)
-	for e.env(t, "SIDECAR_PID") != "" {
-		select {
-		case <-deadline:
-			t.Fatal("the machine does not stop")
-		case <-time.After(100 * time.Millisecond):
-		}
-	}
-}
-
-const endlessTest = `package small
-
-import (
-	"testing"
-	"time"
-)
-
-func TestEndless(t *testing.T) {
-	println("the endless test runs")
-	time.Sleep(time.Hour)
-}
-`
-
-// testEnds ends the machine while a step runs: the run ends soon, and says why.
-func (e *testEngine) testEnds(t *testing.T, signal syscall.Signal, cause string) {
-	dir := small(t, map[string]string{"small_test.go": endlessTest})
-	var once sync.Once
-	got := e.watch(t, dir, func(progress string) {
-		if strings.Contains(progress, "the endless test runs") {
-			once.Do(func() { e.stopMachine(t, signal) })
-		}
-	}, "test", "--test-packages", "-v .") // with -v, and of one package, go test shows output as it comes
-	got.mustFail(t, "pipeline: failed: test: unit tests: ", cause)
-	e.waitStopped(t)
 }
 
 // lockedBuffer collects what several goroutines write.
