@@ -6,7 +6,6 @@ import (
 	"context"
 	"database/sql"
 	_ "embed"
-	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -179,29 +178,12 @@ func load(t testing.TB, o Older, backup []byte) {
 }
 
 func loadRows(ctx context.Context, db *sql.DB, backup []byte) error {
-	insert := ""
-	var kinds []any
+	insert, table := "", ""
 	for line := range bytes.Lines(backup) {
 		if line[0] == '[' {
-			var row []any
-			d := json.NewDecoder(bytes.NewReader(line))
-			d.UseNumber()
-			if err := d.Decode(&row); err != nil {
+			row, err := ledger.ParseRow(table, line)
+			if err != nil {
 				return err
-			}
-			for i, kind := range kinds {
-				var err error
-				switch v := row[i].(type) {
-				case json.Number:
-					row[i], err = v.Int64()
-				case string:
-					if kind == ledger.Bytes {
-						row[i], err = base64.StdEncoding.DecodeString(v)
-					}
-				}
-				if err != nil {
-					return err
-				}
 			}
 			if _, err := db.ExecContext(ctx, insert, row...); err != nil {
 				return fmt.Errorf("%s: %w", insert, err)
@@ -223,11 +205,10 @@ func loadRows(ctx context.Context, db *sql.DB, backup []byte) error {
 			}
 		}
 		values := make([]string, len(head.Columns))
-		kinds = make([]any, len(head.Columns))
-		for i, c := range head.Columns {
+		for i := range values {
 			values[i] = fmt.Sprintf("$%d", i+1)
-			kinds[i] = ledger.KindOf(head.Table, c)
 		}
+		table = head.Table
 		insert = "INSERT INTO " + head.Table + " (" + strings.Join(head.Columns, ", ") + ") VALUES (" + strings.Join(values, ", ") + ")"
 	}
 	return nil

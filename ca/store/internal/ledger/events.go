@@ -293,7 +293,7 @@ func eventStretches(ctx context.Context, r Reader, f store.EventFilter, q *query
 			continue
 		}
 		n := int64(0)
-		if f.RunID != "" && f.RunID+f.Repository+f.Type != c.value {
+		if several := f.RunID+f.Repository+f.Type != c.value; several && f.RunID != "" && f.Serial == "" {
 			var err error
 			if n, err = countRows(ctx, r, "events", c.column, c.value); err != nil {
 				return nil, err

@@ -97,17 +97,14 @@ var (
 	tableLogins       = table("logins", "id:t provider:t subject:t claims:b created_at:i expires_at:i")
 )
 
-// KindOf is the type of a column of a table that a backup holds; Text where
-// there is none.
-func KindOf(table, column string) Kind {
+// ParseRow reads a line of a backup that is a row of table.
+func ParseRow(table string, line []byte) ([]any, error) {
 	for _, t := range backupTables {
-		for _, c := range t.Columns {
-			if t.Name == table && c.Name == column {
-				return c.Kind
-			}
+		if t.Name == table {
+			return t.parse(line)
 		}
 	}
-	return Text
+	return nil, fmt.Errorf("unknown table %q", table)
 }
 
 // Migrate brings the shape to Version. The caller keeps others out. A shape of
