@@ -22,7 +22,6 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -139,8 +138,8 @@ func New(ctx context.Context, cfg Config) (*Client, error) {
 // mayfly's: the runner would hand out a token for any service.
 func (c *Client) askAudience(ctx context.Context) (string, error) {
 	if c.cfg.Audience != "" {
-		if !strings.HasPrefix(c.cfg.Audience, tokensource.AudiencePrefix) {
-			return "", fmt.Errorf("audience %q does not begin with %q", c.cfg.Audience, tokensource.AudiencePrefix)
+		if err := tokensource.CheckAudience(c.cfg.Audience); err != nil {
+			return "", err
 		}
 		return c.cfg.Audience, nil
 	}

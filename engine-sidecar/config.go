@@ -359,8 +359,10 @@ func (c *Config) checkIssuer() error {
 			errs = append(errs, fmt.Errorf("configuration: %w", err))
 		}
 	}
-	if c.Audience != "" && !strings.HasPrefix(c.Audience, tokensource.AudiencePrefix) {
-		errs = append(errs, fmt.Errorf("configuration: audience %q does not begin with %q", c.Audience, tokensource.AudiencePrefix))
+	if c.Audience != "" {
+		if err := tokensource.CheckAudience(c.Audience); err != nil {
+			errs = append(errs, fmt.Errorf("configuration: %w", err))
+		}
 	}
 	if c.TokenSource != "" {
 		_, err := c.tokenSource()

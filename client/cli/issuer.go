@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"os"
-	"strings"
 	"time"
 
 	"github.com/mayfly-ca/mayfly/client"
@@ -26,9 +25,10 @@ func (p *program) issuer() (*client.Issuer, error) {
 	if err != nil {
 		return nil, usagef("see --issuer, --ca-file and --trust-anchor in `mayfly --help`", "%w", err)
 	}
-	if p.Audience != "" && !strings.HasPrefix(p.Audience, tokensource.AudiencePrefix) {
-		return nil, usagef("leave --audience and MAYFLY_AUDIENCE out: the issuer names its own",
-			"audience %q does not begin with %q: a token for another service is not asked for", p.Audience, tokensource.AudiencePrefix)
+	if p.Audience != "" {
+		if err := tokensource.CheckAudience(p.Audience); err != nil {
+			return nil, usagef("leave --audience and MAYFLY_AUDIENCE out: the issuer names its own", "%w", err)
+		}
 	}
 	return i, nil
 }

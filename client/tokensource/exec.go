@@ -40,7 +40,7 @@ func (c command) Token(ctx context.Context, audience string) (string, error) {
 	fail := func(hint string, err error) (string, error) {
 		return "", &Error{Source: c.String(), Hint: hint, Err: err}
 	}
-	if err := checkAudience(audience); err != nil {
+	if err := CheckAudience(audience); err != nil {
 		return fail("", err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, execTimeout)

@@ -46,7 +46,7 @@ type fly struct {
 func (f *fly) String() string { return "Fly Machine" }
 
 func (f *fly) Token(ctx context.Context, audience string) (string, error) {
-	if err := checkAudience(audience); err != nil {
+	if err := CheckAudience(audience); err != nil {
 		return "", &Error{Source: f.String(), Err: err}
 	}
 	body, err := json.Marshal(struct {

@@ -60,7 +60,7 @@ func newGitHub(rawURL, token string) (*github, error) {
 func (g *github) String() string { return githubName }
 
 func (g *github) Token(ctx context.Context, audience string) (string, error) {
-	if err := checkAudience(audience); err != nil {
+	if err := CheckAudience(audience); err != nil {
 		return "", &Error{Source: githubName, Err: err}
 	}
 	f := fetcher{

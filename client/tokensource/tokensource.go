@@ -116,7 +116,7 @@ func (f file) Token(_ context.Context, audience string) (string, error) {
 	fail := func(hint string, err error) (string, error) {
 		return "", &Error{Source: f.String(), Hint: hint, Err: err}
 	}
-	if err := checkAudience(audience); err != nil {
+	if err := CheckAudience(audience); err != nil {
 		return fail("", err)
 	}
 	r, err := os.Open(string(f))
@@ -147,7 +147,7 @@ func (e env) Token(_ context.Context, audience string) (string, error) {
 	fail := func(err error) (string, error) {
 		return "", &Error{Source: e.String(), Hint: e.hint, Err: err}
 	}
-	if err := checkAudience(audience); err != nil {
+	if err := CheckAudience(audience); err != nil {
 		return fail(err)
 	}
 	v := os.Getenv(e.name)
@@ -177,8 +177,9 @@ func GitLab() (Source, error) {
 	return e, nil
 }
 
-// checkAudience refuses audiences of others.
-func checkAudience(audience string) error {
+// CheckAudience refuses an audience that is not mayfly's: a platform hands out
+// tokens for any service.
+func CheckAudience(audience string) error {
 	if len(audience) <= len(AudiencePrefix) || !strings.HasPrefix(audience, AudiencePrefix) {
 		return fmt.Errorf("audience %.80q does not begin with %q: refusing to ask for a token for another service", audience, AudiencePrefix)
 	}
