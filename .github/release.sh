@@ -43,5 +43,5 @@ for file in mayfly*; do
   arch=${file##*_} os=${file%_*}
   GOOS=${os##*_} GOARCH=$arch "$tools/cyclonedx-gomod" bin -json -std -version "$version" -output "$file.cdx.json" "$file"
 done
-sha256sum -- * >"${TMPDIR:-/tmp}/SHA256SUMS.$$"
-mv "${TMPDIR:-/tmp}/SHA256SUMS.$$" SHA256SUMS
+sha256sum -- * >"$tools/SHA256SUMS"
+mv "$tools/SHA256SUMS" SHA256SUMS

@@ -284,7 +284,7 @@ func encodedAtMost(r *wire.SessionReport) int {
 	for _, s := range []string{r.Kind, r.ID, r.Serial, r.Run, r.RemoteAddr, r.Reason} {
 		n += len(s)
 		for i := range len(s) {
-			if c := s[i]; c < ' ' || c > '~' || strings.IndexByte(`"\\<>&`, c) >= 0 {
+			if c := s[i]; c < ' ' || c > '~' || strings.IndexByte(`"\<>&`, c) >= 0 {
 				n += len(`\u0000`) - 1
 			}
 		}

@@ -186,6 +186,9 @@ func TestReleaseScript(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		if file == ".github/release.sh" && !(strings.Contains(string(data), sbomTool) && strings.Contains(string(data), "-tags "+releaseTags+" ")) {
+			t.Errorf("%s builds otherwise than the pipeline, which wants %s and -tags %s", file, sbomTool, releaseTags)
+		}
 		if err := errors.Join(os.MkdirAll(filepath.Dir(filepath.Join(clone, file)), 0o755), os.WriteFile(filepath.Join(clone, file), data, 0o755)); err != nil {
 			t.Fatal(err)
 		}

@@ -156,8 +156,7 @@ func (r *runner) file(t *testing.T, name string) map[string]string {
 // The action's modes beside the proxy, and what a person reads of wrong inputs.
 func TestActionModes(t *testing.T) {
 	needRoot(t)
-	_, err := exec.LookPath("node")
-	need(t, err == nil, "the action is JavaScript: apt-get install nodejs")
+	needNode(t)
 	s := startStack(t, "--engine-cmd", "/bin/false", "--engine-socket", "/nowhere.sock")
 	job := []string{
 		"PATH=" + s.env["MAYFLY_BIN"] + string(filepath.ListSeparator) + os.Getenv("PATH"),

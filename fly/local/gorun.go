@@ -22,8 +22,12 @@ func startedByGoRun() goRun {
 	return goRun(parent)
 }
 
-// watch calls end when g has ended, and returns then or when ctx ends.
+// watch calls end when g has ended, and returns then or when ctx ends; at once
+// where there is none.
 func (g goRun) watch(ctx context.Context, end func()) {
+	if g == 0 {
+		return
+	}
 	look := time.NewTicker(time.Second)
 	defer look.Stop()
 	for {
@@ -31,7 +35,7 @@ func (g goRun) watch(ctx context.Context, end func()) {
 		case <-ctx.Done():
 			return
 		case <-look.C:
-			if g != 0 && goRun(os.Getppid()) != g {
+			if goRun(os.Getppid()) != g {
 				end()
 				return
 			}

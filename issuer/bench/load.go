@@ -28,7 +28,7 @@ func (v *server) load(ctx context.Context, clients []*client, tokens []string, d
 		return t, errors.New("too few tokens")
 	}
 	for i, c := range clients {
-		if err := errors.Join(c.dial(ctx, v)); err != nil {
+		if err := c.dial(ctx, v); err != nil {
 			return t, v.failed("refuses a connection", err)
 		}
 		defer c.hangUp()

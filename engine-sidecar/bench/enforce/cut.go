@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -157,13 +158,9 @@ func verdict(ctx context.Context, cred *client.Credential, addr string) (string,
 	if err := conn.HandshakeContext(ctx); err != nil {
 		return "", err
 	}
-	var line []byte
-	for len(line) == 0 || line[len(line)-1] != '\n' {
-		var b [1]byte
-		if _, err := io.ReadFull(conn, b[:]); err != nil {
-			return "", err
-		}
-		line = append(line, b[0])
+	line, err := bufio.NewReader(io.LimitReader(conn, wire.MaxVerdictBytes)).ReadString('\n')
+	if err != nil {
+		return "", err
 	}
-	return wire.ParseVerdict(string(line))
+	return wire.ParseVerdict(line)
 }
