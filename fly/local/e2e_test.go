@@ -88,12 +88,12 @@ func TestDemonstration(t *testing.T) {
 	}
 }
 
-// leftovers are this program's folders, mounts and control groups.
+// leftovers are this process's folders, mounts and control groups.
 func leftovers(t *testing.T) []string {
 	t.Helper()
 	var found []string
-	for _, pattern := range []string{filepath.Join(os.TempDir(), "mayfly-local-*"), "/sys/fs/cgroup/mayfly-local-*", "/sys/fs/cgroup/*/mayfly-local-*", "/sys/fs/cgroup/*/*/mayfly-local-*"} {
-		match, err := filepath.Glob(pattern)
+	for _, folder := range []string{os.TempDir(), "/sys/fs/cgroup", "/sys/fs/cgroup/*", "/sys/fs/cgroup/*/*"} {
+		match, err := filepath.Glob(filepath.Join(folder, ownName+"*"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -104,7 +104,7 @@ func leftovers(t *testing.T) []string {
 		t.Fatal(err)
 	}
 	for line := range strings.Lines(string(mounts)) {
-		if strings.Contains(line, "mayfly-local-") {
+		if strings.Contains(line, ownName) {
 			found = append(found, line)
 		}
 	}

@@ -27,6 +27,10 @@ type engine struct {
 	cgroup string
 }
 
+// ownName begins the names of what this process makes outside of a folder that it
+// was given.
+var ownName = fmt.Sprintf("mayfly-local-%d-", os.Getpid())
+
 // engineFor prepares the engine of the options below dir.
 func engineFor(o options, t tools, dir string) (engine, error) {
 	switch o.engine {
@@ -41,7 +45,7 @@ func engineFor(o options, t tools, dir string) (engine, error) {
 func buildkitEngine(t tools, dir string) (engine, error) {
 	e := engine{
 		socket: filepath.Join(dir, "engine.sock"),
-		cgroup: fmt.Sprintf("mayfly-local-%.6x", sha256.Sum256([]byte(dir))), // each run's own
+		cgroup: fmt.Sprintf("%s%.6x", ownName, sha256.Sum256([]byte(dir))), // each run's own
 	}
 	config := filepath.Join(dir, "buildkitd.toml")
 	// Unless told, buildkitd has an OCI worker only where a runc is in PATH,

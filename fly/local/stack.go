@@ -45,7 +45,7 @@ func newStack(o options, r *report) (*stack, error) {
 	if o.dir != "" {
 		return s, s.takeDir()
 	}
-	if s.dir, err = os.MkdirTemp("", "mayfly-local-"); err != nil {
+	if s.dir, err = os.MkdirTemp("", ownName); err != nil {
 		return nil, err
 	}
 	s.closers = append(s.closers, func() error { return os.RemoveAll(s.dir) })
