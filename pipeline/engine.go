@@ -116,7 +116,7 @@ func answers(ctx context.Context, host string) error {
 	}
 	conn, err := (&net.Dialer{Timeout: 15 * time.Second}).DialContext(ctx, network, address)
 	if err != nil {
-		return fmt.Errorf("no engine answers at %s: %w", host, err)
+		return fmt.Errorf("no engine answers at %s: %w", withoutSecrets(host), err)
 	}
 	return conn.Close()
 }
@@ -137,9 +137,9 @@ func missing(o options) string {
 func describeEngine(o options) string {
 	switch {
 	case o.runnerHost != "":
-		return "the one at " + o.runnerHost
+		return "the one at " + withoutSecrets(o.runnerHost)
 	case o.issuer != "":
-		return "through a mayfly tunnel, with a certificate of " + o.issuer
+		return "through a mayfly tunnel, with a certificate of " + withoutSecrets(o.issuer)
 	}
 	return "Dagger's own, on this machine"
 }

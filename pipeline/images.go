@@ -77,8 +77,11 @@ func (p *pipeline) toolchain(modules, builds, owner string) *dagger.Container {
 		WithEnvVariable("GOTOOLCHAIN", "local").
 		WithEnvVariable("GOFLAGS", "-buildvcs=false").
 		WithWorkdir("/src")
-	if p.options.goProxy != "" {
-		c = c.WithEnvVariable("GOPROXY", p.options.goProxy)
+	switch proxy := p.options.goProxy; {
+	case strings.Contains(proxy, "@"): // a password: the log of the build shows variables
+		c = c.WithSecretVariable("GOPROXY", p.dag.SetSecret("goproxy", proxy))
+	case proxy != "":
+		c = c.WithEnvVariable("GOPROXY", proxy)
 	}
 	return c
 }

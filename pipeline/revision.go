@@ -1,6 +1,7 @@
 package main
 
 import (
+	"net/url"
 	"os/exec"
 	"regexp"
 	"strings"
@@ -10,7 +11,7 @@ import (
 type revision struct {
 	sha  string // 40 hex digits; "" outside a repository
 	ref  string // refs/heads/main
-	url  string // where the source is, for the image's labels
+	url  string // where the source is, for the image's labels; no user, no query
 	ci   bool
 	main bool // on the main branch
 }
@@ -18,14 +19,49 @@ type revision struct {
 func currentRevision(env func(string) string) revision {
 	r := revision{sha: env("GITHUB_SHA"), ref: env("GITHUB_REF"), ci: env("GITHUB_ACTIONS") == "true"}
 	if r.ci {
-		r.url = strings.TrimSuffix(env("GITHUB_SERVER_URL"), "/") + "/" + env("GITHUB_REPOSITORY")
+		r.url = sourceURL(strings.TrimSuffix(env("GITHUB_SERVER_URL"), "/") + "/" + env("GITHUB_REPOSITORY"))
 	} else {
 		r.sha, r.ref = git("rev-parse", "HEAD"), git("symbolic-ref", "--quiet", "HEAD")
-		r.url = git("remote", "get-url", "origin")
+		r.url = sourceURL(git("remote", "get-url", "origin"))
 	}
 	// A pull request's event may name any branch; only a push's ref is main.
 	r.main = r.ref == "refs/heads/main"
 	return r
+}
+
+// sourceURL returns the public form of a git remote: scheme, host, port and path.
+// CI systems write a token before the host (GitLab: gitlab-ci-token:TOKEN@), so
+// user and query are dropped. The scp form user@host:path becomes ssh://host/path.
+// It returns "" for a path on this machine and for anything that it cannot parse.
+func sourceURL(remote string) string {
+	if !strings.Contains(remote, "://") {
+		host, path, _ := strings.Cut(remote, ":")
+		host = host[strings.LastIndex(host, "@")+1:]
+		if path == "" || len(host) < 2 || strings.Contains(host, "/") || strings.ContainsAny(path, ":@") { // a path, or no form that git knows
+			return ""
+		}
+		remote = "ssh://" + host + "/" + strings.TrimPrefix(path, "/")
+	}
+	u, err := url.Parse(remote)
+	if err != nil || u.Host == "" {
+		return ""
+	}
+	switch u.Scheme {
+	case "https", "http", "ssh", "git":
+		return withoutSecrets(remote)
+	}
+	return ""
+}
+
+// withoutSecrets returns a URL without what may be secret in it: user, query and
+// fragment. A URL that cannot be parsed is not shown at all.
+func withoutSecrets(raw string) string {
+	u, err := url.Parse(raw)
+	if err != nil {
+		return "(not a URL)"
+	}
+	u.User, u.RawQuery, u.ForceQuery, u.Fragment = nil, "", false, ""
+	return u.String()
 }
 
 func git(args ...string) string {
