@@ -38,6 +38,7 @@ type Credential struct {
 
 	key   *ecdsa.PrivateKey
 	cert  tls.Certificate
+	chain []*x509.Certificate // verified, to the root
 	roots []*x509.Certificate
 	pool  *x509.CertPool
 	feed  receivedFeed
@@ -51,6 +52,9 @@ type receivedFeed struct {
 
 // Certificate implements mtls.Source.
 func (c *Credential) Certificate() (*tls.Certificate, error) { return &c.cert, nil }
+
+// Chain is the verified chain: leaf first, root last.
+func (c *Credential) Chain() []*x509.Certificate { return slices.Clone(c.chain) }
 
 // Roots implements mtls.Source.
 func (c *Credential) Roots() *x509.CertPool { return c.pool }
@@ -249,8 +253,7 @@ func (i *Issuer) check(resp wire.IssueResponse, r MintRequest, key *ecdsa.Privat
 	for _, root := range c.roots {
 		c.pool.AddCert(root)
 	}
-	verified, err := c.verify(chain[1:], r.Usage, now)
-	if err != nil {
+	if c.chain, err = c.verify(chain[1:], r.Usage, now); err != nil {
 		return nil, err
 	}
 	if err := c.identify(r); err != nil {
@@ -260,12 +263,12 @@ func (i *Issuer) check(resp wire.IssueResponse, r MintRequest, key *ecdsa.Privat
 	if err != nil {
 		return nil, err
 	}
-	if err := feed.CheckChain(verified, now); err != nil {
+	if err := feed.CheckChain(c.chain, now); err != nil {
 		return nil, fmt.Errorf("our own certificate: %w", err)
 	}
 	c.feed = receivedFeed{feed, now}
 	c.cert = tls.Certificate{PrivateKey: key, Leaf: c.Leaf}
-	for _, cert := range verified[:len(verified)-1] {
+	for _, cert := range c.chain[:len(c.chain)-1] {
 		c.cert.Certificate = append(c.cert.Certificate, cert.Raw)
 	}
 	return c, nil

@@ -164,6 +164,12 @@ func TestEngineRefuses(t *testing.T) {
 			w.sidecar.cert = w.ca.Issue(w.t, l)
 			w.issuer.feed.Compromised = []int{i}
 		}, want: untrustedEngine, says: "revoked: its intermediate"},
+		{name: "certificate of a compromised intermediate that the list leaves out", spoil: func(w *world) {
+			l := engineLeaf()
+			l.Intermediate = w.ca.AddIntermediate(w.t)
+			w.sidecar.cert = w.ca.Issue(w.t, l)
+			w.issuer.feed.Compromised, w.issuer.feed.Absent = []int{l.Intermediate}, []int{l.Intermediate}
+		}, want: untrustedEngine, says: "revoked: its intermediate"},
 		{name: "certificate of an older intermediate", spoil: func(w *world) {
 			l := engineLeaf()
 			l.Intermediate = w.ca.AddIntermediate(w.t)

@@ -2,7 +2,6 @@ package sidecar
 
 import (
 	"context"
-	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -54,15 +53,6 @@ func (o *ownCertificate) rootCertificates() []*x509.Certificate {
 		return nil
 	}
 	return c.RootCertificates()
-}
-
-// judged is what a revocation.Checker wants to know of c.
-func judged(c *client.Credential) revocation.Certificate {
-	out := revocation.CertificateOf([]*x509.Certificate{c.Leaf})
-	if cert, err := c.Certificate(); err == nil && len(cert.Certificate) > 1 {
-		out.Issuer = sha256.Sum256(cert.Certificate[1])
-	}
-	return out
 }
 
 // renewIn is when to renew c: at half life by its own times, held within a
@@ -155,7 +145,7 @@ func (s *sidecar) checkOwn(c *client.Credential) error {
 		return fmt.Errorf("identity %s is not below %s", c.Claims.ID, prefix)
 	case s.trustDomain != "" && c.TrustDomain.Name() != s.trustDomain:
 		return fmt.Errorf("trust domain is now %s, was %s", c.TrustDomain, s.trustDomain)
-	case s.checker.Revoked(judged(c)):
+	case s.checker.Revoked(revocation.CertificateOf(c.Chain())):
 		return mtls.ErrRevoked
 	}
 	return nil

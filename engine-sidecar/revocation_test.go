@@ -56,19 +56,60 @@ func TestFloorCuts(t *testing.T) {
 	w.refusedWith(old, wire.ReasonRevoked)
 }
 
-func TestCompromisedIntermediate(t *testing.T) { // ATTACKS 56
+// TestCompromisedIntermediate: the root's CRL ends everything below an
+// intermediate, also where the feed holds that intermediate no more, as the
+// issuer does it (ATTACKS 56).
+func TestCompromisedIntermediate(t *testing.T) {
+	t.Parallel()
+	for name, left := range map[string]bool{"in the feed": false, "left out of the feed": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := setUp(t)
+			w.echo()
+			second := w.issuer.ca.AddIntermediate(t)
+			w.issuer.publish(func(*mtlstest.Feed) {})
+			w.run()
+			of := func(i int) func(*mtlstest.Leaf) { return func(l *mtlstest.Leaf) { l.Intermediate = i } }
+			bad := w.clientCert(of(second))
+			conn, stays := w.admitted(bad), w.admitted(w.clientCert(nil))
+			w.issuer.publish(func(f *mtlstest.Feed) {
+				f.Compromised = []int{second}
+				if left {
+					f.Absent = f.Compromised
+				}
+			})
+			if took := w.cutOff(conn); took > time.Second {
+				t.Errorf("cut after %v, want at most 1s", took)
+			}
+			w.refusedWith(bad, wire.ReasonRevoked)
+			w.refusedByTLS(bad, "h2", "bad certificate")
+			w.echoes(stays)
+			w.admitted(w.clientCert(nil))
+			// An intermediate that is in no list of any kind may be one that this
+			// feed does not know yet.
+			unknown := w.issuer.ca.AddIntermediate(t)
+			w.refusedWith(w.clientCert(of(unknown)), wire.ReasonFeedStale)
+		})
+	}
+}
+
+// TestOwnIntermediateCompromised: the sidecar asks for another certificate.
+func TestOwnIntermediateCompromised(t *testing.T) {
 	t.Parallel()
 	w := setUp(t)
 	w.echo()
 	second := w.issuer.ca.AddIntermediate(t)
 	w.issuer.publish(func(*mtlstest.Feed) {})
+	w.issuer.set(func() { w.issuer.intermediate = second })
 	w.run()
-	bad := w.clientCert(func(l *mtlstest.Leaf) { l.Intermediate = second })
-	conn, stays := w.admitted(bad), w.admitted(w.clientCert(nil))
-	w.issuer.publish(func(f *mtlstest.Feed) { f.Compromised = []int{second} })
+	conn := w.admitted(w.clientCert(nil))
+	w.issuer.set(func() { w.issuer.intermediate = 0 })
+	w.issuer.publish(func(f *mtlstest.Feed) { f.Compromised, f.Absent = []int{second}, []int{second} })
 	w.cutOff(conn)
-	w.refusedWith(bad, wire.ReasonRevoked)
-	w.echoes(stays)
+	eventually(t, "another certificate", func() bool {
+		conn, err := w.dial(w.clientCert(nil), wire.ALPNRelay)
+		return err == nil && conn.ConnectionState().VerifiedChains[0][1].Equal(w.issuer.ca.Intermediates[0].Certificate)
+	})
 }
 
 func TestFeedStale(t *testing.T) { // ATTACKS 42, 64

@@ -127,7 +127,7 @@ func (s *sidecar) serveStatus(life context.Context) error {
 // feedChanged runs after each feed that was taken in.
 func (s *sidecar) feedChanged() {
 	s.gate.Sweep()
-	if own := s.own.now.Load(); own != nil && s.checker.Revoked(judged(own)) {
+	if own := s.own.now.Load(); own != nil && s.checker.Revoked(revocation.CertificateOf(own.Chain())) {
 		nudge(s.renewNow)
 	}
 	nudge(s.look)
@@ -274,7 +274,7 @@ func (s *sidecar) judgeFeed(before bool) bool {
 // holdGround stops listening while the own certificate is out, and listens
 // again with the next one.
 func (s *sidecar) holdGround(away *time.Time) error {
-	out := s.checker.Revoked(judged(s.own.now.Load()))
+	out := s.checker.Revoked(revocation.CertificateOf(s.own.now.Load().Chain()))
 	switch {
 	case out && away.IsZero():
 		s.log.Error("own certificate is revoked: not listening until there is another")

@@ -10,6 +10,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"golang.org/x/net/netutil"
+
+	"github.com/mayfly-ca/mayfly/engine-sidecar/revocation"
 )
 
 // unready says why clients are not admitted now; empty when they are.
@@ -20,7 +22,7 @@ func (s *sidecar) unready() string {
 		return "no certificate yet"
 	case time.Now().After(own.Response.NotAfter):
 		return "own certificate has expired"
-	case s.checker.Revoked(judged(own)):
+	case s.checker.Revoked(revocation.CertificateOf(own.Chain())):
 		return "own certificate is revoked"
 	case s.checker.Stale():
 		return "revocation feed is stale"

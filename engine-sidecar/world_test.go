@@ -44,18 +44,19 @@ type fakeIssuer struct {
 	ca  *mtlstest.CA
 	srv *httptest.Server
 
-	mu          sync.Mutex
-	changed     chan struct{} // closed at each change of the feed
-	feed        mtlstest.Feed
-	feedPEM     []byte
-	down        bool                          // answers 503 to everything
-	frozen      bool                          // answers 204 to every wait, whatever the feed says
-	denied      bool                          // issues nothing
-	misreads    func(wire.SessionReport) bool // session reports that it does not understand; nil: it does them all
-	ttl         time.Duration                 // of server certificates
-	issued      []*x509.Certificate
-	reports     []wire.SessionReport
-	reportCalls []reportCall
+	mu           sync.Mutex
+	changed      chan struct{} // closed at each change of the feed
+	feed         mtlstest.Feed
+	feedPEM      []byte
+	down         bool                          // answers 503 to everything
+	frozen       bool                          // answers 204 to every wait, whatever the feed says
+	denied       bool                          // issues nothing
+	misreads     func(wire.SessionReport) bool // session reports that it does not understand; nil: it does them all
+	ttl          time.Duration                 // of server certificates
+	intermediate int                           // that signs them
+	issued       []*x509.Certificate
+	reports      []wire.SessionReport
+	reportCalls  []reportCall
 }
 
 func newFakeIssuer(tb testing.TB) *fakeIssuer {
@@ -154,7 +155,7 @@ func (f *fakeIssuer) issue(w http.ResponseWriter, r *http.Request) {
 	}
 	now := time.Now()
 	cert := f.ca.Issue(f.tb, mtlstest.Leaf{
-		ID: "/engine/default/fly/22/m1", DNS: []string{serverName}, Usage: x509.ExtKeyUsageServerAuth,
+		Intermediate: f.intermediate, ID: "/engine/default/fly/22/m1", DNS: []string{serverName}, Usage: x509.ExtKeyUsageServerAuth,
 		Key: csr.PublicKey, NotBefore: now.Add(-time.Minute), NotAfter: now.Add(f.ttl),
 	})
 	f.issued = append(f.issued, cert.Leaf)

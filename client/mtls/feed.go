@@ -7,6 +7,9 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"iter"
+	"maps"
+	"math/big"
 	"slices"
 	"time"
 
@@ -53,15 +56,29 @@ type Feed struct {
 	// NextUpdate is that of the intermediates' CRL that ends first.
 	NextUpdate time.Time
 
-	revoked map[string]struct{} // serials of leaves, of all intermediates
-	issuers map[[sha256.Size]byte]feedIssuer
+	revoked        map[string]IntermediateID // serials of leaves, and whose CRL names them
+	intermediates  map[IntermediateID]feedIntermediate
+	revokedIssuers map[IntermediateID]struct{} // all that a root's CRL names, held by the feed or not
 }
 
-// feedIssuer is one intermediate, keyed by the digest of its certificate.
-type feedIssuer struct {
-	revoked        bool // named in its root's CRL
+// feedIntermediate is an intermediate that the feed holds.
+type feedIntermediate struct {
 	nextUpdate     time.Time
 	rootNextUpdate time.Time
+}
+
+// IntermediateID identifies an intermediate as a CRL does, by its issuer's name
+// and its serial number (RFC 5280 section 5.3): the SHA-256 of both.
+type IntermediateID [sha256.Size]byte
+
+// IntermediateIDOf returns the ID of an intermediate's certificate.
+func IntermediateIDOf(cert *x509.Certificate) IntermediateID {
+	return intermediateID(cert.RawIssuer, cert.SerialNumber)
+}
+
+// intermediateID hashes a name in DER, which says where it ends, and a serial.
+func intermediateID(issuer []byte, serial *big.Int) IntermediateID {
+	return sha256.Sum256(slices.Concat(issuer, serial.Bytes()))
 }
 
 // ParseFeed parses and verifies the PEM of GET /v1/crl/wait: CERTIFICATE blocks,
@@ -92,52 +109,42 @@ func (f *Feed) Revoked(serial string) bool {
 // Len is the number of revoked leaves.
 func (f *Feed) Len() int { return len(f.revoked) }
 
-// Serials returns the revoked leaves' serials, in no order.
-func (f *Feed) Serials() []string {
-	s := make([]string, 0, len(f.revoked))
-	for serial := range f.revoked {
-		s = append(s, serial)
-	}
-	return s
-}
+// All returns the revoked leaves' serials, each with the intermediate whose CRL
+// names it, in no order.
+func (f *Feed) All() iter.Seq2[string, IntermediateID] { return maps.All(f.revoked) }
 
 // BeforeFloor tells whether leaf was issued before the floor.
 func (f *Feed) BeforeFloor(leaf *x509.Certificate) bool {
 	return identity.BeforeFloor(leaf, f.Floor)
 }
 
-// RevokedIntermediate tells whether a root's CRL names this intermediate. It is
-// false for one that the feed does not hold: see CoversChain.
+// RevokedIntermediate reports whether a root's CRL names this intermediate. The
+// issuer leaves a compromised one out of the feed, so the feed need not hold it.
 func (f *Feed) RevokedIntermediate(intermediate *x509.Certificate) bool {
-	return f.issuers[sha256.Sum256(intermediate.Raw)].revoked
+	_, ok := f.revokedIssuers[IntermediateIDOf(intermediate)]
+	return ok
 }
 
-// RevokedIssuers returns the SHA-256 digests of the DER of the intermediates
-// that a root's CRL names, in no order.
-func (f *Feed) RevokedIssuers() [][sha256.Size]byte {
-	var out [][sha256.Size]byte
-	for digest, issuer := range f.issuers {
-		if issuer.revoked {
-			out = append(out, digest)
-		}
-	}
-	return out
+// RevokedIntermediates returns the intermediates that the roots' CRLs name, in
+// no order.
+func (f *Feed) RevokedIntermediates() []IntermediateID {
+	return slices.Collect(maps.Keys(f.revokedIssuers))
 }
 
-// CoversChain tells whether the feed can speak about a verified chain (leaf
-// first, root last) at now: it is one leaf under one intermediate, the
-// intermediate is in the feed and not revoked, and the CRLs of both authorities
-// are not past their nextUpdate. It says nothing of the leaf.
+// CoversChain reports whether the feed can judge a verified chain (leaf first,
+// root last) at now: no root's CRL names its intermediate, the feed holds that
+// intermediate, and the CRLs of both authorities are not past their nextUpdate.
+// CoversChain does not look at the leaf.
 func (f *Feed) CoversChain(chain []*x509.Certificate, now time.Time) error {
 	if len(chain) != 3 {
 		return fmt.Errorf("%w: its chain has %d certificates, not 3", ErrNotCovered, len(chain))
 	}
-	issuer, ok := f.issuers[sha256.Sum256(chain[1].Raw)]
+	issuer, ok := f.intermediates[IntermediateIDOf(chain[1])]
 	switch {
+	case f.RevokedIntermediate(chain[1]):
+		return fmt.Errorf("%w: its intermediate %s", ErrRevoked, Serial(chain[1].SerialNumber))
 	case !ok:
 		return fmt.Errorf("%w: intermediate %s", ErrNotCovered, Serial(chain[1].SerialNumber))
-	case issuer.revoked:
-		return fmt.Errorf("%w: its intermediate %s", ErrRevoked, Serial(chain[1].SerialNumber))
 	case f.ThisUpdate.After(now.Add(MaxFeedSkew)):
 		return fmt.Errorf("%w: this update %s", ErrClockSkew, f.ThisUpdate.UTC().Format(time.RFC3339))
 	case !now.Before(issuer.nextUpdate):
@@ -224,7 +231,11 @@ func (p *feedParser) add(block *pem.Block) error {
 }
 
 func (p *feedParser) verify() (*Feed, error) {
-	f := &Feed{revoked: map[string]struct{}{}, issuers: map[[sha256.Size]byte]feedIssuer{}}
+	f := &Feed{
+		revoked:        map[string]IntermediateID{},
+		intermediates:  map[IntermediateID]feedIntermediate{},
+		revokedIssuers: map[IntermediateID]struct{}{},
+	}
 	rootLists := map[*x509.Certificate]*x509.RevocationList{}
 	for i, cert := range p.intermediates {
 		root, err := p.rootOf(cert)
@@ -237,23 +248,22 @@ func (p *feedParser) verify() (*Feed, error) {
 				return nil, fmt.Errorf("root's list: %w", err)
 			}
 			rootLists[root] = rootList
+			for _, e := range rootList.RevokedCertificateEntries {
+				f.revokedIssuers[intermediateID(rootList.RawIssuer, e.SerialNumber)] = struct{}{}
+			}
 		}
 		list, err := p.take(cert)
 		if err != nil {
 			return nil, fmt.Errorf("list of intermediate %s: %w", Serial(cert.SerialNumber), err)
 		}
-		if err := f.add(list, i == 0); err != nil {
+		id := IntermediateIDOf(cert)
+		if err := f.add(list, id, i == 0); err != nil {
 			return nil, err
 		}
-		key := sha256.Sum256(cert.Raw)
-		if _, twice := f.issuers[key]; twice {
+		if _, twice := f.intermediates[id]; twice {
 			return nil, errors.New("an intermediate stands twice")
 		}
-		f.issuers[key] = feedIssuer{
-			revoked:        names(rootList, cert),
-			nextUpdate:     list.NextUpdate,
-			rootNextUpdate: rootList.NextUpdate,
-		}
+		f.intermediates[id] = feedIntermediate{nextUpdate: list.NextUpdate, rootNextUpdate: rootList.NextUpdate}
 	}
 	if len(p.lists) > 0 {
 		return nil, errors.New("a list that no intermediate and no root has signed")
@@ -308,8 +318,8 @@ func signed(l *x509.RevocationList, issuer *x509.Certificate) bool {
 		l.CheckSignatureFrom(issuer) == nil
 }
 
-// add takes in one intermediate's list.
-func (f *Feed) add(list *x509.RevocationList, first bool) error {
+// add takes in the list of the intermediate with this id.
+func (f *Feed) add(list *x509.RevocationList, id IntermediateID, first bool) error {
 	floor, err := identity.Floor(list)
 	if err != nil {
 		return err
@@ -332,13 +342,7 @@ func (f *Feed) add(list *x509.RevocationList, first bool) error {
 		f.NextUpdate = list.NextUpdate
 	}
 	for _, e := range list.RevokedCertificateEntries {
-		f.revoked[Serial(e.SerialNumber)] = struct{}{}
+		f.revoked[Serial(e.SerialNumber)] = id
 	}
 	return nil
-}
-
-func names(list *x509.RevocationList, cert *x509.Certificate) bool {
-	return slices.ContainsFunc(list.RevokedCertificateEntries, func(e x509.RevocationListEntry) bool {
-		return e.SerialNumber.Cmp(cert.SerialNumber) == 0
-	})
 }

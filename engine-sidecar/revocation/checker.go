@@ -12,7 +12,6 @@ package revocation
 
 import (
 	"context"
-	"crypto/sha256"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -81,7 +80,7 @@ type Options struct {
 type Certificate struct {
 	Serial string // as mtls.Serial writes it
 	Issued time.Time
-	Issuer [sha256.Size]byte // digest of the intermediate's DER
+	Issuer mtls.IntermediateID // zero when the chain has no intermediate
 }
 
 // CertificateOf takes from a verified chain (leaf first, root last) what is
@@ -89,7 +88,7 @@ type Certificate struct {
 func CertificateOf(chain []*x509.Certificate) Certificate {
 	c := Certificate{Serial: mtls.Serial(chain[0].SerialNumber), Issued: identity.IssuedAt(chain[0])}
 	if len(chain) > 1 {
-		c.Issuer = sha256.Sum256(chain[1].Raw)
+		c.Issuer = mtls.IntermediateIDOf(chain[1])
 	}
 	return c
 }
@@ -102,15 +101,18 @@ type Checker struct {
 	feed    *mtls.Feed // of the highest number; nil before the first
 	arrival arrival
 	revoked map[string]sighting
-	issuers map[[sha256.Size]byte]struct{} // intermediates once seen as revoked
-	floor   time.Time                      // the highest
+	issuers map[mtls.IntermediateID]struct{} // intermediates once seen as revoked
+	floor   time.Time                        // the highest
 
 	fresh     chan struct{} // closed when the first fresh feed has come
 	freshOnce sync.Once
 }
 
-// sighting is when feeds held a serial.
-type sighting struct{ first, last time.Time }
+// sighting is when feeds held a serial, and whose CRL it stood in.
+type sighting struct {
+	first, last time.Time
+	issuer      mtls.IntermediateID
+}
 
 // New returns a Checker without a feed, for which everything is stale.
 func New(o Options) *Checker {
@@ -123,7 +125,7 @@ func New(o Options) *Checker {
 	return &Checker{
 		o:       o,
 		revoked: map[string]sighting{},
-		issuers: map[[sha256.Size]byte]struct{}{},
+		issuers: map[mtls.IntermediateID]struct{}{},
 		fresh:   make(chan struct{}),
 	}
 }
@@ -212,15 +214,20 @@ func (c *Checker) take(feed *mtls.Feed, now time.Time) bool {
 	return true
 }
 
-// compare reports what a newer feed should hold and does not.
+// compare reports what a newer feed should hold and does not. The CRL of an
+// intermediate that the root has revoked may be gone, and its serials with it.
 func (c *Checker) compare(feed *mtls.Feed, now time.Time) {
 	if feed.Floor.Before(c.floor) {
 		c.rolledBack("an earlier floor", "floor", feed.Floor.UTC(), "seen", c.floor.UTC())
 	}
+	gone := map[mtls.IntermediateID]bool{}
+	for _, id := range feed.RevokedIntermediates() {
+		gone[id] = true
+	}
 	missing := 0
 	example := ""
 	for serial, seen := range c.revoked {
-		if now.Sub(seen.first) < mustHold && !feed.Revoked(serial) {
+		if now.Sub(seen.first) < mustHold && !feed.Revoked(serial) && !gone[seen.issuer] {
 			missing++
 			example = serial
 		}
@@ -236,15 +243,15 @@ func (c *Checker) rolledBack(why string, args ...any) {
 }
 
 func (c *Checker) remember(feed *mtls.Feed, now time.Time) {
-	for _, serial := range feed.Serials() {
+	for serial, issuer := range feed.All() {
 		seen, ok := c.revoked[serial]
 		if !ok {
 			seen.first = now
 		}
-		seen.last = now
+		seen.last, seen.issuer = now, issuer
 		c.revoked[serial] = seen
 	}
-	for _, issuer := range feed.RevokedIssuers() {
+	for _, issuer := range feed.RevokedIntermediates() {
 		c.issuers[issuer] = struct{}{}
 	}
 	if feed.Floor.After(c.floor) {

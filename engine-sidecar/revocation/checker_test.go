@@ -283,6 +283,40 @@ func TestForgedAndUncovered(t *testing.T) {
 	h.want(newer, wire.ReasonRevoked)
 }
 
+// TestCompromisedAndLeftOut: serials that went with the CRL of a compromised
+// intermediate were not rolled back; those of another were.
+func TestCompromisedAndLeftOut(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t, nil)
+	second := h.ca.AddIntermediate(t)
+	below := func(l *mtlstest.Leaf) { l.Intermediate = second }
+	named, unnamed, fine := h.chain(below), h.chain(below), h.chain(nil)
+	of := func(intermediate int, serial *big.Int) func(int, *x509.RevocationList) {
+		return func(i int, list *x509.RevocationList) {
+			if i == intermediate {
+				list.RevokedCertificateEntries = append(list.RevokedCertificateEntries,
+					x509.RevocationListEntry{SerialNumber: serial, RevocationTime: time.Now()})
+			}
+		}
+	}
+	h.offer(mtlstest.Feed{Number: 1, List: of(second, named[0].SerialNumber)})
+	h.want(unnamed, "")
+	h.offer(mtlstest.Feed{Number: 2, Compromised: []int{second}, Absent: []int{second}})
+	if h.reported(EventRolledBack) {
+		t.Fatal("reported what its intermediate took along")
+	}
+	h.want(named, wire.ReasonRevoked)
+	h.want(unnamed, wire.ReasonRevoked)
+	h.want(fine, "")
+	first := h.chain(nil)
+	h.offer(mtlstest.Feed{Number: 3, Compromised: []int{second}, Absent: []int{second}, List: of(0, first[0].SerialNumber)})
+	h.offer(mtlstest.Feed{Number: 4, Compromised: []int{second}, Absent: []int{second}})
+	if !h.reported(EventRolledBack) {
+		t.Fatal("a missing serial of another intermediate was not reported")
+	}
+	h.want(first, wire.ReasonRevoked)
+}
+
 func TestClockSkew(t *testing.T) {
 	t.Parallel()
 	now := time.Now()

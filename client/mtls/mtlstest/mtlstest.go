@@ -164,6 +164,9 @@ type Feed struct {
 	Revoked    []*big.Int
 	// Compromised intermediates, by index, stand in the root's list.
 	Compromised []int
+	// Absent intermediates, by index, are left out with their lists, as the
+	// issuer leaves out a compromised one.
+	Absent []int
 	// RootNextUpdate is that of the root's list; default a year ahead.
 	RootNextUpdate time.Time
 	// List, if not nil, changes an intermediate's list before it is signed.
@@ -176,6 +179,9 @@ func (ca *CA) Feed(tb testing.TB, f Feed) []byte {
 	f.defaults()
 	var out bytes.Buffer
 	for i, by := range ca.Intermediates {
+		if slices.Contains(f.Absent, i) {
+			continue
+		}
 		write(tb, &out, "CERTIFICATE", by.Certificate.Raw)
 		write(tb, &out, "X509 CRL", ca.List(tb, i, f))
 	}
