@@ -52,6 +52,10 @@ type Config struct {
 	// Engine is the one engine that the certificate is for; empty means all
 	// that the policy's rule grants.
 	Engine string
+	// OneEngine, with an empty Engine, wants a certificate for one engine: a
+	// rule that grants several is a *wire.Problem several-engines, which names
+	// them, and nothing is issued.
+	OneEngine bool
 	// WakeTimeout bounds how long a dial waits for an engine that does not
 	// answer; 0 means DefaultWakeTimeout.
 	WakeTimeout time.Duration

@@ -312,6 +312,26 @@ func TestEngineOfAddress(t *testing.T) {
 }
 
 // A token is asked for mayfly's audience only, whatever the issuer says.
+// A client that wants one engine keeps to it, and takes no answer for several.
+func TestOneEngine(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, loopback{})
+	oneEngine := func(c *Config) { c.OneEngine = true }
+	c := w.client(oneEngine)
+	w.issuer.set(func(i *fakeIssuer) { i.engines = append(i.engines, wire.Engine{Name: "arm"}) })
+	if cred, err := c.mint(t.Context()); err != nil || len(cred.Response.Engines) != 1 {
+		t.Errorf("renewed: %v", err)
+	}
+	cfg := w.config()
+	oneEngine(&cfg)
+	if c, err := New(t.Context(), cfg); err == nil {
+		c.Close()
+		t.Error("an answer for two engines was taken for one")
+	} else if !strings.Contains(err.Error(), "for 2 engines, and one was wanted") {
+		t.Error(err)
+	}
+}
+
 func TestAudience(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {

@@ -133,6 +133,8 @@ type MintRequest struct {
 	// Engine is the one engine that the certificate is wanted for; empty means
 	// all of the rule's.
 	Engine string
+	// OneEngine is Config.OneEngine.
+	OneEngine bool
 	// Usage is what the certificate must be for; the zero value means
 	// clientAuth.
 	Usage x509.ExtKeyUsage
@@ -169,7 +171,7 @@ func (i *Issuer) Mint(ctx context.Context, r MintRequest) (*Credential, error) {
 	}
 	var csr bytes.Buffer
 	writePEM(&csr, "CERTIFICATE REQUEST", der)
-	resp, err := i.buy(ctx, r, wire.IssueRequest{CSR: csr.String(), Engine: r.Engine})
+	resp, err := i.buy(ctx, r, wire.IssueRequest{CSR: csr.String(), Engine: r.Engine, OneEngine: r.OneEngine && r.Engine == ""})
 	if err != nil {
 		return nil, err
 	}
@@ -336,6 +338,9 @@ func (c *Credential) identify(r MintRequest) error {
 	}
 	if _, ok := c.engine(r.Engine); r.Engine != "" && !ok {
 		return fmt.Errorf("it is not for engine %q", r.Engine)
+	}
+	if n := len(c.Response.Engines); r.OneEngine && n != 1 {
+		return fmt.Errorf("it is for %d engines, and one was wanted", n)
 	}
 	return nil
 }

@@ -403,6 +403,9 @@ func readProblem(resp *http.Response) error {
 	for _, s := range []*string{&p.Type, &p.Title, &p.Detail, &p.Instance, &p.Claim, &p.Rule} {
 		*s = printable(*s)
 	}
+	for n, name := range p.Engines {
+		p.Engines[n] = printable(name)
+	}
 	return p
 }
 

@@ -86,8 +86,12 @@ func (c *Client) replace(ctx context.Context, old *Credential) (*Credential, err
 // mint mints with a fresh token and a new key, and makes the certificate the
 // present one.
 func (c *Client) mint(ctx context.Context) (*Credential, error) {
+	engine := c.cfg.Engine
+	if cred := c.cred.Load(); cred != nil && c.cfg.OneEngine {
+		engine = cred.Response.Engines[0].Name // the rule may grant more by now
+	}
 	cred, err := c.issuer.Mint(ctx, MintRequest{
-		Source: c.cfg.Source, Audience: c.audience, Engine: c.cfg.Engine,
+		Source: c.cfg.Source, Audience: c.audience, Engine: engine, OneEngine: c.cfg.OneEngine,
 		Retry: func(err error, wait time.Duration) {
 			c.log.Info("issuer does not answer yet", "retry_in", wait, "error", err)
 			c.event(Event{Kind: EventIssuerWaiting, Err: err, Elapsed: wait})

@@ -38,7 +38,7 @@ func (s *Server) issue(w http.ResponseWriter, r *http.Request) error {
 	if err := decode(r, &req); err != nil {
 		return err
 	}
-	decision, err := rules.set.Decide(claims, policy.Request{Want: policy.WantCertificate, Engine: req.Engine})
+	decision, err := rules.set.Decide(claims, policy.Request{Want: policy.WantCertificate, Engine: req.Engine, OneEngine: req.OneEngine})
 	if err != nil {
 		return s.denied(ctx, claims, err)
 	}

@@ -16,6 +16,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/mayfly-ca/mayfly/client/wire"
 	"github.com/mayfly-ca/mayfly/issuer"
 	"github.com/mayfly-ca/mayfly/issuer/issuertest"
@@ -194,6 +196,50 @@ func TestRequestedEngine(t *testing.T) {
 	}
 	if err := i.Call("POST", wire.PathCertificates, i.GitHubToken(nil), wire.IssueRequest{CSR: csr, Engine: issuertest.Engine}, nil); err != nil {
 		t.Error(err)
+	}
+}
+
+// A request that names no engine gets all of the rule's, unless it says that it
+// wants one: then nothing is recorded, and the token is still good.
+func TestOneEngine(t *testing.T) {
+	t.Parallel()
+	i := issuertest.Start(t, issuertest.Options{Policy: func(text string) string {
+		return strings.NewReplacer(
+			"engines:\n  default:", "engines:\n  arm: {endpoint: \"tcp://127.0.0.1:8081\", server_name: arm.example.com}\n  default:",
+			"grant: {profile: client, engines: [default]", "grant: {profile: client, engines: [default, arm]",
+		).Replace(text)
+	}})
+	_, csr := issuertest.Key(t)
+	token := i.GitHubToken(nil)
+	p := wantProblem(t, i.Call("POST", wire.PathCertificates, token, wire.IssueRequest{CSR: csr, OneEngine: true}, nil), wire.ProblemSeveralEngines)
+	if d := cmp.Diff([]string{"default", "arm"}, p.Engines); d != "" || p.Rule != "app-main" || !strings.Contains(p.Detail, "default, arm") {
+		t.Errorf("%+v", p)
+	}
+	var recorded wire.List[wire.Certificate]
+	if err := i.Call("GET", wire.PathCertificates, i.ViewerToken(), nil, &recorded); err != nil || len(recorded.Items) != 0 {
+		t.Errorf("recorded %+v, %v", recorded.Items, err)
+	}
+	for _, tt := range []struct {
+		token string
+		req   wire.IssueRequest
+		want  []string
+	}{
+		{token, wire.IssueRequest{CSR: csr, Engine: "arm", OneEngine: true}, []string{"arm"}},
+		{i.GitHubToken(nil), wire.IssueRequest{CSR: csr, Engine: "arm"}, []string{"arm"}},
+		{i.GitHubToken(nil), wire.IssueRequest{CSR: csr}, []string{"default", "arm"}},
+		{i.FlyToken(nil), wire.IssueRequest{CSR: csr, OneEngine: true}, []string{"default"}},
+	} {
+		var out wire.IssueResponse
+		if err := i.Call("POST", wire.PathCertificates, tt.token, tt.req, &out); err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, e := range out.Engines {
+			got = append(got, e.Name)
+		}
+		if d := cmp.Diff(tt.want, got); d != "" {
+			t.Errorf("%+v: %s", tt.req, d)
+		}
 	}
 }
 

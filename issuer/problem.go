@@ -20,11 +20,12 @@ import (
 // a wire.Problem* constant; Err is for the log alone.
 type Error struct {
 	Name       string
-	Detail     string // told to the client
-	Claim      string // denied only
-	Rule       string // denied only
-	RetryAfter int    // seconds, 0 for none
-	Err        error  // may be nil
+	Detail     string   // told to the client
+	Claim      string   // denied only
+	Rule       string   // denied and several-engines only
+	Engines    []string // several-engines only
+	RetryAfter int      // seconds, 0 for none
+	Err        error    // may be nil
 }
 
 // Error gives the log's text.
@@ -67,6 +68,7 @@ func named(err error) (*Error, bool) {
 		token    *idtoken.TokenError
 		keys     *idtoken.UnavailableError
 		denial   *policy.Denial
+		several  *policy.SeveralEnginesError
 		csr      *ca.CSRError
 		blocked  *ca.BlockedError
 		replay   *ca.ReplayError
@@ -81,6 +83,8 @@ func named(err error) (*Error, bool) {
 		return &Error{Name: wire.ProblemUnavailable, Detail: "the token's issuer cannot be reached to fetch its keys; try again", RetryAfter: 5, Err: err}, true
 	case errors.As(err, &denial):
 		return &Error{Name: wire.ProblemDenied, Detail: denialDetail(denial), Claim: denial.Claim, Rule: denial.Rule, Err: err}, true
+	case errors.As(err, &several):
+		return &Error{Name: wire.ProblemSeveralEngines, Detail: several.Error(), Rule: several.Rule, Engines: several.Engines, Err: err}, true
 	case errors.As(err, &csr):
 		return &Error{Name: wire.ProblemBadCSR, Detail: csr.Error(), Err: err}, true
 	case errors.As(err, &blocked):
@@ -140,6 +144,7 @@ func problemOf(err error, requestID string) *wire.Problem {
 		Instance:   requestID,
 		Claim:      e.Claim,
 		Rule:       e.Rule,
+		Engines:    e.Engines,
 		RetryAfter: e.RetryAfter,
 	}
 }
@@ -162,6 +167,8 @@ func problemTitle(name string) string {
 		return "Not found"
 	case wire.ProblemReplay:
 		return "The token was used before"
+	case wire.ProblemSeveralEngines:
+		return "The rule grants several engines"
 	case wire.ProblemTooLarge:
 		return "The request is too large"
 	case wire.ProblemRateLimited:

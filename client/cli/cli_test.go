@@ -146,6 +146,9 @@ func TestWhatAPersonSees(t *testing.T) {
 		{name: "issuer 403 denied", code: 3, break_: func(s *stand) {
 			s.issue = problem(wire.ProblemDenied, "no rule admits this token", "app-main", "ref")
 		}, stderr: []string{"no rule admits this token", "nearest rule is app-main", "ref", "mayfly policy suggest"}},
+		{name: "issuer grants several engines", code: 2, break_: func(s *stand) {
+			s.issue = problem(wire.ProblemSeveralEngines, "rule app-main grants several engines: default, arm")
+		}, stderr: []string{"rule app-main grants several engines: default, arm", "--engine"}},
 		{name: "issuer 403 blocked", code: 3, break_: func(s *stand) { s.issue = problem(wire.ProblemBlocked, "blocked until noon") },
 			stderr: []string{"blocked until noon", "mayfly blocks list"}},
 		{name: "issuer 409", code: 1, break_: func(s *stand) { s.issue = problem(wire.ProblemReplay, "token was used before") },

@@ -227,7 +227,7 @@ func (d *checkup) checkClaims(context.Context) (string, error) {
 func (d *checkup) decide(ctx context.Context) (string, error) {
 	c, err := client.New(ctx, client.Config{
 		Issuer: d.p.Issuer, CAFile: d.p.CAFile, TrustAnchor: d.p.TrustAnchor, Audience: d.audience(),
-		Source: &firstToken{Source: d.source, first: d.token}, Engine: d.flags.Engine, WakeTimeout: d.flags.WakeTimeout,
+		Source: &firstToken{Source: d.source, first: d.token}, Engine: d.flags.Engine, OneEngine: true, WakeTimeout: d.flags.WakeTimeout,
 		Progress: func(e client.Event) {
 			if e.Kind == client.EventWaking {
 				d.p.progress("waiting for engine %s to wake up, %ds", e.Engine, int(e.Elapsed.Seconds()))
@@ -239,11 +239,7 @@ func (d *checkup) decide(ctx context.Context) (string, error) {
 	}
 	d.client = c
 	i := c.Info()
-	detail := fmt.Sprintf("rule %s grants %s until %s, certificate %s", i.Rule, engineNames(i.Engines), i.NotAfter.UTC().Format(time.RFC3339), i.Serial)
-	if len(i.Engines) != 1 {
-		return detail, (&tunnel{client: c}).oneEngine(d.flags.Engine)
-	}
-	return detail, nil
+	return fmt.Sprintf("rule %s grants %s until %s, certificate %s", i.Rule, engineNames(i.Engines), i.NotAfter.UTC().Format(time.RFC3339), i.Serial), nil
 }
 
 // firstToken hands out one token that is there already, then fresh ones.

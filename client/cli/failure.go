@@ -232,6 +232,9 @@ func toldByIssuer(err error) *failure {
 	switch p.Name() {
 	case wire.ProblemDenied:
 		f.hints = deniedHints(p)
+	case wire.ProblemSeveralEngines:
+		f.code = exitUsage
+		f.hints = []string{"choose one with --engine or MAYFLY_ENGINE"}
 	case wire.ProblemBlocked:
 		f.hints = []string{"an admin revoked this run or identity and refuses it new certificates for a time: `mayfly blocks list` shows why and until when"}
 	case wire.ProblemForbiddenRole:

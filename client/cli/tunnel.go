@@ -52,7 +52,7 @@ func (p *program) open(ctx context.Context, f tunnelFlags) (*tunnel, error) {
 	p.progress("asking %s for a certificate with a token of %s", p.Issuer, source)
 	t.client, err = client.New(ctx, client.Config{
 		Issuer: p.Issuer, CAFile: p.CAFile, TrustAnchor: p.TrustAnchor, Audience: p.Audience,
-		Source: patientSource{source, p}, Engine: f.Engine, WakeTimeout: f.WakeTimeout, Progress: t.hear,
+		Source: patientSource{source, p}, Engine: f.Engine, OneEngine: true, WakeTimeout: f.WakeTimeout, Progress: t.hear,
 	})
 	p.settle()
 	if err != nil {
@@ -60,9 +60,6 @@ func (p *program) open(ctx context.Context, f tunnelFlags) (*tunnel, error) {
 	}
 	info := t.client.Info()
 	p.note("certificate %s by rule %s for %s, until %s", info.Serial, info.Rule, engineNames(info.Engines), info.NotAfter.UTC().Format(time.RFC3339))
-	if err := t.oneEngine(f.Engine); err != nil {
-		return nil, errors.Join(err, t.client.Close())
-	}
 	return t, nil
 }
 
@@ -83,18 +80,6 @@ func (s patientSource) Token(ctx context.Context, audience string) (string, erro
 	})
 	defer t.Stop()
 	return s.Source.Token(ctx, audience)
-}
-
-// oneEngine refuses to guess between engines.
-func (t *tunnel) oneEngine(asked string) error {
-	engines := t.client.Info().Engines
-	switch {
-	case len(engines) == 0:
-		return failf(exitDenied, "name an engine in the rule's grant", "the rule %s grants no engine", t.client.Info().Rule)
-	case len(engines) > 1 && asked == "":
-		return usagef("choose with --engine: "+engineNames(engines), "the rule grants several engines")
-	}
-	return nil
 }
 
 // engine is the one that the tunnel leads to.

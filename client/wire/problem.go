@@ -25,17 +25,20 @@ const (
 	ProblemForbiddenRole = "forbidden-role"
 	ProblemNotFound      = "not-found"
 	ProblemReplay        = "replay"
-	ProblemTooLarge      = "too-large"
-	ProblemRateLimited   = "rate-limited"
-	ProblemUnavailable   = "unavailable"
-	ProblemInternal      = "internal"
+	// ProblemSeveralEngines answers IssueRequest.OneEngine. Nothing was issued,
+	// and the token is still good.
+	ProblemSeveralEngines = "several-engines"
+	ProblemTooLarge       = "too-large"
+	ProblemRateLimited    = "rate-limited"
+	ProblemUnavailable    = "unavailable"
+	ProblemInternal       = "internal"
 )
 
 // ProblemStatus gives the HTTP status of a problem type without its prefix,
 // and 500 for one that it does not know.
 func ProblemStatus(name string) int {
 	switch name {
-	case ProblemBadRequest, ProblemBadCSR:
+	case ProblemBadRequest, ProblemBadCSR, ProblemSeveralEngines:
 		return http.StatusBadRequest
 	case ProblemBadToken:
 		return http.StatusUnauthorized
@@ -65,9 +68,10 @@ type Problem struct {
 	// Instance is the request's id, to be found in the issuer's log.
 	Instance string `json:"instance,omitempty"`
 	// Claim and Rule are set on denied: the claim that failed, and the rule
-	// that came nearest.
-	Claim string `json:"claim,omitempty"`
-	Rule  string `json:"rule,omitempty"`
+	// that came nearest. On several-engines, Rule is the rule that grants Engines.
+	Claim   string   `json:"claim,omitempty"`
+	Rule    string   `json:"rule,omitempty"`
+	Engines []string `json:"engines,omitempty"`
 	// RetryAfter, in seconds, repeats the header of the same name.
 	RetryAfter int `json:"retry_after,omitempty"`
 }

@@ -61,6 +61,9 @@ type IssueRequest struct {
 	// Engine names the one engine that the certificate is wanted for. Empty
 	// means all engines of the rule that admits the token.
 	Engine string `json:"engine,omitempty"`
+	// OneEngine says that the certificate is wanted for one engine and none is
+	// named. A rule that grants several is then answered with several-engines.
+	OneEngine bool `json:"one_engine,omitempty"`
 }
 
 // IssueResponse is the body of a 201 to POST /v1/certificates.

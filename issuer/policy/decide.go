@@ -46,6 +46,9 @@ type Request struct {
 	// Engine is the one engine that a certificate is wanted for; empty means
 	// all of the rule's.
 	Engine string
+	// OneEngine refuses a certificate for several engines: Decide returns a
+	// *SeveralEnginesError where the rule grants several and Engine is empty.
+	OneEngine bool
 }
 
 // Decision is what a rule grants. The zero Decision grants nothing.
@@ -80,6 +83,18 @@ func (d *Denial) Error() string {
 	return fmt.Sprintf("denied: claim %s is %s (nearest rule %s)", d.Claim, d.Got, d.Rule)
 }
 
+// SeveralEnginesError is the answer to Request.OneEngine when the rule that
+// matched grants several engines.
+type SeveralEnginesError struct {
+	Rule    string
+	Engines []string
+}
+
+// Error gives the log's text.
+func (e *SeveralEnginesError) Error() string {
+	return fmt.Sprintf("rule %s grants several engines: %s", e.Rule, strings.Join(e.Engines, ", "))
+}
+
 // Errors of a caller that did not verify, or not for this.
 var (
 	ErrUnverified = errors.New("policy: claims were not verified")
@@ -88,7 +103,7 @@ var (
 )
 
 // Decide grants what the first fitting rule that matches grants. Errors:
-// *Denial; *idtoken.TokenError when a role is wanted with too old a token; and
+// *Denial; *SeveralEnginesError; *idtoken.TokenError when a role is wanted with too old a token; and
 // the errors above, which mean that the calling program is at fault.
 func (s *Set) Decide(c idtoken.Claims, r Request) (Decision, error) {
 	if err := s.acceptable(c, r); err != nil {

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/mayfly-ca/mayfly/ca/identity"
@@ -17,8 +18,11 @@ func (s *Set) grant(r *rule, c idtoken.Claims, req Request) (Decision, error) {
 		return d, nil
 	}
 	names := r.engines
-	if req.Engine != "" {
+	switch {
+	case req.Engine != "":
 		names = []string{req.Engine}
+	case req.OneEngine && len(names) > 1:
+		return Decision{}, &SeveralEnginesError{Rule: r.name, Engines: slices.Clone(names)}
 	}
 	for _, n := range names {
 		e, ok := s.engine(n)
