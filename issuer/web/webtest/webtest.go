@@ -36,13 +36,21 @@ type Options struct {
 	NoScript bool
 }
 
-// Start starts a browser that takes the certificate of any local issuer.
-func Start(t testing.TB, o Options) *Browser {
+// Need returns the path of Chromium, and skips the test where there is none. A
+// test whose later parts build on what a browser did calls it first.
+func Need(t testing.TB) string {
 	t.Helper()
 	path, err := find("chromium", "chromium-browser", "google-chrome")
 	if err != nil {
 		missing(t, "no chromium in PATH: install chromium")
 	}
+	return path
+}
+
+// Start starts a browser that takes the certificate of any local issuer.
+func Start(t testing.TB, o Options) *Browser {
+	t.Helper()
+	path := Need(t)
 	settings := "scriptEnabled=true"
 	if o.NoScript {
 		settings = "scriptEnabled=false"
