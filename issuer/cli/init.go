@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -63,6 +64,19 @@ func runInit(ctx context.Context, i *invocation) error {
 	return err
 }
 
+// listenFor is the address to listen on for an issuer that clients reach at
+// rawURL: its port on all interfaces, or the scheme's own.
+func listenFor(rawURL string) string {
+	u, err := url.Parse(rawURL)
+	switch {
+	case err == nil && u.Port() != "":
+		return ":" + u.Port()
+	case err == nil && u.Scheme == "http":
+		return ":80"
+	}
+	return ":443"
+}
+
 func firstLine(path string) ([]byte, error) {
 	data, err := readFile(path, nil)
 	if err != nil {
@@ -84,7 +98,7 @@ func lineOf(data []byte, from string) ([]byte, error) {
 func writeFirstConfig(config string, res *ca.InitResult, td, url, dns string) error {
 	base := filepath.Base
 	for path, text := range map[string]string{
-		config: fmt.Sprintf(firstConfig, url, base(res.Root), base(res.RootCRL), base(res.Intermediate), base(res.IntermediateKey), base(res.DSN)),
+		config: fmt.Sprintf(firstConfig, listenFor(url), url, base(res.Root), base(res.RootCRL), base(res.Intermediate), base(res.IntermediateKey), base(res.DSN)),
 		filepath.Join(res.IssuerDir, "policy.yaml"): fmt.Sprintf(firstPolicy, td, dns, dns, dns),
 	} {
 		f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
@@ -104,7 +118,7 @@ func writeFirstConfig(config string, res *ca.InitResult, td, url, dns string) er
 
 const firstConfig = `# mayfly-issuer serve --config issuer.yaml
 # Paths are relative to this file. Secrets are named, never written here.
-listen: ":8443"
+listen: "%s"
 public_url: %s
 tls: {mode: self}          # a certificate of this CA; files, or off behind a TLS edge
 # behind_proxy: true
