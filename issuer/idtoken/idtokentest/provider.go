@@ -37,6 +37,9 @@ type Options struct {
 	Listen string
 	// TLS makes the issuer's URL https. Default: plain http.
 	TLS *tls.Config
+	// Origin is scheme and host of the issuer's URL, where a listener of the
+	// caller's serves this provider under another name. Default: the listener's.
+	Origin string
 }
 
 // Provider is one running provider. Its methods are safe for concurrent use.
@@ -105,6 +108,9 @@ func (p *Provider) start(ln net.Listener) {
 	p.origin = "http://" + p.host
 	if o.TLS != nil {
 		p.origin = "https://" + p.host
+	}
+	if o.Origin != "" {
+		p.origin = o.Origin
 	}
 	p.issuer = p.origin + o.Path
 	p.people.init()
