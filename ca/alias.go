@@ -23,6 +23,8 @@ type (
 	SessionReporter   = store.SessionReporter
 	SessionRefusal    = store.SessionRefusal
 	SessionFilter     = store.SessionFilter
+	MachineStatus     = store.MachineStatus
+	Counts            = store.Counts
 	Login             = store.Login
 	HourCount         = store.HourCount
 	BlockedError      = store.BlockedError
@@ -40,6 +42,9 @@ var (
 	ErrBeforeFloor = store.ErrBeforeFloor
 	ErrBadCursor   = store.ErrBadCursor
 )
+
+// MaxCount is where the store's Counts stops to count certificates.
+const MaxCount = store.MaxCount
 
 // The store's event types.
 const (

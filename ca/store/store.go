@@ -263,14 +263,42 @@ type SessionReporter struct {
 // SessionRefusal says why a report was refused for good.
 type SessionRefusal struct{ ID, Reason string }
 
-// SessionFilter selects a page of sessions, newest first.
+// SessionFilter selects a page of sessions, newest first. Since and Until bound
+// OpenedAt as [Since, Until).
 type SessionFilter struct {
 	Engine, Serial, RunID, Repository string
 	Live                              bool // not closed, and seen within 2 min of Now
+	Cut                               bool // ended by the engine: revoked, expired, feed_stale or max_age
+	Since, Until                      *time.Time
 	Now                               time.Time
 	Limit                             int
 	Cursor                            string
 }
+
+// MachineStatus is what the sidecar of a machine last reported of itself.
+type MachineStatus struct {
+	Engine, Machine     string // Machine is a SPIFFE ID
+	State               string // of package wire: listening, paused or stopped
+	Version             string // of the sidecar
+	EngineVersion       string // "" where the sidecar does not know it
+	EngineSocket        string // of package wire: ok or unreachable
+	CertificateNotAfter time.Time
+	FeedAt              time.Time // when the sidecar's revocation feed was made
+	SeenAt              time.Time // when the report came
+	LiveSessions        int       // read only: see SessionFilter.Live
+}
+
+// Counts is what an overview counts.
+type Counts struct {
+	// Valid is the number of certificates that are neither expired nor
+	// revoked, at most MaxCount of clients and as many of servers.
+	Valid int
+	Live  int // sessions: see SessionFilter.Live
+	Cut   int // sessions that an engine cut in the last 24 hours
+}
+
+// MaxCount is where Counts stops to count certificates.
+const MaxCount = 10000
 
 // Login is one login to the admin page. ID is the SHA-256 (hex) of the cookie's
 // secret, which the store never sees.
@@ -353,6 +381,15 @@ type Store interface {
 	ReportSessions(ctx context.Context, by SessionReporter, reports []SessionReport) (accepted int, refused []SessionRefusal, err error)
 	Sessions(ctx context.Context, f SessionFilter) ([]Session, string, error)
 
+	// PutStatus replaces what the machine reported of itself before. SeenAt
+	// is the time of the call.
+	PutStatus(ctx context.Context, by SessionReporter, s MachineStatus) error
+	// Statuses returns the statuses of every machine, by engine, the one seen
+	// last first; of more than 1000 machines those seen last.
+	Statuses(ctx context.Context) ([]MachineStatus, error)
+	// Counts counts what an overview shows.
+	Counts(ctx context.Context, now time.Time) (Counts, error)
+
 	PutLogin(ctx context.Context, l Login) error
 	Login(ctx context.Context, id string, now time.Time) (*Login, error)
 	DeleteLogin(ctx context.Context, id string) error
@@ -361,14 +398,14 @@ type Store interface {
 	Hours(ctx context.Context, since time.Time) ([]HourCount, error)
 
 	// Prune deletes expired certificates, their tokens and revocations, closed
-	// sessions, blocks, logins and events that ended before a time, in small
+	// sessions, statuses, blocks, logins and events that ended before a time, in small
 	// batches, leaving a checkpoint in the chain. Certificates stay for at
 	// least 26 hours after NotAfter.
 	Prune(ctx context.Context, before time.Time) (int64, error)
 	// Each calls f for every stored certificate in serial order.
 	Each(ctx context.Context, f func(*Certificate) error) error
 	// Backup writes a consistent copy while the store is in use, in a form
-	// that every driver's Restore reads. Logins are left out.
+	// that every driver's Restore reads. Logins and statuses are left out.
 	Backup(ctx context.Context, w io.Writer) error
 	// Ping tells whether the store answers and can be written.
 	Ping(ctx context.Context) error

@@ -52,6 +52,8 @@ func Run(t *testing.T, create func(t testing.TB) Open) {
 		{"event times", testEventTimes},
 		{"denials", testDenials},
 		{"sessions", testSessions},
+		{"statuses", testStatuses},
+		{"counts", testCounts},
 		{"logins", testLogins},
 		{"prune", testPrune},
 		{"each and signatures", testEach},

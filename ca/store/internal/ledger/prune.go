@@ -18,7 +18,7 @@ const (
 )
 
 // Prune implements store.Store. It returns how many rows of certificates,
-// sessions, blocks, logins and events are gone. Certificates and their tokens
+// sessions, statuses, blocks, logins and events are gone. Certificates and their tokens
 // stay for 26 hours after NotAfter, whatever before says. Each batch is a
 // commit of its own, so that issuing goes on.
 func (l *Ledger) Prune(ctx context.Context, before time.Time) (int64, error) {
@@ -119,6 +119,7 @@ func (l *Ledger) pruneRows(ctx context.Context, before time.Time) (n int64, _ er
 		for _, q := range []string{
 			`DELETE FROM sessions WHERE id IN (SELECT id FROM sessions WHERE opened_at < $1 AND seen_at < $1 ORDER BY opened_at, id LIMIT ` + limit + `)`,
 			`DELETE FROM blocks WHERE id IN (SELECT id FROM blocks WHERE until < $1 LIMIT ` + limit + `)`,
+			`DELETE FROM statuses WHERE (engine, machine) IN (SELECT engine, machine FROM statuses WHERE seen_at < $1 LIMIT ` + limit + `)`,
 			`DELETE FROM logins WHERE id IN (SELECT id FROM logins WHERE expires_at < $1 LIMIT ` + limit + `)`,
 			`DELETE FROM hours WHERE hour IN (SELECT hour FROM hours WHERE hour < $1 LIMIT ` + limit + `)`,
 		} {

@@ -21,13 +21,18 @@ var (
 	migrationEventKinds string
 	//go:embed migrations/0003_revoked_lists.sql
 	migrationRevokedLists string
+	//go:embed migrations/0005_statuses.sql
+	migrationStatuses string
 )
 
-// migrations are the versions of the shape, in order, from 1.
-var migrations = []string{migrationInit, migrationEventKinds, migrationRevokedLists}
+// migrations are the versions of the shape, in order.
+var migrations = []struct {
+	version int64
+	text    string
+}{{1, migrationInit}, {2, migrationEventKinds}, {3, migrationRevokedLists}, {5, migrationStatuses}}
 
 // Version is the version of the shape that this program reads and writes.
-const Version = 3
+const Version = 5
 
 // Kind is the type of a column.
 type Kind uint8
@@ -117,9 +122,9 @@ func Migrate(ctx context.Context, dialect database.Dialect, db *sql.DB, d Dialec
 func MigrateTo(ctx context.Context, dialect database.Dialect, db *sql.DB, d Dialect, version int64) error {
 	words := strings.NewReplacer("@int", d.Int, "@bytes", d.Bytes, "@clustered", d.Clustered, "@bodies", d.Bodies)
 	var steps []*goose.Migration
-	for i, text := range migrations {
-		text = words.Replace(text)
-		steps = append(steps, goose.NewGoMigration(int64(i+1), &goose.GoFunc{
+	for _, m := range migrations {
+		text := words.Replace(m.text)
+		steps = append(steps, goose.NewGoMigration(m.version, &goose.GoFunc{
 			RunTx: func(ctx context.Context, tx *sql.Tx) error {
 				_, err := tx.ExecContext(ctx, text)
 				return err

@@ -184,7 +184,7 @@ func moveSession(ctx context.Context, tx Tx, s *store.Session, rep store.Session
 // Sessions implements store.Store.
 func (l *Ledger) Sessions(ctx context.Context, f store.SessionFilter) ([]store.Session, string, error) {
 	limit := pageLimit(f.Limit)
-	scope := cursorScope("sessions", f.Engine, f.Serial, f.RunID, f.Repository, strconv.FormatBool(f.Live))
+	scope := cursorScope("sessions", f.Engine, f.Serial, f.RunID, f.Repository, strconv.FormatBool(f.Live), strconv.FormatBool(f.Cut), timeText(f.Since), timeText(f.Until))
 	below, err := l.parseCursor(scope, f.Cursor)
 	if err != nil {
 		return nil, "", fmt.Errorf("list sessions: %w", err)
@@ -209,6 +209,10 @@ func (l *Ledger) Sessions(ctx context.Context, f store.SessionFilter) ([]store.S
 	return out, next, nil
 }
 
+// isCut selects the sessions that an engine cut, as the index sessions_cut does:
+// not those that an end closed, or that ended with the engine.
+const isCut = "reason IN ('revoked', 'expired', 'feed_stale', 'max_age')"
+
 // sessionQuery builds the query of a page. The live ones are found by when they
 // were last seen, since many may be open for good whose machine is gone; there
 // are never so many of them that they could not be sorted.
@@ -219,6 +223,16 @@ func sessionQuery(f store.SessionFilter, below *position, limit int, d Dialect) 
 			q.where(c.column + " = " + q.arg(c.value))
 			q.index = "sessions_" + c.column // the last one has fewest
 		}
+	}
+	if f.Since != nil {
+		q.where("opened_at >= " + q.arg(micro(*f.Since)))
+	}
+	if f.Until != nil {
+		q.where("opened_at < " + q.arg(micro(*f.Until)))
+	}
+	if f.Cut {
+		q.where(isCut)
+		q.index = "sessions_cut" // they are few
 	}
 	from, end := "sessions", fmt.Sprintf(" ORDER BY opened_at DESC, id DESC LIMIT %d", limit)
 	if f.Live {
