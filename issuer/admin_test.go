@@ -30,6 +30,7 @@ func TestRoles(t *testing.T) {
 		{"GET", wire.PathCertificates, nil, false, ""},
 		{"GET", wire.PathCertificates + "/" + issued.Serial, nil, false, ""},
 		{"GET", wire.PathSessions, nil, false, ""},
+		{"GET", wire.PathEngines, nil, false, ""},
 		{"GET", wire.PathEvents, nil, false, ""},
 		{"POST", wire.PathPolicyExplain, wire.ExplainRequest{Provider: "github", Claims: []byte(`{}`)}, false, ""},
 		{"GET", wire.PathBlocks, nil, true, ""},

@@ -84,8 +84,9 @@ func (s *Server) writeIssued(w http.ResponseWriter, r *http.Request, issued *ca.
 	}
 	leaf := issued.Certificate
 	engines := make([]wire.Engine, 0, len(d.Engines))
+	versions := s.versions.read(r.Context(), s.authority.Store())
 	for _, e := range d.Engines {
-		engines = append(engines, wire.Engine{Name: e.Name, Endpoint: e.Endpoint, ServerName: e.ServerName})
+		engines = append(engines, wire.Engine{Name: e.Name, Endpoint: e.Endpoint, ServerName: e.ServerName, Version: versions[e.Name]})
 	}
 	return s.writeIssuedJSON(w, wire.IssueResponse{
 		Serial:     issued.Record.Serial,

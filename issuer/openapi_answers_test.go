@@ -96,6 +96,7 @@ func TestAnswersAreDescribed(t *testing.T) {
 		{Kind: wire.SessionOpen, ID: strings.Repeat("1", 32), Serial: out.Serial, At: time.Now()},
 		{Kind: wire.SessionOpen, ID: "x", Serial: out.Serial, At: time.Now()},
 	}}
+	status := wire.SessionsRequest{Status: goodStatus()}
 	fingerprint := strings.TrimPrefix(i.TrustAnchor, "sha256:")
 	for _, c := range []struct {
 		method, route, path, token string
@@ -120,6 +121,10 @@ func TestAnswersAreDescribed(t *testing.T) {
 		{"GET", wire.PathBlocks, "", i.AdminToken(), nil, 200},
 		{"DELETE", wire.PathBlocks + "/{id}", "/" + strings.Repeat("0", 32), i.AdminToken(), nil, 404},
 		{"GET", wire.PathSessions, "", i.ViewerToken(), nil, 200},
+		{"POST", wire.PathSessions, "", i.SessionsToken(nil), status, 200},
+		{"GET", wire.PathEngines, "", i.ViewerToken(), nil, 200},
+		{"GET", wire.PathEngines, "?limit=1", i.ViewerToken(), nil, 400},
+		{"GET", wire.PathEngines, "", i.FlyToken(nil), nil, 403},
 		{"GET", wire.PathEvents, "", i.ViewerToken(), nil, 200},
 		{"GET", wire.PathEvents, "", "", nil, 401},
 		{"POST", wire.PathPolicyExplain, "", i.ViewerToken(), wire.ExplainRequest{Provider: "github", Claims: []byte(`{"ref":"x"}`)}, 200},

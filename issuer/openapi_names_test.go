@@ -18,14 +18,14 @@ func TestOpenAPIFilters(t *testing.T) {
 	doc := document(t)
 	samples := map[string]string{
 		"serial": strings.Repeat("a", 32), "since": "2026-01-02T15:04:05Z", "until": "2026-01-02T15:04:05Z", "limit": "1", "after": "1",
-		"profile": "client", "status": wire.StatusValid, "live": "true",
+		"profile": "client", "status": wire.StatusValid, "live": "true", "cut": "true",
 	}
 	for path, list := range map[string]struct {
 		read func(url.Values) error
 		want string
 	}{
 		wire.PathCertificates: {func(v url.Values) error { _, err := certificateFilter(v); return err }, "serial repository repository_id run_id actor identity profile status since until limit cursor"},
-		wire.PathSessions:     {func(v url.Values) error { _, err := sessionFilter(v); return err }, "engine serial run_id repository live limit cursor"},
+		wire.PathSessions:     {func(v url.Values) error { _, err := sessionFilter(v); return err }, "engine serial run_id repository live cut since until limit cursor"},
 		wire.PathEvents:       {func(v url.Values) error { _, err := eventFilter(v); return err }, "type serial repository run_id since until after limit cursor"},
 	} {
 		var described []string

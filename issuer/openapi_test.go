@@ -101,6 +101,7 @@ func TestOpenAPISchemas(t *testing.T) {
 		"Certificate": wire.Certificate{}, "CertificateDetail": wire.CertificateDetail{}, "Match": wire.Match{}, "RevokeRequest": wire.RevokeRequest{},
 		"RevokeResponse": wire.RevokeResponse{}, "Block": wire.Block{}, "Session": wire.Session{}, "SessionReport": wire.SessionReport{},
 		"SessionsRequest": wire.SessionsRequest{}, "SessionsResponse": wire.SessionsResponse{}, "Event": wire.Event{}, "Info": wire.Info{},
+		"SidecarStatus": wire.SidecarStatus{}, "EngineStatus": wire.EngineStatus{}, "MachineStatus": wire.MachineStatus{},
 		"ExplainRequest": wire.ExplainRequest{}, "ExplainResponse": wire.ExplainResponse{},
 	} {
 		schema, ok := doc.Components.Schemas[name]

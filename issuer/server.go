@@ -56,6 +56,7 @@ type Server struct {
 	drainOnce sync.Once
 	heldTotal atomic.Int64
 	readiness readinessCache
+	versions  engineVersions
 	router    chi.Router
 	startedAt time.Time
 }
@@ -144,6 +145,7 @@ func (s *Server) routes(page func(*Server) http.Handler) chi.Router {
 		r.Get(wire.PathTrustBundle, s.handle(s.trustBundle))
 		r.Post(wire.PathSessions, s.handle(s.reportSessions))
 		r.Get(wire.PathSessions, s.handle(s.listSessions))
+		r.Get(wire.PathEngines, s.handle(s.listEngines))
 		r.Get(wire.PathEvents, s.handle(s.listEvents))
 		r.Get(wire.PathInfo, s.handle(s.info))
 		r.Post(wire.PathPolicyExplain, s.handle(s.explain))

@@ -28,8 +28,8 @@ func (s *Server) reportSessions(w http.ResponseWriter, r *http.Request) error {
 	if err := decode(r, &req); err != nil {
 		return err
 	}
-	if len(req.Reports) == 0 || len(req.Reports) > wire.MaxSessionReports {
-		return badRequest("reports: want 1 to %d of them", wire.MaxSessionReports)
+	if n := len(req.Reports); n > wire.MaxSessionReports || n == 0 && req.Status == nil {
+		return badRequest("reports: want 1 to %d of them, or a status", wire.MaxSessionReports)
 	}
 	reports, refused := sessionReports(req.Reports, time.Now())
 	out := wire.SessionsResponse{Refused: refused}
@@ -41,6 +41,11 @@ func (s *Server) reportSessions(w http.ResponseWriter, r *http.Request) error {
 		out.Accepted = accepted
 		for _, n := range no {
 			out.Refused = append(out.Refused, wire.RefusedSession{ID: n.ID, Reason: n.Reason})
+		}
+	}
+	if req.Status != nil {
+		if out.StatusRefused, err = s.reportStatus(r.Context(), by, *req.Status); err != nil {
+			return err
 		}
 	}
 	return writeJSON(w, http.StatusOK, out)

@@ -65,6 +65,14 @@ func (t timedStore) ReportSessions(ctx context.Context, by ca.SessionReporter, r
 	return n, refused, err
 }
 
+// PutStatus implements ca.Store.
+func (t timedStore) PutStatus(ctx context.Context, by ca.SessionReporter, m ca.MachineStatus) error {
+	start := time.Now()
+	err := t.Store.PutStatus(ctx, by, m)
+	t.observe("put_status", start, err)
+	return err
+}
+
 // Ping implements ca.Store.
 func (t timedStore) Ping(ctx context.Context) error {
 	start := time.Now()

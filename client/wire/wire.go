@@ -19,6 +19,7 @@ const (
 	PathCRLWait       = "/v1/crl/wait"
 	PathTrustBundle   = "/v1/trust-bundle"
 	PathSessions      = "/v1/sessions"
+	PathEngines       = "/v1/engines"
 	PathEvents        = "/v1/events"
 	PathInfo          = "/v1/info"
 	PathPolicyExplain = "/v1/policy/explain"
@@ -85,6 +86,9 @@ type Engine struct {
 	Name       string `json:"name"`
 	Endpoint   string `json:"endpoint"` // tcp://host:port or edge://host:port
 	ServerName string `json:"server_name"`
+	// Version is the engine program's, as the engine last reported it: a
+	// version, or an image's name and tag. Empty where it is not known.
+	Version string `json:"version,omitempty"`
 }
 
 // Info is the body of GET /v1/info.
@@ -234,19 +238,89 @@ type SessionReport struct {
 	Reason     string    `json:"reason,omitempty"`
 }
 
-// SessionsRequest is the body of POST /v1/sessions, at most MaxSessionReports.
+// SessionsRequest is the body of POST /v1/sessions: at most MaxSessionReports,
+// a status, or both. Issuers of v0.1 refuse a body that holds a status, so that
+// a sidecar sends its status in a request of its own.
 type SessionsRequest struct {
-	Reports []SessionReport `json:"reports"`
+	Reports []SessionReport `json:"reports,omitempty"`
+	Status  *SidecarStatus  `json:"status,omitempty"`
 }
+
+// SidecarStatus is what a sidecar reports of itself when it begins to listen,
+// every StatusEvery and when it stops.
+type SidecarStatus struct {
+	State   string `json:"state"`
+	Version string `json:"version"`
+	// EngineVersion is the engine program's: a version, or an image's name
+	// and tag. Empty where the sidecar does not know it.
+	EngineVersion       string    `json:"engine_version,omitempty"`
+	EngineSocket        string    `json:"engine_socket"`
+	CertificateNotAfter time.Time `json:"certificate_not_after"` // the sidecar's own
+	FeedAgeSeconds      int64     `json:"feed_age_seconds"`      // of its revocation feed
+}
+
+// StatusEvery is how often a sidecar reports its status.
+const StatusEvery = time.Minute
+
+// States of a sidecar.
+const (
+	SidecarListening = "listening"
+	// SidecarPaused: its own certificate is revoked, and it admits nobody
+	// until it has another.
+	SidecarPaused  = "paused"
+	SidecarStopped = "stopped"
+)
+
+// States of the engine's socket.
+const (
+	SocketOK          = "ok"
+	SocketUnreachable = "unreachable"
+)
+
+// EngineStatus is an item of GET /v1/engines: an engine of the policy, and the
+// machines that reported for it.
+type EngineStatus struct {
+	Name         string          `json:"name"`
+	Endpoint     string          `json:"endpoint"`
+	ServerName   string          `json:"server_name"`
+	State        string          `json:"state"` // awake when a machine is, else that of the one seen last
+	LiveSessions int             `json:"live_sessions"`
+	Machines     []MachineStatus `json:"machines"` // the one seen last first
+}
+
+// MachineStatus is what the sidecar of one machine last reported of itself.
+type MachineStatus struct {
+	Machine             string    `json:"machine"` // SPIFFE ID
+	State               string    `json:"state"`   // awake, asleep or silent
+	Sidecar             string    `json:"sidecar"` // listening, paused or stopped
+	SeenAt              time.Time `json:"seen_at"`
+	Version             string    `json:"version"`
+	EngineVersion       string    `json:"engine_version,omitempty"`
+	EngineSocket        string    `json:"engine_socket"`
+	CertificateNotAfter time.Time `json:"certificate_not_after"`
+	FeedAt              time.Time `json:"feed_at"` // when its revocation feed was made
+	LiveSessions        int       `json:"live_sessions"`
+}
+
+// States of an engine and of its machines.
+const (
+	EngineAwake  = "awake"  // its sidecar runs
+	EngineAsleep = "asleep" // its sidecar has stopped in order
+	EngineSilent = "silent" // its sidecar reports nothing, and did not say that it stops
+	// EngineUnknown: no sidecar of this engine ever reported its status.
+	EngineUnknown = "unknown"
+)
 
 // MaxSessionReports bounds one POST /v1/sessions.
 const MaxSessionReports = 100
 
 // SessionsResponse is the body of a 200 to POST /v1/sessions. Refused names
-// reports that will never be accepted; the others are stored.
+// reports that will never be accepted; the others are stored. StatusRefused says
+// why the status was not stored; the reports are not touched by it.
 type SessionsResponse struct {
-	Accepted int              `json:"accepted"`
-	Refused  []RefusedSession `json:"refused,omitempty"`
+	Accepted      int              `json:"accepted"`
+	Refused       []RefusedSession `json:"refused,omitempty"`
+	StatusRefused string           `json:"status_refused,omitempty"`
 }
 
 // RefusedSession says why one report was refused.

@@ -1,0 +1,175 @@
+package issuer
+
+import (
+	"context"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/mayfly-ca/mayfly/ca"
+	"github.com/mayfly-ca/mayfly/client/wire"
+	"github.com/mayfly-ca/mayfly/issuer/policy"
+)
+
+const (
+	// maxVersionBytes bounds a version in a status.
+	maxVersionBytes = 128
+	// maxFeedAge bounds the age of a feed in a status.
+	maxFeedAge = 90 * 24 * time.Hour
+	// maxCertificateLife bounds how far ahead the end of a sidecar's certificate
+	// may lie: the cap of a server's, and an hour.
+	maxCertificateLife = 25 * time.Hour
+	// maxCertificateAge bounds how far back it may lie.
+	maxCertificateAge = 90 * 24 * time.Hour
+	// silentAfter is how long after its last status a machine counts as silent:
+	// three are missing.
+	silentAfter = 3*wire.StatusEvery + 30*time.Second
+)
+
+// reportStatus stores what a sidecar reports of itself, or says why it is refused.
+func (s *Server) reportStatus(ctx context.Context, by ca.SessionReporter, st wire.SidecarStatus) (refused string, err error) {
+	now := time.Now()
+	if why := badStatus(st, now); why != "" {
+		return why, nil
+	}
+	err = s.authority.Store().PutStatus(ctx, by, ca.MachineStatus{
+		State: st.State, Version: st.Version, EngineVersion: st.EngineVersion, EngineSocket: st.EngineSocket,
+		CertificateNotAfter: st.CertificateNotAfter.UTC(), FeedAt: now.Add(-time.Duration(st.FeedAgeSeconds) * time.Second).UTC(),
+	})
+	if err != nil {
+		return "", unavailable("store status", err)
+	}
+	s.versions.expire()
+	return "", nil
+}
+
+// badStatus says what is wrong with a status, or "".
+func badStatus(s wire.SidecarStatus, now time.Time) string {
+	switch {
+	case s.State != wire.SidecarListening && s.State != wire.SidecarPaused && s.State != wire.SidecarStopped:
+		return "state is none of listening, paused, stopped"
+	case s.EngineSocket != wire.SocketOK && s.EngineSocket != wire.SocketUnreachable:
+		return "engine_socket is none of ok, unreachable"
+	case s.Version == "":
+		return "version is missing"
+	case !isVersion(s.Version):
+		return "version is not 1 to 128 printable ASCII characters"
+	case !isVersion(s.EngineVersion):
+		return "engine_version is not 1 to 128 printable ASCII characters"
+	case s.FeedAgeSeconds < 0 || s.FeedAgeSeconds > int64(maxFeedAge/time.Second):
+		return "feed_age_seconds is negative, or more than 90 days"
+	case s.CertificateNotAfter.After(now.Add(maxCertificateLife)) || s.CertificateNotAfter.Before(now.Add(-maxCertificateAge)):
+		return "certificate_not_after is missing, more than 25 hours ahead, or more than 90 days ago"
+	}
+	return ""
+}
+
+// isVersion reports whether s has the form of a version, or is empty.
+func isVersion(s string) bool {
+	return len(s) <= maxVersionBytes && strings.IndexFunc(s, func(r rune) bool { return r <= ' ' || r > '~' }) < 0
+}
+
+// listEngines is GET /v1/engines.
+func (s *Server) listEngines(w http.ResponseWriter, r *http.Request) error {
+	if _, err := s.admit(w, r, policy.Viewer); err != nil {
+		return err
+	}
+	if err := noQuery(r); err != nil {
+		return err
+	}
+	list, err := s.Engines(r.Context())
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, http.StatusOK, list)
+}
+
+// Engines returns the engines of the policy, by name, with the machines that
+// reported for them. Errors: unavailable.
+func (s *Server) Engines(ctx context.Context) (wire.List[wire.EngineStatus], error) {
+	statuses, err := s.authority.Store().Statuses(ctx)
+	if err != nil {
+		return wire.List[wire.EngineStatus]{}, unavailable("list engines", err)
+	}
+	now := time.Now()
+	engines := s.policies.Set().Engines()
+	list := wire.List[wire.EngineStatus]{Items: make([]wire.EngineStatus, 0, len(engines))}
+	for _, e := range engines {
+		w := wire.EngineStatus{Name: e.Name, Endpoint: e.Endpoint, ServerName: e.ServerName, State: wire.EngineUnknown, Machines: []wire.MachineStatus{}}
+		for _, m := range statuses {
+			if m.Engine != e.Name {
+				continue
+			}
+			state := machineState(m, now)
+			if len(w.Machines) == 0 || state == wire.EngineAwake {
+				w.State = state
+			}
+			w.LiveSessions += m.LiveSessions
+			w.Machines = append(w.Machines, wire.MachineStatus{
+				Machine: m.Machine, State: state, Sidecar: m.State, SeenAt: m.SeenAt, Version: m.Version, EngineVersion: m.EngineVersion,
+				EngineSocket: m.EngineSocket, CertificateNotAfter: m.CertificateNotAfter, FeedAt: m.FeedAt, LiveSessions: m.LiveSessions,
+			})
+		}
+		list.Items = append(list.Items, w)
+	}
+	return list, nil
+}
+
+func machineState(m ca.MachineStatus, now time.Time) string {
+	switch {
+	case m.State == wire.SidecarStopped:
+		return wire.EngineAsleep
+	case now.Sub(m.SeenAt) > silentAfter:
+		return wire.EngineSilent
+	}
+	return wire.EngineAwake
+}
+
+// engineVersions are the versions of the engines, by name, that certificates
+// are answered with. They are read from the store at most every versionsFor, and
+// after a status that this replica stored.
+type engineVersions struct {
+	known   atomic.Pointer[knownVersions]
+	reading sync.Mutex
+}
+
+type knownVersions struct {
+	readAt time.Time
+	byName map[string]string
+}
+
+const versionsFor = 10 * time.Second
+
+// read returns what each engine's machines last reported. While another request
+// reads the store, or when the store fails, it returns what was known before: no
+// certificate fails or waits for it twice.
+func (v *engineVersions) read(ctx context.Context, st ca.Store) map[string]string {
+	known := v.known.Load()
+	if known == nil {
+		known = &knownVersions{}
+	}
+	if time.Since(known.readAt) < versionsFor || !v.reading.TryLock() {
+		return known.byName
+	}
+	defer v.reading.Unlock()
+	next := &knownVersions{readAt: time.Now(), byName: known.byName}
+	if statuses, err := st.Statuses(ctx); err == nil {
+		next.byName = make(map[string]string)
+		for _, m := range statuses { // of each engine the one seen last first
+			if next.byName[m.Engine] == "" {
+				next.byName[m.Engine] = m.EngineVersion
+			}
+		}
+	}
+	v.known.Store(next)
+	return next.byName
+}
+
+// expire has the next read ask the store.
+func (v *engineVersions) expire() {
+	if known := v.known.Load(); known != nil {
+		v.known.Store(&knownVersions{byName: known.byName})
+	}
+}
