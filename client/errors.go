@@ -239,6 +239,10 @@ func alertReason(err error) (string, bool) {
 	return ReasonTLS, true
 }
 
+// lostHTTP2 ends the text of net/http's error for an HTTP/2 connection that
+// answers no ping. net/http exports no such error.
+const lostHTTP2 = "client connection lost"
+
 // passing tells whether an error on the way to an engine or an issuer is what a
 // machine that wakes up or is overrun, or a proxy in front of it, shows for a
 // while.
@@ -258,6 +262,9 @@ func passing(err error) bool {
 	var dns *net.DNSError
 	if errors.As(err, &dns) {
 		return !dns.IsNotFound
+	}
+	if strings.HasSuffix(err.Error(), lostHTTP2) {
+		return true
 	}
 	var timeout interface{ Timeout() bool }
 	return errors.As(err, &timeout) && timeout.Timeout()

@@ -15,6 +15,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"net/url"
 	"os"
 	"strconv"
@@ -30,9 +31,13 @@ import (
 const (
 	issuerTimeout  = 20 * time.Second // one call, from dial to the last byte
 	issuerWaitSlop = 15 * time.Second // beside wire.CRLWait
-	maxProblem     = 64 << 10
-	maxRoots       = 8
-	maxCAFile      = 1 << 20
+	// issuerLost is the time in which a connection to the issuer ends after a
+	// router on its path has lost it: by HTTP/2 pings, by TCP probes while
+	// nothing is sent, and by the bound on data that is not acknowledged.
+	issuerLost = 10 * time.Second
+	maxProblem = 64 << 10
+	maxRoots   = 8
+	maxCAFile  = 1 << 20
 )
 
 // DialFunc makes a network connection, as net.Dialer.DialContext does.
@@ -73,11 +78,7 @@ func newIssuer(rawURL, caFile, anchor string, dial DialFunc) (*Issuer, error) {
 		return nil, err
 	}
 	if dial == nil {
-		d := net.Dialer{Timeout: 10 * time.Second}
-		if base.Scheme == "http" {
-			d.Control = loopbackOnly
-		}
-		dial = d.DialContext
+		dial = dialIssuer(base.Scheme)
 	}
 	tr := &http.Transport{
 		DialContext:            dial,
@@ -88,6 +89,7 @@ func newIssuer(rawURL, caFile, anchor string, dial DialFunc) (*Issuer, error) {
 		IdleConnTimeout:        90 * time.Second,
 		MaxIdleConnsPerHost:    2,
 		MaxResponseHeaderBytes: wire.MaxHeaderBytes,
+		HTTP2:                  &http.HTTP2Config{SendPingTimeout: issuerLost / 2, PingTimeout: issuerLost / 2},
 	}
 	if base.Scheme == "https" {
 		tr.Proxy = http.ProxyFromEnvironment
@@ -128,6 +130,27 @@ func parseIssuerURL(raw string) (*url.URL, error) {
 func loopbackHost(host string) bool {
 	ip := net.ParseIP(host)
 	return host == "localhost" || ip != nil && ip.IsLoopback()
+}
+
+// dialIssuer returns what dials an issuer, or the proxy in front of it. Its
+// connections end within issuerLost when their path is lost, since a long poll
+// has no other way to notice.
+func dialIssuer(scheme string) DialFunc {
+	d := net.Dialer{Timeout: 10 * time.Second, KeepAliveConfig: net.KeepAliveConfig{
+		Enable: true, Idle: issuerLost / 2, Interval: issuerLost / 2, Count: 2,
+	}}
+	if scheme == "http" {
+		d.Control = loopbackOnly
+	}
+	return func(ctx context.Context, network, addr string) (net.Conn, error) {
+		conn, err := d.DialContext(ctx, network, addr)
+		if err != nil {
+			return nil, err
+		}
+		// Where it cannot be set, pings and probes remain.
+		_ = setUserTimeout(conn, issuerLost)
+		return conn, nil
+	}
 }
 
 // loopbackOnly holds what "localhost" resolved to against its promise.
@@ -326,11 +349,7 @@ func (i *Issuer) call(ctx context.Context, c call) ([]byte, int, error) {
 	}
 	callCtx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	req, err := i.request(callCtx, c)
-	if err != nil {
-		return nil, 0, err
-	}
-	resp, err := i.http.Do(req)
+	resp, err := i.do(callCtx, c)
 	if err != nil {
 		return nil, 0, i.unreachable(ctx, err)
 	}
@@ -346,6 +365,28 @@ func (i *Issuer) call(ctx context.Context, c call) ([]byte, int, error) {
 		return nil, 0, &IssuerUnreachableError{URL: i.String(), Final: true, Err: fmt.Errorf("its answer is larger than %d bytes", wire.MaxResponseBytes)}
 	}
 	return b, resp.StatusCode, nil
+}
+
+// do sends the request. After a failure no connection that stood idle is used
+// again, and a GET that failed on such a connection is sent once more.
+func (i *Issuer) do(ctx context.Context, c call) (*http.Response, error) {
+	for attempt := 1; ; attempt++ {
+		stood := false
+		req, err := i.request(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+			GotConn: func(info httptrace.GotConnInfo) { stood = info.Reused },
+		}), c)
+		if err != nil {
+			return nil, err
+		}
+		resp, err := i.http.Do(req)
+		if err == nil {
+			return resp, nil
+		}
+		i.http.CloseIdleConnections()
+		if attempt > 1 || !stood || c.method != http.MethodGet || ctx.Err() != nil || !passing(err) {
+			return nil, err
+		}
+	}
 }
 
 func (i *Issuer) request(ctx context.Context, c call) (*http.Request, error) {

@@ -52,7 +52,10 @@ func newFetcher(p Provider, roots *x509.CertPool) *httpFetcher {
 func (f *httpFetcher) close() { f.client.CloseIdleConnections() }
 
 // fetch reads the discovery document, unless jwks_uri is pinned, and the keys.
+// It leaves no connection to the next fetch, which may be minutes later, when a
+// router has lost it.
 func (f *httpFetcher) fetch(ctx context.Context) (keys, error) {
+	defer f.close()
 	uri, err := f.keysURI(ctx)
 	if err != nil {
 		return nil, err
@@ -231,6 +234,7 @@ func (g *guarded) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	resp, err := t.RoundTrip(req)
 	if err != nil {
+		t.CloseIdleConnections() // the next request shall not share its fate
 		return nil, err
 	}
 	resp.Body = &cappedBody{ReadCloser: resp.Body, left: maxDocument}
