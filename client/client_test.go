@@ -11,6 +11,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/mayfly-ca/mayfly/client/mtls"
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
@@ -312,6 +313,27 @@ func TestEngineOfAddress(t *testing.T) {
 }
 
 // A token is asked for mayfly's audience only, whatever the issuer says.
+// Wake is admitted as a relay is, and none is counted.
+func TestWake(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, loopback{})
+	c := w.client()
+	if took, err := c.Wake(t.Context()); err != nil || took <= 0 {
+		t.Errorf("%v, %v", took, err)
+	}
+	if s := c.Stats(); s.Connections != 0 || s.Open != 0 || s.FailedDials != 0 || s.Wake <= 0 {
+		t.Errorf("stats %+v", s)
+	}
+	w.sidecar.set(func(s *fakeSidecar) { s.verdict = func(mtls.Peer) string { return wire.ReasonRevoked } })
+	_, err := c.Wake(t.Context())
+	if r := as[*RejectedError](t, err); r.Reason != wire.ReasonRevoked {
+		t.Error(err)
+	}
+	if s := c.Stats(); s.FailedDials != 1 {
+		t.Errorf("stats %+v", s)
+	}
+}
+
 // A client that wants one engine keeps to it, and takes no answer for several.
 func TestOneEngine(t *testing.T) {
 	t.Parallel()

@@ -37,27 +37,64 @@ func (c *Client) DialContext(ctx context.Context, network, addr string) (net.Con
 	return r, nil
 }
 
-// dialing is one call of DialContext.
+// dialing is one call of DialContext or Wake.
 type dialing struct {
 	c       *Client
 	addr    string
 	started time.Time
 	attempt int
 	engine  wire.Engine
+	serial  string // of the certificate that the last attempt used
 }
 
 func (c *Client) dial(ctx context.Context, addr string) (*relay, error) {
+	var r *relay
 	d := &dialing{c: c, addr: addr, started: time.Now()}
+	err := d.repeat(ctx, func(ctx context.Context) error {
+		conn, err := d.reach(ctx)
+		if err != nil {
+			return err
+		}
+		name, err := mtls.RelayName(conn.ConnectionState())
+		if err != nil {
+			conn.abandon()
+			return err
+		}
+		r, err = c.open(conn, name)
+		return err
+	})
+	return r, err
+}
+
+// Wake returns when the client's engine admits a connection, and how long that
+// took. It waits and fails as DialContext does. No byte reaches the engine, and
+// Stats counts no connection; an engine that nothing uses then may sleep again.
+func (c *Client) Wake(ctx context.Context) (time.Duration, error) {
+	d := &dialing{c: c, started: time.Now()}
+	err := d.repeat(ctx, func(ctx context.Context) error {
+		conn, err := d.reach(ctx)
+		if err == nil {
+			_ = conn.Close() // it is admitted: how it ends says nothing more
+		}
+		return err
+	})
+	return time.Since(d.started), err
+}
+
+// repeat calls attempt until it succeeds, fails for good, or has failed for as
+// long as a dial may wait.
+func (d *dialing) repeat(ctx context.Context, attempt func(context.Context) error) error {
+	c := d.c
 	wake, cancel := context.WithTimeout(ctx, c.cfg.WakeTimeout)
 	defer cancel()
 	b := backoff{min: dialDelayMin, max: dialDelayMax}
 	var before error
 	for {
 		d.attempt++
-		r, err := d.once(wake)
+		err := attempt(wake)
 		if err == nil {
-			d.connected(r)
-			return r, nil
+			d.connected()
+			return nil
 		}
 		if before != nil && wake.Err() != nil && errors.Is(err, context.DeadlineExceeded) {
 			err = before // this attempt was cut short by us, and knows less
@@ -72,36 +109,28 @@ func (c *Client) dial(ctx context.Context, addr string) (*relay, error) {
 		err = d.failed(ctx, err)
 		c.stats.failed.Add(1)
 		c.event(Event{Kind: EventFailed, Engine: d.engine.Name, Endpoint: d.engine.Endpoint, Attempt: d.attempt, Elapsed: time.Since(d.started), Err: err})
-		return nil, err
+		return err
 	}
 }
 
-func (d *dialing) once(ctx context.Context) (*relay, error) {
-	c := d.c
-	cred, err := c.usable(ctx)
+// reach makes one attempt to be admitted by the engine.
+func (d *dialing) reach(ctx context.Context) (*engineConn, error) {
+	cred, err := d.c.usable(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if d.engine, err = c.engineFor(cred, d.addr); err != nil {
+	if d.engine, err = d.c.engineFor(cred, d.addr); err != nil {
 		return nil, err
 	}
-	conn, err := c.connect(ctx, cred, d.engine, wire.ALPNRelay)
-	if err != nil {
-		return nil, err
-	}
-	name, err := mtls.RelayName(conn.ConnectionState())
-	if err != nil {
-		conn.abandon()
-		return nil, err
-	}
-	return c.open(conn, name)
+	d.serial = cred.Serial()
+	return d.c.connect(ctx, cred, d.engine, wire.ALPNRelay)
 }
 
-func (d *dialing) connected(r *relay) {
+func (d *dialing) connected() {
 	took := time.Since(d.started)
 	d.c.stats.woke(took)
-	d.c.log.Debug("relay open", "engine", d.engine.Name, "serial", r.conn.cred.Serial(), "took", took)
-	d.c.event(Event{Kind: EventConnected, Engine: d.engine.Name, Endpoint: d.engine.Endpoint, Serial: r.conn.cred.Serial(), Attempt: d.attempt, Elapsed: took})
+	d.c.log.Debug("engine reached", "engine", d.engine.Name, "serial", d.serial, "took", took)
+	d.c.event(Event{Kind: EventConnected, Engine: d.engine.Name, Endpoint: d.engine.Endpoint, Serial: d.serial, Attempt: d.attempt, Elapsed: took})
 }
 
 // failed is what a dial returns for its last attempt's error.

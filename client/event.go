@@ -23,7 +23,7 @@ const (
 	// EventWaking: a dial has failed as one to a sleeping machine does and is
 	// being repeated; Attempt counts, Err is why, Elapsed is since its start.
 	EventWaking EventKind = "waking"
-	// EventConnected: a relay is open; Elapsed is what its dial took.
+	// EventConnected: the engine has admitted a connection; Elapsed is what its dial took.
 	EventConnected EventKind = "connected"
 	// EventFailed: a dial has ended without a relay; Err is what it returned.
 	EventFailed EventKind = "failed"

@@ -16,6 +16,7 @@ import (
 type certCommand struct {
 	tunnelFlags
 	Out   string `help:"Folder for key.pem, cert.pem and ca.pem." required:"" type:"path" placeholder:"DIR"`
+	Wake  bool   `help:"Wake the engine before the files are written."`
 	Watch bool   `help:"Stay, and replace the files at half life."`
 }
 
@@ -37,6 +38,11 @@ func (c *certCommand) Run(ctx context.Context, p *program) error {
 		return err
 	}
 	defer t.client.Close()
+	if c.Wake {
+		if _, err := t.wake(ctx); err != nil {
+			return err
+		}
+	}
 	if err := writeCredential(c.Out, t.client.Credential()); err != nil {
 		return failf(exitFailed, "the folder must be writable and hold no key.pem, cert.pem or ca.pem of others", "%w", err)
 	}

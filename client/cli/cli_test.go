@@ -234,7 +234,7 @@ func TestWhatAPersonSees(t *testing.T) {
 			if tt.break_ != nil {
 				s.set(func() { tt.break_(s) })
 			}
-			command := []string{"exec", "--wake-timeout", "2s", "--", "dialer", "retry"}
+			command := []string{"exec", "--no-wait", "--wake-timeout", "2s", "--", "dialer", "retry"}
 			if tt.reaches {
 				command[len(command)-1] = "echo"
 			}

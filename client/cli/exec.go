@@ -27,11 +27,12 @@ const killAfter = 5 * time.Second
 type execCommand struct {
 	tunnelFlags
 	Listen  string   `help:"Where the tunnel begins: unix:PATH, or tcp:127.0.0.1:0 for tools without unix sockets. Default: a socket in a folder of its own." placeholder:"ADDRESS"`
+	NoWait  bool     `help:"Run the command at once: its first connection wakes the engine. Default: the command is run when the engine is awake."`
 	Command []string `arg:"" optional:"" passthrough:"" help:"The command and its arguments."`
 }
 
 func (execCommand) Help() string {
-	return `Buys a certificate with the job's own ID token, opens a tunnel to the engine, and runs the command with ` + daggerVariable + ` and ` + buildkitVariable + ` set to it. The key stays in memory; the certificate is renewed for as long as the command runs. Nothing wakes the engine before the command connects.
+	return `Buys a certificate with the job's own ID token, wakes the engine, and runs the command with ` + daggerVariable + ` and ` + buildkitVariable + ` set to a tunnel that leads there. The key stays in memory; the certificate is renewed for as long as the command runs.
 
 The command has mayfly's stdin, stdout and stderr. Signals are passed on, and so is the exit code. When the engine refuses for good, or an admin revokes the certificate, the reason is printed and the command is ended (SIGTERM, SIGKILL after 5 s): exit code 5. Without that, Dagger's client would try again in silence for ten minutes.
 
@@ -62,6 +63,11 @@ func (c *execCommand) Run(ctx context.Context, p *program) error {
 	t, ln, cleanup, err := p.enter(setup, c.tunnelFlags, c.Listen)
 	if err != nil {
 		return err
+	}
+	if !c.NoWait {
+		if _, err := t.wake(setup); err != nil {
+			return errors.Join(err, ln.Close(), t.client.Close(), cleanup())
+		}
 	}
 	end := t.serve(ctx, ln)
 	err = c.command(p, path, argv, host(ln)).run(ctx, t, func() error {

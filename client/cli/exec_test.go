@@ -238,7 +238,7 @@ func TestExecKillsWhatDoesNotEnd(t *testing.T) {
 	s := newStand(t)
 	s.set(func() { s.verdict = wire.ReasonRevoked })
 	begun := time.Now()
-	s.run("exec", "--", "sh", "-c", `trap '' TERM; dialer retry & while :; do sleep 0.1; done`).check(t, 5, "certificate revoked")
+	s.run("exec", "--no-wait", "--", "sh", "-c", `trap '' TERM; dialer retry & while :; do sleep 0.1; done`).check(t, 5, "certificate revoked")
 	if took := time.Since(begun); took > 20*time.Second {
 		t.Errorf("it took %v", took)
 	}
@@ -251,7 +251,7 @@ func TestExecBlames(t *testing.T) {
 	s := newStand(t)
 	s.set(func() { s.verdict = wire.ReasonRevoked })
 	for range 5 {
-		s.run("exec", "--", "dialer", "echo").check(t, 5, "certificate revoked, serial ")
+		s.run("exec", "--no-wait", "--", "dialer", "echo").check(t, 5, "certificate revoked, serial ")
 	}
 }
 

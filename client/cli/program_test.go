@@ -20,7 +20,7 @@ func TestVersionAndHelp(t *testing.T) {
 	if o := s.run("--json", "version"); json.Unmarshal([]byte(o.stdout), &v) != nil || v["go"] == nil {
 		t.Errorf("%s", o.stdout)
 	}
-	for _, c := range []string{"", "exec", "proxy", "cert", "policy suggest", "doctor", "certs list", "certs show", "certs revoke",
+	for _, c := range []string{"", "exec", "proxy", "cert", "wake", "policy suggest", "doctor", "certs list", "certs show", "certs revoke",
 		"sessions", "events", "blocks list", "blocks remove", "login", "inspect", "version"} {
 		o := s.run(append(strings.Fields(c), "--help")...)
 		if o.code != 0 || !strings.Contains(o.stdout, "Usage: mayfly") || !strings.Contains(o.stdout, "MAYFLY_ISSUER") || o.stderr != "" {

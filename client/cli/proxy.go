@@ -15,6 +15,7 @@ type proxyCommand struct {
 	tunnelFlags
 	Listen  string `help:"Where the tunnel begins: unix:PATH or tcp:127.0.0.1:0. Only loopback. Default: a 0600 socket in a 0700 folder of its own." placeholder:"ADDRESS"`
 	Report  string `help:"Write what went through, as JSON, to this file at the end." type:"path" placeholder:"FILE"`
+	Wake    bool   `help:"Wake the engine before saying where the tunnel begins."`
 	PIDFile string `help:"Write the process id to this file once the tunnel is open." name:"pid-file" type:"path" placeholder:"FILE"`
 }
 
@@ -89,7 +90,13 @@ func (c *proxyCommand) Run(ctx context.Context, p *program) error {
 		return err
 	}
 	end := t.serve(context.WithoutCancel(ctx), ln)
-	why := c.announce(p, t.opened(host(ln), host(ln)))
+	var why error
+	if c.Wake {
+		_, why = t.wake(ctx)
+	}
+	if why == nil {
+		why = c.announce(p, t.opened(host(ln), host(ln)))
+	}
 	if why == nil {
 		select {
 		case <-ctx.Done():

@@ -38,6 +38,7 @@ type commands struct {
 	Exec     execCommand     `cmd:"" help:"Run a command with a tunnel to the engine." group:"job"`
 	Proxy    proxyCommand    `cmd:"" help:"Open a tunnel to the engine and keep it open." group:"job"`
 	Cert     certCommand     `cmd:"" help:"Write a client certificate and its key as files." group:"job"`
+	Wake     wakeCommand     `cmd:"" help:"Wake the engine and wait until it admits this job." group:"job"`
 	Policy   policyCommands  `cmd:"" help:"Help with the issuer's policy." group:"job"`
 	Doctor   doctorCommand   `cmd:"" help:"Check the way to the engine step by step." group:"job"`
 	Certs    certsCommands   `cmd:"" help:"List, show and revoke certificates." group:"admin"`

@@ -226,6 +226,11 @@ func (s *stand) startEngineTrusting(leaf mtlstest.Leaf, roots *x509.CertPool) {
 	if err != nil {
 		s.tb.Fatal(err)
 	}
+	s.serveOn(ln, leaf, roots)
+}
+
+// serveOn has the sidecar listen there.
+func (s *stand) serveOn(ln net.Listener, leaf mtlstest.Leaf, roots *x509.CertPool) {
 	s.engine = ln
 	src := mtlstest.Source{Cert: s.ca.Issue(s.tb, leaf), Pool: roots}
 	cfg := mtls.ServerConfig(src, s.ca.TrustDomain, func(mtls.Peer) error { return nil })
