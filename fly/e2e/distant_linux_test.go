@@ -65,7 +65,7 @@ func (o distantOptions) file() string {
 func newDistant(t *testing.T, o distantOptions) *distant {
 	t.Helper()
 	needNetns(t)
-	d := &distant{t: t, sidecarLog: &transcript{t: t}, forwarded: map[string]bool{}, bin: programs(t), work: t.TempDir()}
+	d := &distant{t: t, sidecarLog: &transcript{t: t}, forwarded: map[string]bool{}, bin: programsWithRunc(t), work: t.TempDir()}
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Logf("the machine said:\n%s", d.sidecarLog)
@@ -367,50 +367,4 @@ func hostOf(url string) string {
 	_, rest, _ := strings.Cut(url, "://")
 	host, _, _ := strings.Cut(rest, "/")
 	return host
-}
-
-var built struct {
-	once sync.Once
-	dir  string
-	err  error
-}
-
-// programs builds, once for all tests, what runs in them: mayfly's programs,
-// runc with seccomp and the build's own step.
-func programs(t *testing.T) string {
-	t.Helper()
-	need(t, exec.Command("pkg-config", "--exists", "libseccomp").Run() == nil, "runc wants libseccomp: apt-get install libseccomp-dev pkg-config")
-	built.once.Do(func() {
-		built.dir, built.err = os.MkdirTemp("", "mayfly-e2e")
-		for _, args := range [][]string{
-			{"-C", "../..", "build", "-o", built.dir + "/", "./client/cmd/mayfly", "./engine-sidecar/cmd/mayfly-sidecar"},
-			{"-C", "../..", "build", "-o", built.dir + "/", "./fly/local/demo"},
-			{"-C", "../local/engine", "build", "-tags", "seccomp", "-o", built.dir + "/runc", "github.com/opencontainers/runc"},
-		} {
-			if built.err != nil {
-				return
-			}
-			cmd := exec.Command("go", args...)
-			cmd.Env = append(os.Environ(), "GOWORK=off", "GOFLAGS=")
-			if strings.HasSuffix(args[len(args)-1], "/demo") {
-				cmd.Env = append(cmd.Env, "CGO_ENABLED=0")
-			}
-			if out, err := cmd.CombinedOutput(); err != nil {
-				built.err = fmt.Errorf("go %s: %w\n%s", strings.Join(args, " "), err, out)
-			}
-		}
-	})
-	if built.err != nil {
-		t.Fatal(built.err)
-	}
-	return built.dir
-}
-
-// TestMain takes away what programs built.
-func TestMain(m *testing.M) {
-	code := m.Run()
-	if built.dir != "" {
-		os.RemoveAll(built.dir)
-	}
-	os.Exit(code)
 }

@@ -12,7 +12,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/mayfly-ca/mayfly/client/cli"
 	"github.com/mayfly-ca/mayfly/client/wire"
 	"github.com/mayfly-ca/mayfly/issuer/issuertest"
 )
@@ -70,15 +69,14 @@ func TestHostileTexts(t *testing.T) {
 		for _, command := range []string{
 			"certs list", "certs show " + issued.Serial, "sessions --all", "events", "blocks", "certs revoke --dry-run " + issued.Serial,
 		} {
-			var out, errs bytes.Buffer
-			if code := cli.Run(t.Context(), strings.Fields(command), cli.Stdio{Out: &out, Err: &errs}); code != 0 {
-				t.Errorf("%s: exit code %d\n%s", command, code, errs.String())
+			code, out, errs := output(t, "mayfly", strings.Fields(command)...)
+			if code != 0 {
+				t.Errorf("%s: exit code %d\n%s", command, code, errs)
 			}
-			harmless(t, onTerminal, command, out.String()+errs.String())
+			harmless(t, onTerminal, command, out+errs)
 		}
-		var out bytes.Buffer
-		cli.Run(t.Context(), []string{"certs", "list", "--repository", hostile}, cli.Stdio{Out: &out, Err: &out})
-		harmless(t, onTerminal, "an error of the CLI", out.String())
+		_, out, errs := output(t, "mayfly", "certs", "list", "--repository", hostile)
+		harmless(t, onTerminal, "an error of the CLI", out+errs)
 	})
 	t.Run("page", func(t *testing.T) {
 		c := adminOf(t, i)

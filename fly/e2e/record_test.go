@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"bytes"
 	"database/sql"
 	"encoding/json"
 	"fmt"
@@ -13,9 +12,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/mayfly-ca/mayfly/client/cli"
 	"github.com/mayfly-ca/mayfly/client/wire"
-	issuercli "github.com/mayfly-ca/mayfly/issuer/cli"
 	"github.com/mayfly-ca/mayfly/issuer/issuertest"
 )
 
@@ -51,17 +48,16 @@ func TestRecord(t *testing.T) {
 	t.Setenv("MAYFLY_ISSUER", i.URL)
 	t.Setenv("MAYFLY_CA_FILE", i.CAFile)
 	t.Setenv("MAYFLY_ADMIN_TOKEN", i.AdminToken())
-	var out, errs bytes.Buffer
-	if code := cli.Run(t.Context(), []string{"certs", "show", serial}, cli.Stdio{Out: &out, Err: &errs}); code != 0 {
-		t.Fatalf("show: %d: %s", code, errs.String())
+	if code, _, errs := output(t, "mayfly", "certs", "show", serial); code != 0 {
+		t.Fatalf("show: %d: %s", code, errs)
 	}
-	out.Reset()
-	if code := cli.Run(t.Context(), []string{"events", "--export"}, cli.Stdio{Out: &out, Err: &errs}); code != 0 {
-		t.Fatalf("export: %d: %s", code, errs.String())
+	code, exported, errs := output(t, "mayfly", "events", "--export")
+	if code != 0 {
+		t.Fatalf("export: %d: %s", code, errs)
 	}
 	said := map[string][]string{}
 	last := int64(0)
-	for line := range strings.Lines(out.String()) {
+	for line := range strings.Lines(exported) {
 		var e wire.Event
 		if err := json.Unmarshal([]byte(line), &e); err != nil {
 			t.Fatalf("%v: %s", err, line)
@@ -140,9 +136,8 @@ func onHost(t *testing.T, i *issuertest.Issuer, args ...string) (int, string) {
 			args[n] = config
 		}
 	}
-	var out bytes.Buffer
-	code := issuercli.Run(t.Context(), args, issuercli.Stdio{Out: &out, Err: &out})
-	return code, out.String()
+	code, out, errs := output(t, "mayfly-issuer", args...)
+	return code, out + errs
 }
 
 // rotate gives the CA its next intermediate, while it serves.

@@ -58,7 +58,8 @@ func TestReadmeWalk(t *testing.T) {
 	}
 }
 
-// engineTools returns a folder with the engine's programs by their plain names.
+// engineTools returns a folder with the engine's programs, and the program that
+// the build runs, by their plain names.
 func engineTools(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -67,11 +68,10 @@ func engineTools(t *testing.T) string {
 			t.Fatal(err)
 		}
 	}
-	need(t, exec.Command("pkg-config", "--exists", "libseccomp").Run() == nil, "runc needs libseccomp: apt-get install libseccomp-dev pkg-config")
-	runc := exec.Command("go", "-C", "../local/engine", "build", "-tags", "seccomp", "-o", dir, "github.com/opencontainers/runc")
-	runc.Env = append(os.Environ(), "GOWORK=off", "GOFLAGS=")
-	if out, err := runc.CombinedOutput(); err != nil {
-		t.Fatalf("build runc: %v\n%s", err, out)
+	for _, name := range []string{"runc", "demo"} {
+		if err := os.Symlink(filepath.Join(programsWithRunc(t), name), filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
 	}
 	return dir
 }
@@ -326,8 +326,12 @@ func (w *walk) build(t *testing.T) {
 	}
 	job := *w
 	job.dir = filepath.Join(w.dir, "job")
-	writeFile(t, filepath.Join(job.dir, "Dockerfile"), "FROM scratch AS build\nCOPY demo /demo\nRUN [\"/demo\", \"build\", \"/artifact\"]\nFROM scratch\nCOPY --from=build /artifact /artifact\n")
-	job.shell(t, "CGO_ENABLED=0 go -C "+repository(t)+" build -o "+job.dir+"/demo ./fly/local/demo\n")
+	program, err := os.ReadFile(filepath.Join(os.Getenv("BUILDKIT_TOOLS"), "demo"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	writeFile(t, filepath.Join(job.dir, "demo"), string(program))
+	writeFile(t, filepath.Join(job.dir, "Dockerfile"), "FROM scratch AS build\nCOPY --chmod=755 demo /demo\nRUN [\"/demo\", \"build\", \"/artifact\"]\nFROM scratch\nCOPY --from=build /artifact /artifact\n")
 	job.env = append(slices.Clone(w.env), "MAYFLY_ISSUER=https://issuer.example.com", "MAYFLY_TRUST_ANCHOR="+w.anchor)
 	job.shell(t, strings.TrimSpace(blocks[0])+" --output type=local,dest=out\n")
 	if said := job.shell(t, "./out/artifact\n"); !strings.Contains(said, "hello from mayfly: built in container") {
