@@ -125,11 +125,17 @@ func (a *Authority) superseded(number int64) bool {
 	}
 }
 
-// publish has the store return the newest set if it holds every revocation, is
-// fresh and covers all our intermediates, and sign another otherwise.
+// publish returns the newest set of the store if it holds every revocation, is
+// fresh and covers all our intermediates, and signs another otherwise. It always
+// signs the first set: before a rotation, another process may have served the
+// stored set with other intermediates or another root CRL, and engines do not
+// fetch a number that they have.
 func (a *Authority) publish(ctx context.Context) (*CRLs, error) {
-	sign := a.signer(ctx)
-	set, err := a.store.PublishCRLs(ctx, maxCRLAge, sign)
+	sign, maxAge := a.signer(ctx), maxCRLAge
+	if a.crls.Load() == nil {
+		maxAge = 0
+	}
+	set, err := a.store.PublishCRLs(ctx, maxAge, sign)
 	if err != nil {
 		return nil, fmt.Errorf("publish CRLs: %w", err)
 	}

@@ -2,6 +2,7 @@ package ca
 
 import (
 	"context"
+	"errors"
 	"fmt"
 )
 
@@ -15,11 +16,14 @@ func (a *Authority) Revoke(ctx context.Context, r Revocation) (*RevocationResult
 		return nil, 0, fmt.Errorf("revoke: %w", err)
 	}
 	if r.DryRun {
-		c, err := a.CRLs(ctx)
-		if err != nil {
+		set, err := a.store.CRLs(ctx)
+		switch {
+		case errors.Is(err, ErrNotFound): // none was signed yet
+			return result, 0, nil
+		case err != nil:
 			return nil, 0, fmt.Errorf("revoke: %w", err)
 		}
-		return result, c.Number, nil
+		return result, set.Number, nil
 	}
 	// What is committed must be published, whether or not the caller waits. Not
 	// through the flight of CRLs, which may have read its state before.

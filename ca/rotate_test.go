@@ -148,6 +148,54 @@ func TestRotation(t *testing.T) {
 	}
 }
 
+// After rotate install, the old process serves the new number with its own
+// intermediate and root CRL only. So the restarted issuer publishes another
+// number at once, which engines fetch.
+func TestFirstSetAfterRotationIsNew(t *testing.T) {
+	t.Parallel()
+	for name, compromised := range map[string]bool{"planned": false, "compromised": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := catest.New(t, catest.Options{})
+			old := c.Intermediates()[0]
+			before, err := c.CRLs(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			r := newRotation(t, c)
+			if compromised {
+				r.o.Compromised = []string{serial(old)}
+			}
+			if _, err := ca.InstallRotation(t.Context(), r.files.IssuerDir, *r.sign(t), ""); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := r.open(t, c.Store()).Publish(t.Context(), "test"); err != nil {
+				t.Fatal(err)
+			}
+			served, err := c.WaitCRLs(t.Context(), before.Number)
+			if err != nil || served.Number <= before.Number {
+				t.Fatalf("the old process serves %d after %d: %v", served.Number, before.Number, err)
+			}
+			restarted := r.open(t, c.Store())
+			first, err := restarted.WaitCRLs(t.Context(), served.Number)
+			if err != nil || first.Number <= served.Number {
+				t.Fatalf("the restarted issuer serves %d after %d: %v", first.Number, served.Number, err)
+			}
+			crls := blocks(t, first.PEM, "X509 CRL")
+			want := 3 // two intermediates' and the root's
+			if compromised {
+				want = 2
+			}
+			if len(crls) != want || lists(t, crls[len(crls)-1], old) != compromised {
+				t.Errorf("%d CRLs, want %d; the root's names the old intermediate: %v", len(crls), want, !compromised)
+			}
+			if next, err := restarted.CRLs(t.Context()); err != nil || next.Number != first.Number {
+				t.Errorf("signed again without need: %v", err)
+			}
+		})
+	}
+}
+
 func crlDER(t *testing.T, data []byte) []byte {
 	t.Helper()
 	all := blocks(t, data, "X509 CRL")
