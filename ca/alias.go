@@ -27,6 +27,7 @@ type (
 	Counts            = store.Counts
 	Login             = store.Login
 	HourCount         = store.HourCount
+	StateKey          = store.StateKey
 	BlockedError      = store.BlockedError
 	ReplayError       = store.ReplayError
 	// RefusedError is the guard's: a fault of ours, which trying again does not mend.
@@ -40,6 +41,7 @@ var (
 	ErrExists      = store.ErrExists
 	ErrOtherRoot   = store.ErrOtherRoot
 	ErrBeforeFloor = store.ErrBeforeFloor
+	ErrForged      = store.ErrForged
 	ErrBadCursor   = store.ErrBadCursor
 )
 

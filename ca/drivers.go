@@ -30,16 +30,16 @@ func CreateStore(ctx context.Context, dsn string, m Meta) error {
 }
 
 // OpenStore opens the store of root's authority. It never makes one: ErrMissing,
-// ErrOtherRoot.
-func OpenStore(ctx context.Context, dsn string, root *x509.Certificate) (Store, error) {
+// ErrOtherRoot. key signs its logins; a zero key is one that only this Store has.
+func OpenStore(ctx context.Context, dsn string, root *x509.Certificate, key StateKey) (Store, error) {
 	if IsPostgres(dsn) {
-		s, err := postgres.Open(ctx, dsn, Fingerprint(root))
+		s, err := postgres.Open(ctx, dsn, Fingerprint(root), key)
 		if err != nil { // not a nil *postgres.Store in a Store
 			return nil, err
 		}
 		return s, nil
 	}
-	s, err := sqlite.Open(ctx, dsn, Fingerprint(root))
+	s, err := sqlite.Open(ctx, dsn, Fingerprint(root), key)
 	if err != nil {
 		return nil, err
 	}

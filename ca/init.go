@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/mayfly-ca/mayfly/ca/internal/step"
+	"github.com/mayfly-ca/mayfly/ca/store"
 )
 
 // Names of the files that Init writes below its folder.
@@ -26,6 +27,7 @@ const (
 	fileIntermediate = "intermediate.crt"
 	fileKey          = "intermediate.key"
 	fileStore        = "store"
+	fileStateKey     = "state.key"
 )
 
 // InitOptions say what authority to make.
@@ -52,8 +54,9 @@ type InitResult struct {
 	// IssuerDir goes to the issuer; the intermediate's key as a secret.
 	IssuerDir string
 
-	RootCertificate, RootKey                          string // in RootDir
-	Root, RootCRL, Intermediate, IntermediateKey, DSN string // in IssuerDir; DSN is the store
+	RootCertificate, RootKey string // in RootDir
+	// In IssuerDir. DSN is the store, StateKey the file of the key that signs its logins.
+	Root, RootCRL, Intermediate, IntermediateKey, DSN, StateKey string
 
 	// RootPassword is the password that Init made, empty if it was given one.
 	// It is shown once and kept nowhere.
@@ -130,6 +133,7 @@ func initResult(dir string) *InitResult {
 		Intermediate:    filepath.Join(issuer, fileIntermediate),
 		IntermediateKey: filepath.Join(issuer, fileKey),
 		DSN:             filepath.Join(issuer, fileStore),
+		StateKey:        filepath.Join(issuer, fileStateKey),
 	}
 }
 
@@ -155,6 +159,7 @@ func (f *authorityFiles) write(result *InitResult) error {
 		{result.RootCRL, f.rootCRL, 0o644},
 		{result.Intermediate, f.intermediate, 0o644},
 		{result.IntermediateKey, f.key, 0o600},
+		{result.StateKey, []byte(store.EncodeStateKey(store.NewStateKey()) + "\n"), 0o600},
 	} {
 		if err := writeNew(w.path, w.data, w.mode); err != nil {
 			return err

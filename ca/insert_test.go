@@ -124,7 +124,7 @@ func TestInsertFails(t *testing.T) {
 			d := open(t, c)
 			config := c.Config
 			var err error
-			if config.Store, err = ca.OpenStore(t.Context(), d.dsn, c.Root()); err != nil {
+			if config.Store, err = ca.OpenStore(t.Context(), d.dsn, c.Root(), ca.StateKey{}); err != nil {
 				t.Fatal(err)
 			}
 			t.Cleanup(func() {

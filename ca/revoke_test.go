@@ -211,7 +211,7 @@ func TestReplicasRevokeAtOnce(t *testing.T) {
 // replica is the configuration of a second issuer over the same store file.
 func replica(t *testing.T, c *catest.CA) ca.Config {
 	t.Helper()
-	store, err := ca.OpenStore(t.Context(), c.Files.DSN, c.Root())
+	store, err := ca.OpenStore(t.Context(), c.Files.DSN, c.Root(), ca.StateKey{})
 	if err != nil {
 		t.Fatal(err)
 	}

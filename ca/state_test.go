@@ -132,11 +132,11 @@ func TestOpenRefuses(t *testing.T) {
 	t.Parallel()
 	c, other := catest.New(t, catest.Options{}), catest.New(t, catest.Options{})
 	t.Run("store", func(t *testing.T) {
-		if _, err := ca.OpenStore(t.Context(), c.Files.DSN, other.Root()); !errors.Is(err, ca.ErrOtherRoot) {
+		if _, err := ca.OpenStore(t.Context(), c.Files.DSN, other.Root(), ca.StateKey{}); !errors.Is(err, ca.ErrOtherRoot) {
 			t.Errorf("another root's: %v", err)
 		}
 		empty := filepath.Join(t.TempDir(), "store")
-		if _, err := ca.OpenStore(t.Context(), empty, c.Root()); !errors.Is(err, ca.ErrMissing) {
+		if _, err := ca.OpenStore(t.Context(), empty, c.Root(), ca.StateKey{}); !errors.Is(err, ca.ErrMissing) {
 			t.Errorf("missing: %v", err)
 		}
 		if _, err := os.Stat(empty); !os.IsNotExist(err) {
@@ -145,7 +145,7 @@ func TestOpenRefuses(t *testing.T) {
 		if err := os.WriteFile(empty, nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := ca.OpenStore(t.Context(), empty, c.Root()); !errors.Is(err, ca.ErrMissing) {
+		if _, err := ca.OpenStore(t.Context(), empty, c.Root(), ca.StateKey{}); !errors.Is(err, ca.ErrMissing) {
 			t.Errorf("empty: %v", err)
 		}
 		m, err := ca.MetaOf(c.Config.Root, c.Config.Intermediate)
@@ -241,7 +241,7 @@ func TestRestore(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	store, err := ca.OpenStore(t.Context(), path, c.Root())
+	store, err := ca.OpenStore(t.Context(), path, c.Root(), ca.StateKey{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -53,6 +53,16 @@ type Config struct {
 	// holding either. Required. serve never makes one: mayfly-issuer init or
 	// mayfly-issuer store create does.
 	Store string `yaml:"store"`
+	// StateKey names the keys that authenticate what a writer in the database
+	// must not forge: the admins' logins. Each is a path or env:NAME holding 32
+	// bytes in hex or base64. The first signs and all verify: to replace a key,
+	// put the new one before it, restart every issuer, and take the old one out
+	// 8 h later (at once logs every admin out). All issuers of one store share
+	// the list, and no backup of the store may hold it. init makes one.
+	// Default: none. SQLite then uses a key that ends with the process, so a
+	// restart logs every admin out; PostgreSQL refuses to start. Remedy:
+	// openssl rand -hex 32 >state.key
+	StateKey []string `yaml:"state_key"`
 	// Policy is the path of the policy file. Required. It is read again on
 	// SIGHUP and when it changes; a bad file keeps the old rules.
 	Policy string `yaml:"policy"`
@@ -202,6 +212,9 @@ func ParseConfig(data []byte, dir string) (Config, error) {
 func (c *Config) resolve(dir string) {
 	paths := []*string{&c.Policy, &c.TLS.Cert, &c.TLS.Key, &c.CA.Root, &c.CA.RootCRL, &c.CA.Intermediate}
 	refs := []*string{&c.Store, &c.CA.Key}
+	for i := range c.StateKey {
+		refs = append(refs, &c.StateKey[i])
+	}
 	for i := range c.CA.Previous {
 		paths = append(paths, &c.CA.Previous[i].Intermediate)
 		refs = append(refs, &c.CA.Previous[i].Key)

@@ -109,13 +109,16 @@ func TestConfigZero(t *testing.T) {
 func TestConfigReferencesStay(t *testing.T) {
 	t.Parallel()
 	text := strings.Replace(goodConfig, "key: intermediate.key", "key: env:CA_KEY", 1)
-	text = strings.Replace(text, "store: store/mayfly.db", "store: postgres://db/mayfly", 1)
+	text = strings.Replace(text, "store: store/mayfly.db", "store: postgres://db/mayfly\nstate_key: [next.key, env:STATE_KEY, /run/state.key]", 1)
 	c, err := ParseConfig([]byte(text), "/etc")
 	if err != nil {
 		t.Fatal(err)
 	}
 	if c.CA.Key != "env:CA_KEY" || c.Store != "postgres://db/mayfly" {
 		t.Errorf("references were taken for paths: %q, %q", c.CA.Key, c.Store)
+	}
+	if diff := cmp.Diff([]string{"/etc/next.key", "env:STATE_KEY", "/run/state.key"}, c.StateKey); diff != "" {
+		t.Error(diff)
 	}
 	if p := filepath.Join("/etc", "policy.yaml"); c.Policy != p {
 		t.Errorf("policy is %q, want %q", c.Policy, p)

@@ -54,7 +54,11 @@ func OpenStore(ctx context.Context, c Config) (ca.Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	st, err := ca.OpenStore(ctx, dsn, root)
+	key, err := ca.LoadStateKey(c.StateKey)
+	if err != nil {
+		return nil, fmt.Errorf("%w\nremedy: state_key wants 32 bytes that every issuer of this store shares: openssl rand -hex 32 >state.key makes a first one, which logs every admin out", err)
+	}
+	st, err := ca.OpenStore(ctx, dsn, root, key)
 	if err != nil {
 		return nil, storeRemedy(err)
 	}
@@ -93,8 +97,16 @@ func CreateStore(ctx context.Context, c Config) error {
 	return ca.CreateStore(ctx, dsn, meta)
 }
 
-// openStore is OpenStore with the one exception that CreateStoreEnv makes.
+// openStore is OpenStore for serve: it asks for a state key, and may make the
+// store where CreateStoreEnv allows it.
 func openStore(ctx context.Context, c Config, dsn string) (ca.Store, error) {
+	switch {
+	case len(c.StateKey) > 0:
+	case ca.IsPostgres(dsn):
+		return nil, errors.New("state_key is missing: all issuers of one PostgreSQL share a key, without which whoever can write to the database could make an admin's login.\nremedy: openssl rand -hex 32 >state.key && chmod 600 state.key, then in issuer.yaml\n  state_key: [state.key]\nor [env:NAME]; the same key for every issuer, and never in a backup of the database")
+	default:
+		c.Logger.WarnContext(ctx, "no state_key: a restart logs every admin out", "remedy", "openssl rand -hex 32 >state.key, and state_key: [state.key]")
+	}
 	st, err := OpenStore(ctx, c)
 	if !errors.Is(err, ca.ErrMissing) {
 		return st, err

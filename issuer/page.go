@@ -133,7 +133,11 @@ func (p page) PutLogin(ctx context.Context, who web.Person, l web.Login) error {
 func (p page) Login(ctx context.Context, id string) (*web.Login, error) {
 	l, err := p.authority.Store().Login(ctx, id, time.Now().UTC())
 	if err != nil {
-		if errors.Is(err, ca.ErrNotFound) {
+		switch {
+		case errors.Is(err, ca.ErrForged):
+			p.logger.WarnContext(ctx, "login refused: its row was changed by hand, or its state key is not in the list", "login", id)
+			return nil, web.ErrNoLogin
+		case errors.Is(err, ca.ErrNotFound):
 			return nil, web.ErrNoLogin
 		}
 		return nil, unavailable("read login", err)

@@ -76,6 +76,7 @@ public_url: https://issuer.mayfly.example:8443
 tls: {mode: self}
 ca: {root: root.crt, root_crl: root.crl, intermediate: intermediate.crt, key: intermediate.key}
 store: postgres://postgres:integration@postgres:5432/mayfly?sslmode=disable
+state_key: [state.key]
 policy: policy.yaml
 CONFIG
 mayfly-issuer store create --config /ca/issuer/issuer.yaml

@@ -82,7 +82,7 @@ func Open(t testing.TB, files *ca.InitResult, o Options) *CA {
 		Key:          files.IntermediateKey,
 		PublicURL:    o.PublicURL,
 	}}
-	store, err := ca.OpenStore(t.Context(), files.DSN, Certificate(t, c.Config.Root))
+	store, err := ca.OpenStore(t.Context(), files.DSN, Certificate(t, c.Config.Root), ca.StateKey{})
 	if err != nil {
 		t.Fatal(err)
 	}

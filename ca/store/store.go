@@ -34,6 +34,9 @@ var (
 	ErrNewer = errors.New("store is of a later version of mayfly-issuer")
 	// ErrBeforeFloor: the token or the issuing time is before the floor.
 	ErrBeforeFloor = errors.New("before the revocation floor")
+	// ErrForged: a row whose MAC no state key verifies: it was written or
+	// changed by hand, or under a key that is not in the list any more.
+	ErrForged = errors.New("row is not authenticated by the state key")
 	// ErrBadCursor: a cursor that this store did not make.
 	ErrBadCursor = errors.New("bad cursor")
 )
@@ -301,7 +304,7 @@ type Counts struct {
 const MaxCount = 10000
 
 // Login is one login to the admin page. ID is the SHA-256 (hex) of the cookie's
-// secret, which the store never sees.
+// secret, which the store never sees. The row has a MAC over all of it.
 type Login struct {
 	ID        string
 	Provider  string
@@ -391,7 +394,10 @@ type Store interface {
 	Counts(ctx context.Context, now time.Time) (Counts, error)
 
 	PutLogin(ctx context.Context, l Login) error
+	// Login returns the login that has not expired. ErrNotFound, ErrForged.
 	Login(ctx context.Context, id string, now time.Time) (*Login, error)
+	// TakeLogin is Login that deletes it: of all callers one gets it.
+	TakeLogin(ctx context.Context, id string, now time.Time) (*Login, error)
 	DeleteLogin(ctx context.Context, id string) error
 
 	// Hours counts issuances and denials per hour for the overview.

@@ -202,6 +202,7 @@ func TestIssuerFiles(t *testing.T) {
 	must(len(app.Mounts) == 1 && app.Mounts[0].ScheduledSnapshots != nil && !*app.Mounts[0].ScheduledSnapshots, "no snapshot can roll the store back")
 	must(filepath.Dir(conf.Store) == app.Mounts[0].Destination, "the store is on the volume")
 	must(conf.CA.Key == "env:MAYFLY_CA_KEY", "the key is a secret, not a file")
+	must(slices.Equal(conf.StateKey, []string{"env:MAYFLY_STATE_KEY"}), "the state key is a secret, not a file")
 	must(conf.RunAs == "65532:65532", "not as root")
 	must(conf.PublicURL == "https://"+app.Hostname(), "one name")
 	must(app.KillSignal == "SIGTERM" && app.KillTimeout() >= 10*time.Second, "a clean stop")

@@ -115,7 +115,11 @@ func TestReadmeCommands(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	g.env = append(os.Environ(), "MAYFLY_CA_KEY="+string(key))
+	stateKey, err := os.ReadFile(filepath.Join(g.dir, "..", "mayfly-ca", "issuer", "state.key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.env = append(os.Environ(), "MAYFLY_CA_KEY="+string(key), "MAYFLY_STATE_KEY="+string(stateKey))
 	g.shell(t, "bin/mayfly-issuer store create --config machine/etc/issuer.yaml")
 
 	inside := []string{"/usr/local/bin/", "bin/", "/etc/mayfly", "machine/etc", "/data", "machine/data"}

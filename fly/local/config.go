@@ -256,6 +256,7 @@ func (s settings) useIssuer(listen, publicURL, dir string) {
 		"intermediate": filepath.Join(dir, "intermediate.crt"),
 		"key":          filepath.Join(dir, "intermediate.key"),
 	}
+	s.issuer["state_key"] = []string{filepath.Join(dir, "state.key")}
 	if !s.foreignStore() {
 		s.issuer["store"] = filepath.Join(dir, "store")
 	}

@@ -19,6 +19,7 @@ public_url: https://%[1]s
 tls: {mode: self}
 ca: {root: %[2]s, root_crl: %[3]s, intermediate: %[4]s, key: %[5]s}
 store: %[6]q
+state_key: [%[7]s]
 policy: policy.yaml
 rate: {per_ip: 0, per_identity: 0}
 `
@@ -61,7 +62,7 @@ func makeMayfly(postgres bool) func(context.Context, *site, *server) error {
 		}
 		config := filepath.Join(v.dir, "issuer.yaml")
 		for path, text := range map[string]string{
-			config:                              fmt.Sprintf(issuerConfig, v.addr, made.Root, made.RootCRL, made.Intermediate, made.IntermediateKey, dsn),
+			config:                              fmt.Sprintf(issuerConfig, v.addr, made.Root, made.RootCRL, made.Intermediate, made.IntermediateKey, dsn, made.StateKey),
 			filepath.Join(v.dir, "policy.yaml"): fmt.Sprintf(issuerPolicy, trustDomain, s.tokens.URL()),
 		} {
 			if err := os.WriteFile(path, []byte(text), 0o600); err != nil {

@@ -98,7 +98,7 @@ func lineOf(data []byte, from string) ([]byte, error) {
 func writeFirstConfig(config string, res *ca.InitResult, td, url, dns string) error {
 	base := filepath.Base
 	for path, text := range map[string]string{
-		config: fmt.Sprintf(firstConfig, listenFor(url), url, base(res.Root), base(res.RootCRL), base(res.Intermediate), base(res.IntermediateKey), base(res.DSN)),
+		config: fmt.Sprintf(firstConfig, listenFor(url), url, base(res.Root), base(res.RootCRL), base(res.Intermediate), base(res.IntermediateKey), base(res.DSN), base(res.StateKey)),
 		filepath.Join(res.IssuerDir, "policy.yaml"): fmt.Sprintf(firstPolicy, td, dns, dns, dns),
 	} {
 		f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
@@ -129,6 +129,7 @@ ca:
   intermediate: %s
   key: %s    # or env:NAME, or a KMS URI
 store: %s                # a path, or postgres://..., or env:DATABASE_URL
+state_key: [%s]      # signs logins; all issuers share it; or env:NAME
 policy: policy.yaml
 # metrics_listen: 127.0.0.1:9090
 # retention: 2160h
@@ -167,6 +168,7 @@ func tellInit(w io.Writer, res *ca.InitResult, config string) {
 	}
 	fmt.Fprintf(w, "\nTO THE ISSUER'S HOST:\n  %s\n", res.IssuerDir)
 	fmt.Fprintf(w, "    %s  the issuing key: a secret (ca.key: env:NAME on Fly), never on a volume or in a backup\n", filepath.Base(res.IntermediateKey))
+	fmt.Fprintf(w, "    %s         the key that signs admins' logins: a secret too (state_key: [env:NAME] on Fly), never in a backup\n", filepath.Base(res.StateKey))
 	fmt.Fprintf(w, "    %s  the store, empty: the record of every certificate and revocation\n", filepath.Base(res.DSN))
 	fmt.Fprintf(w, "\nNEXT\n  edit %s\n  mayfly-issuer serve --config %s\n  clients pin the root: --trust-anchor sha256:%s\n",
 		filepath.Join(res.IssuerDir, "policy.yaml"), config, res.Fingerprint)

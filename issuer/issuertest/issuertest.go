@@ -124,7 +124,7 @@ func Start(t testing.TB, o Options) *Issuer {
 	c := issuer.DefaultConfig()
 	c.Listen = "127.0.0.1:0"
 	c.CA = issuer.CAConfig{Root: res.Root, RootCRL: res.RootCRL, Intermediate: res.Intermediate, Key: res.IntermediateKey}
-	c.Store, c.Policy = res.DSN, i.PolicyFile
+	c.Store, c.Policy, c.StateKey = res.DSN, i.PolicyFile, []string{res.StateKey}
 	c.MetricsListen = "127.0.0.1:0"
 	if o.Log != nil {
 		c.Logger = slog.New(slog.NewTextHandler(o.Log, nil))

@@ -178,6 +178,9 @@ func (p *Page) viewer(h handler) http.Handler {
 		switch {
 		case errors.Is(err, ErrNoLogin) || errors.Is(err, http.ErrNoCookie):
 			if r.Method == http.MethodGet || r.Method == http.MethodHead {
+				if c != nil {
+					dropCookie(w, loginCookie)
+				}
 				http.Redirect(w, r, "/login", http.StatusSeeOther)
 				return nil
 			}

@@ -95,8 +95,9 @@ func build(ctx context.Context, url string, fill func(context.Context, *driver) 
 // Open opens the store in the database that url names, which must be there and
 // belong to the root with the fingerprint rootFP ("" for any): else
 // store.ErrMissing or store.ErrOtherRoot. It never creates a store. A shape of
-// an earlier version is brought up to date.
-func Open(ctx context.Context, url, rootFP string) (*Store, error) {
+// an earlier version is brought up to date. key signs its logins; a zero key is
+// one that only this Store has.
+func Open(ctx context.Context, url, rootFP string, key store.StateKey) (*Store, error) {
 	d, err := connect(ctx, url)
 	if err != nil {
 		return nil, fmt.Errorf("open store: %w", err)
@@ -104,7 +105,7 @@ func Open(ctx context.Context, url, rootFP string) (*Store, error) {
 	if err := d.prepare(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("open store: %w", err), d.Close())
 	}
-	l, err := ledger.Open(ctx, d, rootFP)
+	l, err := ledger.Open(ctx, d, rootFP, key)
 	if err != nil {
 		return nil, err
 	}

@@ -27,7 +27,7 @@ func create(t testing.TB, server *postgrestest.Server) (url string) {
 
 func handle(t testing.TB, url string) store.Store {
 	t.Helper()
-	s, err := postgres.Open(context.Background(), url, storetest.Meta().RootFingerprint)
+	s, err := postgres.Open(context.Background(), url, storetest.Meta().RootFingerprint, storetest.StateKey)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -48,7 +48,7 @@ func TestCreateAndOpen(t *testing.T) {
 	ctx := context.Background()
 	server := postgrestest.Start(t)
 	url := server.Database(t)
-	if _, err := postgres.Open(ctx, url, ""); !errors.Is(err, store.ErrMissing) {
+	if _, err := postgres.Open(ctx, url, "", store.StateKey{}); !errors.Is(err, store.ErrMissing) {
 		t.Errorf("empty: %v", err)
 	}
 	errs := make(chan error, 2)
@@ -61,14 +61,14 @@ func TestCreateAndOpen(t *testing.T) {
 	if err := handle(t, url).Close(); err != nil {
 		t.Error(err)
 	}
-	if _, err := postgres.Open(ctx, url, "bb22"); !errors.Is(err, store.ErrOtherRoot) {
+	if _, err := postgres.Open(ctx, url, "bb22", store.StateKey{}); !errors.Is(err, store.ErrOtherRoot) {
 		t.Errorf("another root's: %v", err)
 	}
-	if _, err := postgres.Open(ctx, url+"&dbname=nothing", ""); !errors.Is(err, store.ErrMissing) {
+	if _, err := postgres.Open(ctx, url+"&dbname=nothing", "", store.StateKey{}); !errors.Is(err, store.ErrMissing) {
 		t.Errorf("no such database: %v", err)
 	}
 	for _, bad := range []string{"postgres://ann:secret@%zz", "postgres://ann:secret@127.0.0.1:1/x", "postgres://ann:secret@localhost:1,127.0.0.1:1/x?sslmode=maybe"} {
-		if _, err := postgres.Open(ctx, bad, ""); err == nil || errors.Is(err, store.ErrMissing) || strings.Contains(err.Error(), "secret") {
+		if _, err := postgres.Open(ctx, bad, "", store.StateKey{}); err == nil || errors.Is(err, store.ErrMissing) || strings.Contains(err.Error(), "secret") {
 			t.Errorf("malformed, or nobody there: %v", err)
 		}
 	}
@@ -103,12 +103,14 @@ func execute(url string) func(t testing.TB, query string) {
 func database(server *postgrestest.Server, url string) storetest.Database {
 	return storetest.Database{
 		Open: func(t testing.TB) store.Store { return handle(t, url) },
-		Try:  func(t testing.TB) (store.Store, error) { return postgres.Open(t.Context(), url, "") },
+		Try: func(t testing.TB, key store.StateKey) (store.Store, error) {
+			return postgres.Open(t.Context(), url, "", key)
+		},
 		Exec: execute(url),
 		Restore: func(t testing.TB, r io.Reader) (storetest.Open, time.Time, error) {
 			elsewhere := server.Database(t)
 			_, floor, err := postgres.Restore(context.Background(), elsewhere, r, store.Event{})
-			if _, open := postgres.Open(context.Background(), elsewhere, ""); err != nil && !errors.Is(open, store.ErrMissing) {
+			if _, open := postgres.Open(context.Background(), elsewhere, "", store.StateKey{}); err != nil && !errors.Is(open, store.ErrMissing) {
 				t.Errorf("a failed restore left a store: %v", open)
 			}
 			return func(t testing.TB) store.Store { return handle(t, elsewhere) }, floor, err

@@ -103,8 +103,9 @@ func publish(unfinished, path string) error {
 // Open opens the store at path, which must be there and belong to the root
 // with the fingerprint rootFP ("" for any): else store.ErrMissing or
 // store.ErrOtherRoot. It never creates a store. A shape of an earlier version
-// is brought up to date.
-func Open(ctx context.Context, path, rootFP string) (*Store, error) {
+// is brought up to date. key signs its logins; a zero key is one that only this
+// Store has.
+func Open(ctx context.Context, path, rootFP string, key store.StateKey) (*Store, error) {
 	info, err := os.Stat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -124,7 +125,7 @@ func Open(ctx context.Context, path, rootFP string) (*Store, error) {
 		return nil, errors.Join(fmt.Errorf("open store %s: %w", path, err), d.Close())
 	}
 	d.checkpointer = startCheckpointer(d, checkpointEvery, restartAfter)
-	l, err := ledger.Open(ctx, d, rootFP)
+	l, err := ledger.Open(ctx, d, rootFP, key)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}

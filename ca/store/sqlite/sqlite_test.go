@@ -27,7 +27,7 @@ func create(t testing.TB) (path string) {
 
 func handle(t testing.TB, path string) store.Store {
 	t.Helper()
-	s, err := sqlite.Open(context.Background(), path, storetest.Meta().RootFingerprint)
+	s, err := sqlite.Open(context.Background(), path, storetest.Meta().RootFingerprint, storetest.StateKey)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -61,11 +61,11 @@ func TestCreateAndOpen(t *testing.T) {
 	if err != nil || len(entries) != 1 {
 		t.Errorf("left behind: %v, %v", entries, err)
 	}
-	if _, err := sqlite.Open(ctx, path, "bb22"); !errors.Is(err, store.ErrOtherRoot) {
+	if _, err := sqlite.Open(ctx, path, "bb22", store.StateKey{}); !errors.Is(err, store.ErrOtherRoot) {
 		t.Errorf("another root's: %v", err)
 	}
 	missing := filepath.Join(t.TempDir(), "store")
-	if _, err := sqlite.Open(ctx, missing, ""); !errors.Is(err, store.ErrMissing) {
+	if _, err := sqlite.Open(ctx, missing, "", store.StateKey{}); !errors.Is(err, store.ErrMissing) {
 		t.Errorf("missing: %v", err)
 	}
 	if _, err := os.Stat(missing); err == nil {
@@ -74,7 +74,7 @@ func TestCreateAndOpen(t *testing.T) {
 	if err := os.WriteFile(missing, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := sqlite.Open(ctx, missing, ""); !errors.Is(err, store.ErrMissing) {
+	if _, err := sqlite.Open(ctx, missing, "", store.StateKey{}); !errors.Is(err, store.ErrMissing) {
 		t.Errorf("empty: %v", err)
 	}
 	if err := sqlite.Create(ctx, missing, storetest.Meta()); !errors.Is(err, store.ErrExists) {
@@ -83,7 +83,7 @@ func TestCreateAndOpen(t *testing.T) {
 	if err := os.WriteFile(missing, []byte("this is no database, whatever it may be called"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := sqlite.Open(ctx, missing, ""); err == nil {
+	if _, err := sqlite.Open(ctx, missing, "", store.StateKey{}); err == nil {
 		t.Error("opened something else")
 	}
 	odd := filepath.Join(t.TempDir(), "a b?mode=memory#%41", "store")
@@ -122,7 +122,9 @@ func execute(path string) func(t testing.TB, query string) {
 func database(path string) storetest.Database {
 	return storetest.Database{
 		Open: func(t testing.TB) store.Store { return handle(t, path) },
-		Try:  func(t testing.TB) (store.Store, error) { return sqlite.Open(t.Context(), path, "") },
+		Try: func(t testing.TB, key store.StateKey) (store.Store, error) {
+			return sqlite.Open(t.Context(), path, "", key)
+		},
 		Exec: execute(path),
 		Restore: func(t testing.TB, r io.Reader) (storetest.Open, time.Time, error) {
 			elsewhere := filepath.Join(t.TempDir(), "store")

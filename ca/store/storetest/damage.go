@@ -17,8 +17,8 @@ import (
 // Database is what the tests of damage need of a driver.
 type Database struct {
 	Open Open
-	// Try opens as Open does, and returns why it could not.
-	Try func(t testing.TB) (store.Store, error)
+	// Try opens with a state key, and returns why it could not.
+	Try func(t testing.TB, key store.StateKey) (store.Store, error)
 	// Exec changes the database behind the store's back.
 	Exec func(t testing.TB, query string)
 	// Restore makes a store elsewhere from a backup and returns how to open it.
@@ -36,6 +36,8 @@ func RunDamage(t *testing.T, create func(t testing.TB) Database) {
 		{"tampered chain", testTamper},
 		{"backup and restore", testBackup},
 		{"set back beneath a process", testSetBack},
+		{"forged logins", testForgedLogins},
+		{"state key replaced", testStateKeys},
 	} {
 		t.Run(part.name, func(t *testing.T) {
 			t.Parallel()

@@ -2,8 +2,6 @@ package storetest
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -129,36 +127,5 @@ func testSessions(t *testing.T, o Open) {
 	}
 	if none, _, err := s.Sessions(ctx, store.SessionFilter{RunID: "2"}); err != nil || len(none) != 0 {
 		t.Errorf("another run: %v, %v", none, err)
-	}
-}
-
-func testLogins(t *testing.T, o Open) {
-	ctx := context.Background()
-	s := open(t, o)
-	now := time.Now().UTC().Truncate(time.Microsecond)
-	want := store.Login{ID: "cafe", Provider: "staff", Subject: "ann", Claims: json.RawMessage(`{"sub":"ann"}`), CreatedAt: now, ExpiresAt: now.Add(time.Hour)}
-	if err := s.PutLogin(ctx, want); err != nil {
-		t.Fatal(err)
-	}
-	if got, err := s.Login(ctx, "cafe", now); err != nil || got.Subject != "ann" || string(got.Claims) != string(want.Claims) || !got.ExpiresAt.Equal(want.ExpiresAt) {
-		t.Errorf("%+v, %v", got, err)
-	}
-	if _, err := s.RaiseFloor(ctx, store.Event{}); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := s.Login(ctx, "cafe", now); err != nil {
-		t.Errorf("the floor ends a login: %v", err)
-	}
-	if _, err := s.Login(ctx, "cafe", want.ExpiresAt); !errors.Is(err, store.ErrNotFound) {
-		t.Errorf("expired: %v", err)
-	}
-	if _, err := s.Login(ctx, "beef", now); !errors.Is(err, store.ErrNotFound) {
-		t.Errorf("unknown: %v", err)
-	}
-	if err := s.DeleteLogin(ctx, "cafe"); err != nil {
-		t.Error(err)
-	}
-	if _, err := s.Login(ctx, "cafe", now); !errors.Is(err, store.ErrNotFound) {
-		t.Errorf("deleted: %v", err)
 	}
 }

@@ -18,6 +18,9 @@ import (
 // process would have; the test closes what it opened.
 type Open func(t testing.TB) store.Store
 
+// StateKey is the key of every store of a test that names no other.
+var StateKey = store.NewStateKey()
+
 // Meta is what a new store for a test is made with: its floor lies an hour
 // back, so that tokens of the test's own past are good.
 func Meta() store.Meta {
@@ -55,6 +58,7 @@ func Run(t *testing.T, create func(t testing.TB) Open) {
 		{"statuses", testStatuses},
 		{"counts", testCounts},
 		{"logins", testLogins},
+		{"one login, many takers", testTakeLogin},
 		{"prune", testPrune},
 		{"each and signatures", testEach},
 		{"one token, many racers", testTokenRace},

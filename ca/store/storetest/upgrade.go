@@ -71,7 +71,7 @@ func RunUpgrade(t *testing.T, older func(t testing.TB, version int64) Older) {
 		o := older(t, ledger.Version)
 		load(t, o, backup)
 		o.Exec(t, fmt.Sprintf("INSERT INTO goose_db_version (version_id, is_applied) VALUES (%d, true)", ledger.Version+1))
-		_, err := o.Try(t)
+		_, err := o.Try(t, StateKey)
 		if !errors.Is(err, store.ErrNewer) || !strings.Contains(err.Error(), fmt.Sprint("shape ", ledger.Version+1)) || !strings.Contains(err.Error(), "mayfly-issuer") {
 			t.Fatalf("a store of a later shape: %v", err)
 		}

@@ -73,9 +73,10 @@ public_url: http://127.0.0.1:1
 tls: {mode: "off"}
 ca: {root: %q, root_crl: %q, intermediate: %q, key: %q}
 store: %q
+state_key: %q
 policy: %q
 rate: {per_ip: 0, per_identity: 0}
-`, c.Root, c.RootCRL, c.Intermediate, c.Key, store, a.PolicyFile)
+`, c.Root, c.RootCRL, c.Intermediate, c.Key, store, a.Config.StateKey, a.PolicyFile)
 	if err := os.WriteFile(a.config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}

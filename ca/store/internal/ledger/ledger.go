@@ -37,6 +37,7 @@ type Ledger struct {
 	dialect   Dialect
 	meta      store.Meta
 	cursorKey []byte
+	stateKey  store.StateKey
 
 	// blocks is read and written only within Driver.Update.
 	blocks blockIndex
@@ -58,8 +59,12 @@ var _ store.Store = (*Ledger)(nil)
 
 // Open reads the store behind d and starts its committer. It owns d from then
 // on; on an error it closes it. rootFP, if not empty, must be the store's.
-func Open(ctx context.Context, d Driver, rootFP string) (*Ledger, error) {
-	l := &Ledger{driver: d, dialect: d.Dialect(), publish: make(chan struct{}, 1)}
+// A zero key is one of this Ledger's own: what it signs, no other verifies.
+func Open(ctx context.Context, d Driver, rootFP string, key store.StateKey) (*Ledger, error) {
+	if key.IsZero() {
+		key = store.NewStateKey()
+	}
+	l := &Ledger{driver: d, dialect: d.Dialect(), stateKey: key, publish: make(chan struct{}, 1)}
 	l.nonce.Store(rand.Int64N(idSlots))
 	var crls crlState
 	err := d.Snapshot(ctx, func(r Reader) error {

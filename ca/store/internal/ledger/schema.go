@@ -21,6 +21,8 @@ var (
 	migrationEventKinds string
 	//go:embed migrations/0003_revoked_lists.sql
 	migrationRevokedLists string
+	//go:embed migrations/0004_login_macs.sql
+	migrationLoginMACs string
 	//go:embed migrations/0005_statuses.sql
 	migrationStatuses string
 )
@@ -29,7 +31,7 @@ var (
 var migrations = []struct {
 	version int64
 	text    string
-}{{1, migrationInit}, {2, migrationEventKinds}, {3, migrationRevokedLists}, {5, migrationStatuses}}
+}{{1, migrationInit}, {2, migrationEventKinds}, {3, migrationRevokedLists}, {4, migrationLoginMACs}, {5, migrationStatuses}}
 
 // Version is the version of the shape that this program reads and writes.
 const Version = 5
@@ -99,7 +101,7 @@ var (
 	tableCheckpoints  = table("checkpoints", "seq:i hash:b pruned_at:i")
 	tableHours        = table("hours", "hour:i issued:i denied:i")
 	tableSessions     = table("sessions", "id:t engine:t machine:t serial:t run:t run_id:t repository:t identity:t remote_addr:t reason:t opened_at:i seen_at:i closed_at:i bytes_in:i bytes_out:i")
-	tableLogins       = table("logins", "id:t provider:t subject:t claims:b created_at:i expires_at:i")
+	tableLogins       = table("logins", "id:t provider:t subject:t claims:b created_at:i expires_at:i mac:b")
 )
 
 // ParseRow reads a line of a backup that is a row of table.
