@@ -133,7 +133,7 @@ func TestProxy(t *testing.T) {
 	w.sidecar.waitHeldBy(t, c.Info().Serial)
 	w.sidecar.cutAll(wire.ReasonRevoked)
 	cut := as[*CutError](t, <-done)
-	if cut.Reason != wire.ReasonRevoked || cut.Serial != c.Info().Serial || !strings.Contains(cut.Error(), "an admin revoked it") {
+	if cut.Reason != wire.ReasonRevoked || cut.Serial != c.Info().Serial || !strings.Contains(cut.Error(), "certificate revoked") || !strings.Contains(Hint(cut), "an admin revoked") {
 		t.Errorf("cut %v", cut)
 	}
 	if _, err := conn.Read(make([]byte, 1)); err == nil {

@@ -2,6 +2,7 @@ package client
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -291,12 +292,15 @@ func (c *Credential) verify(rest []*x509.Certificate, usage x509.ExtKeyUsage, no
 			return nil, fmt.Errorf("the new certificate is valid from %s to %s, and this machine's clock says %s: set the clock",
 				stamp(c.Leaf.NotBefore), stamp(c.Leaf.NotAfter), stamp(now))
 		}
-		return nil, fmt.Errorf("certificate does not chain to the trust bundle: %w", err)
+		if err := c.otherUse(usage); err != nil {
+			return nil, err
+		}
+		return nil, fmt.Errorf("the new certificate is not of the trust bundle that came with it: %w", err)
 	}
 	resp := c.Response
 	switch {
 	case len(c.Leaf.ExtKeyUsage) != 1 || c.Leaf.ExtKeyUsage[0] != usage:
-		return nil, errors.New("certificate is for another use")
+		return nil, cmp.Or(c.otherUse(usage), errors.New("certificate is for another use"))
 	case !c.key.PublicKey.Equal(c.Leaf.PublicKey):
 		return nil, errors.New("certificate is for another key")
 	case resp.Serial != mtls.Serial(c.Leaf.SerialNumber):
@@ -307,6 +311,21 @@ func (c *Credential) verify(rest []*x509.Certificate, usage x509.ExtKeyUsage, no
 		return nil, errors.New("renew_after is outside of the certificate's lifetime")
 	}
 	return chains[0], nil
+}
+
+// otherUse explains a certificate of the other profile: the policy's rule grants
+// what the other end of a connection needs. It is nil for any other certificate.
+func (c *Credential) otherUse(want x509.ExtKeyUsage) error {
+	const client, server = x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth
+	switch rule := printable(c.Response.Rule); {
+	case want == server && slices.Contains(c.Leaf.ExtKeyUsage, client):
+		return hinted("in the issuer's policy, give this engine a rule whose grant has profile: server",
+			fmt.Errorf("rule %s of the policy admits this engine as a client, which gets no server certificate", rule))
+	case want == client && slices.Contains(c.Leaf.ExtKeyUsage, server):
+		return hinted("in the issuer's policy, give this job a rule whose grant has profile: client",
+			fmt.Errorf("rule %s of the policy admits this job as an engine, which gets no client certificate", rule))
+	}
+	return nil
 }
 
 // identify reads who the certificate says we are and compares it to the answer,

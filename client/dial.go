@@ -101,7 +101,11 @@ func (d *dialing) repeat(ctx context.Context, attempt func(context.Context) erro
 		}
 		before = err
 		if ctx.Err() == nil && again(err) {
-			c.event(Event{Kind: EventWaking, Engine: d.engine.Name, Endpoint: d.engine.Endpoint, Attempt: d.attempt, Elapsed: time.Since(d.started), Err: err})
+			kind := EventRetrying
+			if Asleep(err) {
+				kind = EventWaking
+			}
+			c.event(Event{Kind: kind, Engine: d.engine.Name, Endpoint: d.engine.Endpoint, Attempt: d.attempt, Elapsed: time.Since(d.started), Err: err})
 			if sleep(wake, b.next()) == nil {
 				continue
 			}
@@ -140,7 +144,7 @@ func (d *dialing) failed(ctx context.Context, err error) error {
 	}
 	var rejected *RejectedError
 	if !again(err) || errors.As(err, &rejected) {
-		return err
+		return err // what this machine cannot dial is an *EngineUnreachableError already
 	}
 	var unreachable *IssuerUnreachableError
 	var problem *wire.Problem
@@ -169,7 +173,8 @@ func again(err error) bool {
 		return problem.Status == 429 || problem.Status >= 500
 	}
 	var untrusted *UntrustedEngineError
-	if errors.As(err, &untrusted) || errors.Is(err, ErrClosed) {
+	var undialable *EngineUnreachableError
+	if errors.As(err, &untrusted) || errors.As(err, &undialable) || errors.Is(err, ErrClosed) {
 		return false
 	}
 	return errors.Is(err, context.DeadlineExceeded) || passing(err)

@@ -29,7 +29,7 @@ type endpoint struct {
 // parseEndpoint reads tcp://host:port and edge://host:port.
 func parseEndpoint(s string) (endpoint, error) {
 	bad := func(why string) (endpoint, error) {
-		return endpoint{}, fmt.Errorf("engine endpoint %.200q %s: want tcp://host:port or edge://host:port", printable(s), why)
+		return endpoint{}, fmt.Errorf("the endpoint %s: want tcp://host:port or edge://host:port", why)
 	}
 	u, err := url.Parse(s)
 	switch {
@@ -72,8 +72,12 @@ func (c *Client) engineFor(cred *Credential, addr string) (wire.Engine, error) {
 // checkEngine holds a peer, whose chain, use, trust domain and DNS name have
 // verified, against the engine that was asked for.
 func checkEngine(p mtls.Peer, e wire.Engine, feed *mtls.Feed) error {
-	if name, ok := identity.Engine(p.Claims.ID); !ok || name != e.Name {
-		return fmt.Errorf("its identity is %s, not that of an engine %s", p.Claims.ID, e.Name)
+	switch name, ok := identity.Engine(p.Claims.ID); {
+	case !ok:
+		return fmt.Errorf("its identity is %s, which is no engine's", p.Claims.ID)
+	case name != e.Name:
+		return hinted(fmt.Sprintf("correct the endpoint of engine %s in the issuer's policy: it leads to engine %s", e.Name, name),
+			fmt.Errorf("it is engine %s", name))
 	}
 	if !slices.Contains(p.Claims.Grant.Engines, e.Name) {
 		return fmt.Errorf("its certificate is not granted for engine %s", e.Name)
@@ -137,21 +141,28 @@ func (e *engineConn) abandon() { _ = e.bottom.Close() }
 // connect makes one attempt: TCP, the edge's TLS if there is one, mutual TLS
 // with the engine's identity checked, and the sidecar's verdict.
 //
-// Its errors are *RejectedError, *UntrustedEngineError, *IssuerUnreachableError
-// and *wire.Problem of the revocation list, the context's, and network errors.
+// Its errors are *RejectedError, *UntrustedEngineError, *EngineUnreachableError
+// where this machine cannot dial, *IssuerUnreachableError and *wire.Problem of
+// the revocation list, the context's, and network errors that may pass.
 func (c *Client) connect(ctx context.Context, cred *Credential, e wire.Engine, alpn string) (*engineConn, error) {
 	ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
 	defer cancel()
+	unreachable := func(err error) error {
+		return &EngineUnreachableError{Engine: e.Name, Endpoint: printable(e.Endpoint), Attempts: 1, Final: true, Err: err}
+	}
 	ep, err := parseEndpoint(e.Endpoint)
 	if err != nil {
-		return nil, err
+		return nil, unreachable(err)
 	}
 	feed, err := c.freshFeed(ctx, cred)
 	if err != nil {
 		return nil, err
 	}
 	bottom, err := c.dialTCP(ctx, ep.address)
-	if err != nil {
+	switch {
+	case err != nil && ctx.Err() == nil && !passing(err):
+		return nil, unreachable(err)
+	case err != nil:
 		return nil, err
 	}
 	conn, err := c.secure(ctx, bottom, ep, cred, e, alpn, feed)
@@ -207,7 +218,7 @@ func (c *Client) secure(ctx context.Context, bottom net.Conn, ep endpoint, cred 
 		return nil, inTime(ctx, handshakeError(cred, e, err, refused))
 	}
 	if got := conn.ConnectionState().NegotiatedProtocol; got != alpn {
-		return nil, untrusted(e, fmt.Errorf("it does not speak %s", alpn))
+		return nil, untrusted(e, hinted(wrongPort(e), fmt.Errorf("it does not speak %s", alpn)))
 	}
 	reason, err := readVerdict(conn)
 	if err != nil {
@@ -256,9 +267,14 @@ func handshakeError(cred *Credential, e wire.Engine, err, refused error) error {
 	}
 	var plain tls.RecordHeaderError
 	if errors.As(err, &plain) {
-		err = fmt.Errorf("it does not speak TLS: %w", err)
+		err = hinted(wrongPort(e), errors.New("it does not speak TLS"))
 	}
 	return untrusted(e, err)
+}
+
+// wrongPort is the hint for an endpoint at which another program answers.
+func wrongPort(e wire.Engine) string {
+	return fmt.Sprintf("correct the port in the endpoint of engine %s in the issuer's policy: another program than mayfly-sidecar answers there", e.Name)
 }
 
 // readVerdict reads the sidecar's line, and not one byte more: what follows it

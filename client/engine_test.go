@@ -8,7 +8,9 @@ import (
 	"io"
 	"math/big"
 	"net"
+	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -73,13 +75,13 @@ func TestEngineRefuses(t *testing.T) {
 				return n == 1
 			}
 		}, want: rejected(wire.ReasonDraining, true), says: "about to stop"},
-		{name: "revoked", spoil: verdict(wire.ReasonRevoked), want: rejected(wire.ReasonRevoked, false), says: "an admin revoked it"},
-		{name: "expired", spoil: verdict(wire.ReasonExpired), want: rejected(wire.ReasonExpired, false), says: "compare the clocks"},
-		{name: "wrong engine", spoil: verdict(wire.ReasonWrongEngine), want: rejected(wire.ReasonWrongEngine, false), says: "add the engine to the rule"},
+		{name: "revoked", spoil: verdict(wire.ReasonRevoked), want: rejected(wire.ReasonRevoked, false), says: "an admin revoked this run"},
+		{name: "expired", spoil: verdict(wire.ReasonExpired), want: rejected(wire.ReasonExpired, false), says: "set the clocks"},
+		{name: "wrong engine", spoil: verdict(wire.ReasonWrongEngine), want: rejected(wire.ReasonWrongEngine, false), says: "add this engine to the rule"},
 		{name: "a reason of a later version", spoil: verdict("moon_phase"), want: rejected("moon_phase", false), says: "moon_phase"},
 		{name: "knows another root", spoil: func(w *world) {
 			w.sidecar.roots = mtlstest.New(w.t, testDomain).Roots()
-		}, want: rejected(ReasonUnknownCA, false), says: "must use the same MAYFLY_ISSUER"},
+		}, want: rejected(ReasonUnknownCA, false), says: "sidecar the same issuer"},
 		{name: "sees the certificate expired", spoil: func(w *world) {
 			w.sidecar.accept = func(_ int, c net.Conn) bool {
 				serveAt(w, c, time.Now().Add(2*time.Hour))
@@ -88,7 +90,7 @@ func TestEngineRefuses(t *testing.T) {
 		}, want: rejected(wire.ReasonExpired, false), says: "expired certificate"},
 		{name: "fails the handshake as for h2", spoil: func(w *world) {
 			w.sidecar.authTLS = func(mtls.Peer) error { return errors.New("no") }
-		}, want: rejected(ReasonBadCertificate, false), says: "engine's log names the reason"},
+		}, want: rejected(ReasonBadCertificate, false), says: "look in the sidecar's log"},
 		{name: "asleep for good", after: func(w *world, _ *Client) { w.sidecar.ln.Close() }, want: unreachable, says: "did not answer within 20s"},
 		{name: "accepts and never speaks", spoil: func(w *world) {
 			w.sidecar.accept = func(_ int, c net.Conn) bool {
@@ -111,7 +113,7 @@ func TestEngineRefuses(t *testing.T) {
 				_, _ = io.WriteString(c, "HTTP/1.1 400 Bad Request\r\n\r\n")
 				return false
 			}
-		}, want: untrustedEngine, says: "does not speak TLS"},
+		}, want: untrustedEngine, says: "correct the port in the endpoint of engine default"},
 		{name: "speaks no verdict", spoil: func(w *world) {
 			w.sidecar.accept = func(_ int, c net.Conn) bool {
 				s := tls.Server(c, mtls.ServerConfig(w.sidecar, w.ca.TrustDomain, func(mtls.Peer) error { return nil }))
@@ -133,10 +135,10 @@ func TestEngineRefuses(t *testing.T) {
 		}, want: untrustedEngine, says: "does not speak mayfly/1"},
 		{name: "wrong name", spoil: engineCert(func(l *mtlstest.Leaf) { l.DNS = []string{"other.example.com"} }), want: untrustedEngine, says: "not engine.example.com"},
 		{name: "wildcard name", spoil: engineCert(func(l *mtlstest.Leaf) { l.DNS = []string{"*.example.com"} }), want: untrustedEngine, says: "does not name engine.example.com"},
-		{name: "certificate of another engine", spoil: engineCert(func(l *mtlstest.Leaf) { l.ID, l.Engines = "/engine/other/fly/1", []string{"other"} }), want: untrustedEngine, says: "not that of an engine default"},
+		{name: "certificate of another engine", spoil: engineCert(func(l *mtlstest.Leaf) { l.ID, l.Engines = "/engine/other/fly/1", []string{"other"} }), want: untrustedEngine, says: "it leads to engine other"},
 		{name: "identity of this engine, grant of another", spoil: engineCert(func(l *mtlstest.Leaf) { l.Engines = []string{"other"} }), want: untrustedEngine, says: "not granted for engine default"},
-		{name: "engine whose name begins with ours", spoil: engineCert(func(l *mtlstest.Leaf) { l.ID = "/engine/default-2/fly/1" }), want: untrustedEngine, says: "not that of an engine default"},
-		{name: "identity of a job", spoil: engineCert(func(l *mtlstest.Leaf) { l.ID = "/github/engine/default/1" }), want: untrustedEngine, says: "not that of an engine default"},
+		{name: "engine whose name begins with ours", spoil: engineCert(func(l *mtlstest.Leaf) { l.ID = "/engine/default-2/fly/1" }), want: untrustedEngine, says: "it is engine default-2"},
+		{name: "identity of a job", spoil: engineCert(func(l *mtlstest.Leaf) { l.ID = "/github/engine/default/1" }), want: untrustedEngine, says: "which is no engine's"},
 		{name: "client certificate as a server's", spoil: engineCert(func(l *mtlstest.Leaf) { l.Usage = x509.ExtKeyUsageClientAuth }), want: untrustedEngine, says: "incompatible key usage"},
 		{name: "expired certificate", spoil: engineCert(func(l *mtlstest.Leaf) { l.NotAfter = time.Now().Add(-time.Second) }), want: untrustedEngine, says: "expired"},
 		{name: "another root, same trust domain", spoil: func(w *world) {
@@ -177,7 +179,13 @@ func TestEngineRefuses(t *testing.T) {
 		}},
 		{name: "endpoint of another scheme", spoil: func(w *world) {
 			w.issuer.engines[0].Endpoint = "http://127.0.0.1:1"
-		}, want: func(*testing.T, error) {}, says: "another scheme"},
+		}, want: undialable, says: "another scheme"},
+		{name: "host that does not exist", after: cannotDial(&net.DNSError{Err: "no such host", IsNotFound: true}), want: undialable, says: "its host does not exist"},
+		{name: "a firewall of this machine", after: cannotDial(syscall.EPERM), want: undialable, says: "a firewall or sandbox"},
+		{name: "too many open files", after: cannotDial(syscall.EMFILE), want: undialable, says: "ulimit -n"},
+		{name: "a name server that does not answer at first", after: cannotDial(&net.DNSError{Err: "server misbehaving", IsTemporary: true})},
+		{name: "no route at first", after: cannotDial(syscall.ENETUNREACH, syscall.ENETUNREACH)},
+		{name: "nothing listens", after: cannotDial(slices.Repeat([]error{syscall.ECONNREFUSED}, 1000)...), want: unreachable, says: "nothing listens at tcp://"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -185,7 +193,7 @@ func TestEngineRefuses(t *testing.T) {
 				if tt.spoil != nil {
 					w.sidecar.set(func(*fakeSidecar) { w.issuer.set(func(*fakeIssuer) { tt.spoil(w) }) })
 				}
-				c := w.client()
+				c := w.client(func(c *Config) { c.Progress = onlySleepWakes(t) })
 				if tt.after != nil {
 					tt.after(w, c)
 				}
@@ -202,8 +210,8 @@ func TestEngineRefuses(t *testing.T) {
 					t.Fatal("the dial succeeded")
 				}
 				tt.want(t, err)
-				if !strings.Contains(err.Error(), tt.says) {
-					t.Errorf("says %q, want %q in it", err, tt.says)
+				if said := err.Error() + "\n" + Hint(err); !strings.Contains(said, tt.says) {
+					t.Errorf("says %q, want %q in it", said, tt.says)
 				}
 			})
 		})
@@ -236,6 +244,42 @@ func unreachable(t *testing.T, err error) {
 	t.Helper()
 	if u := as[*EngineUnreachableError](t, err); u.Waited < 20*time.Second || u.Waited > 21*time.Second {
 		t.Errorf("%+v", u)
+	}
+}
+
+func undialable(t *testing.T, err error) {
+	t.Helper()
+	if u := as[*EngineUnreachableError](t, err); !u.Final || u.Attempts != 1 {
+		t.Errorf("%+v", u)
+	}
+}
+
+// cannotDial has the next dials fail with these errors, in order.
+func cannotDial(errs ...error) func(*world, *Client) {
+	return func(_ *world, c *Client) {
+		works := c.cfg.Dial
+		c.cfg.Dial = func(ctx context.Context, network, addr string) (net.Conn, error) {
+			if len(errs) == 0 {
+				return works(ctx, network, addr)
+			}
+			err := errs[0]
+			errs = errs[1:]
+			return nil, &net.OpError{Op: "dial", Net: network, Err: err}
+		}
+	}
+}
+
+// onlySleepWakes checks that a dial is said to wake an engine only after what a
+// sleeping machine shows.
+func onlySleepWakes(t *testing.T) func(Event) {
+	return func(e Event) {
+		var refused *RejectedError
+		var dns *net.DNSError
+		_, alert := alertText(e.Err)
+		awake := errors.As(e.Err, &refused) || errors.As(e.Err, &dns) || errors.Is(e.Err, syscall.ENETUNREACH) || alert
+		if e.Kind == EventWaking && awake || e.Kind == EventRetrying && !awake {
+			t.Errorf("event %s after %v", e.Kind, e.Err)
+		}
 	}
 }
 

@@ -2,14 +2,18 @@ package client
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"strings"
 	"syscall"
 	"time"
 
+	"github.com/mayfly-ca/mayfly/client/tokensource"
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
@@ -27,6 +31,72 @@ const (
 	ReasonLost = "connection_lost"
 )
 
+// reasonTexts is what a person reads about each reason: what happened, and the
+// one thing to do. SERIAL in a hint stands for the certificate's. A reason that
+// is not here has neither: see explainReason.
+var reasonTexts = map[string]struct{ what, hint string }{
+	wire.ReasonRevoked: {"certificate revoked",
+		"an admin revoked this run or its certificate: ask one for the reason, which `mayfly certs show SERIAL` shows"},
+	wire.ReasonExpired: {"certificate expired",
+		"set the clocks of this machine and of the engine's (NTP); if they are right, the lines above say why the certificate was not renewed"},
+	wire.ReasonWrongEngine: {"certificate is not granted for this engine",
+		"name an engine that the rule grants with --engine, or add this engine to the rule's engines in the issuer's policy"},
+	wire.ReasonFeedStale: {"the engine has no fresh revocation list and admits no new connection (feed_stale)",
+		"the engine's sidecar does not reach the issuer: its log says why"},
+	wire.ReasonLimit: {"the engine has as many connections as it takes (limit)",
+		"run it again when other jobs have finished, or raise limits.connections in the sidecar's configuration"},
+	wire.ReasonDraining: {"the engine is about to stop (draining)",
+		"run it again: the engine's next start takes the connection"},
+	ReasonBadCertificate: {"certificate refused (bad_certificate)",
+		"look in the sidecar's log for serial SERIAL: it has the reason"},
+	ReasonUnknownCA: {"the engine trusts the root of another issuer",
+		"give the job and the engine's sidecar the same issuer"},
+	ReasonTLS: {"the engine refused the TLS handshake",
+		"look in the sidecar's log for serial SERIAL: it has the reason"},
+	ReasonSilence: {fmt.Sprintf("the engine's machine did not answer for %v", wire.ControlSilence),
+		"look whether the engine's machine still runs; if it does, the network to it is interrupted"},
+	ReasonLost: {"the connection broke, and the engine gave no reason",
+		"look in the sidecar's log for serial SERIAL; if it has nothing, the network to the engine is interrupted"},
+}
+
+// explainReason returns a reason's text and hint. A reason of a later version
+// is shown as it is.
+func explainReason(reason, serial string) (what, hint string) {
+	t, ok := reasonTexts[reason]
+	if !ok {
+		t = reasonTexts[ReasonBadCertificate]
+		t.what = "certificate refused (" + reason + ")"
+	}
+	return t.what, strings.ReplaceAll(t.hint, "SERIAL", serial)
+}
+
+// Hint returns the one thing to do about err, and "" for an error that has none.
+// Settings in it have the names of configuration keys: trust_anchor, ca_file,
+// token_source.
+func Hint(err error) string {
+	var h interface{ Hint() string }
+	if errors.As(err, &h) {
+		return h.Hint()
+	}
+	var t *tokensource.Error
+	if errors.As(err, &t) {
+		return t.Hint
+	}
+	return ""
+}
+
+// hintedError is an error with the one thing to do about it.
+type hintedError struct {
+	error
+	hint string
+}
+
+func (e *hintedError) Hint() string { return e.hint }
+
+func (e *hintedError) Unwrap() error { return e.error }
+
+func hinted(hint string, err error) error { return &hintedError{err, hint} }
+
 // RejectedError is an engine's refusal of this client's certificate.
 type RejectedError struct {
 	Engine   string
@@ -39,49 +109,27 @@ type RejectedError struct {
 	Err error
 }
 
-// Retryable tells whether the same certificate may be admitted later.
+// Retryable reports whether the same certificate may be admitted later.
 func (e *RejectedError) Retryable() bool { return wire.Retryable(e.Reason) }
 
 // Error implements error.
 func (e *RejectedError) Error() string {
-	s := fmt.Sprintf("engine %s at %s refused certificate %s: %s", e.Engine, e.Endpoint, e.Serial, explainReason(e.Reason))
+	what, _ := explainReason(e.Reason, e.Serial)
+	s := fmt.Sprintf("engine %s: %s, serial %s: %s refused it", e.Engine, what, e.Serial, e.Endpoint)
 	if e.Err != nil {
 		s += fmt.Sprintf(" (%v)", e.Err)
 	}
 	return s
 }
 
+// Hint returns what to do about the refusal.
+func (e *RejectedError) Hint() string {
+	_, hint := explainReason(e.Reason, e.Serial)
+	return hint
+}
+
 // Unwrap returns the TLS error, if any.
 func (e *RejectedError) Unwrap() error { return e.Err }
-
-// explainReason says what a reason means and what to do about it.
-func explainReason(reason string) string {
-	switch reason {
-	case wire.ReasonRevoked:
-		return "revoked: an admin revoked it, its run, or everything issued until then; ask whoever runs the issuer (mayfly certs show SERIAL says who)"
-	case wire.ReasonExpired:
-		return "expired: its lifetime is over and no newer one was issued; if it is fresh, compare the clocks of this machine and of the engine"
-	case wire.ReasonWrongEngine:
-		return "wrong_engine: it is not granted for this engine; name another with --engine, or add the engine to the rule in the policy"
-	case wire.ReasonFeedStale:
-		return "feed_stale: the engine has no fresh revocation list, so it admits nobody; its sidecar does not reach the issuer"
-	case wire.ReasonLimit:
-		return "limit: the engine has as many connections as it takes; try again when others have finished"
-	case wire.ReasonDraining:
-		return "draining: the engine is about to stop; the next start will take the connection"
-	case ReasonBadCertificate:
-		return "bad_certificate: the engine's log names the reason (revoked, wrong engine, limit)"
-	case ReasonUnknownCA:
-		return "unknown_ca: the engine trusts another issuer's root; engine and job must use the same MAYFLY_ISSUER"
-	case ReasonTLS:
-		return "tls: the handshake was refused"
-	case ReasonSilence:
-		return fmt.Sprintf("silence: the engine's machine did not answer for %v; it stopped, or the network in between is gone", wire.ControlSilence)
-	case ReasonLost:
-		return "connection_lost: the connection broke without a reason being told; the engine stopped, or the network in between is gone"
-	}
-	return reason
-}
 
 // CutError is why an established relay ended. Reads and writes of the relay
 // return it.
@@ -95,11 +143,11 @@ type CutError struct {
 	// Renewal is why no newer certificate held the relay; nil unless renewing
 	// fails.
 	Renewal error
-	// Err is the connection's own error, if the reason was not told.
+	// Err is the connection's own error, if the engine gave no reason.
 	Err error
 }
 
-// Final tells whether a new connection would be refused for the same reason.
+// Final reports whether a new connection would be refused for the same reason.
 func (e *CutError) Final() bool {
 	switch e.Reason {
 	case ReasonSilence, ReasonLost:
@@ -110,20 +158,27 @@ func (e *CutError) Final() bool {
 
 // Error implements error.
 func (e *CutError) Error() string {
-	var s strings.Builder
-	fmt.Fprintf(&s, "engine %s ended the connection: ", e.Engine)
-	if e.Reason == wire.ReasonExpired {
-		fmt.Fprintf(&s, "expired: certificate %s ended at %s", e.Serial, e.NotAfter.UTC().Format(time.RFC3339))
-	} else {
-		fmt.Fprintf(&s, "%s (certificate %s)", explainReason(e.Reason), e.Serial)
+	what, _ := explainReason(e.Reason, e.Serial)
+	if e.Reason == wire.ReasonExpired && !e.NotAfter.IsZero() {
+		what += " at " + stamp(e.NotAfter)
 	}
+	s := fmt.Sprintf("engine %s: %s, serial %s: it ended the connection", e.Engine, what, e.Serial)
 	if e.Renewal != nil {
-		fmt.Fprintf(&s, "; renewing it fails: %v", e.Renewal)
+		s += fmt.Sprintf("; renewing the certificate fails: %v", e.Renewal)
 	}
 	if e.Err != nil {
-		fmt.Fprintf(&s, ": %v", e.Err)
+		s += fmt.Sprintf(" (%v)", e.Err)
 	}
-	return s.String()
+	return s
+}
+
+// Hint returns what to do about the cut: where renewing fails, about that.
+func (e *CutError) Hint() string {
+	if hint := Hint(e.Renewal); hint != "" {
+		return hint
+	}
+	_, hint := explainReason(e.Reason, e.Serial)
+	return hint
 }
 
 // Unwrap returns the connection's own error, if any.
@@ -143,22 +198,40 @@ func (e *UntrustedEngineError) Error() string {
 	return fmt.Sprintf("what answers at %s is not engine %s (%s): %v", e.Endpoint, e.Engine, e.ServerName, e.Err)
 }
 
+// Hint returns the one setting to correct.
+func (e *UntrustedEngineError) Hint() string {
+	if hint := Hint(e.Err); hint != "" {
+		return hint
+	}
+	var name x509.HostnameError
+	if errors.As(e.Err, &name) {
+		return fmt.Sprintf("correct server_name of engine %s in the issuer's policy: the certificate is for %s", e.Engine, strings.Join(name.Certificate.DNSNames, ", "))
+	}
+	return fmt.Sprintf("correct the endpoint of engine %s in the issuer's policy: it must lead to a sidecar of the same issuer", e.Engine)
+}
+
 // Unwrap returns the cause.
 func (e *UntrustedEngineError) Unwrap() error { return e.Err }
 
 // EngineUnreachableError is an engine that did not answer for as long as a dial
-// may wait.
+// may wait, or that this machine cannot dial at all.
 type EngineUnreachableError struct {
 	Engine   string
 	Endpoint string
 	Waited   time.Duration
 	Attempts int
+	// Final is set where waiting does not help: a host that does not exist, a
+	// firewall on this machine, too many open files.
+	Final bool
 	// Err is the last attempt's.
 	Err error
 }
 
 // Error implements error.
 func (e *EngineUnreachableError) Error() string {
+	if e.Final {
+		return fmt.Sprintf("engine %s at %s cannot be reached: %v", e.Engine, e.Endpoint, e.Err)
+	}
 	attempts := "attempts"
 	if e.Attempts == 1 {
 		attempts = "attempt"
@@ -167,8 +240,65 @@ func (e *EngineUnreachableError) Error() string {
 		e.Engine, e.Endpoint, e.Waited.Round(time.Second), e.Attempts, attempts, e.Err)
 }
 
+// Hint returns what to do about the last attempt's error.
+func (e *EngineUnreachableError) Hint() string {
+	if hint := dialHint(e.Err); hint != "" {
+		return hint
+	}
+	var dns *net.DNSError
+	switch {
+	case errors.As(e.Err, &dns) && dns.IsNotFound:
+		return fmt.Sprintf("correct the endpoint of engine %s in the issuer's policy: its host does not exist", e.Engine)
+	case errors.As(e.Err, &dns):
+		return "this machine cannot resolve names now: check its DNS"
+	case errors.Is(e.Err, syscall.ECONNREFUSED):
+		return fmt.Sprintf("nothing listens at %s: start the engine's sidecar, or correct the port of engine %s in the issuer's policy", e.Endpoint, e.Engine)
+	case Asleep(e.Err):
+		return fmt.Sprintf("look whether the engine's machine runs, and whether this network may reach %s; wake_timeout waits longer", e.Endpoint)
+	}
+	return fmt.Sprintf("correct the endpoint of engine %s in the issuer's policy", e.Engine)
+}
+
 // Unwrap returns the cause.
 func (e *EngineUnreachableError) Unwrap() error { return e.Err }
+
+// dialHint returns what to do about an error of this machine's own at a dial,
+// and "" for any other.
+func dialHint(err error) string {
+	switch {
+	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
+		return "this process has as many files open as it may: raise the limit (ulimit -n)"
+	case errors.Is(err, syscall.EPERM), errors.Is(err, syscall.EACCES):
+		return "a firewall or sandbox of this machine forbids the connection: allow it there"
+	case errors.Is(err, syscall.ENETUNREACH):
+		return "this machine has no route to that address: check its network"
+	}
+	return ""
+}
+
+// Asleep reports whether err is what a dial to a machine that is asleep, or its
+// proxy, shows: no listener, a connection that ends before TLS, or no answer.
+func Asleep(err error) bool {
+	for _, e := range []error{
+		io.EOF, io.ErrUnexpectedEOF, io.ErrClosedPipe,
+		syscall.ECONNREFUSED, syscall.ECONNRESET, syscall.ECONNABORTED, syscall.EPIPE,
+		syscall.ETIMEDOUT, syscall.EHOSTUNREACH,
+	} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	var dns *net.DNSError
+	if errors.As(err, &dns) {
+		return false
+	}
+	var issuer *IssuerUnreachableError
+	if errors.As(err, &issuer) {
+		return false
+	}
+	var timeout interface{ Timeout() bool }
+	return errors.As(err, &timeout) && timeout.Timeout()
+}
 
 // noAnswer says a context's end for people. It unwraps to what it was.
 func noAnswer(err error) error {
@@ -189,7 +319,7 @@ func (e silence) Unwrap() error { return e.error }
 type IssuerUnreachableError struct {
 	URL string
 	Err error
-	// Final tells that trying again will not help: a redirect, a certificate
+	// Final is set where trying again will not help: a redirect, a certificate
 	// that does not verify, a name that does not exist.
 	Final bool
 }
@@ -197,6 +327,60 @@ type IssuerUnreachableError struct {
 // Error implements error.
 func (e *IssuerUnreachableError) Error() string {
 	return fmt.Sprintf("issuer %s: %v", e.URL, e.Err)
+}
+
+// Hint returns the one thing to change.
+func (e *IssuerUnreachableError) Hint() string {
+	if hint := Hint(e.Err); hint != "" {
+		return hint
+	}
+	if hint := dialHint(e.Err); hint != "" {
+		return hint
+	}
+	var (
+		verify *tls.CertificateVerificationError
+		dns    *net.DNSError
+		plain  tls.RecordHeaderError
+	)
+	switch {
+	case errors.As(e.Err, &verify): // of the admin API, whose error is the transport's own
+		return certificateHint(verify)
+	case errors.As(e.Err, &dns) && dns.IsNotFound:
+		return "correct the issuer's URL: its host does not exist"
+	case errors.As(e.Err, &dns):
+		return "this machine cannot resolve names now: check its DNS"
+	case errors.As(e.Err, &plain), errors.Is(e.Err, http.ErrSchemeMismatch):
+		return "correct the port in the issuer's URL: what listens there does not speak TLS"
+	case errors.Is(e.Err, syscall.ECONNREFUSED):
+		return "nothing listens there: correct the port in the issuer's URL, or start the issuer"
+	}
+	return "check the issuer's URL, and that this machine's network reaches it"
+}
+
+// certificateHint returns what to do about an issuer's TLS certificate that does
+// not verify.
+func certificateHint(err *tls.CertificateVerificationError) string {
+	var unknown x509.UnknownAuthorityError
+	var name x509.HostnameError
+	switch {
+	case errors.As(err.Err, &unknown) && sendsRoot(err.UnverifiedCertificates):
+		return "set trust_anchor to the fingerprint of the root (sha256:...) that mayfly-issuer init printed"
+	case errors.As(err.Err, &unknown):
+		return "set ca_file to the PEM file of the CA that the issuer's TLS certificate comes from"
+	case errors.As(err.Err, &name):
+		return "correct the host in the issuer's URL: its TLS certificate is for another name"
+	}
+	return "renew the issuer's TLS certificate, or set this machine's clock: it is not valid now"
+}
+
+// sendsRoot reports whether a server sent its own root with its certificate, as
+// an issuer with a certificate of mayfly's own CA does.
+func sendsRoot(chain []*x509.Certificate) bool {
+	if len(chain) < 2 {
+		return false
+	}
+	last := chain[len(chain)-1]
+	return last.CheckSignatureFrom(last) == nil
 }
 
 // Unwrap returns the cause.
@@ -243,29 +427,16 @@ func alertReason(err error) (string, bool) {
 // answers no ping. net/http exports no such error.
 const lostHTTP2 = "client connection lost"
 
-// passing tells whether an error on the way to an engine or an issuer is what a
-// machine that wakes up or is overrun, or a proxy in front of it, shows for a
+// passing reports whether an error on the way to an engine or an issuer is what
+// a machine that wakes up or is overrun, or a proxy in front of it, shows for a
 // while.
 func passing(err error) bool {
 	if text, alert := alertText(err); alert {
 		return strings.HasSuffix(text, internalAlert)
 	}
-	for _, e := range []error{
-		io.EOF, io.ErrUnexpectedEOF, io.ErrClosedPipe,
-		syscall.ECONNREFUSED, syscall.ECONNRESET, syscall.ECONNABORTED, syscall.EPIPE,
-		syscall.ETIMEDOUT, syscall.EHOSTUNREACH, syscall.ENETUNREACH,
-	} {
-		if errors.Is(err, e) {
-			return true
-		}
-	}
 	var dns *net.DNSError
 	if errors.As(err, &dns) {
 		return !dns.IsNotFound
 	}
-	if strings.HasSuffix(err.Error(), lostHTTP2) {
-		return true
-	}
-	var timeout interface{ Timeout() bool }
-	return errors.As(err, &timeout) && timeout.Timeout()
+	return Asleep(err) || errors.Is(err, syscall.ENETUNREACH) || strings.HasSuffix(err.Error(), lostHTTP2)
 }

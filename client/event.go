@@ -23,6 +23,9 @@ const (
 	// EventWaking: a dial has failed as one to a sleeping machine does and is
 	// being repeated; Attempt counts, Err is why, Elapsed is since its start.
 	EventWaking EventKind = "waking"
+	// EventRetrying: a dial has failed for another reason that may pass, such as
+	// an engine that is full; members as for EventWaking.
+	EventRetrying EventKind = "retrying"
 	// EventConnected: the engine has admitted a connection; Elapsed is what its dial took.
 	EventConnected EventKind = "connected"
 	// EventFailed: a dial has ended without a relay; Err is what it returned.

@@ -65,10 +65,12 @@ func ExampleRejectedError() {
 	if errors.As(err, &rejected) {
 		fmt.Println(rejected.Reason, rejected.Retryable())
 		fmt.Println(err)
+		fmt.Println(client.Hint(err))
 	}
 	// Output:
 	// wrong_engine false
-	// build: engine default at tcp://engine.example.com:8080 refused certificate 1f00000000000000000000000000000a: wrong_engine: it is not granted for this engine; name another with --engine, or add the engine to the rule in the policy
+	// build: engine default: certificate is not granted for this engine, serial 1f00000000000000000000000000000a: tcp://engine.example.com:8080 refused it
+	// name an engine that the rule grants with --engine, or add this engine to the rule's engines in the issuer's policy
 }
 
 // Without the permission, the error says what to write into the workflow.

@@ -2,6 +2,7 @@ package client
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"crypto/subtle"
@@ -18,6 +19,7 @@ import (
 	"net/http/httptrace"
 	"net/url"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -97,7 +99,8 @@ func newIssuer(rawURL, caFile, anchor string, dial DialFunc) (*Issuer, error) {
 	i.http = &http.Client{
 		Transport: tr,
 		CheckRedirect: func(req *http.Request, _ []*http.Request) error {
-			return fmt.Errorf("%w, to %s://%s: set the issuer's own URL", errRedirect, req.URL.Scheme, req.URL.Host)
+			return hinted(fmt.Sprintf("set the issuer's own URL, without redirects: it may be %s://%s", req.URL.Scheme, req.URL.Host),
+				fmt.Errorf("%w, to %s://%s", errRedirect, req.URL.Scheme, req.URL.Host))
 		},
 	}
 	return i, nil
@@ -221,6 +224,13 @@ func (i *Issuer) tlsConfig(roots *x509.CertPool) *tls.Config {
 			}
 		}
 		if _, err := cs.PeerCertificates[0].Verify(opts); err != nil {
+			var unknown x509.UnknownAuthorityError
+			switch known := slices.ContainsFunc(cs.PeerCertificates, i.pinned); {
+			case errors.As(err, &unknown) && known:
+				err = hinted("correct the issuer's URL: another program answers there, which only shows the root", err)
+			case errors.As(err, &unknown) && sendsRoot(cs.PeerCertificates):
+				err = hinted("correct trust_anchor: mayfly-issuer init printed the fingerprint of the issuer's root, and this is another", err)
+			}
 			return &tls.CertificateVerificationError{UnverifiedCertificates: cs.PeerCertificates, Err: err}
 		}
 		return nil
@@ -244,7 +254,8 @@ func (i *Issuer) Pin(bundle []*x509.Certificate) ([]*x509.Certificate, error) {
 			return []*x509.Certificate{cert}, nil
 		}
 	}
-	return nil, fmt.Errorf("the trust bundle of issuer %s does not hold the pinned root sha256:%x: the issuer is another, or its root was replaced", i, i.anchor)
+	return nil, hinted("correct trust_anchor, or the issuer's URL: mayfly-issuer init printed the root's fingerprint",
+		fmt.Errorf("its root is not the one of the trust anchor, sha256:%x", i.anchor))
 }
 
 // String is the issuer's URL.
@@ -317,7 +328,10 @@ func (i *Issuer) TrustBundle(ctx context.Context) ([]*x509.Certificate, error) {
 	if err != nil {
 		return nil, fmt.Errorf("trust bundle of issuer %s: %w", i, err)
 	}
-	return i.Pin(bundle)
+	if bundle, err = i.Pin(bundle); err != nil {
+		return nil, fmt.Errorf("issuer %s: %w", i, err)
+	}
+	return bundle, nil
 }
 
 // call is one request; status is the success that it expects, and 204 is one
@@ -337,7 +351,7 @@ func (i *Issuer) callJSON(ctx context.Context, c call, out any) error {
 		return err
 	}
 	if err := json.Unmarshal(b, out); err != nil {
-		return &IssuerUnreachableError{URL: i.String(), Final: true, Err: errors.New("it answers something that is no mayfly issuer's: check the URL")}
+		return &IssuerUnreachableError{URL: i.String(), Final: true, Err: hinted("correct the issuer's URL", errors.New("what answers there is not a mayfly issuer"))}
 	}
 	return nil
 }
@@ -430,7 +444,7 @@ func (i *Issuer) unreachable(ctx context.Context, err error) error {
 	}
 	var verify *tls.CertificateVerificationError
 	if errors.As(err, &verify) {
-		err = fmt.Errorf("its TLS certificate does not verify (if the issuer serves mayfly's own: set --ca-file to its root.crt, or --trust-anchor): %w", err)
+		err = hinted(cmp.Or(Hint(verify.Err), certificateHint(verify)), fmt.Errorf("its TLS certificate does not verify: %w", verify.Err))
 	}
 	return &IssuerUnreachableError{URL: i.String(), Err: err, Final: verify != nil || !passing(err)}
 }

@@ -91,7 +91,7 @@ func TestIssuerAnswers(t *testing.T) {
 		{name: "500 of a proxy", spoil: raw(502, "text/html", "<h1>\x1b[31mBad Gateway"), status: 502, says: "Bad Gateway", tokens: 5, most: time.Minute},
 		{name: "problem that paints the terminal", spoil: always(wire.ProblemDenied, "\x1b[31mred\u202e"), status: 403, says: "[31mred (403 denied)", tokens: 1},
 		{name: "200 of another server", spoil: raw(200, "text/html", "<h1>hello"), status: 200, tokens: 1},
-		{name: "201 with garbage", spoil: raw(201, "application/json", "{"), status: -1, says: "no mayfly issuer's", tokens: 1},
+		{name: "201 with garbage", spoil: raw(201, "application/json", "{"), status: -1, says: "not a mayfly issuer", tokens: 1},
 		{name: "redirect", spoil: func(w *world) {
 			w.issuer.answer = func(_ int, w http.ResponseWriter, r *http.Request) bool {
 				http.Redirect(w, r, "https://elsewhere.example.com/", http.StatusTemporaryRedirect)
@@ -196,12 +196,12 @@ func TestAnswerIsChecked(t *testing.T) {
 			w.issuer.leaf.Key = stranger.Root.Key.Public()
 			w.issuer.spoil = w.swap(mtlstest.Leaf{Run: "1"})
 		}, says: "another key"},
-		{name: "server certificate", spoil: func(w *world) { w.issuer.leaf = mtlstest.Leaf{Usage: x509.ExtKeyUsageServerAuth} }, says: "incompatible key usage"},
+		{name: "server certificate", spoil: func(w *world) { w.issuer.leaf = mtlstest.Leaf{Usage: x509.ExtKeyUsageServerAuth} }, says: "admits this job as an engine"},
 		{name: "another serial", spoil: response(func(r *wire.IssueResponse) { r.Serial = strings.Repeat("0", 32) }), says: "serial is not"},
 		{name: "another identity", spoil: response(func(r *wire.IssueResponse) { r.Identity += "x" }), says: "identity is not"},
 		{name: "another end", spoil: response(func(r *wire.IssueResponse) { r.NotAfter = r.NotAfter.Add(time.Hour) }), says: "times are not"},
 		{name: "renewal after the end", spoil: response(func(r *wire.IssueResponse) { r.RenewAfter = r.NotAfter }), says: "renew_after"},
-		{name: "another root's bundle", spoil: response(func(r *wire.IssueResponse) { r.TrustBundle = rootPEM(stranger) }), says: "does not chain"},
+		{name: "another root's bundle", spoil: response(func(r *wire.IssueResponse) { r.TrustBundle = rootPEM(stranger) }), says: "not of the trust bundle"},
 		{name: "no bundle", spoil: response(func(r *wire.IssueResponse) { r.TrustBundle = "" }), says: "trust bundle"},
 		{name: "no chain", spoil: response(func(r *wire.IssueResponse) { r.Certificate = "x" }), says: "certificate"},
 		{name: "no revocation list", spoil: response(func(r *wire.IssueResponse) { r.CRL = "" }), says: "revocation feed"},
@@ -272,7 +272,7 @@ func TestTrustAnchor(t *testing.T) {
 	}
 	cfg := w.config()
 	cfg.TrustAnchor = anchorOf(stranger)
-	if _, err := New(t.Context(), cfg); err == nil || !strings.Contains(err.Error(), "pinned root") {
+	if _, err := New(t.Context(), cfg); err == nil || !strings.Contains(err.Error(), "its root is not the one of the trust anchor") {
 		t.Errorf("another root than the pinned one: %v", err)
 	}
 	// A bundle with a second root: only the pinned one counts.
@@ -301,17 +301,19 @@ func TestIssuerTLS(t *testing.T) {
 		withRoot     bool
 		file, anchor *mtlstest.CA
 		ok           bool
+		hint         string // begins so
 	}{
-		{name: "system roots", cert: ca},
+		{name: "system roots", cert: ca, hint: "set ca_file"},
+		{name: "system roots, and the root sent", cert: ca, withRoot: true, hint: "set trust_anchor"},
 		{name: "its root by file", cert: ca, file: ca, ok: true},
-		{name: "another root by file", cert: ca, file: stranger},
+		{name: "another root by file", cert: ca, file: stranger, hint: "set ca_file"},
 		{name: "its root pinned and sent", cert: ca, withRoot: true, anchor: ca, ok: true},
-		{name: "its root pinned and not sent", cert: ca, anchor: ca},
-		{name: "another root pinned", cert: ca, withRoot: true, anchor: stranger},
-		{name: "pinned, another name", cert: ca, dns: "other.example.com", withRoot: true, anchor: ca},
+		{name: "its root pinned and not sent", cert: ca, anchor: ca, hint: "set ca_file"},
+		{name: "another root pinned", cert: ca, withRoot: true, anchor: stranger, hint: "correct trust_anchor"},
+		{name: "pinned, another name", cert: ca, dns: "other.example.com", withRoot: true, anchor: ca, hint: "correct the host in the issuer's URL"},
 		{name: "by file and another pinned", cert: ca, file: ca, anchor: stranger, ok: true},
-		{name: "by file, of another name", cert: ca, dns: "other.example.com", file: ca},
-		{name: "stranger sends the pinned root along", cert: stranger, withRoot: true, anchor: ca},
+		{name: "by file, of another name", cert: ca, dns: "other.example.com", file: ca, hint: "correct the host in the issuer's URL"},
+		{name: "stranger sends the pinned root along", cert: stranger, withRoot: true, anchor: ca, hint: "correct the issuer's URL"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -348,8 +350,8 @@ func TestIssuerTLS(t *testing.T) {
 			}
 			if err != nil {
 				u := as[*IssuerUnreachableError](t, err)
-				if !u.Final || !strings.Contains(err.Error(), "--ca-file") {
-					t.Errorf("%+v", u)
+				if !u.Final || !strings.HasPrefix(Hint(err), tt.hint) {
+					t.Errorf("%+v, hint %q", u, Hint(err))
 				}
 			}
 		})

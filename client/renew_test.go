@@ -102,7 +102,7 @@ func TestRenewalStops(t *testing.T) {
 		if cut.Reason != wire.ReasonExpired || !cut.NotAfter.Equal(end) || cut.Renewal == nil || !cut.Final() {
 			t.Errorf("%+v", cut)
 		}
-		for _, says := range []string{"expired", cut.Serial, "renewing it fails", "run 7 is blocked"} {
+		for _, says := range []string{"expired", cut.Serial, "renewing the certificate fails", "run 7 is blocked"} {
 			if !strings.Contains(err.Error(), says) {
 				t.Errorf("%q does not say %q", err, says)
 			}

@@ -230,7 +230,7 @@ func TestDoctorAndSuggest(t *testing.T) {
 	denied := a.GitHub.NewJob(map[string]any{"ref": "refs/heads/evil"})
 	s := &stand{tb: t, env: append(append([]string(nil), a.s.env...), "ACTIONS_ID_TOKEN_REQUEST_URL="+denied.RequestURL, "ACTIONS_ID_TOKEN_REQUEST_TOKEN="+denied.RequestToken)}
 	o = s.run("doctor")
-	o.check(t, 3, "claim that it does not take is ref", "policy suggest")
+	o.check(t, 3, "nearest rule: app-main", "policy.yaml")
 	if !strings.Contains(o.stdout, "fail  policy") || strings.Contains(o.stdout, "tls") {
 		t.Errorf("doctor goes on:\n%s", o.stdout)
 	}

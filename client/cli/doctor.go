@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/x509"
 	"encoding/pem"
-	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -20,7 +19,8 @@ import (
 )
 
 type doctorCommand struct {
-	tunnelFlags
+	Engine      string        `help:"Name of the engine. Default: the one that the job's rule grants." env:"MAYFLY_ENGINE" placeholder:"NAME"`
+	WakeTimeout time.Duration `help:"How long to wait for an engine whose machine is asleep." default:"60s" placeholder:"60s"`
 }
 
 func (doctorCommand) Help() string {
@@ -49,6 +49,7 @@ type checkupStep struct {
 	Claims map[string]any `json:"claims,omitempty"`
 	Error  string         `json:"error,omitempty"`
 	Hints  []string       `json:"hints,omitempty"`
+	Rule   string         `json:"rule,omitempty"` // YAML that would admit the job, where it is denied
 }
 
 // clockLeeway is how far clocks may be apart: tokens are taken 30 s early, and
@@ -62,44 +63,69 @@ const caWarning = 60 * 24 * time.Hour
 func (c *doctorCommand) Run(ctx context.Context, p *program) error {
 	ctx, stop := interruptible(ctx)
 	defer stop()
-	d := &checkup{p: p, flags: c.tunnelFlags}
+	d := &checkup{p: p, flags: tunnelFlags{Engine: c.Engine, WakeTimeout: c.WakeTimeout}}
 	defer func() {
 		if d.client != nil {
 			d.client.Close()
 		}
 	}()
-	for _, s := range []struct {
-		name string
-		do   func(context.Context) (string, error)
-	}{
-		{"variables", d.variables}, {"issuer", d.reachIssuer}, {"clock", d.compareClocks},
-		{"token", d.getToken}, {"claims", d.checkClaims}, {"policy", d.decide}, {"ca", d.checkCA},
-		{"engine", d.reachEngine}, {"tls", d.admitted},
+	for _, s := range []doctorStep{
+		{"variables", nil, d.variables},
+		{"issuer", func() string { return "an answer of " + p.Issuer }, d.reachIssuer},
+		{"clock", func() string { return "an answer of " + p.Issuer }, d.compareClocks},
+		{"token", func() string { return "an ID token" }, d.getToken},
+		{"claims", nil, d.checkClaims},
+		{"policy", func() string { return "a certificate of " + p.Issuer }, d.decide},
+		{"ca", nil, d.checkCA},
+		{"engine", d.awaitedEngine, d.reachEngine},
+		{"tls", d.awaitedEngine, d.admitted},
 	} {
-		if err := d.step(ctx, s.name, s.do); err != nil {
+		if err := d.step(ctx, s); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
+// doctorStep is one step: its name, what it waits for (nil for a step that does
+// not wait), and the check.
+type doctorStep struct {
+	name  string
+	waits func() string
+	do    func(context.Context) (string, error)
+}
+
+// quietStep is how long a step may take before doctor says what it waits for.
+const quietStep = 2 * time.Second
+
+// awaitedEngine names the engine and how long doctor waits for it.
+func (d *checkup) awaitedEngine() string {
+	e := d.client.Info().Engines[0]
+	return fmt.Sprintf("engine %s at %s to answer, up to %v", e.Name, e.Endpoint, d.flags.WakeTimeout)
+}
+
 // step does one step and says how it went.
-func (d *checkup) step(ctx context.Context, name string, do func(context.Context) (string, error)) error {
+func (d *checkup) step(ctx context.Context, s doctorStep) error {
+	name := s.name
 	d.p.progress("checking %s", name)
 	start := time.Now()
-	detail, err := do(ctx)
+	if s.waits != nil {
+		note := time.AfterFunc(quietStep, func() { d.p.note("waiting for %s", s.waits()) })
+		defer note.Stop()
+	}
+	detail, err := s.do(ctx)
 	took := time.Since(start).Milliseconds()
 	d.p.settle()
-	s := checkupStep{Step: name, OK: err == nil, MS: took, Detail: detail}
+	said := checkupStep{Step: name, OK: err == nil, MS: took, Detail: detail}
 	if err != nil {
 		f := d.p.located(told(err))
-		s.Error, s.Hints = f.what, f.hints
+		said.Error, said.Hints, said.Rule = f.what, f.hints, f.rule
 	}
 	if d.p.JSON {
 		if name == "claims" {
-			s.Claims = d.claims()
+			said.Claims = d.claims()
 		}
-		d.p.json(s)
+		d.p.json(said)
 		return err
 	}
 	word, text := d.p.paint(styleGood, "ok  "), detail
@@ -229,13 +255,17 @@ func (d *checkup) decide(ctx context.Context) (string, error) {
 		Issuer: d.p.Issuer, CAFile: d.p.CAFile, TrustAnchor: d.p.TrustAnchor, Audience: d.audience(),
 		Source: &firstToken{Source: d.source, first: d.token}, Engine: d.flags.Engine, OneEngine: true, WakeTimeout: d.flags.WakeTimeout,
 		Progress: func(e client.Event) {
-			if e.Kind == client.EventWaking {
+			switch e.Kind {
+			case client.EventWaking:
 				d.p.progress("waiting for engine %s to wake up, %ds", e.Engine, int(e.Elapsed.Seconds()))
+			case client.EventRetrying:
+				d.p.progress("trying again, %ds: %v", int(e.Elapsed.Seconds()), told(e.Err).what)
 			}
 		},
 	})
 	if err != nil {
-		return "", err
+		claims, _ := readClaims(d.token) // checkClaims has read them
+		return "", told(err).admitting(claims, d.flags.Engine)
 	}
 	d.client = c
 	i := c.Info()
@@ -299,10 +329,9 @@ func (d *checkup) reachEngine(ctx context.Context) (string, error) {
 	start := time.Now()
 	dialer := net.Dialer{Timeout: min(d.flags.WakeTimeout, 30*time.Second)}
 	conn, err := dialer.DialContext(ctx, "tcp", u.Host)
-	var dns *net.DNSError
 	switch {
-	case errors.As(err, &dns):
-		return "", failf(exitEngine, "correct the endpoint of engine "+e.Name+" in the issuer's policy, or this machine's DNS", "engine %s: %w", e.Name, err)
+	case err != nil && !client.Asleep(err):
+		return "", &client.EngineUnreachableError{Engine: e.Name, Endpoint: e.Endpoint, Attempts: 1, Final: true, Err: err}
 	case err != nil:
 		return fmt.Sprintf("%s does not answer yet (%v): it may be asleep", e.Endpoint, err), nil
 	}

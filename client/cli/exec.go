@@ -220,7 +220,7 @@ func (c *child) run(ctx context.Context, t *tunnel, takeOver func() error) error
 		case err := <-t.final:
 			// The reason is told before the command is ended, which may
 			// have a lot to say about it.
-			f := c.p.located(told(err))
+			f := c.p.located(t.explain(err))
 			refused = f.code
 			c.p.fail(f)
 			c.p.note("ending the command")

@@ -1,11 +1,10 @@
 package cli
 
 import (
+	"cmp"
 	"context"
-	"crypto/x509"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"os"
 	"strings"
@@ -33,6 +32,7 @@ type failure struct {
 	code  int
 	what  string
 	hints []string
+	rule  string // YAML to paste, printed after the hints; may be empty
 	err   error
 }
 
@@ -64,131 +64,70 @@ func told(err error) *failure {
 		}
 	}
 	if errors.Is(err, context.Canceled) {
-		return &failure{code: exitFailed, what: "interrupted", hints: []string{"run it again to finish"}, err: err}
+		return &failure{code: exitFailed, what: "stopped by a signal before it was done", err: err}
 	}
-	return &failure{code: exitFailed, what: err.Error(), err: err,
-		hints: []string{"`mayfly doctor` checks the way to the engine step by step"}}
-}
-
-// toldByEngine explains an engine that refused, ended a relay, is another, or
-// does not answer.
-func toldByEngine(err error) *failure {
-	f := &failure{code: exitEngine, what: err.Error(), err: err}
-	var rejected *client.RejectedError
-	var cut *client.CutError
-	var untrusted *client.UntrustedEngineError
-	var asleep *client.EngineUnreachableError
-	switch {
-	case errors.As(err, &cut):
-		f.what = refusalWords(cut.Engine, cut.Reason, cut.Serial, "it ended the connection")
-		if cut.Renewal != nil {
-			f.what += "; renewing the certificate fails: " + told(cut.Renewal).what
-		}
-		f.hints = []string{reasonHint(cut.Reason, cut.Serial)}
-	case errors.As(err, &rejected):
-		f.what = refusalWords(rejected.Engine, rejected.Reason, rejected.Serial, rejected.Endpoint+" refused it")
-		if rejected.Err != nil {
-			f.what += " (" + rejected.Err.Error() + ")"
-		}
-		f.hints = []string{reasonHint(rejected.Reason, rejected.Serial)}
-	case errors.As(err, &untrusted):
-		f.what = untrusted.Error()
-		f.hints = []string{"the endpoint and server_name of engine " + untrusted.Engine + " in the issuer's policy must be those of a sidecar of the same issuer; if they are, somebody else answers there"}
-	case errors.As(err, &asleep):
-		f.what = asleep.Error()
-		f.hints = []string{"look at the engine's machine and its sidecar's log, and whether this network may reach " + asleep.Endpoint + "; --wake-timeout waits longer"}
-	default:
-		return nil
+	f = &failure{code: exitFailed, what: err.Error(), err: err, hints: hintsOf(err)}
+	if len(f.hints) == 0 {
+		f.hints = []string{"`mayfly doctor` checks each step on the way to the engine"}
 	}
 	return f
 }
 
-// refusalWords says who refused or ended what, and why.
-func refusalWords(engine, reason, serial, did string) string {
-	if words := engineWords(reason); words != "" {
-		return fmt.Sprintf("engine %s: %s (certificate %s): %s", engine, words, serial, did)
+// asFlags writes the settings in a hint of package client as this program's.
+var asFlags = strings.NewReplacer(
+	"the issuer's URL", "--issuer (MAYFLY_ISSUER)",
+	"trust_anchor", "--trust-anchor (MAYFLY_TRUST_ANCHOR)",
+	"ca_file", "--ca-file (MAYFLY_CA_FILE)",
+	"token_source: ", "--token-source ",
+	"token_source", "--token-source",
+	"wake_timeout", "--wake-timeout",
+)
+
+// hintsOf returns the hint of a package below this one, a line each.
+func hintsOf(err error) []string {
+	var hints []string
+	for line := range strings.Lines(asFlags.Replace(client.Hint(err))) {
+		hints = append(hints, strings.TrimRight(line, "\n"))
 	}
-	return fmt.Sprintf("engine %s: %s, serial %s: %s", engine, certificateWords(reason), serial, did)
+	return hints
 }
 
-// certificateWords says a reason that lies in the certificate.
-func certificateWords(reason string) string {
-	switch reason {
-	case wire.ReasonRevoked:
-		return "certificate revoked"
-	case wire.ReasonExpired:
-		return "certificate expired"
-	case wire.ReasonWrongEngine:
-		return "certificate is not granted for this engine"
+// toldByEngine explains an engine that refused, ended a relay, is another, or
+// cannot be reached.
+func toldByEngine(err error) *failure {
+	var (
+		cut         *client.CutError
+		rejected    *client.RejectedError
+		untrusted   *client.UntrustedEngineError
+		unreachable *client.EngineUnreachableError
+	)
+	switch {
+	case errors.As(err, &cut):
+		err = cut
+	case errors.As(err, &rejected):
+		err = rejected
+	case errors.As(err, &untrusted):
+		err = untrusted
+	case errors.As(err, &unreachable):
+		err = unreachable
+	default:
+		return nil
 	}
-	return "certificate refused (" + reason + ")"
-}
-
-// engineWords says a reason that lies at the engine or in between; empty for
-// any other.
-func engineWords(reason string) string {
-	switch reason {
-	case wire.ReasonFeedStale:
-		return "it has no fresh revocation list and admits nobody (feed_stale)"
-	case wire.ReasonLimit:
-		return "it has as many connections as it takes (limit)"
-	case wire.ReasonDraining:
-		return "it is about to stop (draining)"
-	case client.ReasonUnknownCA:
-		return "it trusts the root of another issuer"
-	case client.ReasonSilence:
-		return fmt.Sprintf("its machine has said nothing for %v", wire.ControlSilence)
-	case client.ReasonLost:
-		return "the connection broke and nobody said why"
-	}
-	return ""
-}
-
-// reasonHint says what to change after a refusal.
-func reasonHint(reason, serial string) string {
-	switch reason {
-	case wire.ReasonRevoked:
-		return "`mayfly certs show " + serial + "` says who revoked it and why, `mayfly blocks list` until when its run gets no other"
-	case wire.ReasonExpired:
-		return "compare the clocks of both machines, and look above for why it was not renewed"
-	case wire.ReasonWrongEngine:
-		return "name an engine of the rule's grant with --engine, or add this one to the rule"
-	case wire.ReasonFeedStale:
-		return "the engine's sidecar does not reach the issuer: look at its log"
-	case wire.ReasonLimit, wire.ReasonDraining:
-		return "run it again later"
-	case client.ReasonUnknownCA:
-		return "engine and job must have the same MAYFLY_ISSUER"
-	}
-	return "the sidecar's log has the reason, under serial " + serial
+	return &failure{code: exitEngine, what: err.Error(), err: err, hints: hintsOf(err)}
 }
 
 // toldOfReach explains an issuer that gave no answer.
 func toldOfReach(err error) *failure {
-	hint := "check the URL, this machine's network, and the issuer's /healthz"
 	var i *client.IssuerUnreachableError
 	var a *admin.UnreachableError
 	switch {
 	case errors.As(err, &i):
-		err = i
 	case errors.As(err, &a):
-		err = a
+		i = &client.IssuerUnreachableError{URL: a.Issuer, Err: a.Err}
 	default:
 		return nil
 	}
-	var unknown x509.UnknownAuthorityError
-	var invalid x509.CertificateInvalidError
-	var name x509.HostnameError
-	var dns *net.DNSError
-	switch {
-	case errors.As(err, &unknown):
-		hint = "the issuer's TLS certificate is of no CA that this machine trusts: give its roots with --ca-file, or, where it serves mayfly's own, the root's fingerprint with --trust-anchor"
-	case errors.As(err, &invalid), errors.As(err, &name):
-		hint = "the issuer's TLS certificate is not valid for this URL now: check the URL and this machine's clock"
-	case errors.As(err, &dns) && dns.IsNotFound:
-		hint = "the host does not exist: correct --issuer"
-	}
-	return &failure{code: exitIssuer, what: err.Error(), err: err, hints: []string{hint}}
+	return &failure{code: exitIssuer, what: i.Error(), err: err, hints: hintsOf(i)}
 }
 
 // toldOfToken explains a token that could not be had.
@@ -203,16 +142,13 @@ func toldOfToken(err error) *failure {
 		return &failure{code: exitFailed, what: cause.Error(), err: err,
 			hints: []string{"run `mayfly login`, or set MAYFLY_ADMIN_TOKEN to an ID token of a people provider"}}
 	case errors.As(err, &t):
-		f := &failure{code: exitFailed, what: fmt.Sprintf("id token from %s: %v", t.Source, t.Err), err: err}
-		for line := range strings.Lines(t.Hint) {
-			f.hints = append(f.hints, strings.TrimRight(line, "\n"))
-		}
+		f := &failure{code: exitFailed, what: fmt.Sprintf("id token from %s: %v", t.Source, t.Err), err: err, hints: hintsOf(t)}
 		switch {
 		case len(f.hints) > 0:
 		case t.Temporary:
 			f.hints = []string{"the platform's token endpoint has trouble: run the job again"}
 		default:
-			f.hints = []string{"`mayfly doctor` checks the source of tokens; --token-source names another"}
+			f.hints = []string{"name another source of tokens with --token-source"}
 		}
 		return f
 	}
@@ -226,9 +162,6 @@ func toldByIssuer(err error) *failure {
 		return nil
 	}
 	f := &failure{code: exitFailed, what: p.Error(), err: p}
-	if p.Name() == "" {
-		f.what = fmt.Sprintf("issuer: %d %s, which is no answer of a mayfly issuer", p.Status, p.Title)
-	}
 	switch p.Name() {
 	case wire.ProblemDenied:
 		f.hints = deniedHints(p)
@@ -236,19 +169,21 @@ func toldByIssuer(err error) *failure {
 		f.code = exitUsage
 		f.hints = []string{"choose one with --engine or MAYFLY_ENGINE"}
 	case wire.ProblemBlocked:
-		f.hints = []string{"an admin revoked this run or identity and refuses it new certificates for a time: `mayfly blocks list` shows why and until when"}
+		f.hints = []string{"ask an admin, who revoked this run or identity: `mayfly blocks list` shows the reason, and `mayfly blocks remove` ends the block"}
 	case wire.ProblemForbiddenRole:
-		f.hints = []string{"the login's rule grants no role, or viewer where admin is needed: see the rules of type people in the issuer's policy"}
+		f.hints = []string{"in the issuer's policy, give this login a rule of type people whose grant has the role it needs: viewer to look, admin to change"}
 	case wire.ProblemBadToken:
-		f.hints = []string{"the issuer does not accept the token: `mayfly doctor` shows its claims beside what the issuer wants"}
+		f.hints = []string{"`mayfly doctor` shows the token's claims next to what the issuer wants"}
 	case wire.ProblemReplay:
-		f.hints = []string{"each token buys one certificate: fetch a fresh one, do not hand the same one to two programs"}
+		f.hints = []string{"give each program a token of its own: a token is good for one certificate"}
 	case wire.ProblemBadCSR:
 		f.hints = []string{"the key must be P-256, P-384, Ed25519, or RSA of 2048 bits or more"}
 	case wire.ProblemNotFound:
-		f.hints = []string{"`mayfly certs list` shows what there is; certificates that expired long ago are pruned"}
+		f.hints = []string{"`mayfly certs list` shows what there is; certificates that expired long ago are deleted"}
 	case wire.ProblemBadRequest, wire.ProblemTooLarge:
 		f.hints = []string{"correct what it names; if that is right, compare `mayfly version` with the issuer's version"}
+	case "":
+		f.hints = []string{"correct --issuer (MAYFLY_ISSUER): its host or its port"}
 	}
 	switch p.Status {
 	case http.StatusForbidden:
@@ -258,10 +193,10 @@ func toldByIssuer(err error) *failure {
 		f.hints = []string{"too many requests from here: " + again(p.RetryAfter)}
 	case http.StatusServiceUnavailable, http.StatusBadGateway, http.StatusGatewayTimeout:
 		f.code = exitIssuer
-		f.hints = []string{"the issuer cannot serve now: " + again(p.RetryAfter) + "; its log and /readyz say why"}
+		f.hints = []string{again(p.RetryAfter) + "; the issuer's log and its /readyz say why it cannot serve now"}
 	}
 	if len(f.hints) == 0 {
-		f.hints = []string{"the issuer's log says more" + requestID(p) + "; if something else answers there, correct --issuer"}
+		f.hints = []string{"look in the issuer's log" + requestID(p)}
 	}
 	return f
 }
@@ -277,20 +212,40 @@ func requestID(p *wire.Problem) string {
 	if p.Instance == "" {
 		return ""
 	}
-	return " at request " + p.Instance
+	return " for request " + p.Instance
 }
 
+// deniedHints says how the policy would admit the token. Where its claims are
+// known, admitting appends the rule itself.
 func deniedHints(p *wire.Problem) []string {
-	h := "no rule of the issuer's policy admits this token"
 	switch {
-	case p.Claim == "engine":
-		return []string{"name an engine that the rule grants with --engine, or leave it out; `mayfly doctor` without it shows which ones those are"}
-	case p.Rule != "" && p.Claim != "":
-		h = fmt.Sprintf("the nearest rule is %s, and the claim that it does not take is %s", p.Rule, p.Claim)
-	case p.Claim != "":
-		h = "the claim that no rule takes is " + p.Claim
+	case p.Claim == claimEngine && p.Rule != "":
+		return []string{fmt.Sprintf("leave --engine out, name an engine that rule %s grants, or add this one to the rule's engines in the issuer's policy file", p.Rule)}
+	case p.Rule == "" || p.Claim == "":
+		return []string{"no rule of the issuer's policy is for such a token"}
 	}
-	return []string{h, "`mayfly policy suggest`, run in this job, prints the rule that would admit it"}
+	return []string{fmt.Sprintf("the nearest rule of the issuer's policy is %s; the claim that it does not admit is %s", p.Rule, p.Claim)}
+}
+
+// claimEngine is what a denial names in place of a claim when only the engine
+// that was asked for is not granted.
+const claimEngine = "engine"
+
+// admitting appends to a denial the rule that would admit the token, and names
+// the file that it belongs in: in a job that failed, no other command can be run.
+func (f *failure) admitting(c claimSet, engine string) *failure {
+	var p *wire.Problem
+	if !errors.As(f.err, &p) || p.Name() != wire.ProblemDenied || p.Claim == claimEngine {
+		return f
+	}
+	s, err := suggest(c, "", cmp.Or(engine, "default"))
+	if err != nil {
+		return f
+	}
+	with := *f
+	with.rule = s.yaml()
+	with.hints = []string{"to admit it, add this under rules in the issuer's policy file (policy.yaml, next to issuer.yaml):"}
+	return &with
 }
 
 // toldAdmin is told for an admin's command, whose token is a person's.

@@ -105,7 +105,7 @@ func (c *proxyCommand) Run(ctx context.Context, p *program) error {
 	}
 	err = errors.Join(end(), cleanup(), c.finish(t.report(started, p.now(), why)))
 	if why != nil {
-		return why
+		return t.explain(why)
 	}
 	if err != nil {
 		return failf(exitFailed, "the tunnel is closed; what it left can be deleted by hand", "%w", err)

@@ -8,7 +8,8 @@ package cli
 //     stderr; one that fails never is.
 //   - An error is one line that begins "mayfly: error: " and says what happened
 //     and where; the lines that follow begin "mayfly: hint: " and say what to
-//     change. There is no error without a hint.
+//     change. There is no error without a hint, but that a person stopped it.
+//     A hint may end in YAML to paste, whose lines begin with two spaces.
 //   - On a terminal, progress is one line that is rewritten and goes away, and
 //     tables fit its width. Without one (CI), each fact is one whole line,
 //     nothing is cut, and times are RFC 3339.
@@ -137,6 +138,11 @@ func (t *terminal) fail(f *failure) {
 	t.errLine(t.paintErr(styleBad, "mayfly: error:"), f.what)
 	for _, h := range f.hints {
 		t.errLine(t.paintErr(styleWarn, "mayfly: hint:"), h)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for line := range strings.Lines(f.rule) {
+		fmt.Fprintln(t.err, visible(strings.TrimRight(line, "\n")))
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/mayfly-ca/mayfly/client"
@@ -27,6 +28,8 @@ type tunnel struct {
 	final chan error
 	// renewed has a token whenever a new certificate has come.
 	renewed chan struct{}
+	source  *jobSource
+	asked   string // the engine that --engine names, or ""
 
 	mu      sync.Mutex
 	waking  map[string]bool // by engine: that it is awaited was said
@@ -45,41 +48,61 @@ func (p *program) open(ctx context.Context, f tunnelFlags) (*tunnel, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &tunnel{p: p, final: make(chan error, 1), renewed: make(chan struct{}, 1), waking: map[string]bool{}}
+	t := &tunnel{p: p, final: make(chan error, 1), renewed: make(chan struct{}, 1), waking: map[string]bool{},
+		source: &jobSource{Source: source, p: p}, asked: f.Engine}
 	if err := keepMemory(); err != nil {
 		p.warn("other programs of this user may read the key from memory: %v", err)
 	}
 	p.progress("asking %s for a certificate with a token of %s", p.Issuer, source)
 	t.client, err = client.New(ctx, client.Config{
 		Issuer: p.Issuer, CAFile: p.CAFile, TrustAnchor: p.TrustAnchor, Audience: p.Audience,
-		Source: patientSource{source, p}, Engine: f.Engine, OneEngine: true, WakeTimeout: f.WakeTimeout, Progress: t.hear,
+		Source: t.source, Engine: f.Engine, OneEngine: true, WakeTimeout: f.WakeTimeout, Progress: t.hear,
 	})
 	p.settle()
 	if err != nil {
-		return nil, err
+		return nil, t.explain(err)
 	}
 	info := t.client.Info()
 	p.note("certificate %s by rule %s for %s, until %s", info.Serial, info.Rule, engineNames(info.Engines), info.NotAfter.UTC().Format(time.RFC3339))
 	return t, nil
 }
 
-// patientSource says that it waits for a token: a platform that does not answer
-// is asked for a minute and a half.
-type patientSource struct {
+// explain returns what a person reads about err: after a denial with the rule
+// that would admit the job.
+func (t *tunnel) explain(err error) *failure {
+	return told(err).admitting(t.source.claims(), t.asked)
+}
+
+// jobSource says that it waits for a token, since a platform that does not
+// answer is asked for a minute and a half, and keeps the claims of the last one.
+type jobSource struct {
 	tokensource.Source
-	p *program
+	p    *program
+	last atomic.Pointer[claimSet]
+}
+
+// claims are those of the last token; none before the first.
+func (s *jobSource) claims() claimSet {
+	if c := s.last.Load(); c != nil {
+		return *c
+	}
+	return claimSet{}
 }
 
 // slowToken is how long a token may take before a person wonders.
 const slowToken = 10 * time.Second
 
 // Token implements tokensource.Source.
-func (s patientSource) Token(ctx context.Context, audience string) (string, error) {
+func (s *jobSource) Token(ctx context.Context, audience string) (string, error) {
 	t := time.AfterFunc(slowToken, func() {
 		s.p.note("%s has given no ID token yet, still asking", s.Source)
 	})
 	defer t.Stop()
-	return s.Source.Token(ctx, audience)
+	token, err := s.Source.Token(ctx, audience)
+	if c, cerr := readClaims(token); err == nil && cerr == nil {
+		s.last.Store(&c)
+	}
+	return token, err
 }
 
 // engine is the one that the tunnel leads to.
@@ -108,6 +131,8 @@ func (t *tunnel) hear(e client.Event) {
 		}
 	case client.EventWaking:
 		t.hearWaking(e)
+	case client.EventRetrying:
+		t.hearRetrying(e)
 	case client.EventConnected:
 		t.mu.Lock()
 		t.refused = nil
@@ -136,6 +161,14 @@ func (t *tunnel) hearWaking(e client.Event) {
 	t.p.progress("waiting for engine %s to wake up, %ds", e.Engine, int(e.Elapsed.Seconds()))
 	if !said && !t.p.errTTY {
 		t.p.note("waiting for engine %s at %s to wake up", e.Engine, e.Endpoint)
+	}
+}
+
+// hearRetrying says once per dial why it is repeated.
+func (t *tunnel) hearRetrying(e client.Event) {
+	t.p.progress("no connection to engine %s yet, trying again, %ds: %v", e.Engine, int(e.Elapsed.Seconds()), told(e.Err).what)
+	if e.Attempt == 1 && !t.p.errTTY {
+		t.p.note("no connection to engine %s yet, trying again: %v", e.Engine, told(e.Err).what)
 	}
 }
 

@@ -106,6 +106,12 @@ func (p *Problem) Name() string {
 
 // Error implements error.
 func (p *Problem) Error() string {
+	switch {
+	case p.Name() == "" && (p.Status == http.StatusTooManyRequests || p.Status >= 500):
+		return fmt.Sprintf("issuer: it answers %d %s", p.Status, p.Title)
+	case p.Name() == "":
+		return fmt.Sprintf("issuer: what answers there is not a mayfly issuer (%d %s)", p.Status, p.Title)
+	}
 	if p.Detail != "" {
 		return fmt.Sprintf("issuer: %s (%d %s)", p.Detail, p.Status, p.Name())
 	}
