@@ -37,12 +37,16 @@ func (s *sidecar) startEngine(ctx context.Context) (engine, error) {
 	if s.cfg.EngineProbe == ProbeConnect {
 		probe = supervise.ProbeConnect
 	}
-	return supervise.Start(ctx, supervise.Options{
+	started, err := supervise.Start(ctx, supervise.Options{
 		Args: p.Command, Env: s.cfg.EngineEnv, Socket: s.cfg.EngineSocket, Probe: probe,
 		Isolate: !s.cfg.UnsafeNoIsolation, Hide: s.cfg.hidden(),
 		Stdout: p.EngineOut, Stderr: p.EngineErr,
 		Cut: s.cutForStop, Logger: s.log,
 	})
+	if err != nil {
+		return nil, err // a nil *supervise.Engine is no nil engine
+	}
+	return started, nil
 }
 
 func (s *sidecar) cutForStop() { s.gate.CutAll(wire.ReasonDraining) }

@@ -27,7 +27,10 @@ func TestMain(m *testing.M) {
 		os.Exit(testEngine(os.Args[2], os.Args[3]))
 	}
 	if len(os.Args) == 4 && os.Args[1] == "__sidecar_of_test" {
-		os.Exit(sidecarOfTest(os.Args[2]))
+		os.Exit(sidecarOfTest(os.Args[2], os.Args[3]))
+	}
+	if len(os.Args) == 4 && os.Args[1] == "__without_sys_admin" {
+		os.Exit(withoutSysAdmin(os.Args[2], os.Args[3]))
 	}
 	os.Exit(m.Run())
 }

@@ -24,7 +24,7 @@ import (
 // sidecarOfTest is a sidecar in a process of its own, so that its memory can be
 // told from its peers'. It prints its address, and, for each line that it
 // reads, what is in use.
-func sidecarOfTest(config string) int {
+func sidecarOfTest(config, engine string) int {
 	data, err := os.ReadFile(config)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -34,6 +34,9 @@ func sidecarOfTest(config string) int {
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
+	}
+	if engine != "" {
+		cfg.Program.Command = []string{engine}
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	go func() {
@@ -74,7 +77,7 @@ func TestIdleMemory(t *testing.T) {
 	if err := os.WriteFile(config, []byte(doc), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(os.Args[0], "__sidecar_of_test", config, "x")
+	cmd := exec.Command(os.Args[0], "__sidecar_of_test", config, "")
 	cmd.Stderr = w.log
 	stdin, err := cmd.StdinPipe()
 	if err != nil {

@@ -157,7 +157,7 @@ func (s *sidecar) boot(ctx, life context.Context) (ready bool, err error) {
 		certificate <- minted{c, err}
 	})
 	if s.engine, err = s.startEngine(limit); err != nil {
-		return false, err
+		return false, s.bootError(ctx, limit, err)
 	}
 	answers := make(chan error, 1)
 	s.workers.Go(func() { answers <- s.engine.Ready(limit) })

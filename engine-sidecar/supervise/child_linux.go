@@ -126,7 +126,7 @@ func drop() error {
 func launch(args []string) (int, error) {
 	path, err := exec.LookPath(args[0])
 	if err != nil {
-		return 0, fmt.Errorf("find %s: %w", args[0], err)
+		return 0, errors.Unwrap(err) // an *exec.Error repeats the name
 	}
 	pid, err := syscall.ForkExec(path, args, &syscall.ProcAttr{
 		Env:   os.Environ(),
@@ -134,7 +134,7 @@ func launch(args []string) (int, error) {
 		Sys:   &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL},
 	})
 	if err != nil {
-		return 0, fmt.Errorf("execute %s: %w", path, err)
+		return 0, fmt.Errorf("execute: %w", err)
 	}
 	return pid, nil
 }

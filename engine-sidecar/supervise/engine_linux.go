@@ -54,6 +54,14 @@ func Start(ctx context.Context, o Options) (*Engine, error) {
 	if err := o.validate(); err != nil {
 		return nil, err
 	}
+	e, err := startChild(ctx, o)
+	if err != nil {
+		return nil, fmt.Errorf("start engine %q: %w", o.Args[0], err)
+	}
+	return e, nil
+}
+
+func startChild(ctx context.Context, o Options) (*Engine, error) {
 	env, err := o.environ()
 	if err != nil {
 		return nil, err
@@ -150,7 +158,7 @@ func (e *Engine) spawn(env []string) (*exec.Cmd, *net.UnixConn, error) {
 		if e.opts.Isolate {
 			return nil, nil, &IsolationError{Op: "namespaces", Err: err}
 		}
-		return nil, nil, fmt.Errorf("start engine: %w", err)
+		return nil, nil, err
 	}
 	return cmd, ours, nil
 }
@@ -173,15 +181,15 @@ func (e *Engine) brief(ctx context.Context, link *net.UnixConn) error {
 	}
 	switch {
 	case err != nil && ctx.Err() != nil:
-		return fmt.Errorf("start engine: %w", ctx.Err())
+		return ctx.Err()
 	case errors.Is(err, io.EOF):
-		return errors.New("start engine: the child ended without a word (does the program call supervise.Child?)")
+		return errors.New("the child ended without a word (does the program call supervise.Child?)")
 	case err != nil:
-		return fmt.Errorf("start engine: %w", err)
+		return err
 	case r.Error != "" && r.Op != "":
 		return &IsolationError{Op: r.Op, Err: errors.New(r.Error)}
 	case r.Error != "":
-		return fmt.Errorf("start engine: %s", r.Error)
+		return errors.New(r.Error)
 	}
 	_ = link.SetDeadline(time.Time{})
 	return nil

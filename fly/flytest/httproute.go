@@ -33,7 +33,11 @@ func (r *route) serveHTTP(ctx context.Context, ln net.Listener) {
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			ctx, cancel := context.WithTimeout(ctx, r.proxy.cfg.HoldTimeout)
 			defer cancel()
-			return r.wake(ctx)
+			conn, err := r.wake(ctx)
+			if err != nil {
+				return nil, err // a nil *net.TCPConn is no nil net.Conn
+			}
+			return conn, nil
 		},
 	}
 	server.Handler = http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {

@@ -54,7 +54,11 @@ type reader struct{ c *sql.Conn }
 
 // Query implements ledger.Reader.
 func (r reader) Query(ctx context.Context, query string, args ...any) (ledger.Rows, error) {
-	return r.c.QueryContext(ctx, query, args...)
+	rows, err := r.c.QueryContext(ctx, query, args...)
+	if err != nil {
+		return nil, err // a nil *sql.Rows is no nil ledger.Rows
+	}
+	return rows, nil
 }
 
 // Update implements ledger.Driver. The context ends the wait for the turn; a
@@ -117,7 +121,11 @@ func (t transaction) Query(_ context.Context, query string, args ...any) (ledger
 	if err != nil {
 		return nil, err
 	}
-	return s.QueryContext(context.Background(), args...)
+	rows, err := s.QueryContext(context.Background(), args...)
+	if err != nil {
+		return nil, err
+	}
+	return rows, nil
 }
 
 // Exec implements ledger.Tx.
