@@ -14,6 +14,6 @@ for platform; do
   # outside get into the bytes; go.mod names the compiler.
   CGO_ENABLED=0 GOOS=$os GOARCH=$arch GOFLAGS='' GOWORK=off GOAMD64=v1 GOARM64=v8.0 GOEXPERIMENT='' \
     go build -trimpath -buildvcs=false \
-    -ldflags "-s -w -buildid= -X github.com/mayfly-ca/mayfly/client/cli.release=$version" \
+    -ldflags "-s -w -buildid= -X github.com/mayfly-ca/mayfly/client/command.release=$version" \
     -o "$out/mayfly_${version}_${os}_${arch}" ./client/cmd/mayfly
 done

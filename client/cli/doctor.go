@@ -254,6 +254,7 @@ func (d *checkup) decide(ctx context.Context) (string, error) {
 	c, err := client.New(ctx, client.Config{
 		Issuer: d.p.Issuer, CAFile: d.p.CAFile, TrustAnchor: d.p.TrustAnchor, Audience: d.audience(),
 		Source: &firstToken{Source: d.source, first: d.token}, Engine: d.flags.Engine, OneEngine: true, WakeTimeout: d.flags.WakeTimeout,
+		Logger: d.p.logger(),
 		Progress: func(e client.Event) {
 			switch e.Kind {
 			case client.EventWaking:

@@ -12,18 +12,19 @@ import (
 
 	"github.com/mayfly-ca/mayfly/client"
 	"github.com/mayfly-ca/mayfly/client/admin"
+	"github.com/mayfly-ca/mayfly/client/command"
 	"github.com/mayfly-ca/mayfly/client/tokensource"
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
-// Exit codes. Scripts and the GitHub Action branch on them: they never change.
+// The exit codes, by their short names.
 const (
-	exitOK     = 0
-	exitFailed = 1
-	exitUsage  = 2
-	exitDenied = 3 // policy said no (403)
-	exitIssuer = 4 // issuer unreachable, 429 or 503: the same call may succeed later
-	exitEngine = 5 // engine unreachable, or it refused
+	exitOK     = command.ExitOK
+	exitFailed = command.ExitFailed
+	exitUsage  = command.ExitUsage
+	exitDenied = command.ExitDenied
+	exitIssuer = command.ExitIssuer
+	exitEngine = command.ExitEngine
 )
 
 // failure is an error as a person is told it: what happened and where, what to
@@ -57,6 +58,10 @@ func told(err error) *failure {
 	var f *failure
 	if errors.As(err, &f) {
 		return f
+	}
+	var usage *command.UsageError
+	if errors.As(err, &usage) {
+		return usageFailure(err)
 	}
 	for _, explain := range []func(error) *failure{toldByEngine, toldByIssuer, toldOfToken, toldOfReach} {
 		if f := explain(err); f != nil {

@@ -56,6 +56,31 @@ func TestVersionAndHelp(t *testing.T) {
 	s.run("certs", "list", "--status", "odd").check(t, 2, `--status must be one of "valid","expired","revoked" but got "odd"`)
 }
 
+// What mayfly says on stderr is a log: it has a form and a least level.
+func TestLogFlags(t *testing.T) {
+	t.Parallel()
+	s := newStand(t)
+	var record struct {
+		Level, Msg string
+		Hints      []string
+		ExitCode   int `json:"exit_code"`
+	}
+	o := s.run("--log-format", "json", "inspect", "no\u202esuch")
+	if err := json.Unmarshal([]byte(o.stderr), &record); err != nil || o.code != 1 || record.ExitCode != 1 || record.Level != "ERROR" || len(record.Hints) == 0 || !strings.Contains(record.Msg, "no\u202esuch") {
+		t.Errorf("%v %+v", err, o)
+	}
+	command := []string{"exec", "--", "dialer", "echo"}
+	if o := s.run(command...); o.code != 0 || !strings.Contains(o.stderr, "mayfly: certificate ") || strings.Contains(o.stderr, "level=") {
+		t.Errorf("info: %+v", o)
+	}
+	if o := s.run(append([]string{"--log-level", "warn"}, command...)...); o.code != 0 || strings.Contains(o.stderr, "mayfly: ") {
+		t.Errorf("warn: %+v", o)
+	}
+	if o := s.run(append([]string{"--log-level", "debug"}, command...)...); o.code != 0 || !strings.Contains(o.stderr, "level=DEBUG msg=\"relay open\"") {
+		t.Errorf("debug: %+v", o)
+	}
+}
+
 // TestSizeAndStart: the stripped program is 12 MB at most. That it starts within
 // 20 ms is for a quiet machine to say; here only a start that has gone wrong is
 // an error.

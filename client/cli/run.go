@@ -7,11 +7,9 @@
 package cli
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/signal"
 	"reflect"
@@ -19,6 +17,8 @@ import (
 	"syscall"
 
 	"github.com/alecthomas/kong"
+
+	"github.com/mayfly-ca/mayfly/client/command"
 )
 
 // globals are the flags of every command.
@@ -47,7 +47,9 @@ type commands struct {
 	Blocks   blocksCommands  `cmd:"" help:"Show and end blocks: who is refused new certificates." group:"admin"`
 	Login    loginCommand    `cmd:"" help:"Log in as a person." group:"admin"`
 	Inspect  inspectCommand  `cmd:"" help:"Say in words what is in a certificate, a trust bundle or a CRL." group:"any"`
-	Version  versionCommand  `cmd:"" help:"Print which mayfly this is." group:"any"`
+
+	command.Common
+	Version versionCommand `cmd:"" help:"Print which mayfly this is." group:"about"`
 }
 
 const description = `mayfly reaches a remote build engine (Dagger, BuildKit) with a certificate that lives for an hour at most, bought with the job's own ID token, so that no secret is stored on either side.
@@ -56,17 +58,7 @@ In a job, this is all there is to do:
 
 	mayfly exec -- dagger call test`
 
-// epilog ends the help of the program itself.
 const epilog = `
-Exit codes:
-  0    done
-  1    failed, as when there is no token
-  2    the command line is wrong
-  3    denied by the issuer's policy
-  4    the issuer is unreachable or overloaded: the same call may succeed later
-  5    the engine is unreachable or refused
-  exec passes on its command's own code, 128+N when signal N killed it.
-
 Environment:
   MAYFLY_ADMIN_TOKEN    An ID token of a people provider, in place of the login.
   NO_COLOR              Set to anything: no colours.
@@ -75,21 +67,16 @@ Environment:
                         Where exec and proxy make the folder of their socket.
 `
 
-// help prints kong's help with what kong does not know: exec's flags stand
-// before its command, and what surrounds the program.
-func help(o kong.HelpOptions, ctx *kong.Context) error {
-	var text bytes.Buffer
-	out := ctx.Stdout
-	ctx.Stdout = &text
-	err := kong.DefaultHelpPrinter(o, ctx)
-	ctx.Stdout = out
-	s := strings.Replace(text.String(), "mayfly exec [<command> ...] [flags]", "mayfly exec [flags] -- <command> ...", 1)
-	if ctx.Selected() == nil {
-		at := strings.LastIndex(s, "\nRun \"mayfly")
-		s = s[:max(at, 0)] + epilog + s[max(at, 0):]
-	}
-	_, werr := io.WriteString(out, s)
-	return errors.Join(err, werr)
+// mayfly is the program as its help describes it.
+var mayfly = command.Program{
+	Name: "mayfly", Description: description, Epilog: epilog,
+	LogFormat: "text", // people read it, in a job's log too
+	Groups: []kong.Group{
+		{Key: "job", Title: "In a job:"},
+		{Key: "admin", Title: "For admins:"},
+		{Key: "any", Title: "Anywhere:"},
+		{Key: "match", Title: "Which ones:"},
+	},
 }
 
 // program is one run of mayfly.
@@ -104,34 +91,15 @@ type program struct {
 func Run(ctx context.Context, args []string, s Stdio) int {
 	t := newTerminal(s)
 	var c commands
-	left := false // kong has printed its help
-	parser, err := kong.New(&c,
-		kong.Name("mayfly"), kong.Description(description),
-		kong.Writers(t.out, t.err),
-		kong.Exit(func(int) { left = true }),
-		kong.ConfigureHelp(kong.HelpOptions{Compact: true, FlagsLast: true, WrapUpperBound: 100}),
-		kong.Help(help),
-		kong.ExplicitGroups([]kong.Group{
-			{Key: "job", Title: "In a job:"},
-			{Key: "admin", Title: "For admins:"},
-			{Key: "any", Title: "Anywhere:"},
-			{Key: "match", Title: "Which ones:"},
-			{Key: "global", Title: "Global flags:"},
-		}),
-	)
-	if err != nil {
-		t.fail(told(err))
-		return exitFailed
-	}
-	if len(args) == 0 {
-		args = []string{"--help"}
-	}
-	k, err := parser.Parse(args)
-	if left {
+	k, err := mayfly.Parse(&c, args, command.Stdio{In: t.in, Out: t.out, Err: t.err})
+	if err == nil && k == nil {
 		return exitOK
 	}
 	if err == nil {
 		err = refuseEmptyMatch(k)
+	}
+	if t.log = c.Log; t.log.LogFormat == "" {
+		t.log.LogFormat = mayfly.LogFormat
 	}
 	if err != nil {
 		t.fail(usageFailure(err))
@@ -155,14 +123,12 @@ func refuseEmptyMatch(k *kong.Context) error {
 
 // usageFailure explains a command line that the grammar does not take.
 func usageFailure(err error) *failure {
-	help := "mayfly --help"
-	var pe *kong.ParseError
-	if errors.As(err, &pe) && pe.Context != nil && pe.Context.Selected() != nil {
-		help = pe.Context.Selected().FullPath() + " --help"
+	f := &failure{code: exitUsage, what: err.Error(), err: err, hints: []string{"`mayfly --help` shows how to call it"}}
+	var usage *command.UsageError
+	if errors.As(err, &usage) && usage.Hint != "" {
+		f.hints = []string{usage.Hint}
 	}
-	// An enum that may be left out has the empty value first, which nobody types.
-	what := strings.Replace(err.Error(), `must be one of "",`, "must be one of ", 1)
-	return &failure{code: exitUsage, what: what, err: err, hints: []string{"`" + help + "` shows how to call it"}}
+	return f
 }
 
 // end tells an error and gives its exit code.

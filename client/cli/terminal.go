@@ -26,24 +26,23 @@ package cli
 //   - Secrets (keys, tokens) are never printed.
 
 import (
+	"context"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
-	"unicode/utf8"
 
 	"charm.land/lipgloss/v2"
 	"golang.org/x/term"
+
+	"github.com/mayfly-ca/mayfly/client/command"
 )
 
 // Stdio is where a command reads and writes. A nil In reads nothing.
-type Stdio struct {
-	In       io.Reader
-	Out, Err io.Writer
-}
+type Stdio = command.Stdio
 
 // terminal writes by the rules above. It is safe for concurrent use.
 type terminal struct {
@@ -55,6 +54,8 @@ type terminal struct {
 	inTTY    bool // stdin is a terminal: questions may be asked
 	outColor bool
 	errColor bool
+
+	log command.Log // how notes, warnings and errors are written
 
 	mu     sync.Mutex
 	out    io.Writer
@@ -126,18 +127,20 @@ func (t *terminal) body(raw []byte) {
 
 // note writes one line of progress that stays.
 func (t *terminal) note(format string, args ...any) {
-	t.errLine(t.paintErr(styleFaint, "mayfly:"), fmt.Sprintf(format, args...))
+	t.errLine(slog.LevelInfo, t.paintErr(styleFaint, "mayfly:"), fmt.Sprintf(format, args...))
 }
 
 func (t *terminal) warn(format string, args ...any) {
-	t.errLine(t.paintErr(styleWarn, "mayfly: warning:"), fmt.Sprintf(format, args...))
+	t.errLine(slog.LevelWarn, t.paintErr(styleWarn, "mayfly: warning:"), fmt.Sprintf(format, args...))
 }
 
 // fail writes an error and its hints.
 func (t *terminal) fail(f *failure) {
-	t.errLine(t.paintErr(styleBad, "mayfly: error:"), f.what)
-	for _, h := range f.hints {
-		t.errLine(t.paintErr(styleWarn, "mayfly: hint:"), h)
+	t.errLine(slog.LevelError, t.paintErr(styleBad, "mayfly: error:"), f.what, "hints", f.hints, "exit_code", f.code)
+	if t.log.LogFormat != "json" {
+		for _, h := range f.hints {
+			t.errLine(slog.LevelError, t.paintErr(styleWarn, "mayfly: hint:"), h)
+		}
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -146,17 +149,43 @@ func (t *terminal) fail(f *failure) {
 	}
 }
 
-func (t *terminal) errLine(prefix, text string) {
+// errLine writes a line at a level of --log-level: text after its prefix, or
+// one JSON document with the attributes.
+func (t *terminal) errLine(level slog.Level, prefix, text string, attributes ...any) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.wipe()
-	fmt.Fprintf(t.err, "%s %s\n", prefix, visible(text))
+	switch {
+	case t.log.LogFormat == "json":
+		t.log.Logger(t.err).Log(context.Background(), level, text, attributes...)
+	case level >= t.log.Level():
+		fmt.Fprintf(t.err, "%s %s\n", prefix, visible(text))
+	}
+}
+
+// logger returns the log of the packages that a command uses. What they log is
+// for who looks for a fault: it is shown with --log-level debug.
+func (t *terminal) logger() *slog.Logger {
+	if t.log.Level() > slog.LevelDebug {
+		return slog.New(slog.DiscardHandler)
+	}
+	return t.log.Logger(lineWriter{t})
+}
+
+// lineWriter writes whole lines to stderr where no progress stands.
+type lineWriter struct{ t *terminal }
+
+func (w lineWriter) Write(line []byte) (int, error) {
+	w.t.mu.Lock()
+	defer w.t.mu.Unlock()
+	w.t.wipe()
+	return w.t.err.Write(line)
 }
 
 // progress shows what is going on: rewritten in place on a terminal. Without
 // one it writes nothing: who has a fact worth a line in CI calls note.
 func (t *terminal) progress(format string, args ...any) {
-	if !t.errTTY {
+	if !t.errTTY || t.log.LogFormat == "json" {
 		return
 	}
 	t.mu.Lock()
@@ -226,43 +255,8 @@ func readLine(r io.Reader, limit int) string {
 	return strings.TrimRight(string(b), "\r")
 }
 
-// visible makes a foreign string harmless and whole: what a terminal or a
-// runner would act on is written out as Go would quote it.
-func visible(s string) string {
-	if harmless(s) {
-		return s
-	}
-	var b strings.Builder
-	for i := 0; i < len(s); {
-		r, n := utf8.DecodeRuneInString(s[i:])
-		switch {
-		case r == utf8.RuneError && n <= 1:
-			fmt.Fprintf(&b, `\x%02x`, s[i])
-		case r == '#' && strings.HasPrefix(s[i:], "##["):
-			// GitHub's runner obeys ##[command] anywhere in a line ...
-			b.WriteString(`\x23`)
-		case r == ':' && strings.HasPrefix(s[i:], "::") && strings.TrimSpace(s[:i]) == "":
-			// ... and ::command at its beginning.
-			b.WriteString(`\x3a`)
-		case strconv.IsPrint(r):
-			b.WriteRune(r)
-		default:
-			q := strconv.QuoteRuneToASCII(r)
-			b.WriteString(q[1 : len(q)-1])
-		}
-		i += n
-	}
-	return b.String()
-}
-
-func harmless(s string) bool {
-	for i := 0; i < len(s); i++ {
-		if s[i] < ' ' || s[i] > '~' || s[i] == '#' || s[i] == ':' {
-			return false
-		}
-	}
-	return true
-}
+// visible makes a foreign string harmless and whole.
+func visible(s string) string { return command.Printable(s) }
 
 // width is how many columns s takes.
 func width(s string) int { return lipgloss.Width(s) }

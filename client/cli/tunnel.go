@@ -57,6 +57,7 @@ func (p *program) open(ctx context.Context, f tunnelFlags) (*tunnel, error) {
 	t.client, err = client.New(ctx, client.Config{
 		Issuer: p.Issuer, CAFile: p.CAFile, TrustAnchor: p.TrustAnchor, Audience: p.Audience,
 		Source: t.source, Engine: f.Engine, OneEngine: true, WakeTimeout: f.WakeTimeout, Progress: t.hear,
+		Logger: p.logger(),
 	})
 	p.settle()
 	if err != nil {

@@ -31,18 +31,19 @@ func TestRun(t *testing.T) {
 		code int
 		out  string
 	}{
-		{"nothing", nil, 2, "mayfly-sidecar run"},
-		{"unknown", []string{"start"}, 2, `unknown command "start"`},
+		{"nothing", nil, 2, "no command is given"},
+		{"unknown", []string{"start"}, 2, "unexpected argument start"},
 		{"help", []string{"--help"}, 0, "Exit codes"},
-		{"help of run", []string{"run", "--help"}, 0, "Exit codes"},
+		{"help of run", []string{"run", "--help"}, 0, "Usage: mayfly-sidecar run [flags] -- <engine> ..."},
 		{"version", []string{"version"}, 0, "mayfly-sidecar"},
 		{"check", []string{"check", "--config", good}, 0, "ok"},
 		{"check of a bad file", []string{"check", "--config", bad}, 1, "engin"},
 		{"check of no file", []string{"check", "--config", dir + "/none"}, 1, "no such file"},
 		{"check of nothing", []string{"check"}, 1, "issuer is required"},
 		{"unknown flag", []string{"run", "--verbose"}, 2, "verbose"},
-		{"engine before --", []string{"run", "--config", good, "buildkitd"}, 2, "behind --"},
-		{"bad log format", []string{"run", "--log", "xml"}, 2, "xml"},
+		{"engine before --", []string{"run", "--config", good, "buildkitd"}, 2, "after --"},
+		{"bad log format", []string{"run", "--log-format", "xml"}, 2, "xml"},
+		{"bad log format, as the flag was once spelled", []string{"run", "--log", "xml"}, 2, "xml"},
 		{"run of a bad file", []string{"run", "--config", bad, "--", "true"}, 1, "engin"},
 		{"http off loopback", []string{"run", "--config", plain, "--", "true"}, 1, "http"},
 	} {

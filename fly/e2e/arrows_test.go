@@ -28,6 +28,7 @@ var arrows = map[string][]string{
 	"client/mtls":        {"ca/identity"},
 	"client/admin":       {"client/wire"},
 	"client/cli":         {"client/...", "ca/identity"},
+	"client/command":     {},
 	"client/cmd":         {"client/cli"},
 
 	"ca":               {"ca/issuance", "ca/guard", "ca/store/...", "ca/internal/step"},
@@ -41,7 +42,7 @@ var arrows = map[string][]string{
 	"issuer/idtoken": {},
 	"issuer/policy":  {"issuer/idtoken", "ca/issuance", "ca/identity"},
 	"issuer/web":     {"client/wire"},
-	"issuer/cli":     {"issuer", "issuer/policy", "issuer/idtoken", "ca", "client/wire"},
+	"issuer/cli":     {"issuer", "issuer/policy", "issuer/idtoken", "ca", "client/wire", "client/command"},
 	"issuer/cmd":     {"issuer/cli"},
 
 	"engine-sidecar":            {"engine-sidecar/...", "client", "client/wire", "client/mtls", "client/tokensource", "ca/identity"},
@@ -49,6 +50,7 @@ var arrows = map[string][]string{
 	"engine-sidecar/supervise":  {},
 	"engine-sidecar/revocation": {"client/wire", "client/mtls", "ca/identity"},
 	"engine-sidecar/admission":  {"engine-sidecar/revocation", "client/wire", "client/mtls", "ca/identity"},
+	"engine-sidecar/cli":        {"engine-sidecar", "engine-sidecar/...", "client/command"},
 	"engine-sidecar/cmd":        {"engine-sidecar/cli"},
 
 	"pipeline":       {"client"},
@@ -60,8 +62,8 @@ var arrows = map[string][]string{
 var outsiders = map[string][]string{
 	"dagger.io/dagger":                  {"pipeline"},
 	"charm.land/":                       {"client/cli"},
-	"github.com/alecthomas/kong":        {"client/cli"},
-	"golang.org/x/term":                 {"client/cli"},
+	"github.com/alecthomas/kong":        {"client/command", "client/cli", "issuer/cli", "engine-sidecar/cli"},
+	"golang.org/x/term":                 {"client/command", "client/cli"},
 	"github.com/smallstep/certificates": {"ca/internal/step"},
 	"go.step.sm/crypto":                 {"ca/internal/step"},
 }
@@ -142,6 +144,11 @@ func TestMayImport(t *testing.T) {
 		{"client", "client/wire", true},
 		{"client", "client/admin", false},
 		{"client/wire", "ca/identity", false},
+		{"client", "client/command", false},
+		{"engine-sidecar", "client/command", false},
+		{"engine-sidecar/cli", "client/command", true},
+		{"issuer", "client/command", false},
+		{"issuer/cli", "client/command", true},
 		{"ca", "ca/identity", false},
 		{"ca", "ca/store/sqlite", true},
 		{"ca/store/sqlite", "ca/store/internal/ledger", true},

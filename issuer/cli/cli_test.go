@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/mayfly-ca/mayfly/client/command"
 )
 
 func TestMain(m *testing.M) {
@@ -92,34 +94,34 @@ tests:`, 1))
 		code     int
 		out, err string // parts
 	}{
-		{"nothing", "", nil, exitUsage, "", "no command"},
-		{"unknown", "", []string{"sign"}, exitUsage, "", `no command "sign"`},
-		{"help", "", []string{"help"}, exitOK, "policy explain", ""},
-		{"help of a command", "", []string{"policy", "explain", "--help"}, exitOK, "token-file", ""},
-		{"unknown flag", "", []string{"version", "--loud"}, exitUsage, "", "loud"},
-		{"version", "", []string{"version"}, exitOK, "mayfly-issuer ", ""},
-		{"check", "", []string{"policy", "check", good}, exitOK, "ok: 1 rules", ""},
-		{"check of a bad one", "", []string{"policy", "check", bad}, exitFailed, "", "repository"},
-		{"check of none", "", []string{"policy", "check"}, exitUsage, "", "too few"},
-		{"check of a missing one", "", []string{"policy", "check", good + "x"}, exitFailed, "", "no such file"},
-		{"check warns", "", []string{"policy", "check", warned}, exitOK, "ok: 2 rules", "warning:"},
-		{"test", "", []string{"policy", "test", good}, exitOK, "2 of 2 pass", ""},
-		{"test that fails", "", []string{"policy", "test", failing}, exitFailed, "FAIL  main is admitted", "1 tests fail"},
-		{"explain", "", []string{"policy", "explain", good, "--claims", claims}, exitOK, "allowed by rule app-main", ""},
-		{"explain from the input", testClaims, []string{"policy", "explain", good, "--claims", "-"}, exitOK, "allowed by rule app-main", ""},
-		{"explain a token", "", []string{"policy", "explain", "--token-file", token, good}, exitOK, "allowed by rule app-main", ""},
-		{"explain a denial", "", []string{"policy", "explain", good, "--claims", denied}, exitDenied, `repository_id is "43"`, ""},
-		{"explain another engine", "", []string{"policy", "explain", good, "--claims", claims, "--engine", "gpu"}, exitDenied, "engine", ""},
-		{"explain as JSON", "", []string{"policy", "explain", good, "--claims", claims, "--json"}, exitOK, `"allowed": true`, ""},
-		{"explain hostile claims", "", []string{"policy", "explain", good, "--claims", hostile}, exitDenied, "ref is", ""},
-		{"explain nothing", "", []string{"policy", "explain", good}, exitUsage, "", "--claims or --token-file"},
-		{"explain of no provider", `{"iss":"https://evil"}`, []string{"policy", "explain", good, "--claims", "-"}, exitFailed, "", "no provider"},
-		{"explain no token", "x.y", []string{"policy", "explain", good, "--token-file", "-"}, exitFailed, "", "compact JWS"},
-		{"serve without a config", "", []string{"serve"}, exitUsage, "", "--config"},
-		{"revoke nothing", "", []string{"revoke", "--config", good}, exitUsage, "", "a serial or --all"},
-		{"revoke a prefix", "", []string{"revoke", "--config", good, "abc"}, exitUsage, "", "32"},
-		{"restore nothing", "", []string{"restore", "--config", good}, exitUsage, "", "--in-place"},
-		{"init without names", "", []string{"init", "--dir", "x"}, exitUsage, "", "--engine-dns"},
+		{"nothing", "", nil, command.ExitUsage, "", "no command is given"},
+		{"unknown", "", []string{"sign"}, command.ExitUsage, "", "unexpected argument sign"},
+		{"help", "", []string{"help"}, command.ExitOK, "policy explain", ""},
+		{"help of a command", "", []string{"policy", "explain", "--help"}, command.ExitOK, "token-file", ""},
+		{"unknown flag", "", []string{"version", "--loud"}, command.ExitUsage, "", "loud"},
+		{"version", "", []string{"version"}, command.ExitOK, "mayfly-issuer ", ""},
+		{"check", "", []string{"policy", "check", good}, command.ExitOK, "ok: 1 rules", ""},
+		{"check of a bad one", "", []string{"policy", "check", bad}, command.ExitFailed, "", "repository"},
+		{"check of none", "", []string{"policy", "check"}, command.ExitUsage, "", "<file>"},
+		{"check of a missing one", "", []string{"policy", "check", good + "x"}, command.ExitFailed, "", "no such file"},
+		{"check warns", "", []string{"policy", "check", warned}, command.ExitOK, "ok: 2 rules", "warning:"},
+		{"test", "", []string{"policy", "test", good}, command.ExitOK, "2 of 2 pass", ""},
+		{"test that fails", "", []string{"policy", "test", failing}, command.ExitFailed, "FAIL  main is admitted", "1 tests fail"},
+		{"explain", "", []string{"policy", "explain", good, "--claims", claims}, command.ExitOK, "allowed by rule app-main", ""},
+		{"explain from the input", testClaims, []string{"policy", "explain", good, "--claims", "-"}, command.ExitOK, "allowed by rule app-main", ""},
+		{"explain a token", "", []string{"policy", "explain", "--token-file", token, good}, command.ExitOK, "allowed by rule app-main", ""},
+		{"explain a denial", "", []string{"policy", "explain", good, "--claims", denied}, command.ExitDenied, `repository_id is "43"`, ""},
+		{"explain another engine", "", []string{"policy", "explain", good, "--claims", claims, "--engine", "gpu"}, command.ExitDenied, "engine", ""},
+		{"explain as JSON", "", []string{"policy", "explain", good, "--claims", claims, "--json"}, command.ExitOK, `"allowed": true`, ""},
+		{"explain hostile claims", "", []string{"policy", "explain", good, "--claims", hostile}, command.ExitDenied, "ref is", ""},
+		{"explain nothing", "", []string{"policy", "explain", good}, command.ExitUsage, "", "--claims or --token-file"},
+		{"explain of no provider", `{"iss":"https://evil"}`, []string{"policy", "explain", good, "--claims", "-"}, command.ExitFailed, "", "no provider"},
+		{"explain no token", "x.y", []string{"policy", "explain", good, "--token-file", "-"}, command.ExitFailed, "", "compact JWS"},
+		{"serve without a config", "", []string{"serve"}, command.ExitUsage, "", "--config"},
+		{"revoke nothing", "", []string{"revoke", "--config", good}, command.ExitUsage, "", "a serial or --all"},
+		{"revoke a prefix", "", []string{"revoke", "--config", good, "abc"}, command.ExitUsage, "", "32"},
+		{"restore nothing", "", []string{"restore", "--config", good}, command.ExitUsage, "", "--in-place"},
+		{"init without names", "", []string{"init", "--dir", "x"}, command.ExitUsage, "", "--engine-dns"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()

@@ -15,42 +15,30 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer"
 )
 
-// defaultURL is where an issuer is reached that nobody was told about: here.
-const defaultURL = "https://127.0.0.1:8443"
+type initCommand struct {
+	Dir              string   `help:"Folder to make: its root goes offline, its issuer goes to the host." required:"" placeholder:"DIR"`
+	TrustDomain      string   `help:"SPIFFE trust domain: a lower-case DNS name, such as ci.example.com." required:"" placeholder:"TD"`
+	EngineDNS        []string `help:"DNS name that an engine will prove, or a parent domain; may be repeated." name:"engine-dns" required:"" placeholder:"NAME"`
+	More             []string `arg:"" optional:"" name:"engine-dns" help:"More names for --engine-dns."`
+	IssuerURL        string   `help:"How clients will reach the issuer, such as https://issuer.example.com." name:"issuer-url" default:"https://127.0.0.1:8443" placeholder:"URL"`
+	RootPasswordFile string   `help:"File whose first line encrypts the root's key. Default: a password is made and printed." placeholder:"FILE"`
+}
 
-// runInit makes a CA on the operator's own machine.
-func runInit(ctx context.Context, i *invocation) error {
-	fs := i.flags()
-	dir := fs.String("dir", "", "folder to make: its root goes offline, its issuer goes to the host")
-	td := fs.String("trust-domain", "", "SPIFFE trust domain: a lower-case DNS name, such as ci.example.com")
-	url := fs.String("issuer-url", "", "how clients will reach the issuer, such as https://issuer.example.com; default "+defaultURL)
-	password := fs.String("root-password-file", "", "file whose first line encrypts the root's key; default: one is made and printed")
-	var names list
-	fs.Var(&names, "engine-dns", "DNS name that an engine will prove, or a parent domain; may be repeated")
-	more, err := i.parse(fs, 0, 64) // --engine-dns NAME NAME...
+// Run makes a CA on the operator's own machine.
+func (c *initCommand) Run(ctx context.Context, i *invocation) error {
+	dns, err := names("engine-dns", append(c.EngineDNS, c.More...))
 	if err != nil {
 		return err
-	}
-	for _, m := range more {
-		if err := names.Set(m); err != nil {
-			return usagef("--engine-dns: %v", err)
-		}
-	}
-	if *url == "" {
-		*url = defaultURL
-	}
-	if *dir == "" || *td == "" || len(names) == 0 {
-		return usagef("--dir, --trust-domain and --engine-dns are needed")
 	}
 	if os.Getenv("FLY_MACHINE_ID") != "" {
 		return errors.New("refused in a Fly Machine: the root's key must never be on a server. Run init on your own machine, and bring the issuer folder only")
 	}
-	if err := issuer.CheckPublicURL(*url); err != nil { // before there is a CA that no issuer could serve
+	if err := issuer.CheckPublicURL(c.IssuerURL); err != nil { // before there is a CA that no issuer could serve
 		return fmt.Errorf("--issuer-url: %w", err)
 	}
-	opts := ca.InitOptions{Dir: *dir, TrustDomain: *td, EngineDNS: names, IssuerURL: *url}
-	if *password != "" {
-		if opts.RootPassword, err = firstLine(*password); err != nil {
+	opts := ca.InitOptions{Dir: c.Dir, TrustDomain: c.TrustDomain, EngineDNS: dns, IssuerURL: c.IssuerURL}
+	if c.RootPasswordFile != "" {
+		if opts.RootPassword, err = firstLine(c.RootPasswordFile); err != nil {
 			return err
 		}
 	}
@@ -59,7 +47,7 @@ func runInit(ctx context.Context, i *invocation) error {
 		return err
 	}
 	config := filepath.Join(res.IssuerDir, "issuer.yaml")
-	err = writeFirstConfig(config, res, *td, *url, names[0])
+	err = writeFirstConfig(config, res, c.TrustDomain, c.IssuerURL, dns[0])
 	tellInit(i.Out, res, config) // whatever became of the config: the password is told this once
 	return err
 }

@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"context"
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
@@ -13,6 +12,7 @@ import (
 	"strings"
 	"text/tabwriter"
 
+	"github.com/mayfly-ca/mayfly/client/command"
 	"github.com/mayfly-ca/mayfly/client/wire"
 	"github.com/mayfly-ca/mayfly/issuer"
 	"github.com/mayfly-ca/mayfly/issuer/policy"
@@ -71,18 +71,28 @@ func readFile(path string, in io.Reader) ([]byte, error) {
 	return data, err
 }
 
-// runPolicyCheck lints: 0 good, with warnings on the error stream; 1 bad.
-func runPolicyCheck(_ context.Context, i *invocation) error {
-	fs := i.flags()
-	config := fs.String("config", "", "issuer.yaml, to check names against the CA's constraints too")
-	intermediate := fs.String("intermediate", "", "the intermediate's certificate, for the same")
-	files, err := i.parse(fs, 1, 1)
+type policyCommands struct {
+	Check   policyCheckCommand   `cmd:"" help:"Lint a policy file: 0 good, 1 bad."`
+	Explain policyExplainCommand `cmd:"" help:"Say which rule matches, or why none does: 0 allowed, 3 denied."`
+	Test    policyTestCommand    `cmd:"" help:"Run the tests that the policy file carries."`
+}
+
+// policyFile is the argument of the policy commands.
+type policyFile struct {
+	File string `arg:"" help:"The policy file."`
+}
+
+type policyCheckCommand struct {
+	policyFile
+	Config       string `help:"issuer.yaml, to check names against the CA's constraints too." placeholder:"FILE"`
+	Intermediate string `help:"The intermediate's certificate, for the same." placeholder:"FILE"`
+}
+
+// Run lints: 0 good, with warnings on the error stream; 1 bad.
+func (c *policyCheckCommand) Run(i *invocation) error {
+	set, err := loadPolicy(c.File, c.Config, c.Intermediate)
 	if err != nil {
-		return err
-	}
-	set, err := loadPolicy(files[0], *config, *intermediate)
-	if err != nil {
-		return fmt.Errorf("%s: %w", files[0], err)
+		return fmt.Errorf("%s: %w", c.File, err)
 	}
 	for _, w := range set.Warnings() {
 		fmt.Fprintf(i.Err, "warning: %s\n", w)
@@ -91,35 +101,34 @@ func runPolicyCheck(_ context.Context, i *invocation) error {
 	return err
 }
 
-// runPolicyExplain says which rule matches: 0 allowed, 3 denied.
-func runPolicyExplain(_ context.Context, i *invocation) error {
-	fs := i.flags()
-	claims := fs.String("claims", "", "file of the token's payload, JSON; - reads it from the input")
-	token := fs.String("token-file", "", "file of a token, whose signature is not checked; - reads it from the input")
-	provider := fs.String("provider", "", "provider; default: the one whose issuer is iss")
-	engine := fs.String("engine", "", "the one engine asked for")
-	asJSON := fs.Bool("json", false, "print the API's answer")
-	files, err := i.parse(fs, 1, 1)
+type policyExplainCommand struct {
+	policyFile
+	Claims    string `help:"File of the token's payload, JSON; - reads it from the input." placeholder:"FILE"`
+	TokenFile string `help:"File of a token, whose signature is not checked; - reads it from the input." placeholder:"FILE"`
+	Provider  string `help:"Provider. Default: the one whose issuer is iss." placeholder:"NAME"`
+	Engine    string `help:"The one engine asked for." placeholder:"NAME"`
+	JSON      bool   `help:"Print the API's answer." name:"json"`
+}
+
+// Run says which rule matches: 0 allowed, 3 denied.
+func (c *policyExplainCommand) Run(i *invocation) error {
+	if (c.Claims == "") == (c.TokenFile == "") {
+		return command.Usagef("want --claims or --token-file")
+	}
+	set, err := loadPolicy(c.File, "", "")
+	if err != nil {
+		return fmt.Errorf("%s: %w", c.File, err)
+	}
+	payload, err := readFile(c.Claims+c.TokenFile, i.In)
 	if err != nil {
 		return err
 	}
-	if (*claims == "") == (*token == "") {
-		return usagef("want --claims or --token-file")
-	}
-	set, err := loadPolicy(files[0], "", "")
-	if err != nil {
-		return fmt.Errorf("%s: %w", files[0], err)
-	}
-	payload, err := readFile(*claims+*token, i.In)
-	if err != nil {
-		return err
-	}
-	if *token != "" {
+	if c.TokenFile != "" {
 		if payload, err = payloadOf(string(payload)); err != nil {
 			return err
 		}
 	}
-	req := wire.ExplainRequest{Provider: *provider, Claims: payload, Engine: *engine}
+	req := wire.ExplainRequest{Provider: c.Provider, Claims: payload, Engine: c.Engine}
 	if req.Provider == "" {
 		if req.Provider, err = providerOf(set, payload); err != nil {
 			return err
@@ -129,11 +138,11 @@ func runPolicyExplain(_ context.Context, i *invocation) error {
 	if err != nil {
 		return err
 	}
-	if err := printExplanation(i.Out, x, *asJSON); err != nil {
+	if err := printExplanation(i.Out, x, c.JSON); err != nil {
 		return err
 	}
 	if !x.Allowed {
-		return &exitError{exitDenied}
+		return command.Exit(command.ExitDenied)
 	}
 	return nil
 }
@@ -194,19 +203,17 @@ func printExplanation(w io.Writer, x *wire.ExplainResponse, asJSON bool) error {
 	return t.Flush()
 }
 
-// runPolicyTest runs the tests that the file carries.
-func runPolicyTest(_ context.Context, i *invocation) error {
-	files, err := i.parse(i.flags(), 1, 1)
+type policyTestCommand struct{ policyFile }
+
+// Run runs the tests that the file carries.
+func (c *policyTestCommand) Run(i *invocation) error {
+	set, err := loadPolicy(c.File, "", "")
 	if err != nil {
-		return err
-	}
-	set, err := loadPolicy(files[0], "", "")
-	if err != nil {
-		return fmt.Errorf("%s: %w", files[0], err)
+		return fmt.Errorf("%s: %w", c.File, err)
 	}
 	results := set.RunTests()
 	if len(results) == 0 {
-		return fmt.Errorf("%s carries no tests: add a list tests: of recorded claims and what must come of them", files[0])
+		return fmt.Errorf("%s carries no tests: add a list tests: of recorded claims and what must come of them", c.File)
 	}
 	failed := 0
 	for _, r := range results {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/mayfly-ca/mayfly/ca"
+	"github.com/mayfly-ca/mayfly/client/command"
 	"github.com/mayfly-ca/mayfly/client/wire"
 	"github.com/mayfly-ca/mayfly/issuer"
 )
@@ -16,31 +17,27 @@ import (
 // quiet is the logger of commands that speak for themselves.
 var quiet = slog.New(slog.DiscardHandler)
 
-// runRevoke revokes on the host, when the login provider is down. A serving
-// issuer over the same store publishes the new CRL within 250 ms.
-func runRevoke(ctx context.Context, i *invocation) error {
-	fs := i.flags()
-	path := fs.String("config", "", "issuer.yaml")
-	all := fs.Bool("all", false, "revoke every certificate, listed or not: raises the floor")
-	block := fs.String("block", "", `how long to refuse re-issue: a duration, default 24h, or "none"`)
-	reason := fs.String("reason", "", "why; goes into the record")
-	positional, err := i.parse(fs, 0, 1)
-	if err != nil {
-		return err
+type revokeCommand struct {
+	configFlag
+	Serial string `arg:"" optional:"" help:"Serial of the certificate, whole."`
+	All    bool   `help:"Revoke every certificate, listed or not: raises the floor."`
+	Block  string `help:"How long to refuse re-issue: a duration, default 24h, or \"none\"." placeholder:"DURATION"`
+	Reason string `help:"Why; goes into the record." placeholder:"TEXT"`
+}
+
+// Run revokes on the host, when the login provider is down. A serving issuer
+// over the same store publishes the new CRL within 250 ms.
+func (c *revokeCommand) Run(ctx context.Context, i *invocation) error {
+	if (c.Serial != "") == c.All {
+		return command.Usagef("want a serial or --all")
 	}
-	if (len(positional) == 1) == *all {
-		return usagef("want a serial or --all")
-	}
-	req := wire.RevokeRequest{All: *all, Block: *block, Reason: *reason}
-	if !*all {
-		req.Serial = positional[0]
-	}
+	req := wire.RevokeRequest{Serial: c.Serial, All: c.All, Block: c.Block, Reason: c.Reason}
 	order, err := issuer.RevocationOf(req)
 	if err != nil {
-		return usagef("%v", err)
+		return command.Usagef("%w", err)
 	}
 	order.By = "host/" + hostUser()
-	h, err := openHost(ctx, i, *path)
+	h, err := openHost(ctx, c.configFlag)
 	if err != nil {
 		return err
 	}

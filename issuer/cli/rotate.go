@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/mayfly-ca/mayfly/ca"
+	"github.com/mayfly-ca/mayfly/client/command"
 )
 
 // Names of the files that rotate sign writes and rotate install reads.
@@ -20,8 +21,8 @@ const (
 
 // rotatedFolder is the folder of the config's CA, whose files must have the names
 // that init gave them: a rotation writes those, and serve must read them.
-func rotatedFolder(i *invocation, config string) (string, error) {
-	cfg, err := i.config(config)
+func rotatedFolder(f configFlag) (string, error) {
+	cfg, err := f.load()
 	if err != nil {
 		return "", err
 	}
@@ -39,20 +40,24 @@ func rotatedFolder(i *invocation, config string) (string, error) {
 	return dir, nil
 }
 
-// runRotateRequest makes the next intermediate's key and request, on the
-// issuer's side.
-func runRotateRequest(ctx context.Context, i *invocation) error {
-	fs := i.flags()
-	path := fs.String("config", "", "issuer.yaml; the key is made beside its ca.intermediate")
-	key := fs.String("key", "", "a new key that exists already: a path, env:NAME or a KMS URI; default: one is made")
-	if _, err := i.parse(fs, 0, 0); err != nil {
-		return err
-	}
-	folder, err := rotatedFolder(i, *path)
+type rotateCommands struct {
+	Request rotateRequestCommand `cmd:"" help:"Make the next intermediate's key and its request, on the issuer's side."`
+	Sign    rotateSignCommand    `cmd:"" help:"Sign it with the root's key, offline."`
+	Install rotateInstallCommand `cmd:"" help:"Put the new intermediate into use."`
+}
+
+type rotateRequestCommand struct {
+	configFlag
+	Key string `help:"A new key that exists already: a path, env:NAME or a KMS URI. Default: one is made next to ca.intermediate." placeholder:"KEY"`
+}
+
+// Run makes the next intermediate's key and request.
+func (c *rotateRequestCommand) Run(ctx context.Context, i *invocation) error {
+	folder, err := rotatedFolder(c.configFlag)
 	if err != nil {
 		return err
 	}
-	req, err := ca.RequestRotation(ctx, folder, *key)
+	req, err := ca.RequestRotation(ctx, folder, c.Key)
 	if err != nil {
 		return err
 	}
@@ -63,34 +68,38 @@ func runRotateRequest(ctx context.Context, i *invocation) error {
 	return err
 }
 
-// runRotateSign signs the next intermediate and the root's CRL, offline.
-func runRotateSign(ctx context.Context, i *invocation) error {
-	fs := i.flags()
-	root := fs.String("root", "", "the offline folder that init wrote")
-	key := fs.String("root-key", "", "the root's encrypted key; default: root.key in --root")
-	password := fs.String("root-password-file", "", "file whose first line is the key's password; - reads the input")
-	request := fs.String("request", "", "the request; left out: the root's CRL alone is signed")
-	out := fs.String("out", "", "folder to write to, made when missing")
-	url := fs.String("issuer-url", "", "with --engine-dns: how clients reach the issuer")
-	var names, compromised list
-	fs.Var(&names, "engine-dns", "replaces the DNS names that certificates may have; may be repeated")
-	fs.Var(&compromised, "compromised", "an intermediate that nobody may trust any more: its certificate's path or its serial; may be repeated")
-	if _, err := i.parse(fs, 0, 0); err != nil {
-		return err
+type rotateSignCommand struct {
+	Root             string   `help:"The offline folder that init wrote." placeholder:"DIR"`
+	RootKey          string   `help:"The root's encrypted key. Default: root.key in --root." placeholder:"FILE"`
+	RootPasswordFile string   `help:"File whose first line is the key's password; - reads the input." required:"" placeholder:"FILE"`
+	Request          string   `help:"The request. Left out: the root's CRL alone is signed." placeholder:"FILE"`
+	Out              string   `help:"Folder to write to, made when missing." required:"" placeholder:"DIR"`
+	IssuerURL        string   `help:"With --engine-dns: how clients reach the issuer." name:"issuer-url" placeholder:"URL"`
+	EngineDNS        []string `help:"Replaces the DNS names that certificates may have; may be repeated." name:"engine-dns" placeholder:"NAME"`
+	Compromised      []string `help:"An intermediate that must not be trusted any more: its certificate's path or its serial; may be repeated." placeholder:"FILE|SERIAL"`
+}
+
+// Run signs the next intermediate and the root's CRL, offline.
+func (c *rotateSignCommand) Run(ctx context.Context, i *invocation) error {
+	if c.Root == "" && c.RootKey != "" {
+		c.Root = filepath.Dir(c.RootKey)
 	}
-	if *root == "" && *key != "" {
-		*root = filepath.Dir(*key)
+	if c.Root == "" {
+		return command.Usagef("--root or --root-key is needed")
 	}
-	if *root == "" || *out == "" || *password == "" {
-		return usagef("--root (or --root-key), --root-password-file and --out are needed")
-	}
-	o := ca.RotationOptions{RootDir: *root, RootKey: *key, EngineDNS: names, IssuerURL: *url, Compromised: compromised}
+	o := ca.RotationOptions{RootDir: c.Root, RootKey: c.RootKey, IssuerURL: c.IssuerURL}
 	var err error
-	if o.Password, err = passwordFrom(i, *password); err != nil {
+	if o.EngineDNS, err = names("engine-dns", c.EngineDNS); err != nil {
 		return err
 	}
-	if *request != "" {
-		if o.Request, err = readFile(*request, nil); err != nil {
+	if o.Compromised, err = names("compromised", c.Compromised); err != nil {
+		return err
+	}
+	if o.Password, err = passwordFrom(i, c.RootPasswordFile); err != nil {
+		return err
+	}
+	if c.Request != "" {
+		if o.Request, err = readFile(c.Request, nil); err != nil {
 			return err
 		}
 	}
@@ -98,18 +107,18 @@ func runRotateSign(ctx context.Context, i *invocation) error {
 	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(*out, 0o755); err != nil {
+	if err := os.MkdirAll(c.Out, 0o755); err != nil {
 		return err
 	}
 	if signed.Intermediate != nil {
-		if err := os.WriteFile(filepath.Join(*out, signedIntermediate), signed.Intermediate, 0o644); err != nil {
+		if err := os.WriteFile(filepath.Join(c.Out, signedIntermediate), signed.Intermediate, 0o644); err != nil {
 			return err
 		}
 	}
-	if err := os.WriteFile(filepath.Join(*out, signedRootCRL), signed.RootCRL, 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(c.Out, signedRootCRL), signed.RootCRL, 0o644); err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(i.Out, "signed into %s: bring it to the issuer, and there run\n  mayfly-issuer rotate install --config issuer.yaml --signed DIR\n", *out)
+	_, err = fmt.Fprintf(i.Out, "signed into %s: bring it to the issuer, and there run\n  mayfly-issuer rotate install --config issuer.yaml --signed DIR\n", c.Out)
 	return err
 }
 
@@ -124,28 +133,24 @@ func passwordFrom(i *invocation, path string) ([]byte, error) {
 	return lineOf(data, "the input")
 }
 
-// runRotateInstall puts the new intermediate into use and takes a new CRL
-// number, so that every engine sees the change.
-func runRotateInstall(ctx context.Context, i *invocation) error {
-	fs := i.flags()
-	path := fs.String("config", "", "issuer.yaml")
-	dir := fs.String("signed", "", "the folder that rotate sign wrote")
-	key := fs.String("key", "", "the new key, where rotate request was given one")
-	if _, err := i.parse(fs, 0, 0); err != nil {
-		return err
-	}
-	if *dir == "" {
-		return usagef("--signed is missing")
-	}
-	folder, err := rotatedFolder(i, *path)
+type rotateInstallCommand struct {
+	configFlag
+	Signed string `help:"The folder that rotate sign wrote." required:"" placeholder:"DIR"`
+	Key    string `help:"The new key, where rotate request was given one." placeholder:"KEY"`
+}
+
+// Run puts the new intermediate into use and takes a new CRL number, so that
+// every engine sees the change.
+func (c *rotateInstallCommand) Run(ctx context.Context, i *invocation) error {
+	folder, err := rotatedFolder(c.configFlag)
 	if err != nil {
 		return err
 	}
-	signed, err := readSigned(*dir)
+	signed, err := readSigned(c.Signed)
 	if err != nil {
 		return err
 	}
-	installed, err := ca.InstallRotation(ctx, folder, signed, *key)
+	installed, err := ca.InstallRotation(ctx, folder, signed, c.Key)
 	if err != nil {
 		return err
 	}
@@ -158,14 +163,14 @@ func runRotateInstall(ctx context.Context, i *invocation) error {
 			fmt.Fprint(i.Out, "\n  its key is not in the folder: name both under ca.previous\n")
 		}
 	}
-	h, err := openHost(ctx, i, *path)
+	h, err := openHost(ctx, c.configFlag)
 	if err != nil {
-		return fmt.Errorf("the files are in place, but the authority does not open: %w\nsee that ca.key names the new key, and run rotate install again", err)
+		return command.WithHint(fmt.Errorf("the files are in place, but the authority does not open: %w", err), "see that ca.key names the new key, and run rotate install again")
 	}
 	defer h.Close()
 	crls, err := h.authority.Publish(ctx, "host/"+hostUser())
 	if err != nil {
-		return fmt.Errorf("%w\nthe files are in place: run rotate install again", err)
+		return command.WithHint(err, "the files are in place: run rotate install again")
 	}
 	_, err = fmt.Fprintf(i.Out, "CRL number %d is published\nrestart mayfly-issuer serve: it stops in order, and issues with the new intermediate\n", crls.Number)
 	return err

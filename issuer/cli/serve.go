@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"log/slog"
 	"os"
 	"os/signal"
 	"syscall"
@@ -10,25 +9,25 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer"
 )
 
-// runServe serves until SIGTERM or SIGINT; SIGHUP has the policy read again.
-func runServe(ctx context.Context, i *invocation) error {
-	fs := i.flags()
-	path := fs.String("config", "", "issuer.yaml")
-	verbose := fs.Bool("verbose", false, "log health checks and broken connections too")
-	if _, err := i.parse(fs, 0, 0); err != nil {
-		return err
-	}
-	cfg, err := i.config(*path)
+type serveCommand struct {
+	configFlag
+	Verbose bool `hidden:"" help:"The same as --log-level debug."`
+}
+
+func (serveCommand) Help() string {
+	return `Serves until SIGTERM or SIGINT. SIGHUP has the policy read again. With --log-level debug the log also has health checks and broken connections.`
+}
+
+// Run serves until SIGTERM or SIGINT; SIGHUP has the policy read again.
+func (c *serveCommand) Run(ctx context.Context, i *invocation) error {
+	cfg, err := c.load()
 	if err != nil {
 		return err
 	}
-	level := slog.LevelInfo
-	if *verbose {
-		level = slog.LevelDebug
+	if c.Verbose {
+		i.log.LogLevel = "debug"
 	}
-	// The text handler quotes what is not printable: a claim cannot move the
-	// cursor, begin a line or turn its direction.
-	cfg.Logger = slog.New(slog.NewTextHandler(i.Err, &slog.HandlerOptions{Level: level}))
+	cfg.Logger = i.log.Logger(i.Err)
 	cfg.Out = i.Out
 
 	collectLess()

@@ -8,23 +8,25 @@ import (
 	"time"
 
 	"github.com/mayfly-ca/mayfly/ca"
+	"github.com/mayfly-ca/mayfly/client/command"
 	"github.com/mayfly-ca/mayfly/issuer"
 )
 
-// runStoreCreate makes the store that the config names.
-func runStoreCreate(ctx context.Context, i *invocation) error {
-	fs := i.flags()
-	path := fs.String("config", "", "issuer.yaml")
-	if _, err := i.parse(fs, 0, 0); err != nil {
-		return err
-	}
-	cfg, err := i.config(*path)
+type storeCommands struct {
+	Create storeCreateCommand `cmd:"" help:"Make the store that the config names."`
+}
+
+type storeCreateCommand struct{ configFlag }
+
+// Run makes the store.
+func (c *storeCreateCommand) Run(ctx context.Context, i *invocation) error {
+	cfg, err := c.load()
 	if err != nil {
 		return err
 	}
 	if err := issuer.CreateStore(ctx, cfg); err != nil {
 		if errors.Is(err, ca.ErrExists) {
-			return fmt.Errorf("%w\nnothing was changed: a store is made once", err)
+			return command.WithHint(err, "nothing was changed: a store is made once")
 		}
 		return err
 	}
@@ -32,19 +34,15 @@ func runStoreCreate(ctx context.Context, i *invocation) error {
 	return err
 }
 
-// runBackup copies the store while it is in use. The copy holds what the store
-// holds: no key, but every recorded claim.
-func runBackup(ctx context.Context, i *invocation) error {
-	fs := i.flags()
-	path := fs.String("config", "", "issuer.yaml")
-	out := fs.String("out", "", "file to write, which must not exist; - writes to the output")
-	if _, err := i.parse(fs, 0, 0); err != nil {
-		return err
-	}
-	if *out == "" {
-		return usagef("--out is missing")
-	}
-	cfg, err := i.config(*path)
+type backupCommand struct {
+	configFlag
+	Out string `help:"File to write, which must not exist; - writes to the output." required:"" placeholder:"FILE"`
+}
+
+// Run copies the store while it is in use. The copy holds what the store holds:
+// no key, but every recorded claim.
+func (c *backupCommand) Run(ctx context.Context, i *invocation) error {
+	cfg, err := c.load()
 	if err != nil {
 		return err
 	}
@@ -53,13 +51,13 @@ func runBackup(ctx context.Context, i *invocation) error {
 		return err
 	}
 	defer st.Close()
-	if *out == "-" {
+	if c.Out == "-" {
 		return st.Backup(ctx, i.Out)
 	}
-	if err := backupTo(ctx, st, *out); err != nil {
+	if err := backupTo(ctx, st, c.Out); err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(i.Out, "wrote %s\n", *out)
+	_, err = fmt.Fprintf(i.Out, "wrote %s\n", c.Out)
 	return err
 }
 
@@ -83,30 +81,29 @@ func backupTo(ctx context.Context, st ca.Store, path string) (err error) {
 	return f.Sync()
 }
 
-// runRestore puts a backup in the place of a store that is not there, or takes
-// a store that PostgreSQL has restored by itself, and raises the floor: what was
-// issued or revoked after the backup is unknown, so all of it is refused.
-func runRestore(ctx context.Context, i *invocation) error {
-	fs := i.flags()
-	path := fs.String("config", "", "issuer.yaml")
-	from := fs.String("from", "", "the backup; - reads it from the input")
-	inPlace := fs.Bool("in-place", false, "the database was restored by its own means: raise the floor only")
-	if _, err := i.parse(fs, 0, 0); err != nil {
-		return err
+type restoreCommand struct {
+	configFlag
+	From    string `help:"The backup; - reads it from the input." placeholder:"FILE"`
+	InPlace bool   `help:"The database was restored by its own means: raise the floor only."`
+}
+
+// Run puts a backup in the place of a store that is not there, or takes a store
+// that PostgreSQL has restored by itself, and raises the floor: what was issued
+// or revoked after the backup is unknown, so all of it is refused.
+func (c *restoreCommand) Run(ctx context.Context, i *invocation) error {
+	if (c.From == "") == !c.InPlace {
+		return command.Usagef("want --from FILE or --in-place")
 	}
-	if (*from == "") == !*inPlace {
-		return usagef("want --from FILE or --in-place")
-	}
-	cfg, err := i.config(*path)
+	cfg, err := c.load()
 	if err != nil {
 		return err
 	}
 	by := "host/" + hostUser()
 	var floor time.Time
-	if *inPlace {
+	if c.InPlace {
 		floor, err = restoreInPlace(ctx, cfg, by)
 	} else {
-		floor, err = restoreFrom(ctx, i, cfg, *from, by)
+		floor, err = restoreFrom(ctx, i, cfg, c.From, by)
 	}
 	if err != nil {
 		return err
@@ -123,7 +120,7 @@ func restoreInPlace(ctx context.Context, cfg issuer.Config, by string) (time.Tim
 	defer st.Close()
 	floor, err := ca.RestoreInPlace(ctx, st, by)
 	if err != nil {
-		return time.Time{}, fmt.Errorf("raise the floor: %w\ndo not serve this store: run restore --in-place until it succeeds", err)
+		return time.Time{}, command.WithHint(fmt.Errorf("raise the floor: %w", err), "do not serve this store: run restore --in-place until it succeeds")
 	}
 	return floor, nil
 }
@@ -148,7 +145,7 @@ func restoreFrom(ctx context.Context, i *invocation, cfg issuer.Config, from, by
 	}
 	floor, err := ca.RestoreStore(ctx, dsn, in, root, by)
 	if errors.Is(err, ca.ErrExists) {
-		return floor, fmt.Errorf("%w\nnothing was changed: stop the issuer and move the old store away first, its -wal file too", err)
+		return floor, command.WithHint(err, "nothing was changed: stop the issuer and move the old store away first, its -wal file too")
 	}
 	return floor, err
 }

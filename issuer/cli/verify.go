@@ -8,15 +8,12 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer"
 )
 
-// runVerify checks every stored certificate against its intermediate and its
-// record, and the chain of events.
-func runVerify(ctx context.Context, i *invocation) error {
-	fs := i.flags()
-	path := fs.String("config", "", "issuer.yaml")
-	if _, err := i.parse(fs, 0, 0); err != nil {
-		return err
-	}
-	h, err := openHost(ctx, i, *path)
+type verifyCommand struct{ configFlag }
+
+// Run checks every stored certificate against its intermediate and its record,
+// and the chain of events.
+func (c *verifyCommand) Run(ctx context.Context, i *invocation) error {
+	h, err := openHost(ctx, c.configFlag)
 	if err != nil {
 		return err
 	}
@@ -42,8 +39,8 @@ type host struct {
 	authority *ca.Authority
 }
 
-func openHost(ctx context.Context, i *invocation, path string) (*host, error) {
-	cfg, err := i.config(path)
+func openHost(ctx context.Context, f configFlag) (*host, error) {
+	cfg, err := f.load()
 	if err != nil {
 		return nil, err
 	}

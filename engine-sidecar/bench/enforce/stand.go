@@ -171,7 +171,7 @@ func (s *stand) caFile() string { return s.dir + "/ca/issuer/root.crt" }
 
 // serve starts the issuer, also again, and waits until it is ready.
 func (s *stand) serve(ctx context.Context) (err error) {
-	if s.issuer, err = startProcess(s.o.verbose, nil, s.dir+"/mayfly-issuer", "serve", "--config", s.dir+"/ca/issuer/issuer.yaml"); err != nil {
+	if s.issuer, err = startProcess(s.o.verbose, nil, s.dir+"/mayfly-issuer", "serve", "--log-format", "text", "--config", s.dir+"/ca/issuer/issuer.yaml"); err != nil {
 		return err
 	}
 	for {

@@ -1,0 +1,108 @@
+package command
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+	"unicode"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// What every program takes on with this room.
+func TestDependencies(t *testing.T) {
+	t.Parallel()
+	out, err := exec.Command("go", "list", "-deps", "-f", "{{if not .Standard}}{{.ImportPath}}{{end}}", ".").Output()
+	if err != nil {
+		t.Fatalf("go list: %v", err)
+	}
+	want := []string{"github.com/alecthomas/kong", "golang.org/x/sys/unix", "golang.org/x/term", "github.com/mayfly-ca/mayfly/client/command"}
+	if diff := cmp.Diff(want, strings.Fields(string(out))); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// What a log says cannot act on a terminal or a runner, in either form, and JSON
+// still says the same.
+func TestLogIsHarmless(t *testing.T) {
+	t.Parallel()
+	hostile := "a\x1b[2J\r\n\u202eb\u200b\U000e0001 ##[error]x ::stop größe 世界 \xff"
+	for _, format := range []string{"text", "json"} {
+		var out bytes.Buffer
+		Log{LogFormat: format, LogLevel: "info"}.Logger(&out).Info("said", "value", hostile, "##[group]", 1, "took", 736*time.Millisecond)
+		line := strings.TrimSuffix(out.String(), "\n")
+		for _, r := range line {
+			if unicode.IsControl(r) || unicode.Is(unicode.Cf, r) {
+				t.Errorf("%s has %U: %q", format, r, line)
+			}
+		}
+		if strings.Contains(line, "##[") || !strings.Contains(line, "größe 世界") {
+			t.Errorf("%s: %s", format, line)
+		}
+		if format == "text" {
+			continue
+		}
+		var record map[string]any
+		if err := json.Unmarshal([]byte(line), &record); err != nil {
+			t.Fatalf("%v: %s", err, line)
+		}
+		if record["took"] != "736ms" {
+			t.Errorf("a duration is %v", record["took"])
+		}
+		if want := strings.ReplaceAll(hostile, "\xff", "\ufffd"); record["value"] != want {
+			t.Errorf("got %q, want %q", record["value"], want)
+		}
+	}
+}
+
+func TestLogLevelAndForm(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		flags  Log
+		begins string
+		shown  int
+	}{
+		{Log{LogFormat: "text", LogLevel: "debug"}, "time=", 4},
+		{Log{LogFormat: "text", LogLevel: "warn"}, "time=", 2},
+		{Log{LogFormat: "json", LogLevel: "error"}, `{"time":`, 1},
+		{Log{LogLevel: "info"}, `{"time":`, 3}, // a buffer is no terminal
+	} {
+		var out bytes.Buffer
+		log := tt.flags.Logger(&out)
+		for _, level := range []slog.Level{slog.LevelDebug, slog.LevelInfo, slog.LevelWarn, slog.LevelError} {
+			log.Log(t.Context(), level, "said")
+		}
+		if n := strings.Count(out.String(), "\n"); n != tt.shown || !strings.HasPrefix(out.String(), tt.begins) {
+			t.Errorf("%+v: %d lines, want %d:\n%s", tt.flags, n, tt.shown, out.String())
+		}
+	}
+}
+
+func TestEnd(t *testing.T) {
+	t.Parallel()
+	p := Program{Name: "prog"}
+	for _, tt := range []struct {
+		err  error
+		code int
+		want string
+	}{
+		{nil, 0, ""},
+		{Exit(7), 7, ""},
+		{errors.New("no \x1b[2J such file"), 1, "prog: error: no \\x1b[2J such file\n"},
+		{errors.New("rule a: wrong\nrule b: wrong"), 1, "prog: error: rule a: wrong\n  rule b: wrong\n"},
+		{fmt.Errorf("open: %w", WithHint(errors.New("no store"), "make one")), 1, "prog: error: open: no store\nprog: hint: make one\n"},
+		{Usagef("--a or --b"), 2, "prog: error: --a or --b\nprog: hint: `prog --help` shows how to call it\n"},
+		{&UsageError{What: "odd", Hint: "be even"}, 2, "prog: error: odd\nprog: hint: be even\n"},
+	} {
+		var out bytes.Buffer
+		if code := p.End(&out, tt.err); code != tt.code || out.String() != tt.want {
+			t.Errorf("%v: %d %q, want %d %q", tt.err, code, out.String(), tt.code, tt.want)
+		}
+	}
+}

@@ -1,0 +1,104 @@
+package command
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/alecthomas/kong"
+)
+
+// Exit codes of the three programs. Scripts and the GitHub Action branch on
+// them: they never change.
+const (
+	ExitOK     = 0
+	ExitFailed = 1
+	ExitUsage  = 2
+	ExitDenied = 3 // the policy said no (403)
+	ExitIssuer = 4 // issuer unreachable, 429 or 503: the same call may succeed later
+	ExitEngine = 5 // engine unreachable, or it refused
+)
+
+// UsageError is a command line that means nothing: exit 2.
+type UsageError struct {
+	What string // what is wrong with it
+	Hint string // what to do
+	Err  error  // the cause; nil when there is none
+}
+
+func (e *UsageError) Error() string { return e.What }
+
+// Unwrap returns the cause.
+func (e *UsageError) Unwrap() error { return e.Err }
+
+// Usagef makes a UsageError whose hint is the program's help.
+func Usagef(format string, args ...any) error {
+	err := fmt.Errorf(format, args...)
+	return &UsageError{What: err.Error(), Err: err}
+}
+
+// Exit ends a program with this code, and nothing is printed.
+type Exit int
+
+func (e Exit) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
+
+// usageError explains arguments that the grammar does not take.
+func (p Program) usageError(err error) error {
+	help := p.Name + " --help"
+	var pe *kong.ParseError
+	if errors.As(err, &pe) && pe.Context != nil && pe.Context.Selected() != nil {
+		help = pe.Context.Selected().FullPath() + " --help"
+	}
+	// An enum that may be left out has the empty value, which nobody types.
+	what := err.Error()
+	for _, empty := range []string{`"",`, `,""`} {
+		what = strings.Replace(what, empty, "", 1)
+	}
+	return &UsageError{What: what, Hint: "`" + help + "` shows how to call it", Err: err}
+}
+
+// hinted is an error with one thing to do about it.
+type hinted struct {
+	error
+	hint string
+}
+
+// Unwrap returns the error without the hint.
+func (h *hinted) Unwrap() error { return h.error }
+
+// WithHint returns err with one thing to do about it, which End prints.
+func WithHint(err error, hint string) error { return &hinted{err, hint} }
+
+// End prints err and its hint, unless err is nil or an Exit, and returns the exit
+// code.
+func (p Program) End(w io.Writer, err error) int {
+	if err == nil {
+		return ExitOK
+	}
+	var exit Exit
+	if errors.As(err, &exit) {
+		return int(exit)
+	}
+	prefix := p.Name + ": error:"
+	for line := range strings.Lines(err.Error()) {
+		fmt.Fprintf(w, "%s %s\n", prefix, Printable(strings.TrimRight(line, "\n")))
+		prefix = " "
+	}
+	code, hint := ExitFailed, ""
+	var usage *UsageError
+	var h *hinted
+	switch {
+	case errors.As(err, &usage):
+		code, hint = ExitUsage, usage.Hint
+		if hint == "" {
+			hint = "`" + p.Name + " --help` shows how to call it"
+		}
+	case errors.As(err, &h):
+		hint = h.hint
+	}
+	if hint != "" {
+		fmt.Fprintf(w, "%s: hint: %s\n", p.Name, Printable(hint))
+	}
+	return code
+}

@@ -1,0 +1,76 @@
+package command
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/alecthomas/kong"
+)
+
+// Topic is a page of help that belongs to no command.
+type Topic struct {
+	Name    string // as it is typed: exit-codes
+	Summary string // one line
+	Text    string
+}
+
+// topics are the pages of this program.
+func (p Program) topics() []Topic {
+	return append([]Topic{{"exit-codes", "what each exit code means", exitCodes}}, p.Topics...)
+}
+
+// exitCodes is one table for the three programs.
+const exitCodes = `  0    done
+  1    failed, as when there is no token
+  2    the command line is wrong
+  3    denied by the issuer's policy
+  4    the issuer is unreachable or overloaded: the same call may succeed later
+  5    the engine is unreachable or refused
+  mayfly exec passes on its command's own code, and mayfly-sidecar run its
+  engine's: 128+N when signal N killed it.
+`
+
+type helpCommand struct {
+	Topic []string `arg:"" optional:"" help:"A command, or a topic."`
+}
+
+// Run prints the help of a command, or a topic.
+func (c helpCommand) Run(k *kong.Context, p Program) error {
+	words := c.Topic
+	if len(words) == 1 {
+		for _, t := range p.topics() {
+			if t.Name == words[0] {
+				_, err := io.WriteString(k.Stdout, t.Text)
+				return err
+			}
+		}
+	}
+	if findNode(k.Model.Node, words) == nil {
+		var names []string
+		for _, t := range p.topics() {
+			names = append(names, t.Name)
+		}
+		return &UsageError{What: fmt.Sprintf("there is no command or topic %q", strings.Join(words, " ")),
+			Hint: "`" + p.Name + " --help` lists the commands; topics: " + strings.Join(names, ", "), Err: errors.New("no such topic")}
+	}
+	_, _ = k.Kong.Parse(append(words, "--help")) // it prints, and its end is that of kong.Exit
+	return nil
+}
+
+// findNode follows the names of commands from n; nil where there is none.
+func findNode(n *kong.Node, names []string) *kong.Node {
+	for _, name := range names {
+		var next *kong.Node
+		for _, child := range n.Children {
+			if child.Name == name && !child.Hidden {
+				next = child
+			}
+		}
+		if n = next; n == nil {
+			return nil
+		}
+	}
+	return n
+}

@@ -1,0 +1,78 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+
+	mayfly "github.com/mayfly-ca/mayfly/client/cli"
+	"github.com/mayfly-ca/mayfly/client/command"
+	sidecar "github.com/mayfly-ca/mayfly/engine-sidecar/cli"
+	issuer "github.com/mayfly-ca/mayfly/issuer/cli"
+)
+
+// The three programs take the same flags and commands about themselves, refuse
+// the same mistakes in the same way, and mean the same by an exit code.
+func TestOneManner(t *testing.T) {
+	t.Parallel()
+	topics := map[string]bool{}
+	keys := map[string]bool{}
+	for name, run := range map[string]func(context.Context, []string, command.Stdio) int{
+		"mayfly": mayfly.Run, "mayfly-issuer": issuer.Run, "mayfly-sidecar": sidecar.Run,
+	} {
+		call := func(code int, args ...string) (string, string) {
+			t.Helper()
+			var out, errs bytes.Buffer
+			if got := run(t.Context(), args, command.Stdio{In: strings.NewReader(""), Out: &out, Err: &errs}); got != code {
+				t.Errorf("%s %q: exit code %d, want %d\n%s%s", name, args, got, code, out.String(), errs.String())
+			}
+			return out.String(), errs.String()
+		}
+		version, _ := call(0, "--version")
+		if long, _ := call(0, "version"); !strings.HasPrefix(version, name+" ") || !strings.HasPrefix(long, version) {
+			t.Errorf("%s --version: %q, version: %q", name, version, long)
+		}
+		var build map[string]any
+		text, _ := call(0, "version", "--json")
+		if err := json.Unmarshal([]byte(text), &build); err != nil || strings.Count(text, "\n") != 1 {
+			t.Errorf("%s version --json: %v\n%s", name, err, text)
+		}
+		keys[strings.Join(slices.Sorted(maps.Keys(build)), " ")] = true
+
+		help, _ := call(0, "--help")
+		short, _ := call(0, "-h")
+		word, _ := call(0, "help")
+		if help != short || help != word {
+			t.Errorf("%s: --help, -h and help differ", name)
+		}
+		for _, want := range []string{"Exit codes:", "  exit-codes ", "--log-format=FORMAT", "--log-level=LEVEL", "--version", "-h, --help"} {
+			if !strings.Contains(help, want) {
+				t.Errorf("%s --help lacks %q:\n%s", name, want, help)
+			}
+		}
+		topic, _ := call(0, "help", "exit-codes")
+		topics[topic] = true
+		if one, _ := call(0, "help", "version"); !strings.HasPrefix(one, "Usage: "+name+" version") {
+			t.Errorf("%s help version: %s", name, one)
+		}
+		for _, wrong := range [][]string{
+			{}, {"--nonsense"}, {"nonsense"}, {"version", "--nonsense"}, {"version", "nonsense"}, {"help", "nonsense"},
+			{"version", "--log-format", "xml"}, {"version", "--log-level", "loud"},
+		} {
+			_, said := call(2, wrong...)
+			if !strings.Contains(said, name+": error: ") || !strings.Contains(said, name+": hint: ") {
+				t.Errorf("%s %q says\n%s", name, wrong, said)
+			}
+		}
+		for _, right := range []string{"text", "json"} {
+			call(0, "version", "--log-format", right, "--log-level", "debug")
+		}
+	}
+	if len(topics) != 1 || len(keys) != 1 {
+		t.Errorf("help exit-codes has %d texts, version --json %d sets of keys", len(topics), len(keys))
+	}
+}
