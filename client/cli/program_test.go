@@ -76,7 +76,7 @@ func TestLogFlags(t *testing.T) {
 	if o := s.run(append([]string{"--log-level", "warn"}, command...)...); o.code != 0 || strings.Contains(o.stderr, "mayfly: ") {
 		t.Errorf("warn: %+v", o)
 	}
-	if o := s.run(append([]string{"--log-level", "debug"}, command...)...); o.code != 0 || !strings.Contains(o.stderr, "level=DEBUG msg=\"relay open\"") {
+	if o := s.run(append([]string{"--log-level", "debug"}, command...)...); o.code != 0 || !strings.Contains(o.stderr, "level=DEBUG msg=\"engine reached\"") {
 		t.Errorf("debug: %+v", o)
 	}
 }
