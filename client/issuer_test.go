@@ -452,3 +452,18 @@ func TestIssuerCalls(t *testing.T) {
 		t.Errorf("cancelled: %v", err)
 	}
 }
+
+// A rule of the other profile: the message names the rule and what to change.
+func TestOtherProfile(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, loopback{})
+	i, err := NewIssuer(w.issuer.url, "", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer i.CloseIdleConnections()
+	_, err = i.Mint(t.Context(), MintRequest{Source: w.source, Audience: "mayfly:" + testDomain, Usage: x509.ExtKeyUsageServerAuth})
+	if err == nil || !strings.Contains(err.Error(), "of the policy admits this engine as a client") || !strings.Contains(Hint(err), "profile: server") {
+		t.Errorf("%v\n%s", err, Hint(err))
+	}
+}

@@ -1,8 +1,11 @@
 package sidecar
 
 import (
+	"bytes"
 	"fmt"
+	"log/slog"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 )
@@ -56,5 +59,20 @@ func TestShares(t *testing.T) {
 	s.allow(netip.MustParseAddr("203.0.113.3"), now.Add(2*shareKept+2*time.Second))
 	if len(s.of) > 2 {
 		t.Errorf("%d addresses are remembered long after", len(s.of))
+	}
+}
+
+// TestDefaultConnectionsFit: the default asks for no more than this machine
+// allows, so that a start with defaults warns of nothing.
+func TestDefaultConnectionsFit(t *testing.T) {
+	t.Parallel()
+	var log bytes.Buffer
+	s := &sidecar{cfg: DefaultConfig(), log: slog.New(slog.NewTextHandler(&log, nil))}
+	if got := s.maxRelays(); got != s.cfg.Limits.Connections || log.Len() > 0 {
+		t.Errorf("%d relays of %d: %s", got, s.cfg.Limits.Connections, &log)
+	}
+	s.cfg.Limits.Connections = maxLimit
+	if got := s.maxRelays(); got < maxLimit && !strings.Contains(log.String(), "raise the limit of open files to 2000064") {
+		t.Errorf("%d relays of %d: %s", got, maxLimit, &log)
 	}
 }

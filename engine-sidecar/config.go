@@ -150,7 +150,8 @@ type Program struct {
 
 // Limits bound what clients may use. None can be off: each is 1 or more.
 type Limits struct {
-	// Connections bounds the relays at one time. Default 10000.
+	// Connections bounds the relays at one time. Default: as many as the limit of
+	// open files allows (ulimit -n), at most 10000.
 	Connections int `yaml:"connections"`
 	// ConnectionsPerRun bounds the relays of one SPIFFE ID and run. Default 256.
 	ConnectionsPerRun int `yaml:"connections_per_run"`
@@ -184,7 +185,7 @@ func DefaultConfig() Config {
 		DrainTimeout:     30 * time.Second,
 		KillTimeout:      2 * time.Minute,
 		Limits: Limits{
-			Connections:          10000,
+			Connections:          allowedRelays(10000),
 			ConnectionsPerRun:    256,
 			Handshakes:           512,
 			HandshakesPerAddress: 64,

@@ -1,6 +1,9 @@
 package sidecar
 
-import "syscall"
+import (
+	"fmt"
+	"syscall"
+)
 
 const (
 	// filesPerRelay are a relay's descriptors: the client's and the engine's.
@@ -10,20 +13,26 @@ const (
 )
 
 // maxRelays is limits.connections, or fewer where the process may not have so
-// many descriptors: a client that is told "limit" waits, and one whose engine
-// cannot be dialled is hung up on.
+// many descriptors: a client that reads the reason "limit" waits, and one whose
+// engine cannot be dialled loses its connection.
 func (s *sidecar) maxRelays() int {
-	var files syscall.Rlimit
-	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err != nil {
-		s.log.Warn("limit of open files unknown", "error", err)
-		return s.cfg.Limits.Connections
-	}
-	most := relaysWithin(files.Cur, s.cfg.Limits.Connections)
-	if most < s.cfg.Limits.Connections {
-		s.log.Warn("limits.connections is more than the limit of open files allows (ulimit -n)",
-			"connections", s.cfg.Limits.Connections, "open_files", files.Cur, "allowed", most)
+	want := s.cfg.Limits.Connections
+	most := allowedRelays(want)
+	if most < want {
+		s.log.Warn("fewer connections than limits.connections: the limit of open files is too low",
+			"connections", want, "allowed", most,
+			"hint", fmt.Sprintf("raise the limit of open files to %d (ulimit -n), or lower limits.connections", want*filesPerRelay+filesBeside))
 	}
 	return most
+}
+
+// allowedRelays is want, or fewer where the process may not open so many files.
+func allowedRelays(want int) int {
+	var files syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err != nil {
+		return want
+	}
+	return relaysWithin(files.Cur, want)
 }
 
 // relaysWithin is how many relays fit a limit of descriptors, at least one and at

@@ -63,7 +63,7 @@ func TestDoctorStopsAtEachStep(t *testing.T) {
 		}},
 		{name: "no permission", step: "token", code: 1, remedy: []string{"id-token: write"},
 			break_: func(s *stand) { s.env = append(s.env, "ACTIONS_ID_TOKEN_REQUEST_URL=", "GITHUB_ACTIONS=true") }},
-		{name: "no platform", step: "token", code: 1, remedy: []string{"neither a GitHub Actions job", "--token-source file:PATH"},
+		{name: "no platform", step: "token", code: 1, remedy: []string{"neither a GitHub Actions job", "set --token-source to file:PATH"},
 			break_: func(s *stand) { s.env = append(s.env, "ACTIONS_ID_TOKEN_REQUEST_URL=") }},
 		{name: "token refused", step: "token", code: 1, remedy: []string{"403", "id-token: write"},
 			break_: func(s *stand) { s.token = answer(403, "text/plain", "no") }},

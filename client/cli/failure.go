@@ -83,7 +83,6 @@ var asFlags = strings.NewReplacer(
 	"the issuer's URL", "--issuer (MAYFLY_ISSUER)",
 	"trust_anchor", "--trust-anchor (MAYFLY_TRUST_ANCHOR)",
 	"ca_file", "--ca-file (MAYFLY_CA_FILE)",
-	"token_source: ", "--token-source ",
 	"token_source", "--token-source",
 	"wake_timeout", "--wake-timeout",
 )

@@ -100,7 +100,7 @@ func auto() (Source, error) {
 	return nil, &Error{
 		Source: "auto",
 		Err:    errors.New("this is neither a GitHub Actions job, a GitLab job nor a Fly Machine"),
-		Hint:   "say where tokens come from: --token-source file:PATH (a Kubernetes projected token), env:NAME or exec:CMD",
+		Hint:   "set token_source to file:PATH (a file that the platform keeps fresh, as Kubernetes does), env:NAME or exec:CMD",
 	}
 }
 
