@@ -1,7 +1,6 @@
 package sidecar
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -16,9 +15,8 @@ import (
 	"strings"
 	"time"
 
-	"go.yaml.in/yaml/v3"
-
 	"github.com/mayfly-ca/mayfly/client"
+	"github.com/mayfly-ca/mayfly/client/configfile"
 	"github.com/mayfly-ca/mayfly/client/tokensource"
 )
 
@@ -199,14 +197,35 @@ func DefaultConfig() Config {
 // and checks the whole. Unknown keys, a second document and unknown
 // variables that begin with EnvPrefix are errors. environ is os.Environ().
 func ParseConfig(data []byte, environ []string) (Config, error) {
-	c := DefaultConfig()
-	d := yaml.NewDecoder(bytes.NewReader(data))
-	d.KnownFields(true)
-	if err := d.Decode(&c); err != nil && !errors.Is(err, io.EOF) {
+	return parseConfig("sidecar.yaml", data, environ)
+}
+
+// LoadConfig is ParseConfig of the file at path. Without a path there is only
+// the environment.
+func LoadConfig(path string, environ []string) (Config, error) {
+	if path == "" {
+		return ParseConfig(nil, environ)
+	}
+	f, err := os.Open(path)
+	if err != nil {
 		return Config{}, fmt.Errorf("configuration: %w", err)
 	}
-	if err := d.Decode(new(any)); !errors.Is(err, io.EOF) {
-		return Config{}, errors.New("configuration: more than one document")
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, configfile.MaxBytes+1))
+	if err != nil {
+		return Config{}, fmt.Errorf("configuration: %w", err)
+	}
+	return parseConfig(path, data, environ)
+}
+
+func parseConfig(file string, data []byte, environ []string) (Config, error) {
+	c := DefaultConfig()
+	doc, err := configfile.Parse(file, data)
+	if err != nil {
+		return Config{}, err
+	}
+	if err := doc.Decode(&c); err != nil {
+		return Config{}, err
 	}
 	vars := map[string]string{}
 	for _, v := range environ {
@@ -250,7 +269,7 @@ func fromEnv(v reflect.Value, prefix string, vars map[string]string) error {
 		case reflect.Slice:
 			field.Set(reflect.ValueOf(splitList(value)))
 		default:
-			if err := yaml.Unmarshal([]byte(value), field.Addr().Interface()); err != nil {
+			if err := configfile.Value(value, field.Addr().Interface()); err != nil {
 				return fmt.Errorf("configuration: %s: %w", name, err)
 			}
 		}

@@ -1,7 +1,6 @@
 package issuer
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -14,7 +13,7 @@ import (
 	"strings"
 	"time"
 
-	"go.yaml.in/yaml/v3"
+	"github.com/mayfly-ca/mayfly/client/configfile"
 )
 
 // Modes of TLS.
@@ -155,7 +154,6 @@ const (
 	minRetention       = 48 * time.Hour
 	defaultPerIP       = 1000
 	defaultPerIdentity = 600
-	maxConfigBytes     = 1 << 20
 )
 
 // DefaultConfig is what ParseConfig starts from.
@@ -170,7 +168,7 @@ func DefaultConfig() Config {
 
 // LoadConfig reads and checks the file at path.
 func LoadConfig(path string) (Config, error) {
-	data, err := readBounded(path, maxConfigBytes)
+	data, err := readBounded(path, configfile.MaxBytes)
 	if err != nil {
 		return Config{}, fmt.Errorf("read config: %w", err)
 	}
@@ -178,9 +176,9 @@ func LoadConfig(path string) (Config, error) {
 	if err != nil {
 		return Config{}, fmt.Errorf("read config: %w", err)
 	}
-	c, err := ParseConfig(data, filepath.Dir(abs))
+	c, err := parseConfig(path, data, filepath.Dir(abs))
 	if err != nil {
-		return Config{}, fmt.Errorf("config %s: %w", path, err)
+		return Config{}, err
 	}
 	c.Path = abs
 	return c, nil
@@ -189,21 +187,24 @@ func LoadConfig(path string) (Config, error) {
 // ParseConfig parses and checks the YAML of issuer.yaml, whose relative paths
 // are relative to dir.
 func ParseConfig(data []byte, dir string) (Config, error) {
+	return parseConfig("issuer.yaml", data, dir)
+}
+
+func parseConfig(file string, data []byte, dir string) (Config, error) {
 	c := DefaultConfig()
-	dec := yaml.NewDecoder(bytes.NewReader(data))
-	dec.KnownFields(true)
-	if err := dec.Decode(&c); err != nil {
-		if errors.Is(err, io.EOF) {
-			return Config{}, errors.New("is empty")
-		}
+	doc, err := configfile.Parse(file, data)
+	if err != nil {
 		return Config{}, err
 	}
-	if err := dec.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
-		return Config{}, errors.New("holds more than one YAML document")
+	if doc.Root == nil {
+		return Config{}, fmt.Errorf("%s is empty", file)
+	}
+	if err := doc.Decode(&c); err != nil {
+		return Config{}, err
 	}
 	c.resolve(dir)
 	if err := c.Check(); err != nil {
-		return Config{}, err
+		return Config{}, fmt.Errorf("config %s: %w", file, err)
 	}
 	return c, nil
 }

@@ -41,9 +41,9 @@ func TestConfigRefusals(t *testing.T) {
 	edit := func(old, new string) string { return strings.Replace(goodConfig, old, new, 1) }
 	for _, tc := range []struct{ name, text, want string }{
 		{"empty", "", "is empty"},
-		{"unknown key", goodConfig + "lisen: x\n", "lisen"},
-		{"duplicate key", goodConfig + "policy: other.yaml\n", "already defined"},
-		{"second document", goodConfig + "---\nlisten: :1\n", "more than one"},
+		{"unknown key", goodConfig + "lisen: x\n", `issuer.yaml:7:1: unknown key "lisen"; did you mean "listen"?`},
+		{"duplicate key", goodConfig + "policy: other.yaml\n", `issuer.yaml:7:1: key "policy" occurs twice, first on line 6; keep one`},
+		{"second document", goodConfig + "---\nlisten: :1\n", "issuer.yaml:7:1: a second document"},
 		{"no store", edit("store: store/mayfly.db\n", ""), "store is missing"},
 		{"no policy", edit("policy: policy.yaml\n", ""), "policy is missing"},
 		{"no key", edit(", key: intermediate.key", ""), "ca.key is missing"},

@@ -89,11 +89,25 @@ func ExplainClaims(set *policy.Set, req wire.ExplainRequest) (*wire.ExplainRespo
 	if err != nil {
 		return nil, &Error{Name: wire.ProblemBadRequest, Detail: err.Error(), Err: err}
 	}
-	x := set.Explain(claims, policy.Request{Want: policy.WantCertificate, Engine: req.Engine})
+	certificate := policy.Request{Want: policy.WantCertificate, Engine: req.Engine}
+	role := policy.Request{Want: policy.WantRole}
+	switch req.Want {
+	case "certificate":
+		return wireExplanation(set.Explain(claims, certificate)), nil
+	case "role":
+		if req.Engine != "" {
+			return nil, badRequest("engine: goes with a certificate, not with a role")
+		}
+		return wireExplanation(set.Explain(claims, role)), nil
+	case "":
+	default:
+		return nil, badRequest("want: certificate or role")
+	}
+	x := set.Explain(claims, certificate)
 	if !x.Allowed && provider.Type == idtoken.People && req.Engine == "" {
-		role := set.Explain(claims, policy.Request{Want: policy.WantRole})
-		role.Rules = append(role.Rules, x.Rules...)
-		x = role
+		r := set.Explain(claims, role)
+		r.Rules = append(r.Rules, x.Rules...)
+		x = r
 	}
 	return wireExplanation(x), nil
 }

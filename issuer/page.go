@@ -212,7 +212,10 @@ func (p page) Overview(ctx context.Context) (web.Overview, error) {
 // Policy implements web.Backend.
 func (p page) Policy() web.Policy {
 	set := p.policies.Set()
-	out := web.Policy{Warnings: set.Warnings()}
+	var out web.Policy
+	for _, f := range set.Findings() {
+		out.Warnings = append(out.Warnings, f.String())
+	}
 	for _, v := range set.Providers() {
 		out.Providers = append(out.Providers, v.Name)
 	}

@@ -15,9 +15,6 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer/policy"
 )
 
-// maxPolicyBytes bounds the policy file.
-const maxPolicyBytes = 1 << 20
-
 // ruling is one loaded policy file: rules, and the verifier of the providers
 // that they name. It is immutable.
 type ruling struct {
@@ -31,10 +28,9 @@ type ruling struct {
 // file that does not parse, names another trust domain, or cannot be read
 // leaves the rules in force as they are.
 type Policies struct {
-	path        string
-	trustDomain spiffeid.TrustDomain
-	options     policy.Options
-	verifier    idtoken.Options
+	path     string
+	options  policy.Options
+	verifier idtoken.Options
 
 	reloading sync.Mutex
 	current   atomic.Pointer[ruling]
@@ -45,12 +41,13 @@ type Policies struct {
 // OpenPolicies loads the policy file at path. Its trust domain must be td.
 // Close releases the verifier.
 func OpenPolicies(path string, td spiffeid.TrustDomain, o policy.Options, v idtoken.Options) (*Policies, error) {
-	p := &Policies{path: path, trustDomain: td, options: o, verifier: v}
-	data, err := readBounded(path, maxPolicyBytes)
+	o.File, o.TrustDomain = path, td.Name()
+	p := &Policies{path: path, options: o, verifier: v}
+	data, err := readBounded(path, policy.MaxFileBytes)
 	if err != nil {
 		return nil, fmt.Errorf("read policy: %w", err)
 	}
-	set, err := p.parse(data)
+	set, err := policy.Parse(data, p.options)
 	if err != nil {
 		return nil, err
 	}
@@ -65,17 +62,6 @@ func OpenPolicies(path string, td spiffeid.TrustDomain, o policy.Options, v idto
 func sumOf(data []byte) string {
 	sum := sha256.Sum256(data)
 	return hex.EncodeToString(sum[:])
-}
-
-func (p *Policies) parse(data []byte) (*policy.Set, error) {
-	set, err := policy.Parse(data, p.options)
-	if err != nil {
-		return nil, fmt.Errorf("policy %s: %w", p.path, err)
-	}
-	if set.TrustDomain() != p.trustDomain {
-		return nil, fmt.Errorf("policy %s: trust_domain is %s, the CA's is %s", p.path, set.TrustDomain(), p.trustDomain)
-	}
-	return set, nil
 }
 
 // now returns the rules in force.
@@ -100,7 +86,7 @@ func (p *Policies) Reload(ctx context.Context, force bool) (bool, error) {
 }
 
 func (p *Policies) reload(force bool) (bool, error) {
-	data, err := readBounded(p.path, maxPolicyBytes)
+	data, err := readBounded(p.path, policy.MaxFileBytes)
 	if err != nil {
 		return p.bad("unreadable", force, fmt.Errorf("read policy: %w", err))
 	}
@@ -110,7 +96,7 @@ func (p *Policies) reload(force bool) (bool, error) {
 		p.failed.Store(nil)
 		return false, nil
 	}
-	set, err := p.parse(data)
+	set, err := policy.Parse(data, p.options)
 	if err != nil {
 		return p.bad(sum, force, err)
 	}

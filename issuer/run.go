@@ -137,7 +137,11 @@ func PolicyOptions(a *ca.Authority) policy.Options {
 
 // PolicyOptionsOf is PolicyOptions of one intermediate.
 func PolicyOptionsOf(intermediate *x509.Certificate) policy.Options {
-	return policy.Options{PermittedDNS: intermediate.PermittedDNSDomains}
+	o := policy.Options{PermittedDNS: intermediate.PermittedDNSDomains}
+	if td := intermediate.PermittedURIDomains; len(td) > 0 {
+		o.TrustDomain = td[0]
+	}
+	return o
 }
 
 func (svc *Service) listen(ctx context.Context, host string) error {
@@ -310,8 +314,8 @@ func (svc *Service) followPolicy(ctx context.Context) {
 // policyLoaded says which rules are in force, in the log and as an event.
 func (svc *Service) policyLoaded(ctx context.Context) {
 	rules := svc.policies.now()
-	for _, w := range rules.set.Warnings() {
-		svc.logger.WarnContext(ctx, "policy warning", "warning", w)
+	for _, f := range rules.set.Findings() {
+		svc.logger.WarnContext(ctx, "policy warning", "warning", f.String(), "line", f.Place.Line)
 	}
 	svc.logger.InfoContext(ctx, "policy loaded", "file", svc.config.Policy, "sha256", rules.sum, "rules", len(rules.set.Rules()))
 	ev := ca.Event{Time: time.Now().UTC(), Type: ca.EventPolicyLoaded, Detail: map[string]string{"sha256": rules.sum, "rules": fmt.Sprint(len(rules.set.Rules()))}}

@@ -350,6 +350,9 @@ type ExplainRequest struct {
 	Provider string          `json:"provider"`
 	Claims   json.RawMessage `json:"claims"`
 	Engine   string          `json:"engine,omitempty"`
+	// Want is certificate or role. Empty: a certificate, and a role for a person
+	// whom no rule grants a certificate.
+	Want string `json:"want,omitempty"`
 }
 
 // ExplainResponse says which rule would match, or per rule the first claim

@@ -8,7 +8,6 @@ package cli
 import (
 	"context"
 	"fmt"
-	"io"
 	"os"
 	"os/signal"
 	"sync"
@@ -20,9 +19,6 @@ import (
 	sidecar "github.com/mayfly-ca/mayfly/engine-sidecar"
 	"github.com/mayfly-ca/mayfly/engine-sidecar/supervise"
 )
-
-// maxConfig bounds a configuration file.
-const maxConfig = 1 << 20
 
 // Stdio is where a run reads and writes. The engine's output goes to Out and
 // Err, the log to Err.
@@ -71,21 +67,7 @@ type configFlag struct {
 
 // load reads the configuration of the file and of the environment.
 func (f configFlag) load() (sidecar.Config, error) {
-	var data []byte
-	if f.Config != "" {
-		file, err := os.Open(f.Config)
-		if err != nil {
-			return sidecar.Config{}, fmt.Errorf("configuration: %w", err)
-		}
-		defer file.Close()
-		if data, err = io.ReadAll(io.LimitReader(file, maxConfig+1)); err != nil {
-			return sidecar.Config{}, fmt.Errorf("configuration: %w", err)
-		}
-		if len(data) > maxConfig {
-			return sidecar.Config{}, fmt.Errorf("configuration: %s is larger than %d bytes", f.Config, maxConfig)
-		}
-	}
-	return sidecar.ParseConfig(data, os.Environ())
+	return sidecar.LoadConfig(f.Config, os.Environ())
 }
 
 type checkCommand struct{ configFlag }

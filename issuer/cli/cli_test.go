@@ -44,6 +44,7 @@ const testPolicy = `version: 1
 trust_domain: ci.example.com
 providers:
   github: {type: github, issuer: https://token.actions.githubusercontent.com}
+  fly: {type: fly, issuer: https://oidc.fly.io/example-org}
 engines:
   default: {endpoint: "tcp://engine.example.com:8080", server_name: engine.example.com}
 rules:
@@ -51,6 +52,10 @@ rules:
     provider: github
     match: {repository_id: "42", ref: refs/heads/main, event_name: [push]}
     grant: {profile: client, engines: [default], ttl: 1h}
+  - name: engine
+    provider: fly
+    match: {org_id: "1", app_id: "2"}
+    grant: {profile: server, engines: [default], dns: [engine.example.com], ttl: 24h}
 tests:
   - name: main is admitted
     provider: github
@@ -62,7 +67,7 @@ tests:
     denied: repository_id
 `
 
-const testClaims = `{"iss":"https://token.actions.githubusercontent.com","repository_id":"42","ref":"refs/heads/main","event_name":"push"}`
+const testClaims = `{"iss":"https://token.actions.githubusercontent.com","repository_owner_id":"7","repository_id":"42","ref":"refs/heads/main","event_name":"push"}`
 
 func write(t *testing.T, text string) string {
 	t.Helper()
@@ -100,11 +105,11 @@ tests:`, 1))
 		{"help of a command", "", []string{"policy", "explain", "--help"}, command.ExitOK, "token-file", ""},
 		{"unknown flag", "", []string{"version", "--loud"}, command.ExitUsage, "", "loud"},
 		{"version", "", []string{"version"}, command.ExitOK, "mayfly-issuer ", ""},
-		{"check", "", []string{"policy", "check", good}, command.ExitOK, "ok: 1 rules", ""},
+		{"check", "", []string{"policy", "check", good}, command.ExitOK, "ok: 2 rules", ""},
 		{"check of a bad one", "", []string{"policy", "check", bad}, command.ExitFailed, "", "repository"},
 		{"check of none", "", []string{"policy", "check"}, command.ExitUsage, "", "<file>"},
 		{"check of a missing one", "", []string{"policy", "check", good + "x"}, command.ExitFailed, "", "no such file"},
-		{"check warns", "", []string{"policy", "check", warned}, command.ExitOK, "ok: 2 rules", "warning:"},
+		{"check warns", "", []string{"policy", "check", warned}, command.ExitOK, "ok: 3 rules", "warning:"},
 		{"test", "", []string{"policy", "test", good}, command.ExitOK, "2 of 2 pass", ""},
 		{"test that fails", "", []string{"policy", "test", failing}, command.ExitFailed, "FAIL  main is admitted", "1 tests fail"},
 		{"explain", "", []string{"policy", "explain", good, "--claims", claims}, command.ExitOK, "allowed by rule app-main", ""},

@@ -21,37 +21,43 @@ import (
 // maxFileBytes bounds what the policy commands read.
 const maxFileBytes = 1 << 20
 
-// loadPolicy parses FILE; --config or --intermediate adds the CA's name
-// constraints to what is checked.
-func loadPolicy(file, config, intermediate string) (*policy.Set, error) {
+// policyOptions are what FILE is held against: --config or --intermediate adds
+// the CA's trust domain and name constraints.
+func policyOptions(file, config, intermediate string) (policy.Options, error) {
+	if config != "" {
+		cfg, err := issuer.LoadConfig(config)
+		if err != nil {
+			return policy.Options{}, err
+		}
+		intermediate = cfg.CA.Intermediate
+	}
+	if intermediate == "" {
+		return policy.Options{File: file}, nil
+	}
+	text, err := readFile(intermediate, nil)
+	if err != nil {
+		return policy.Options{}, err
+	}
+	block, _ := pem.Decode(text)
+	if block == nil {
+		return policy.Options{}, fmt.Errorf("%s holds no certificate in PEM", intermediate)
+	}
+	cert, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		return policy.Options{}, fmt.Errorf("%s: %w", intermediate, err)
+	}
+	o := issuer.PolicyOptionsOf(cert)
+	o.File = file
+	return o, nil
+}
+
+// loadPolicy parses FILE.
+func loadPolicy(file string) (*policy.Set, error) {
 	data, err := readFile(file, nil)
 	if err != nil {
 		return nil, err
 	}
-	if config != "" {
-		cfg, err := issuer.LoadConfig(config)
-		if err != nil {
-			return nil, err
-		}
-		intermediate = cfg.CA.Intermediate
-	}
-	var o policy.Options
-	if intermediate != "" {
-		text, err := readFile(intermediate, nil)
-		if err != nil {
-			return nil, err
-		}
-		block, _ := pem.Decode(text)
-		if block == nil {
-			return nil, fmt.Errorf("%s holds no certificate in PEM", intermediate)
-		}
-		cert, err := x509.ParseCertificate(block.Bytes)
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", intermediate, err)
-		}
-		o = issuer.PolicyOptionsOf(cert)
-	}
-	return policy.Parse(data, o)
+	return policy.Parse(data, policy.Options{File: file})
 }
 
 // readFile reads a bounded file, or in for "-".
@@ -72,7 +78,7 @@ func readFile(path string, in io.Reader) ([]byte, error) {
 }
 
 type policyCommands struct {
-	Check   policyCheckCommand   `cmd:"" help:"Lint a policy file: 0 good, 1 bad."`
+	Check   policyCheckCommand   `cmd:"" help:"Find what is wrong with a policy file: 0 nothing, 1 errors."`
 	Explain policyExplainCommand `cmd:"" help:"Say which rule matches, or why none does: 0 allowed, 3 denied."`
 	Test    policyTestCommand    `cmd:"" help:"Run the tests that the policy file carries."`
 }
@@ -84,21 +90,32 @@ type policyFile struct {
 
 type policyCheckCommand struct {
 	policyFile
-	Config       string `help:"issuer.yaml, to check names against the CA's constraints too." placeholder:"FILE"`
+	Config       string `help:"issuer.yaml, to check the trust domain and names against the CA's too." placeholder:"FILE"`
 	Intermediate string `help:"The intermediate's certificate, for the same." placeholder:"FILE"`
+	Strict       bool   `help:"Exit with 1 on warnings too."`
+	JSON         bool   `help:"Print one JSON document." name:"json"`
 }
 
-// Run lints: 0 good, with warnings on the error stream; 1 bad.
+// Run lints: 0 good, 1 with errors, and with --strict 1 with warnings too.
+// Without --json it reports on the error stream.
 func (c *policyCheckCommand) Run(i *invocation) error {
-	set, err := loadPolicy(c.File, c.Config, c.Intermediate)
+	o, err := policyOptions(c.File, c.Config, c.Intermediate)
 	if err != nil {
-		return fmt.Errorf("%s: %w", c.File, err)
+		return err
 	}
-	for _, w := range set.Warnings() {
-		fmt.Fprintf(i.Err, "warning: %s\n", w)
+	data, err := readFile(c.File, nil)
+	if err != nil {
+		return err
 	}
-	_, err = fmt.Fprintf(i.Out, "ok: %d rules, %d engines, %d providers, trust domain %s\n", len(set.Rules()), len(set.Engines()), len(set.Providers()), set.TrustDomain())
-	return err
+	report := checkPolicy(data, o)
+	report.OK = report.OK && !(c.Strict && len(report.Problems) > 0)
+	if err := report.print(i.Stdio, c.JSON); err != nil {
+		return err
+	}
+	if !report.OK {
+		return command.Exit(command.ExitFailed)
+	}
+	return nil
 }
 
 type policyExplainCommand struct {
@@ -107,6 +124,7 @@ type policyExplainCommand struct {
 	TokenFile string `help:"File of a token, whose signature is not checked; - reads it from the input." placeholder:"FILE"`
 	Provider  string `help:"Provider. Default: the one whose issuer is iss." placeholder:"NAME"`
 	Engine    string `help:"The one engine asked for." placeholder:"NAME"`
+	Want      string `help:"certificate or role. Default: a certificate, and a role for a person whom no rule grants one." enum:"certificate,role," default:"" placeholder:"WANT"`
 	JSON      bool   `help:"Print the API's answer." name:"json"`
 }
 
@@ -115,9 +133,9 @@ func (c *policyExplainCommand) Run(i *invocation) error {
 	if (c.Claims == "") == (c.TokenFile == "") {
 		return command.Usagef("want --claims or --token-file")
 	}
-	set, err := loadPolicy(c.File, "", "")
+	set, err := loadPolicy(c.File)
 	if err != nil {
-		return fmt.Errorf("%s: %w", c.File, err)
+		return err
 	}
 	payload, err := readFile(c.Claims+c.TokenFile, i.In)
 	if err != nil {
@@ -128,7 +146,7 @@ func (c *policyExplainCommand) Run(i *invocation) error {
 			return err
 		}
 	}
-	req := wire.ExplainRequest{Provider: c.Provider, Claims: payload, Engine: c.Engine}
+	req := wire.ExplainRequest{Provider: c.Provider, Claims: payload, Engine: c.Engine, Want: c.Want}
 	if req.Provider == "" {
 		if req.Provider, err = providerOf(set, payload); err != nil {
 			return err
@@ -207,9 +225,9 @@ type policyTestCommand struct{ policyFile }
 
 // Run runs the tests that the file carries.
 func (c *policyTestCommand) Run(i *invocation) error {
-	set, err := loadPolicy(c.File, "", "")
+	set, err := loadPolicy(c.File)
 	if err != nil {
-		return fmt.Errorf("%s: %w", c.File, err)
+		return err
 	}
 	results := set.RunTests()
 	if len(results) == 0 {

@@ -4,12 +4,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"strings"
 	"time"
 	"unicode/utf8"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/mayfly-ca/mayfly/ca/identity"
 	"github.com/mayfly-ca/mayfly/ca/issuance"
 	"github.com/mayfly-ca/mayfly/issuer/idtoken"
 )
@@ -112,13 +114,66 @@ func (s *Set) Decide(c idtoken.Claims, r Request) (Decision, error) {
 	if r.Want == WantRole && !c.Restored() && time.Since(c.IssuedAt()) > MaxRoleAge+idtoken.Leeway {
 		return Decision{}, &idtoken.TokenError{Public: "it was issued more than an hour ago; log in again"}
 	}
-	name := c.Provider().Name
+	o, err := s.judge(c, r, nil)
+	if err != nil {
+		return Decision{}, err
+	}
+	return o.decision(c, r)
+}
+
+// outcome is what a rule grants to claims.
+type outcome struct {
+	rule    *rule
+	engines []Engine
+	who     identity.Claims // of a certificate
+}
+
+// judge holds claims against the rules whose grant is what r wants, in file
+// order: the first of their provider that matches decides. Decide, Explain and
+// RunTests all ask it. It looks at neither signature nor times. visit, if not
+// nil, is called for each rule with what the claims miss, nil for a match; then
+// the rules after the first match are held against the claims too.
+func (s *Set) judge(c idtoken.Claims, r Request, visit func(*rule, *miss)) (outcome, error) {
+	p := c.Provider()
+	if r.Want == WantSessions && p.Type == idtoken.People {
+		return outcome{}, &Denial{}
+	}
+	var (
+		matched bool
+		granted outcome
+		err     error = &Denial{}
+		least         = math.MaxInt
+	)
 	for _, rule := range s.rules {
-		if rule.provider.Name == name && rule.fits(r.Want) && rule.matches(c, r.Engine) {
-			return s.grant(rule, c, r)
+		if !rule.fits(r.Want) {
+			continue
+		}
+		if rule.provider.Name != p.Name {
+			if visit != nil {
+				visit(rule, &miss{claim: idtoken.ClaimIssuer, got: p.Issuer, present: true, want: []value{{text: rule.provider.Issuer}}})
+			}
+			continue
+		}
+		m, missed, distance := rule.against(c, r.Engine)
+		switch {
+		case !missed && !matched:
+			matched = true
+			granted, err = s.grant(rule, c, r)
+			if visit == nil {
+				return granted, err
+			}
+		case missed && !matched && distance < least:
+			least, err = distance, &Denial{Rule: rule.name, Claim: m.claim, Got: m.text()}
+		}
+		switch {
+		case visit == nil:
+		case missed:
+			visit(rule, &m)
+		default:
+			visit(rule, nil)
 		}
 	}
-	return Decision{}, s.deny(c, r)
+	return granted, err
 }
 
 // acceptable refuses what a Verifier did not make for this very request.
@@ -147,9 +202,6 @@ func (s *Set) acceptable(c idtoken.Claims, r Request) error {
 	}
 	if p.Type == idtoken.People {
 		want = p.ClientID
-		if r.Want == WantSessions {
-			return &Denial{}
-		}
 	} else if r.Want == WantRole {
 		return &Denial{}
 	}
@@ -170,28 +222,6 @@ func (r *rule) fits(w Want) bool {
 		return r.profile == issuance.Server
 	}
 	return false
-}
-
-// deny names, for the nearest rule, the claim that failed.
-func (s *Set) deny(c idtoken.Claims, r Request) error {
-	var (
-		nearest *rule
-		failed  *miss
-		least   int
-		name    = c.Provider().Name
-	)
-	for _, rule := range s.rules {
-		if rule.provider.Name != name || !rule.fits(r.Want) {
-			continue
-		}
-		if m, distance := rule.against(c, r.Engine); nearest == nil || distance < least {
-			nearest, failed, least = rule, m, distance
-		}
-	}
-	if nearest == nil || failed == nil {
-		return &Denial{}
-	}
-	return &Denial{Rule: nearest.name, Claim: failed.claim, Got: failed.text()}
 }
 
 // text is the caller's value as JSON, cut; "" when missing.

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"errors"
 	"strings"
 
 	"github.com/mayfly-ca/mayfly/ca/issuance"
@@ -24,34 +25,34 @@ type ExplainedRule struct {
 	Matched bool
 	Claim   string // the first that does not match; "iss" for another provider's rule
 	Got     string // the token's value as JSON; "" when missing
-	Want    string // the rule's values as JSON
+	Want    string // the rule's values as JSON, or in words what a certificate needs
 }
 
-// Explain takes recorded claims as well as verified ones. Audience, times and
-// signature are not looked at. A zero Want tries every rule.
+// Explain says what Decide would answer. It takes recorded claims as well as
+// verified ones: audience, times and signature are not looked at. A zero Want
+// is denied, as by Decide.
 func (s *Set) Explain(c idtoken.Claims, r Request) Explanation {
 	var x Explanation
-	name := c.Provider().Name
-	for _, rule := range s.rules {
-		if r.Want != 0 && !rule.fits(r.Want) {
-			continue
-		}
-		e := ExplainedRule{Rule: rule.name}
-		if rule.provider.Name != name {
-			e.Claim, e.Got, e.Want = idtoken.ClaimIssuer, asJSON(c.Provider().Issuer), asJSON(rule.provider.Issuer)
-		} else if m, _ := rule.against(c, r.Engine); m != nil {
+	first := -1 // the rule that decides
+	o, err := s.judge(c, r, func(rule *rule, m *miss) {
+		e := ExplainedRule{Rule: rule.name, Matched: m == nil}
+		if m != nil {
 			e.Claim, e.Got, e.Want = m.claim, m.text(), wanted(m.want)
-		} else {
-			e.Matched = true
-		}
-		if e.Matched && !x.Allowed {
-			x.Allowed, x.Rule, x.Role, x.Profile = true, rule.name, rule.role, rule.profile
-			x.Engines = append([]string(nil), rule.engines...)
-			if r.Engine != "" {
-				x.Engines = []string{r.Engine}
-			}
+		} else if first < 0 {
+			first = len(x.Rules)
 		}
 		x.Rules = append(x.Rules, e)
+	})
+	var denial *Denial
+	switch {
+	case err == nil:
+		x.Allowed, x.Rule, x.Role, x.Profile = true, o.rule.name, o.rule.role, o.rule.profile
+		for _, e := range o.engines {
+			x.Engines = append(x.Engines, e.Name)
+		}
+	case first >= 0 && errors.As(err, &denial):
+		// It matched, and its certificate cannot be made.
+		x.Rules[first] = ExplainedRule{Rule: x.Rules[first].Rule, Claim: denial.Claim, Got: denial.Got, Want: "a value that fits into a certificate"}
 	}
 	return x
 }

@@ -56,11 +56,19 @@ func TestExplain(t *testing.T) {
 	if got := s.Explain(person, policy.Request{Want: policy.WantRole}); !got.Allowed || got.Role != policy.Admin || len(got.Rules) != 1 {
 		t.Errorf("%+v", got)
 	}
-	if got := s.Explain(person, policy.Request{}); !got.Allowed || got.Rule != "admins" || len(got.Rules) != 3 {
-		t.Errorf("anything: %+v", got)
+	for name, r := range map[string]policy.Request{
+		"a certificate": certificate, "nothing": {}, "sessions": {Want: policy.WantSessions}, "a role for an engine": {Want: policy.WantRole, Engine: "default"},
+	} {
+		if got := s.Explain(person, r); got.Allowed || got.Rule != "" || got.Role != "" {
+			t.Errorf("a person asks for %s: %+v", name, got)
+		}
 	}
 	if got := s.Explain(idtoken.Claims{}, certificate); got.Allowed {
 		t.Errorf("zero claims: %+v", got)
+	}
+	got = s.Explain(recorded(t, s, "fly", `{"org_id":"11111111","app_id":"22222222"}`), certificate)
+	if diff := cmp.Diff(policy.ExplainedRule{Rule: "engine", Claim: "machine_id", Want: "a value that fits into a certificate"}, got.Rules[1]); diff != "" || got.Allowed {
+		t.Errorf("a machine without an id: %s", diff)
 	}
 	got = s.Explain(recorded(t, s, "fly", `{"org_id":"11111111","app_id":"22222222"}`), policy.Request{Want: policy.WantCertificate, Engine: "other"})
 	if diff := cmp.Diff(policy.ExplainedRule{Rule: "engine", Claim: "engine", Got: `"other"`, Want: `"default"`}, got.Rules[1]); diff != "" {
@@ -94,6 +102,10 @@ const tests = `tests:
     provider: fly
     claims: {org_id: "9", app_id: "22222222"}
     rule: engine
+  - name: a machine
+    provider: fly
+    claims: {org_id: "11111111", app_id: "22222222"}
+    rule: engine
   - name: an operator's certificate
     provider: staff
     claims: {email: ops@example.com, email_verified: true}
@@ -110,6 +122,7 @@ func TestRunTests(t *testing.T) {
 		{Name: "an operator", OK: true, Want: "rule admins", Got: "rule admins"},
 		{Name: "tests[4]", Want: "denied by app_id", Got: "denied by org_id"},
 		{Name: "wrongly hoped for", Want: "rule engine", Got: "denied by org_id"},
+		{Name: "a machine", OK: true, Want: "rule engine", Got: "rule engine"},
 		{Name: "an operator's certificate", Want: "denied by email", Got: "denied"},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
@@ -159,5 +172,42 @@ func TestTypedValues(t *testing.T) {
 		if rule == "" && got.Rules[0].Got == "" {
 			t.Errorf("%s reads as missing", value)
 		}
+	}
+}
+
+// What Explain says is what Decide answers, for whatever is asked.
+func TestExplainIsTheDecision(t *testing.T) {
+	t.Parallel()
+	s := parse(t, head()+ordinary+`  - {name: person, provider: staff, match: {sub: "2"}, grant: {profile: client, engines: [default, arm], ttl: 1h}}
+`)
+	tokens := map[string]idtoken.Claims{
+		"a job":                     token(t, s, hub, nil),
+		"a job of another branch":   token(t, s, hub, claims{"ref": "refs/heads/dev"}),
+		"a job without an owner":    token(t, s, hub, claims{"repository_owner_id": ""}),
+		"a machine":                 token(t, s, fly, nil),
+		"a machine without an id":   token(t, s, fly, claims{"machine_id": ""}),
+		"a pod":                     token(t, s, cluster, claims{"sub": "system:serviceaccount:builds:runner"}),
+		"an admin":                  token(t, s, staff, claims{"sub": "1", "email": "ops@example.com", "email_verified": true}),
+		"a person":                  token(t, s, staff, claims{"sub": "2"}),
+		"a person whom none admits": token(t, s, staff, claims{"sub": "3"}),
+	}
+	allowed := 0
+	for name, c := range tokens {
+		for _, want := range []policy.Want{0, policy.WantCertificate, policy.WantRole} {
+			for _, engine := range []string{"", "default", "arm", "nope"} {
+				r := policy.Request{Want: want, Engine: engine}
+				d, err := s.Decide(c, r)
+				x := s.Explain(c, r)
+				if x.Allowed != (err == nil) || x.Rule != d.Rule || x.Role != d.Role || len(x.Engines) != len(d.Engines) {
+					t.Errorf("%s, %+v: explained as %+v, decided as %+v, %v", name, r, x, d, err)
+				}
+				if x.Allowed {
+					allowed++
+				}
+			}
+		}
+	}
+	if allowed < 10 {
+		t.Errorf("only %d are allowed", allowed)
 	}
 }

@@ -1,18 +1,17 @@
 package policy
 
 import (
-	"bytes"
-	"errors"
 	"fmt"
-	"io"
 
 	"go.yaml.in/yaml/v3"
+
+	"github.com/mayfly-ca/mayfly/client/configfile"
 )
 
 // Bounds of a policy file.
 const (
 	// MaxFileBytes bounds the file.
-	MaxFileBytes  = 1 << 20
+	MaxFileBytes  = configfile.MaxBytes
 	maxNodes      = 200_000
 	maxDepth      = 16
 	maxProviders  = 64
@@ -106,7 +105,7 @@ type fileTest struct {
 	Name string `yaml:"name"`
 	// Provider is whose token the claims were recorded from.
 	Provider string `yaml:"provider"`
-	// Claims is the token's payload, or the part of it that matters.
+	// Claims is the token's payload, or the part of it that the rules look at.
 	Claims yaml.Node `yaml:"claims"`
 	// Want is certificate or role. Default: certificate.
 	Want string `yaml:"want"`
@@ -119,72 +118,56 @@ type fileTest struct {
 }
 
 // readFile decodes data strictly: one document, known keys, no key twice, and
-// nothing of YAML that lets a text mean what it does not say.
-func readFile(data []byte) (*file, error) {
-	if len(data) > MaxFileBytes {
-		return nil, fmt.Errorf("the file is larger than %d bytes", MaxFileBytes)
+// no anchors, aliases, merges or tags.
+func readFile(name string, data []byte) (*configfile.Document, *file, error) {
+	if name == "" {
+		name = "policy.yaml"
 	}
-	dec := yaml.NewDecoder(bytes.NewReader(data))
-	var doc yaml.Node
-	if err := dec.Decode(&doc); err != nil {
-		if errors.Is(err, io.EOF) {
-			return nil, errors.New("the file is empty")
-		}
-		return nil, err
+	doc, err := configfile.Parse(name, data)
+	if err != nil {
+		return nil, nil, err
 	}
-	var second yaml.Node
-	if err := dec.Decode(&second); !errors.Is(err, io.EOF) {
-		return nil, errors.New("the file holds a second document, or what follows the first is not YAML")
+	if doc.Root == nil {
+		return nil, nil, fmt.Errorf("%s: the file is empty", name)
 	}
 	nodes := 0
-	if err := plain(&doc, 0, &nodes); err != nil {
-		return nil, err
+	if err := plain(doc, doc.Root, 0, &nodes); err != nil {
+		return nil, nil, err
 	}
 	var f file
-	strict := yaml.NewDecoder(bytes.NewReader(data))
-	strict.KnownFields(true)
-	if err := strict.Decode(&f); err != nil {
-		return nil, err
+	if err := doc.Decode(&f); err != nil {
+		return nil, nil, err
 	}
-	return &f, nil
+	return doc, &f, nil
 }
 
 // plain refuses anchors, aliases, merge keys, explicit tags, keys that are not
-// plain strings, keys twice, and more than the bounds.
-func plain(n *yaml.Node, depth int, nodes *int) error {
+// plain strings, and more than the bounds.
+func plain(doc *configfile.Document, n *yaml.Node, depth int, nodes *int) error {
 	if *nodes++; *nodes > maxNodes {
-		return fmt.Errorf("the file has more than %d values", maxNodes)
+		return doc.ErrorAt(n, "the file has more than %d values", maxNodes)
 	}
 	if depth > maxDepth {
-		return at(n, "nested deeper than %d", maxDepth)
+		return doc.ErrorAt(n, "nested deeper than %d", maxDepth)
 	}
 	if n.Kind == yaml.AliasNode || n.Anchor != "" {
-		return at(n, "anchors and aliases are not accepted")
+		return doc.ErrorAt(n, "anchors and aliases are not accepted")
 	}
 	if n.Style&yaml.TaggedStyle != 0 {
-		return at(n, "tags are not accepted")
+		return doc.ErrorAt(n, "tags are not accepted")
 	}
 	if n.Kind == yaml.MappingNode {
-		seen := make(map[string]bool, len(n.Content)/2)
 		for i := 0; i < len(n.Content); i += 2 {
 			key := n.Content[i]
 			if key.Kind != yaml.ScalarNode || key.Tag != "!!str" {
-				return at(key, "a key is not a string")
+				return doc.ErrorAt(key, "a key is not a string")
 			}
-			if seen[key.Value] {
-				return at(key, "key %s occurs twice", quote(key.Value))
-			}
-			seen[key.Value] = true
 		}
 	}
 	for _, c := range n.Content {
-		if err := plain(c, depth+1, nodes); err != nil {
+		if err := plain(doc, c, depth+1, nodes); err != nil {
 			return err
 		}
 	}
 	return nil
-}
-
-func at(n *yaml.Node, format string, args ...any) error {
-	return fmt.Errorf("line %d: %s", n.Line, fmt.Sprintf(format, args...))
 }

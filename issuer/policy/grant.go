@@ -10,40 +10,47 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer/idtoken"
 )
 
-// grant makes the Decision of a rule that matched.
-func (s *Set) grant(r *rule, c idtoken.Claims, req Request) (Decision, error) {
-	d := Decision{Rule: r.name, Provider: c.Provider()}
+// grant is the outcome of a rule that matched. A token that matched and still
+// lacks a claim that a certificate is made of is denied.
+func (s *Set) grant(r *rule, c idtoken.Claims, req Request) (outcome, error) {
+	o := outcome{rule: r}
 	if r.role != "" {
-		d.Role = r.role
-		return d, nil
+		return o, nil
 	}
 	names := r.engines
 	switch {
 	case req.Engine != "":
 		names = []string{req.Engine}
 	case req.OneEngine && len(names) > 1:
-		return Decision{}, &SeveralEnginesError{Rule: r.name, Engines: slices.Clone(names)}
+		return outcome{}, &SeveralEnginesError{Rule: r.name, Engines: slices.Clone(names)}
 	}
 	for _, n := range names {
 		e, ok := s.engine(n)
 		if !ok {
-			return Decision{}, fmt.Errorf("policy: rule %s: no engine %s", r.name, n)
+			return outcome{}, fmt.Errorf("policy: rule %s: no engine %s", r.name, n)
 		}
-		d.Engines = append(d.Engines, e)
+		o.engines = append(o.engines, e)
 	}
-	who, err := s.identity(r, c, names)
-	if err != nil {
-		return Decision{}, err
+	var err error
+	if o.who, err = s.identity(r, c, names); err != nil {
+		return outcome{}, err
 	}
-	d.Identity = who.ID
-	if req.Want == WantSessions {
+	return o, nil
+}
+
+// decision makes the Decision for verified claims.
+func (o outcome) decision(c idtoken.Claims, req Request) (Decision, error) {
+	r := o.rule
+	d := Decision{Rule: r.name, Provider: c.Provider(), Role: r.role, Engines: o.engines, Identity: o.who.ID}
+	if req.Want != WantCertificate {
 		return d, nil
 	}
+	var err error
 	d.Grant, err = issuance.NewGrant(issuance.Params{
 		Profile:  r.profile,
 		TTL:      r.ttl,
 		Provider: r.provider.Name,
-		Identity: who,
+		Identity: o.who,
 		DNSNames: r.dns,
 		Token: issuance.Token{
 			Issuer: c.Issuer(), ID: c.TokenID(), SingleUse: c.SingleUse(),

@@ -2,7 +2,6 @@ package policy
 
 import (
 	"errors"
-	"fmt"
 	"net/netip"
 	"net/url"
 	"slices"
@@ -12,6 +11,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/mayfly-ca/mayfly/ca/issuance"
+	"github.com/mayfly-ca/mayfly/client/configfile"
 	"github.com/mayfly-ca/mayfly/issuer/idtoken"
 )
 
@@ -19,13 +19,13 @@ import (
 const maxProblems = 20
 
 // Parse reads a policy file. It returns all that is wrong with it, joined, and
-// then no Set.
+// then no Set. Each error is a *configfile.Error.
 func Parse(data []byte, o Options) (*Set, error) {
-	f, err := readFile(data)
+	doc, f, err := readFile(o.File, data)
 	if err != nil {
 		return nil, err
 	}
-	l := loader{options: o, set: &Set{}}
+	l := loader{options: o, doc: doc, set: &Set{}}
 	l.head(f)
 	l.loadProviders(f.Providers)
 	l.loadEngines(f.Engines)
@@ -33,39 +33,58 @@ func Parse(data []byte, o Options) (*Set, error) {
 	l.loadTests(f.Tests)
 	if len(l.problems) > 0 {
 		if more := len(l.problems) - maxProblems; more > 0 {
-			l.problems = append(l.problems[:maxProblems], fmt.Errorf("and %d more", more))
+			l.problems = append(l.problems[:maxProblems], l.doc.Errorf(nil, "and %d more", more))
 		}
 		return nil, errors.Join(l.problems...)
 	}
-	l.set.warnings = warningsOf(l.set)
+	l.set.findings = check(doc, l.set)
 	return l.set, nil
 }
 
 // loader gathers a Set and what is wrong with it.
 type loader struct {
 	options  Options
+	doc      *configfile.Document
 	set      *Set
 	problems []error
 }
 
-func (l *loader) bad(format string, args ...any) {
-	l.problems = append(l.problems, fmt.Errorf(format, args...))
+// path leads to a value of the file, by keys and indexes.
+type path []any
+
+func (p path) to(steps ...any) path { return append(slices.Clone(p), steps...) }
+
+// of leads from a claim to its value i, which may be the only one and no list.
+func (p path) of(c condition, i int) path {
+	if len(c.values) == 1 {
+		return p
+	}
+	return p.to(i)
+}
+
+// bad records a problem with the value at p.
+func (l *loader) bad(p path, format string, args ...any) {
+	l.problems = append(l.problems, l.doc.Errorf(p, format, args...))
 }
 
 func (l *loader) head(f *file) {
 	if f.Version != 1 {
-		l.bad("version: want 1")
+		l.bad(path{"version"}, "version: want 1")
 	}
+	at := path{"trust_domain"}
 	if !issuance.HostName(f.TrustDomain) || !strings.Contains(f.TrustDomain, ".") {
-		l.bad("trust_domain: want a lower-case DNS name of two labels or more, like ci.example.com")
+		l.bad(at, "trust_domain: want a lower-case DNS name of two labels or more, like ci.example.com")
 		return
 	}
 	td, err := spiffeid.TrustDomainFromString(f.TrustDomain)
-	if err != nil {
-		l.bad("trust_domain: %w", err)
-		return
+	switch {
+	case err != nil:
+		l.bad(at, "trust_domain: %v", err)
+	case l.options.TrustDomain != "" && td.Name() != l.options.TrustDomain:
+		l.bad(at, "trust_domain is %s, the CA's is %s; write the CA's", td.Name(), l.options.TrustDomain)
+	default:
+		l.set.trustDomain = td
 	}
-	l.set.trustDomain = td
 }
 
 // isName tells whether s is [a-z][a-z0-9-]*, of at most 63 bytes.
@@ -111,12 +130,12 @@ func sortedKeys[V any](m map[string]V) []string {
 
 func (l *loader) loadProviders(in map[string]fileProvider) {
 	if len(in) == 0 || len(in) > maxProviders {
-		l.bad("providers: want 1 to %d", maxProviders)
+		l.bad(path{"providers"}, "providers: want 1 to %d", maxProviders)
 		return
 	}
 	for _, name := range sortedKeys(in) {
 		if !isName(name) || name == claimEngine {
-			l.bad("providers: %s: a name is [a-z][a-z0-9-]*, and not engine, which begins the identities of engines", quote(name))
+			l.bad(path{"providers", name}, "providers: %s: a name is [a-z][a-z0-9-]*, and not engine, which begins the identities of engines", quote(name))
 			continue
 		}
 		f := in[name]
@@ -126,32 +145,32 @@ func (l *loader) loadProviders(in map[string]fileProvider) {
 			UnsafeHTTP: f.UnsafeHTTP, UnsafeAllowPrivate: f.UnsafeAllowPrivate,
 		}.Complete()
 		if err != nil {
-			l.bad("providers.%s: %w", name, err)
+			l.bad(path{"providers", name}, "providers.%s: %v", name, err)
 			continue
 		}
 		l.set.providers = append(l.set.providers, p)
 	}
 	if err := idtoken.CheckDistinct(l.set.providers); err != nil {
-		l.bad("providers: %w", err)
+		l.bad(path{"providers"}, "providers: %v", err)
 	}
 }
 
 func (l *loader) loadEngines(in map[string]fileEngine) {
 	if len(in) > maxEngines {
-		l.bad("engines: more than %d", maxEngines)
+		l.bad(path{"engines"}, "engines: more than %d", maxEngines)
 		return
 	}
 	for _, name := range sortedKeys(in) {
 		f := in[name]
 		if !isName(name) {
-			l.bad("engines: %s: a name is [a-z][a-z0-9-]*", quote(name))
+			l.bad(path{"engines", name}, "engines: %s: a name is [a-z][a-z0-9-]*", quote(name))
 			continue
 		}
 		if err := checkEndpoint(f.Endpoint); err != nil {
-			l.bad("engines.%s.endpoint: %w", name, err)
+			l.bad(path{"engines", name, "endpoint"}, "engines.%s.endpoint: %v", name, err)
 		}
 		if !issuance.HostName(f.ServerName) {
-			l.bad("engines.%s.server_name: want a lower-case DNS name without wildcard", name)
+			l.bad(path{"engines", name, "server_name"}, "engines.%s.server_name: want a lower-case DNS name without wildcard", name)
 		}
 		l.set.engines = append(l.set.engines, Engine{Name: name, Endpoint: f.Endpoint, ServerName: f.ServerName})
 	}

@@ -51,21 +51,26 @@ func stringClaim(t idtoken.Type, claim string) bool {
 	return false
 }
 
-func loadMatch(t idtoken.Type, n *yaml.Node) ([]condition, error) {
+// loadMatch reads a rule's match. It returns false when that is not possible.
+func (l *loader) loadMatch(where string, at path, t idtoken.Type, n *yaml.Node) ([]condition, bool) {
 	if n.Kind != yaml.MappingNode || len(n.Content) == 0 {
-		return nil, errors.New("want claims and their values; a rule without any is for everybody")
+		l.bad(at, "%s.match: want claims and their values; a rule without any is for everybody", where)
+		return nil, false
 	}
 	if len(n.Content)/2 > maxMatchKeys {
-		return nil, fmt.Errorf("more than %d claims", maxMatchKeys)
+		l.bad(at, "%s.match: more than %d claims", where, maxMatchKeys)
+		return nil, false
 	}
 	who := whoClaims(t)
 	var out []condition
 	for i := 0; i < len(n.Content); i += 2 {
-		c, err := loadCondition(t, n.Content[i].Value, n.Content[i+1])
+		claim := n.Content[i].Value
+		c, bad, err := loadCondition(t, claim, n.Content[i+1])
 		if err != nil {
-			return nil, fmt.Errorf("line %d: %s: %w", n.Content[i].Line, n.Content[i].Value, err)
+			l.problems = append(l.problems, l.doc.ErrorAt(bad, "%s.match.%s: %v", where, claim, err))
+			return nil, false
 		}
-		c.who = slices.Contains(who, c.claim)
+		c.who = slices.Contains(who, claim)
 		out = append(out, c)
 	}
 	rank := func(c condition) int {
@@ -75,32 +80,34 @@ func loadMatch(t idtoken.Type, n *yaml.Node) ([]condition, error) {
 		return len(who)
 	}
 	slices.SortStableFunc(out, func(a, b condition) int { return rank(a) - rank(b) })
-	return out, nil
+	return out, true
 }
 
-func loadCondition(t idtoken.Type, claim string, n *yaml.Node) (condition, error) {
+// loadCondition reads one claim's values. With an error it returns the value
+// that is wrong.
+func loadCondition(t idtoken.Type, claim string, n *yaml.Node) (condition, *yaml.Node, error) {
 	c := condition{claim: claim}
 	if claim == "" || len(claim) > 256 {
-		return c, errors.New("a claim has a name of 1 to 256 bytes")
+		return c, n, errors.New("a claim has a name of 1 to 256 bytes")
 	}
 	if slices.Contains(checkedClaims, claim) {
-		return c, errors.New("is checked with the token and not by rules")
+		return c, n, errors.New("is checked with the token and not by rules")
 	}
 	nodes := []*yaml.Node{n}
 	if n.Kind == yaml.SequenceNode {
 		nodes = n.Content
 	}
 	if len(nodes) == 0 || len(nodes) > maxValues {
-		return c, fmt.Errorf("want 1 to %d values", maxValues)
+		return c, n, fmt.Errorf("want 1 to %d values", maxValues)
 	}
 	for _, n := range nodes {
 		v, err := loadValue(t, claim, n)
 		if err != nil {
-			return c, err
+			return c, n, err
 		}
 		c.values = append(c.values, v)
 	}
-	return c, nil
+	return c, nil, nil
 }
 
 func loadValue(t idtoken.Type, claim string, n *yaml.Node) (value, error) {

@@ -8,6 +8,7 @@ import (
 
 	"github.com/mayfly-ca/mayfly/ca/identity"
 	"github.com/mayfly-ca/mayfly/ca/issuance"
+	"github.com/mayfly-ca/mayfly/client/configfile"
 	"github.com/mayfly-ca/mayfly/issuer/idtoken"
 )
 
@@ -23,52 +24,50 @@ const eventPullRequest = "pull_request"
 
 func (l *loader) loadRules(in []fileRule) {
 	if len(in) == 0 {
-		l.bad("rules: there is none, so nothing would be granted to anybody")
+		l.bad(path{"rules"}, "rules: there is none, so nothing would be granted to anybody")
 		return
 	}
 	if len(in) > maxRules {
-		l.bad("rules: more than %d", maxRules)
+		l.bad(path{"rules"}, "rules: more than %d", maxRules)
 		return
 	}
 	names := map[string]bool{}
 	for i, f := range in {
-		where := fmt.Sprintf("rules[%d]", i)
+		where, at := fmt.Sprintf("rules[%d]", i), path{"rules", i}
 		switch {
 		case !isRuleName(f.Name):
-			l.bad("%s.name: want letters, digits, '.', '_' and '-', at most 128", where)
+			l.bad(at.to("name"), "%s.name: want letters, digits, '.', '_' and '-', at most 128", where)
 		case names[f.Name]:
-			l.bad("%s.name: two rules are named %s", where, f.Name)
+			l.bad(at.to("name"), "%s.name: two rules are named %s", where, f.Name)
 		default:
 			where = "rule " + f.Name
 		}
 		names[f.Name] = true
-		l.loadRule(where, f)
+		l.loadRule(where, at, f)
 	}
 }
 
-func (l *loader) loadRule(where string, f fileRule) {
+func (l *loader) loadRule(where string, at path, f fileRule) {
 	p, ok := l.set.provider(f.Provider)
 	if !ok {
-		l.bad("%s.provider: there is no provider %s", where, quote(f.Provider))
+		l.bad(at.to("provider"), "%s.provider: there is no provider %s", where, quote(f.Provider))
 		return
 	}
 	r := &rule{
 		name: f.Name, provider: p,
 		allRepositories: f.AllRepositories, privilegedEvents: f.UnsafeAllowPrivilegedEvents,
 	}
-	var err error
-	if r.match, err = loadMatch(p.Type, &f.Match); err != nil {
-		l.bad("%s.match: %w", where, err)
+	if r.match, ok = l.loadMatch(where, at.to("match"), p.Type, &f.Match); !ok {
 		return
 	}
 	if err := checkWho(r); err != nil {
-		l.bad("%s: %w", where, err)
+		l.bad(at.to("match"), "%s: %v", where, err)
 	}
 	if err := checkEvents(r); err != nil {
-		l.bad("%s: %w", where, err)
+		l.bad(at.to("match", idtoken.ClaimEventName), "%s: %v", where, err)
 	}
 	if err := l.loadGrant(r, f.Grant); err != nil {
-		l.bad("%s.grant: %w", where, err)
+		l.bad(at.to("grant"), "%s.grant: %v", where, err)
 	}
 	l.set.rules = append(l.set.rules, r)
 }
@@ -138,9 +137,17 @@ func checkEvents(r *rule) error {
 		return fmt.Errorf("match.event_name is missing: list the events that may use the engine (%s)", strings.Join(ordinaryEvents, ", "))
 	}
 	for _, e := range events.values {
-		if !slices.Contains(ordinaryEvents, e.text) && !r.privilegedEvents {
-			return fmt.Errorf("match.event_name: %s runs with the base repository's trust on input of strangers; if that is meant, say unsafe_allow_privileged_events: true beside match", quote(e.text))
+		if r.privilegedEvents || slices.Contains(ordinaryEvents, e.text) {
+			continue
 		}
+		if !slices.Contains(githubEvents, e.text) {
+			hint := "an event that is new at GitHub needs unsafe_allow_privileged_events: true beside match"
+			if near := configfile.Nearest(e.text, githubEvents); near != "" {
+				hint = fmt.Sprintf("did you mean %s? (%s)", quote(near), hint)
+			}
+			return fmt.Errorf("match.event_name: GitHub has no event %s; %s", quote(e.text), hint)
+		}
+		return fmt.Errorf("match.event_name: %s runs with the base repository's trust on input of strangers; if that is meant, say unsafe_allow_privileged_events: true beside match", quote(e.text))
 	}
 	return nil
 }
@@ -239,64 +246,4 @@ func within(name, constraint string) bool {
 		return strings.HasSuffix(name, constraint)
 	}
 	return name == constraint || strings.HasSuffix(name, "."+constraint)
-}
-
-// warningsOf says what the file may do and perhaps should not.
-func warningsOf(s *Set) []string {
-	var out []string
-	for _, p := range s.providers {
-		if p.UnsafeHTTP {
-			out = append(out, fmt.Sprintf("provider %s: unsafe_http: its keys come over plain http", p.Name))
-		}
-		if p.UnsafeAllowPrivate {
-			out = append(out, fmt.Sprintf("provider %s: unsafe_allow_private: its keys may come from private addresses", p.Name))
-		}
-	}
-	for _, r := range s.rules {
-		if r.privilegedEvents {
-			out = append(out, fmt.Sprintf("rule %s: unsafe_allow_privileged_events: such a run may build what a stranger wrote, under the base branch's name", r.name))
-		}
-	}
-	return append(out, sharedCaches(s)...)
-}
-
-// sharedCaches finds engines that a rule opens to pull requests and a rule, the
-// same or another, to builds of branches: the first can poison the cache that
-// the second builds from.
-func sharedCaches(s *Set) []string {
-	isPR := func(event string) bool { return strings.HasPrefix(event, eventPullRequest) }
-	var out []string
-	for _, e := range s.engines {
-		var prs, branches []string
-		for _, r := range s.rules {
-			if !slices.Contains(r.engines, e.Name) {
-				continue
-			}
-			if r.admitsEvent(isPR) {
-				prs = append(prs, r.name)
-			}
-			if r.admitsEvent(func(event string) bool { return !isPR(event) }) {
-				branches = append(branches, r.name)
-			}
-		}
-		if len(prs) > 0 && len(branches) > 0 {
-			out = append(out, fmt.Sprintf("rules %s (pull requests) and %s (branches) share engine %s: a pull request's build can poison the cache that the branch builds from; give pull requests an engine of their own", few(prs), few(branches), e.Name))
-		}
-	}
-	return out
-}
-
-// few names the first names.
-func few(names []string) string {
-	const most = 5
-	if more := len(names) - most; more > 0 {
-		return fmt.Sprintf("%s and %d more", strings.Join(names[:most], ", "), more)
-	}
-	return strings.Join(names, ", ")
-}
-
-func (r *rule) admitsEvent(is func(string) bool) bool {
-	c, ok := r.condition(idtoken.ClaimEventName)
-	return ok && r.profile == issuance.Client && r.provider.Type == idtoken.GitHub &&
-		slices.ContainsFunc(c.values, func(v value) bool { return is(v.text) })
 }

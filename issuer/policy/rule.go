@@ -137,17 +137,17 @@ type miss struct {
 	want    []value
 }
 
-// against holds claims against the rule. It returns the first miss, nil when
-// all conditions hold, and how far the token is from the rule: a miss in who
-// it is outweighs any number of others.
-func (r *rule) against(claims idtoken.Claims, engine string) (first *miss, distance int) {
+// against holds claims against the rule. It returns the first miss, false when
+// all conditions hold, and how far the token is from the rule: a miss in who it
+// is outweighs any number of others.
+func (r *rule) against(claims idtoken.Claims, engine string) (first miss, missed bool, distance int) {
 	for _, c := range r.match {
 		if c.admits(claims) {
 			continue
 		}
-		if first == nil {
+		if !missed {
 			got, ok := claims.Get(c.claim)
-			first = &miss{claim: c.claim, got: got, present: ok, want: c.values}
+			first, missed = miss{claim: c.claim, got: got, present: ok, want: c.values}, true
 		}
 		distance++
 		if c.who {
@@ -155,23 +155,13 @@ func (r *rule) against(claims idtoken.Claims, engine string) (first *miss, dista
 		}
 	}
 	if engine != "" && !slices.Contains(r.engines, engine) {
-		if first == nil {
-			first = &miss{claim: claimEngine, got: engine, present: true}
+		if !missed {
+			first, missed = miss{claim: claimEngine, got: engine, present: true}, true
 			for _, e := range r.engines {
 				first.want = append(first.want, value{text: e})
 			}
 		}
 		distance++
 	}
-	return first, distance
-}
-
-// matches is against without the account of it.
-func (r *rule) matches(claims idtoken.Claims, engine string) bool {
-	for _, c := range r.match {
-		if !c.admits(claims) {
-			return false
-		}
-	}
-	return engine == "" || slices.Contains(r.engines, engine)
+	return first, missed, distance
 }

@@ -28,6 +28,10 @@ type Engine struct {
 
 // Options is what Parse holds a file against beside the file itself.
 type Options struct {
+	// File is the file's name in errors. Empty: policy.yaml.
+	File string
+	// TrustDomain is the CA's; empty means that it is not known and not checked.
+	TrustDomain string
 	// PermittedDNS are the CA's name constraints, as in
 	// x509.Certificate.PermittedDNSDomains; nil means that they are not known
 	// and not checked.
@@ -41,7 +45,7 @@ type Set struct {
 	engines     []Engine           // sorted by name
 	rules       []*rule            // in file order
 	tests       []testCase
-	warnings    []string
+	findings    []Finding
 }
 
 // TrustDomain is the SPIFFE trust domain that the file is for.
@@ -67,8 +71,9 @@ func (s *Set) Providers() []idtoken.Provider {
 // Engines lists the engines, sorted by name.
 func (s *Set) Engines() []Engine { return slices.Clone(s.engines) }
 
-// Warnings are what the file may do and perhaps should not.
-func (s *Set) Warnings() []string { return slices.Clone(s.warnings) }
+// Findings are what is wrong with a file that is in force all the same, and
+// what it may do and perhaps should not, in file order.
+func (s *Set) Findings() []Finding { return slices.Clone(s.findings) }
 
 func (s *Set) provider(name string) (idtoken.Provider, bool) {
 	for _, p := range s.providers {

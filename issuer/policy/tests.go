@@ -36,13 +36,12 @@ func (s *Set) RunTests() []TestResult {
 		if t.denied != "" {
 			r.Want = "denied by " + t.denied
 		}
-		if x := s.Explain(t.claims, t.request); x.Allowed {
-			r.Got = "rule " + x.Rule
-		} else {
-			var d *Denial
-			if errors.As(s.deny(t.claims, t.request), &d) && d.Claim != "" {
-				r.Got = "denied by " + d.Claim
-			}
+		var d *Denial
+		switch o, err := s.judge(t.claims, t.request, nil); {
+		case err == nil:
+			r.Got = "rule " + o.rule.name
+		case errors.As(err, &d) && d.Claim != "":
+			r.Got = "denied by " + d.Claim
 		}
 		r.OK = r.Got == r.Want
 		out = append(out, r)
@@ -52,7 +51,7 @@ func (s *Set) RunTests() []TestResult {
 
 func (l *loader) loadTests(in []fileTest) {
 	if len(in) > maxTests {
-		l.bad("tests: more than %d", maxTests)
+		l.bad(path{"tests"}, "tests: more than %d", maxTests)
 		return
 	}
 	for i, f := range in {
@@ -61,7 +60,7 @@ func (l *loader) loadTests(in []fileTest) {
 		}
 		t, err := l.loadTest(f)
 		if err != nil {
-			l.bad("test %s: %w", quote(f.Name), err)
+			l.bad(path{"tests", i}, "test %s: %v", quote(f.Name), err)
 			continue
 		}
 		l.set.tests = append(l.set.tests, t)
@@ -95,12 +94,32 @@ func (l *loader) loadTest(f fileTest) (testCase, error) {
 	if err != nil {
 		return t, fmt.Errorf("claims: %w", err)
 	}
+	if claims, ok := v.(map[string]any); ok {
+		complete(claims, p.Type)
+	}
 	payload, err := json.Marshal(v)
 	if err != nil {
 		return t, fmt.Errorf("claims: %w", err)
 	}
 	t.claims, err = idtoken.Recorded(p, payload)
 	return t, err
+}
+
+// complete adds to a test's claims those that every token of the type has and a
+// certificate is named by: a test may leave out what its rule does not match.
+func complete(claims map[string]any, t idtoken.Type) {
+	names := []string{idtoken.ClaimSubject}
+	switch t {
+	case idtoken.GitHub:
+		names = append(names, idtoken.ClaimRepositoryOwnerID, idtoken.ClaimRepositoryID)
+	case idtoken.Fly:
+		names = append(names, idtoken.ClaimAppID, idtoken.ClaimMachineID)
+	}
+	for _, name := range names {
+		if _, ok := claims[name]; !ok {
+			claims[name] = "(not in the test)"
+		}
+	}
 }
 
 func (l *loader) hasRule(name string) bool {
