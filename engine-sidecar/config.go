@@ -76,7 +76,9 @@ type Config struct {
 	// peer, which is right only where nobody but the proxy can reach Listen.
 	TrustedProxies []string `yaml:"trusted_proxies"`
 	// StatusListen is the TCP address of /healthz, /readyz and /metrics, plain
-	// HTTP. Empty: none. Nothing secret is told, but keep it off the internet.
+	// HTTP. /healthz is ok while the program runs, /readyz while clients are
+	// admitted and the engine answers on its socket. Empty: none. It tells no
+	// secret, but keep it off the internet.
 	StatusListen string `yaml:"status_listen"`
 	// EngineSocket is the absolute path of the engine's unix socket. Default
 	// /run/dagger/engine.sock.
@@ -84,9 +86,9 @@ type Config struct {
 	// EngineEnv is the engine's environment beside PATH and HOME: KEY=VALUE, or
 	// KEY alone to pass on the sidecar's own value. Default: nothing.
 	EngineEnv []string `yaml:"engine_env"`
-	// EngineProbe says when the engine is ready: answer (it answers an HTTP/2
-	// greeting, as Dagger and BuildKit do) or connect (it accepts a connection).
-	// Default answer.
+	// EngineProbe says when the engine is ready, at its start by the sidecar and
+	// for /readyz: answer (it answers an HTTP/2 greeting, as Dagger and BuildKit do)
+	// or connect (it accepts a connection). Default answer.
 	EngineProbe string `yaml:"engine_probe"`
 	// EngineHide are absolute paths that the engine must not see, beside /.fly
 	// and the folder of a token file. Default: none.

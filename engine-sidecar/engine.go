@@ -3,10 +3,10 @@ package sidecar
 import (
 	"context"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/mayfly-ca/mayfly/client/wire"
@@ -33,12 +33,8 @@ func (s *sidecar) startEngine(ctx context.Context) (engine, error) {
 	if len(p.Command) == 0 {
 		return &foreignEngine{socket: s.cfg.EngineSocket, cut: s.cutForStop}, nil
 	}
-	probe := supervise.ProbeAnswer
-	if s.cfg.EngineProbe == ProbeConnect {
-		probe = supervise.ProbeConnect
-	}
 	started, err := supervise.Start(ctx, supervise.Options{
-		Args: p.Command, Env: s.cfg.EngineEnv, Socket: s.cfg.EngineSocket, Probe: probe,
+		Args: p.Command, Env: s.cfg.EngineEnv, Socket: s.cfg.EngineSocket, Probe: s.socket.probe,
 		Isolate: !s.cfg.UnsafeNoIsolation, Hide: s.cfg.hidden(),
 		Stdout: p.EngineOut, Stderr: p.EngineErr,
 		Cut: s.cutForStop, Logger: s.log,
@@ -81,9 +77,9 @@ type foreignEngine struct {
 
 func (f *foreignEngine) Ready(ctx context.Context) error {
 	for {
-		conn, err := new(net.Dialer).DialContext(ctx, "unix", f.socket)
+		err := supervise.ProbeConnect.Ask(ctx, f.socket)
 		if err == nil {
-			return conn.Close()
+			return nil
 		}
 		if !sleep(ctx, 50*time.Millisecond) {
 			return fmt.Errorf("engine is not ready: %w", err)
@@ -99,4 +95,40 @@ func (f *foreignEngine) Signal(os.Signal) error { return nil }
 func (f *foreignEngine) Stop(context.Context, ...os.Signal) error {
 	f.cut()
 	return nil
+}
+
+// askAgainAfter is how long an answer of engineSocket.ask holds.
+const askAgainAfter = 2 * time.Second
+
+// engineSocket is the engine's unix socket.
+type engineSocket struct {
+	path  string
+	probe supervise.Probe
+
+	mu    sync.Mutex // held while the engine is asked
+	asked time.Time  // when last answered; zero before
+	err   error      // the last answer
+}
+
+// newEngineSocket returns the socket that c names, with its probe.
+func newEngineSocket(c Config) *engineSocket {
+	s := &engineSocket{path: c.EngineSocket}
+	if c.EngineProbe == ProbeConnect {
+		s.probe = supervise.ProbeConnect
+	}
+	return s
+}
+
+// ask returns nil while the engine answers on its socket, otherwise why not. An
+// answer holds for askAgainAfter, and one probe runs at a time, so callers may be
+// many and strangers. It blocks for 2 s at most, longer behind another's probe.
+func (e *engineSocket) ask() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.asked.IsZero() || time.Since(e.asked) >= askAgainAfter {
+		// Not the caller's context: the answer is for the others too.
+		e.err = e.probe.Ask(context.Background(), e.path)
+		e.asked = time.Now()
+	}
+	return e.err
 }

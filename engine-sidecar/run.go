@@ -38,6 +38,7 @@ type sidecar struct {
 	reporter      *reporter
 	metrics       *metrics
 	engine        engine
+	socket        *engineSocket
 	statusAddr    net.Addr
 
 	ending  context.CancelFunc
@@ -79,6 +80,7 @@ func newSidecar(cfg Config) (*sidecar, error) {
 	s := &sidecar{
 		cfg: cfg, log: cfg.Program.Logger, metrics: newMetrics(),
 		renewNow: make(chan struct{}, 1), look: make(chan struct{}, 1),
+		socket:   newEngineSocket(cfg),
 		halfOpen: newHalfOpen(cfg.Limits.Handshakes, cfg.Limits.HandshakesPerAddress),
 	}
 	if s.log == nil {

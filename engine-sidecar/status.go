@@ -31,6 +31,9 @@ func (s *sidecar) unready() string {
 	case !s.front.listening():
 		return "not listening yet"
 	}
+	if err := s.socket.ask(); err != nil {
+		return "the engine does not answer: " + err.Error()
+	}
 	return ""
 }
 

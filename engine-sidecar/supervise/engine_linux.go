@@ -202,7 +202,7 @@ func (e *Engine) Ready(ctx context.Context) error {
 	// An attempt costs microseconds, and what is waited for too long adds to
 	// every start of the machine.
 	for wait := 2 * time.Millisecond; ; wait = min(wait+wait/4, 25*time.Millisecond) {
-		err := e.opts.Probe.ask(ctx, e.opts.Socket)
+		err := e.opts.Probe.Ask(ctx, e.opts.Socket)
 		if err == nil {
 			return nil
 		}

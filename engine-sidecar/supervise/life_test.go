@@ -217,15 +217,15 @@ func TestProbe(t *testing.T) {
 			}()
 			ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 			defer cancel()
-			if err := ProbeAnswer.ask(ctx, socket); (err == nil) != c.ready {
+			if err := ProbeAnswer.Ask(ctx, socket); (err == nil) != c.ready {
 				t.Errorf("probe: %v", err)
 			}
-			if err := ProbeConnect.ask(t.Context(), socket); err != nil {
+			if err := ProbeConnect.Ask(t.Context(), socket); err != nil {
 				t.Errorf("connect: %v", err)
 			}
 		})
 	}
-	if err := ProbeConnect.ask(t.Context(), filepath.Join(t.TempDir(), "none")); err == nil {
+	if err := ProbeConnect.Ask(t.Context(), filepath.Join(t.TempDir(), "none")); err == nil {
 		t.Error("an absent socket is ready")
 	}
 }

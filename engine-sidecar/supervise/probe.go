@@ -32,8 +32,9 @@ var greeting = append([]byte("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"), 0, 0, 0, 4, 0,
 // goAway ends the probe's connection politely: GOAWAY, stream 0, NO_ERROR.
 var goAway = []byte{0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
 
-// ask makes one attempt and returns nil when the engine is ready.
-func (p Probe) ask(ctx context.Context, socket string) error {
+// Ask makes one attempt on the engine's socket, of 2 s at most, and returns nil
+// when the engine is ready.
+func (p Probe) Ask(ctx context.Context, socket string) error {
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
 	conn, err := new(net.Dialer).DialContext(ctx, "unix", socket)
