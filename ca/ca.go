@@ -92,7 +92,7 @@ func Open(ctx context.Context, c Config) (_ *Authority, err error) {
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(fmt.Errorf("open authority: %w", err), a.Close())
+			err = errors.Join(err, a.Close())
 		}
 	}()
 	if err := a.openRoot(c.Root, c.RootCRL); err != nil {

@@ -65,13 +65,16 @@ type InitResult struct {
 	Fingerprint string
 }
 
+// ErrInitialised is what Init returns for a folder that holds an authority.
+var ErrInitialised = errors.New("exists already: a CA is never made over another")
+
 // Init makes an authority: root, intermediate, the root's first CRL, and an empty
 // store. It is for the operator's own machine and refuses to run on a Fly
 // Machine, whose volume and memory are no place for a root's key.
 func Init(ctx context.Context, o InitOptions) (*InitResult, error) {
 	r, err := initialise(ctx, o)
 	if err != nil {
-		return nil, fmt.Errorf("init: %w", err)
+		return nil, fmt.Errorf("make a CA: %w", err)
 	}
 	return r, nil
 }
@@ -102,7 +105,7 @@ func initialise(ctx context.Context, o InitOptions) (_ *InitResult, err error) {
 	}
 	for _, dir := range []string{result.RootDir, result.IssuerDir} {
 		if err := os.Mkdir(dir, 0o700); errors.Is(err, fs.ErrExist) {
-			return nil, fmt.Errorf("%w already: an authority is made once, and never over another", err)
+			return nil, fmt.Errorf("%s %w", dir, ErrInitialised)
 		} else if err != nil {
 			return nil, err
 		}

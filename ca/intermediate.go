@@ -28,7 +28,7 @@ type intermediate struct {
 func openIntermediate(ctx context.Context, cert *x509.Certificate, keyRef string, td spiffeid.TrustDomain, crlBase string) (*intermediate, error) {
 	key, err := step.Open(ctx, keyRef)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("key: %w", err)
 	}
 	i := &intermediate{cert: cert, aki: hex.EncodeToString(cert.SubjectKeyId), key: key}
 	i.crl = crlBase + i.aki

@@ -56,7 +56,7 @@ func TestInit(t *testing.T) {
 			t.Errorf("%s holds the root's key", path)
 		}
 	}
-	if _, err := ca.Init(t.Context(), ca.InitOptions{Dir: filepath.Dir(files.RootDir), TrustDomain: catest.TrustDomain, EngineDNS: []string{catest.EngineDNS}}); !errors.Is(err, os.ErrExist) {
+	if _, err := ca.Init(t.Context(), ca.InitOptions{Dir: filepath.Dir(files.RootDir), TrustDomain: catest.TrustDomain, EngineDNS: []string{catest.EngineDNS}}); !errors.Is(err, ca.ErrInitialised) {
 		t.Errorf("init over an authority: %v", err)
 	}
 	if !bytes.Equal(catest.ReadFile(t, files.Root), c.Config.Root) {

@@ -74,9 +74,8 @@ func explainReason(reason, serial string) (what, hint string) {
 // Settings in it have the names of configuration keys: trust_anchor, ca_file,
 // token_source.
 func Hint(err error) string {
-	var h interface{ Hint() string }
-	if errors.As(err, &h) {
-		return h.Hint()
+	if hint := wire.Hint(err); hint != "" {
+		return hint
 	}
 	var t *tokensource.Error
 	if errors.As(err, &t) {
@@ -85,17 +84,7 @@ func Hint(err error) string {
 	return ""
 }
 
-// hintedError is an error with the one thing to do about it.
-type hintedError struct {
-	error
-	hint string
-}
-
-func (e *hintedError) Hint() string { return e.hint }
-
-func (e *hintedError) Unwrap() error { return e.error }
-
-func hinted(hint string, err error) error { return &hintedError{err, hint} }
+func hinted(hint string, err error) error { return wire.WithHint(err, hint) }
 
 // RejectedError is an engine's refusal of this client's certificate.
 type RejectedError struct {

@@ -6,6 +6,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime/debug"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"github.com/mayfly-ca/mayfly/ca"
+	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
 // maxPEMBytes bounds a certificate or CRL file.
@@ -56,7 +58,7 @@ func OpenStore(ctx context.Context, c Config) (ca.Store, error) {
 	}
 	key, err := ca.LoadStateKey(c.StateKey)
 	if err != nil {
-		return nil, fmt.Errorf("%w\nremedy: state_key wants 32 bytes that every issuer of this store shares: openssl rand -hex 32 >state.key makes a first one, which logs every admin out", err)
+		return nil, wire.WithHint(err, "make a first one, which logs every admin out, and give it to each issuer of this store: openssl rand -hex 32 >state.key")
 	}
 	st, err := ca.OpenStore(ctx, dsn, root, key)
 	if err != nil {
@@ -69,9 +71,13 @@ func OpenStore(ctx context.Context, c Config) (ca.Store, error) {
 func storeRemedy(err error) error {
 	switch {
 	case errors.Is(err, ca.ErrMissing):
-		return fmt.Errorf("%w\nremedy: an issuer never makes its own store, since an empty one would forget every revocation and every used token.\n  First start: mayfly-issuer store create --config FILE, or %s=<time> where only serve can run.\n  Lost store: mayfly-issuer restore", err, CreateStoreEnv)
+		first := "run `mayfly-issuer store create` with this configuration"
+		if os.Getenv("FLY_MACHINE_ID") != "" { // where nothing but serve can run
+			first = "set " + CreateStoreEnv + " to a time within the next hour (RFC 3339)"
+		}
+		return wire.WithHint(err, "if this is the first start, "+first+"; if the store was lost, put a backup back with `mayfly-issuer restore`")
 	case errors.Is(err, ca.ErrOtherRoot):
-		return fmt.Errorf("%w\nremedy: ca.root and store belong to two CAs; name the store of this root", err)
+		return wire.WithHint(err, "in issuer.yaml, correct store or ca.root: they belong to two CAs")
 	}
 	return fmt.Errorf("store: %w", err)
 }
@@ -103,7 +109,8 @@ func openStore(ctx context.Context, c Config, dsn string) (ca.Store, error) {
 	switch {
 	case len(c.StateKey) > 0:
 	case ca.IsPostgres(dsn):
-		return nil, errors.New("state_key is missing: all issuers of one PostgreSQL share a key, without which whoever can write to the database could make an admin's login.\nremedy: openssl rand -hex 32 >state.key && chmod 600 state.key, then in issuer.yaml\n  state_key: [state.key]\nor [env:NAME]; the same key for every issuer, and never in a backup of the database")
+		return nil, wire.WithHint(errors.New("state_key is missing: without it, who can write to the database could make an admin's login"),
+			"make a key, and give every issuer of this database the same one:\nopenssl rand -hex 32 >state.key && chmod 600 state.key\nand in issuer.yaml: state_key: [state.key]")
 	default:
 		c.Logger.WarnContext(ctx, "no state_key: a restart logs every admin out", "remedy", "openssl rand -hex 32 >state.key, and state_key: [state.key]")
 	}
@@ -119,11 +126,11 @@ func openStore(ctx context.Context, c Config, dsn string) (ca.Store, error) {
 	now := time.Now()
 	switch {
 	case perr != nil:
-		return nil, fmt.Errorf("%w\n%s is not a time of RFC 3339", err, CreateStoreEnv)
+		return nil, wire.WithHint(fmt.Errorf("%w, and %s=%q is not a time", err, CreateStoreEnv, until), "write it as in RFC 3339: "+now.Add(maxCreateAhead/2).UTC().Format(time.RFC3339))
 	case t.After(now.Add(maxCreateAhead)):
-		return nil, fmt.Errorf("%w\n%s is more than an hour ahead: it must go stale soon", err, CreateStoreEnv)
+		return nil, wire.WithHint(fmt.Errorf("%w, and %s is more than an hour ahead", err, CreateStoreEnv), "set it to a time within the next hour")
 	case !t.After(now):
-		return nil, fmt.Errorf("%w\n%s is past: set it anew only if this really is the first start", err, CreateStoreEnv)
+		return nil, wire.WithHint(fmt.Errorf("%w, and %s is past", err, CreateStoreEnv), "set it again only if this really is the first start; a lost store comes back with `mayfly-issuer restore`")
 	}
 	c.Logger.WarnContext(ctx, "store is missing and "+CreateStoreEnv+" allows one to be made", "until", until, "postgres", ca.IsPostgres(dsn))
 	if err := CreateStore(ctx, c); err != nil {
@@ -161,10 +168,10 @@ func OpenAuthority(ctx context.Context, c Config, st ca.Store) (*ca.Authority, e
 		return nil, err
 	}
 	a, err := ca.Open(ctx, cfg)
-	if err != nil {
-		return nil, fmt.Errorf("open authority: %w", err)
+	if errors.Is(err, fs.ErrNotExist) { // the other files are read above
+		return nil, wire.WithHint(err, "in issuer.yaml, ca.key and ca.previous name the keys: put the file there, or correct the name")
 	}
-	return a, nil
+	return a, err
 }
 
 // Version is the module's version and the revision it was built from.

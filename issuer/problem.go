@@ -23,7 +23,7 @@ type Error struct {
 	Detail     string   // told to the client
 	Claim      string   // denied only
 	Rule       string   // denied and several-engines only
-	Engines    []string // several-engines only
+	Engines    []string // those that Rule grants, on several-engines and where denied for the engine
 	RetryAfter int      // seconds, 0 for none
 	Err        error    // may be nil
 }
@@ -78,11 +78,11 @@ func named(err error) (*Error, bool) {
 	case errors.As(err, &own):
 		return own, true
 	case errors.As(err, &token):
-		return &Error{Name: wire.ProblemBadToken, Detail: token.Public, Err: err}, true
+		return &Error{Name: wire.ProblemBadToken, Detail: "token refused: " + token.Public, Err: err}, true
 	case errors.As(err, &keys):
 		return &Error{Name: wire.ProblemUnavailable, Detail: "the token's issuer cannot be reached to fetch its keys; try again", RetryAfter: 5, Err: err}, true
 	case errors.As(err, &denial):
-		return &Error{Name: wire.ProblemDenied, Detail: denialDetail(denial), Claim: denial.Claim, Rule: denial.Rule, Err: err}, true
+		return &Error{Name: wire.ProblemDenied, Detail: denialDetail(denial), Claim: denial.Claim, Rule: denial.Rule, Engines: denial.Engines, Err: err}, true
 	case errors.As(err, &several):
 		return &Error{Name: wire.ProblemSeveralEngines, Detail: several.Error(), Rule: several.Rule, Engines: several.Engines, Err: err}, true
 	case errors.As(err, &csr):
@@ -108,11 +108,13 @@ func named(err error) (*Error, bool) {
 func denialDetail(d *policy.Denial) string {
 	switch {
 	case d.Claim == "":
-		return "no rule of the policy admits this token"
+		return "the policy has no rule for such a token"
+	case len(d.Engines) > 0:
+		return fmt.Sprintf("rule %s does not grant engine %s; it grants %s", d.Rule, Printable(d.Got), strings.Join(d.Engines, ", "))
 	case d.Got == "":
-		return fmt.Sprintf("claim %s is missing from the token; nearest rule: %s", d.Claim, d.Rule)
+		return fmt.Sprintf("the policy does not admit a token without claim %s (nearest rule: %s)", d.Claim, d.Rule)
 	}
-	return fmt.Sprintf("claim %s is %s, which no rule admits; nearest rule: %s", d.Claim, Printable(d.Got), d.Rule)
+	return fmt.Sprintf("the policy does not admit %s %s (nearest rule: %s)", d.Claim, Printable(d.Got), d.Rule)
 }
 
 func blockedDetail(e *ca.BlockedError) string {

@@ -2,6 +2,7 @@ package issuer
 
 import (
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"net/netip"
@@ -118,8 +119,8 @@ type handlerFunc func(http.ResponseWriter, *http.Request) error
 func (s *Server) routes(page func(*Server) http.Handler) chi.Router {
 	r := chi.NewRouter()
 	r.Use(s.observe, s.limitSize, middleware.GetHead)
-	missing := http.Handler(s.handle(func(http.ResponseWriter, *http.Request) error {
-		return &Error{Name: wire.ProblemNotFound, Detail: "there is no such path; see " + wire.PathOpenAPI}
+	missing := http.Handler(s.handle(func(_ http.ResponseWriter, req *http.Request) error {
+		return &Error{Name: wire.ProblemNotFound, Detail: fmt.Sprintf("this API has no path %.80q; %s lists its paths", req.URL.Path, wire.PathOpenAPI)}
 	}))
 	if page != nil {
 		missing = pageOr(s.limitAddress(page(s)), missing)

@@ -25,9 +25,9 @@ type Meta struct {
 var (
 	ErrNotFound = errors.New("not found")
 	// ErrMissing: the file or the schema does not exist. serve never makes one.
-	ErrMissing = errors.New("store does not exist")
+	ErrMissing = errors.New("there is no store")
 	// ErrExists: Create found a store already there.
-	ErrExists = errors.New("store exists already")
+	ErrExists = errors.New("there is a store already")
 	// ErrOtherRoot: the store belongs to another root.
 	ErrOtherRoot = errors.New("store belongs to another root")
 	// ErrNewer: a later program has opened the store and changed its shape.

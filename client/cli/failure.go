@@ -224,7 +224,7 @@ func requestID(p *wire.Problem) string {
 func deniedHints(p *wire.Problem) []string {
 	switch {
 	case p.Claim == claimEngine && p.Rule != "":
-		return []string{fmt.Sprintf("leave --engine out, name an engine that rule %s grants, or add this one to the rule's engines in the issuer's policy file", p.Rule)}
+		return []string{fmt.Sprintf("name one of those with --engine, or add yours to the engines of rule %s in the issuer's policy file (policy.yaml)", p.Rule)}
 	case p.Rule == "" || p.Claim == "":
 		return []string{"no rule of the issuer's policy is for such a token"}
 	}

@@ -64,10 +64,14 @@ type hinted struct {
 	hint string
 }
 
+// Hint returns the one thing to do.
+func (h *hinted) Hint() string { return h.hint }
+
 // Unwrap returns the error without the hint.
 func (h *hinted) Unwrap() error { return h.error }
 
-// WithHint returns err with one thing to do about it, which End prints.
+// WithHint returns err with one thing to do about it, which End prints as it
+// does that of any error with a method Hint.
 func WithHint(err error, hint string) error { return &hinted{err, hint} }
 
 // End prints err and its hint, unless err is nil or an Exit, and returns the exit
@@ -87,7 +91,7 @@ func (p Program) End(w io.Writer, err error) int {
 	}
 	code, hint := ExitFailed, ""
 	var usage *UsageError
-	var h *hinted
+	var h interface{ Hint() string } // *hinted, or an error of another room
 	switch {
 	case errors.As(err, &usage):
 		code, hint = ExitUsage, usage.Hint
@@ -95,10 +99,12 @@ func (p Program) End(w io.Writer, err error) int {
 			hint = "`" + p.Name + " --help` shows how to call it"
 		}
 	case errors.As(err, &h):
-		hint = h.hint
+		hint = h.Hint()
 	}
-	if hint != "" {
-		fmt.Fprintf(w, "%s: hint: %s\n", p.Name, Printable(hint))
+	prefix = p.Name + ": hint:"
+	for line := range strings.Lines(hint) {
+		fmt.Fprintf(w, "%s %s\n", prefix, Printable(strings.TrimRight(line, "\n")))
+		prefix = " "
 	}
 	return code
 }

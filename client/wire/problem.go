@@ -68,7 +68,8 @@ type Problem struct {
 	// Instance is the request's id, to be found in the issuer's log.
 	Instance string `json:"instance,omitempty"`
 	// Claim and Rule are set on denied: the claim that failed, and the rule
-	// that came nearest. On several-engines, Rule is the rule that grants Engines.
+	// that came nearest. Engines are those that Rule grants: on several-engines,
+	// and on denied when Claim is "engine".
 	Claim   string   `json:"claim,omitempty"`
 	Rule    string   `json:"rule,omitempty"`
 	Engines []string `json:"engines,omitempty"`

@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/mayfly-ca/mayfly/ca"
+	"github.com/mayfly-ca/mayfly/client/command"
 	"github.com/mayfly-ca/mayfly/issuer"
 )
 
@@ -31,7 +32,8 @@ func (c *initCommand) Run(ctx context.Context, i *invocation) error {
 		return err
 	}
 	if os.Getenv("FLY_MACHINE_ID") != "" {
-		return errors.New("refused in a Fly Machine: the root's key must never be on a server. Run init on your own machine, and bring the issuer folder only")
+		return command.WithHint(errors.New("this is a Fly Machine, and the root's key must never be on a server"),
+			"run init on your own machine, and bring only the folder issuer here")
 	}
 	if err := issuer.CheckPublicURL(c.IssuerURL); err != nil { // before there is a CA that no issuer could serve
 		return fmt.Errorf("--issuer-url: %w", err)
@@ -43,6 +45,9 @@ func (c *initCommand) Run(ctx context.Context, i *invocation) error {
 		}
 	}
 	res, err := ca.Init(ctx, opts)
+	if errors.Is(err, ca.ErrInitialised) {
+		return command.WithHint(err, "give --dir a new folder")
+	}
 	if err != nil {
 		return err
 	}

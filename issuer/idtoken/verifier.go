@@ -205,7 +205,7 @@ func (p *trusted) checkAudience(object map[string]any, want string) (string, err
 		return "", &TokenError{Public: err.Error() + "; want " + want}
 	}
 	if got != want {
-		return "", refuse("aud is for another service; want %s", want)
+		return "", refuse("it is made for audience %.80q, and this issuer takes %s", got, want)
 	}
 	return got, nil
 }

@@ -194,11 +194,11 @@ func TestAudience(t *testing.T) {
 		aud  any
 		part string
 	}{
-		"the platform's default":   {"https://github.com/andreaso", "another service"},
-		"another mayfly":           {"mayfly:other.example.com", "another service"},
-		"the sessions audience":    {audience + ":sessions", "another service"},
-		"a prefix":                 {"mayfly:ci.example", "another service"},
-		"in another case":          {"mayfly:CI.example.com", "another service"},
+		"the platform's default":   {"https://github.com/andreaso", "it is made for audience"},
+		"another mayfly":           {"mayfly:other.example.com", "it is made for audience"},
+		"the sessions audience":    {audience + ":sessions", "it is made for audience"},
+		"a prefix":                 {"mayfly:ci.example", "it is made for audience"},
+		"in another case":          {"mayfly:CI.example.com", "it is made for audience"},
 		"several, ours among them": {[]any{audience, "https://sts.example.com"}, "exactly one"},
 		"twice ours":               {[]any{audience, audience}, "exactly one"},
 		"an empty array":           {[]any{}, "exactly one"},
@@ -206,8 +206,8 @@ func TestAudience(t *testing.T) {
 		"a number":                 {1, "aud is missing"},
 		"an object":                {claims{"aud": audience}, "aud is missing"},
 		"missing":                  {nil, "aud is missing"},
-		"white space after":        {audience + " ", "another service"},
-		"the empty string":         {"", "another service"},
+		"white space after":        {audience + " ", "it is made for audience"},
+		"the empty string":         {"", "it is made for audience"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := v.Verify(t.Context(), mint(t, p, claims{"aud": tc.aud}), audience)
@@ -359,9 +359,9 @@ func TestPeople(t *testing.T) {
 		"events, null in the token": {signed(t, p, with(p.Claims(nil), "events", nil), nil), "events"},
 		"another client's azp":      {sign(claims{"azp": "other"}, "JWT"), "azp"},
 		"azp as a list":             {sign(claims{"azp": []any{"mayfly"}}, "JWT"), "azp"},
-		"another client":            {sign(claims{"aud": "other"}, "JWT"), "another service"},
-		"for machines' audience":    {sign(claims{"aud": audience}, "JWT"), "another service"},
-		"a machine's, as a person":  {mint(t, hub, claims{"aud": "mayfly"}), "another service"},
+		"another client":            {sign(claims{"aud": "other"}, "JWT"), "it is made for audience"},
+		"for machines' audience":    {sign(claims{"aud": audience}, "JWT"), "it is made for audience"},
+		"a machine's, as a person":  {mint(t, hub, claims{"aud": "mayfly"}), "it is made for audience"},
 		"signed by the machines'":   {mint(t, hub, claims{"iss": p.URL(), "aud": "mayfly"}), "key"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -72,6 +73,9 @@ type Denial struct {
 	Rule  string // the nearest rule; "" where none is tried at all
 	Claim string // the claim that failed, or "engine"; "" with Rule
 	Got   string // the caller's value as JSON, cut to 256 bytes; "" when missing
+	// Engines are those that Rule grants, where only the engine is missed: the
+	// token would get them all by naming none.
+	Engines []string
 }
 
 // Error gives the log's text.
@@ -163,7 +167,11 @@ func (s *Set) judge(c idtoken.Claims, r Request, visit func(*rule, *miss)) (outc
 				return granted, err
 			}
 		case missed && !matched && distance < least:
-			least, err = distance, &Denial{Rule: rule.name, Claim: m.claim, Got: m.text()}
+			d := &Denial{Rule: rule.name, Claim: m.claim, Got: m.text()}
+			if m.claim == claimEngine {
+				d.Engines = slices.Clone(rule.engines)
+			}
+			least, err = distance, d
 		}
 		switch {
 		case visit == nil:

@@ -10,6 +10,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"strings"
 
@@ -44,10 +45,10 @@ func (k *Key) Close() error {
 func Open(ctx context.Context, ref string) (*Key, error) {
 	k, err := open(ctx, ref)
 	if err != nil {
-		return nil, fmt.Errorf("open key: %w", err)
+		return nil, err
 	}
 	if err := CheckPublic(k.Public()); err != nil {
-		return nil, errors.Join(fmt.Errorf("open key: %w", err), k.Close())
+		return nil, errors.Join(fmt.Errorf("%s: %w", ref, err), k.Close())
 	}
 	return k, nil
 }
@@ -103,6 +104,9 @@ func openKMS(ctx context.Context, uri string) (*Key, error) {
 
 func readFile(path string) ([]byte, error) {
 	info, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%s: %w", path, fs.ErrNotExist)
+	}
 	if err != nil {
 		return nil, err
 	}
