@@ -157,7 +157,8 @@ func writeWhole(path string, data []byte) error {
 	return os.Rename(f.Name(), path)
 }
 
-// shellQuote quotes for a POSIX shell.
+// shellQuote quotes for a POSIX shell. It interrupts "##[", which no line that
+// we print may hold (see terminal.go).
 func shellQuote(s string) string {
-	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+	return "'" + strings.NewReplacer("'", `'\''`, "##[", "#''#[").Replace(s) + "'"
 }

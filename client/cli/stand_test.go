@@ -37,6 +37,8 @@ type stand struct {
 	mu sync.Mutex
 	// issue, token and api answer in place of the usual, when they return true.
 	issue, token, api func(w http.ResponseWriter, r *http.Request) bool
+	// spoil changes an answer with a certificate.
+	spoil func(*wire.IssueResponse)
 	// endpoint is where the issuer says that the engine is; empty means there.
 	endpoint string
 	// verdict is the reason that the engine answers; empty admits.
@@ -194,7 +196,7 @@ func (s *stand) sign(w http.ResponseWriter, body []byte) {
 		return
 	}
 	s.mu.Lock()
-	leaf, endpoint := s.leaf, s.endpoint
+	leaf, endpoint, spoil := s.leaf, s.endpoint, s.spoil
 	if endpoint == "" {
 		endpoint = "tcp://" + s.engine.Addr().String()
 	}
@@ -211,6 +213,9 @@ func (s *stand) sign(w http.ResponseWriter, body []byte) {
 		resp.Certificate += string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
 	}
 	resp.TrustBundle = string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.ca.Root.Certificate.Raw}))
+	if spoil != nil {
+		spoil(&resp)
+	}
 	w.WriteHeader(http.StatusCreated)
 	json.NewEncoder(w).Encode(resp)
 }

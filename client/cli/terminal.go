@@ -16,13 +16,15 @@ package cli
 //   - Colour marks states only, is never the only carrier of a meaning, and is
 //     left out without a terminal, when NO_COLOR is set to anything but
 //     nothing (no-color.org), and when TERM is dumb.
-//   - --json prints the API's body, unchanged, as one line ending in a line
-//     feed. It escapes nothing further: JSON already carries control
-//     characters harmlessly, and a program must get what was recorded.
+//   - --json prints the API's body as one line ending in a line feed. JSON
+//     carries control characters harmlessly, and a program must get what was
+//     recorded: only "##[" is spelled "\u0023#[", which means the same.
 //   - Everything that came from the API, a token or a certificate goes through
 //     visible before a person sees it: control characters, ANSI sequences, line
-//     breaks, bidirectional marks and a runner's workflow commands are written
-//     out and do nothing.
+//     breaks and bidirectional marks are written out and do nothing.
+//   - No line is a workflow command of GitHub's runner, whatever it is made of:
+//     all that this file writes goes through command.Inert or visible, which
+//     share one rule.
 //   - Secrets (keys, tokens) are never printed.
 
 import (
@@ -117,12 +119,13 @@ func (t *terminal) printf(format string, args ...any) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.wipe()
-	fmt.Fprintf(t.out, format, args...)
+	io.WriteString(t.out, command.Inert(fmt.Sprintf(format, args...)))
 }
 
 // body writes an API body as one line.
 func (t *terminal) body(raw []byte) {
-	t.printf("%s\n", strings.TrimRight(string(raw), "\r\n"))
+	// In JSON a number sign stands in strings only.
+	t.printf("%s\n", strings.ReplaceAll(strings.TrimRight(string(raw), "\r\n"), "##[", `\u0023#[`))
 }
 
 // note writes one line of progress that stays.
@@ -230,7 +233,7 @@ func (t *terminal) ask(question string) string {
 	}
 	t.mu.Lock()
 	t.wipe()
-	fmt.Fprint(t.err, question)
+	io.WriteString(t.err, command.Inert(question))
 	t.mu.Unlock()
 	return strings.TrimSpace(readLine(t.in, 1024))
 }

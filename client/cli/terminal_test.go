@@ -8,6 +8,8 @@ import (
 	"unicode"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/mayfly-ca/mayfly/client/command"
 )
 
 func TestVisible(t *testing.T) {
@@ -46,6 +48,11 @@ func FuzzVisible(f *testing.F) {
 		if strings.Contains(got, "##[") || strings.HasPrefix(strings.TrimSpace(got), "::") {
 			t.Fatalf("visible(%q) = %q is a runner's command", s, got)
 		}
+		for line := range strings.Lines(command.Inert(s)) {
+			if strings.Contains(line, "##[") || strings.HasPrefix(strings.TrimSpace(line), "::") {
+				t.Fatalf("command.Inert(%q) has %q, a runner's command", s, line)
+			}
+		}
 		if again := visible(got); again != got {
 			t.Fatalf("visible is not settled: %q, %q", got, again)
 		}
@@ -55,6 +62,21 @@ func FuzzVisible(f *testing.F) {
 			}
 		}
 	})
+}
+
+func TestInert(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct{ in, want string }{
+		{"export A='x'\n", "export A='x'\n"},
+		{"a::b # c\n", "a::b # c\n"},
+		{"a\n ::stop\n\n::b", "a\n \\x3a:stop\n\n\\x3a:b"},
+		{"x ###[group]y\n:::z", "x #\\x23#[group]y\n\\x3a::z"},
+		{"\x1b[31m größe\n", "\x1b[31m größe\n"},
+	} {
+		if got := command.Inert(tt.in); got != tt.want {
+			t.Errorf("command.Inert(%q) = %q, want %q", tt.in, got, tt.want)
+		}
+	}
 }
 
 func testTerminal(width int, color bool) (*terminal, *bytes.Buffer) {

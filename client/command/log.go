@@ -59,7 +59,7 @@ func (h harmlessWriter) Write(record []byte) (int, error) {
 	if !harmless(line) {
 		var b strings.Builder
 		for i, r := range line {
-			if strconv.IsPrint(r) && !strings.HasPrefix(line[i:], "##[") {
+			if strconv.IsPrint(r) && !workflowCommand(line, i) {
 				b.WriteRune(r)
 				continue
 			}

@@ -19,12 +19,8 @@ func Printable(s string) string {
 		switch {
 		case r == utf8.RuneError && n <= 1:
 			fmt.Fprintf(&b, `\x%02x`, s[i])
-		case r == '#' && strings.HasPrefix(s[i:], "##["):
-			// GitHub's runner obeys ##[command] anywhere in a line ...
-			b.WriteString(`\x23`)
-		case r == ':' && strings.HasPrefix(s[i:], "::") && strings.TrimSpace(s[:i]) == "":
-			// ... and ::command at its beginning.
-			b.WriteString(`\x3a`)
+		case workflowCommand(s, i):
+			fmt.Fprintf(&b, `\x%02x`, s[i])
 		case strconv.IsPrint(r):
 			b.WriteRune(r)
 		default:
@@ -32,6 +28,32 @@ func Printable(s string) string {
 			b.WriteString(q[1 : len(q)-1])
 		}
 		i += n
+	}
+	return b.String()
+}
+
+// workflowCommand reports whether GitHub's runner would read a command at byte i
+// of a line: ##[command] anywhere, and ::command after nothing but space.
+// https://docs.github.com/actions/reference/workflows-and-actions/workflow-commands
+func workflowCommand(line string, i int) bool {
+	return strings.HasPrefix(line[i:], "##[") || strings.HasPrefix(line[i:], "::") && strings.TrimSpace(line[:i]) == ""
+}
+
+// Inert writes out what would be a workflow command in any line of text, and
+// changes nothing else.
+func Inert(text string) string {
+	if !strings.Contains(text, "##[") && !strings.Contains(text, "::") {
+		return text
+	}
+	var b strings.Builder
+	for line := range strings.Lines(text) {
+		for i := range len(line) {
+			if workflowCommand(line, i) {
+				fmt.Fprintf(&b, `\x%02x`, line[i])
+			} else {
+				b.WriteByte(line[i])
+			}
+		}
 	}
 	return b.String()
 }
