@@ -112,7 +112,7 @@ func (p *program) listen(spec string) (net.Listener, func() error, error) {
 	}
 	ln, err := listenUnix(folder.socket())
 	if err != nil {
-		return nil, nil, failf(exitFailed, "set TMPDIR to a folder with a shorter path, or give --listen unix:PATH", "listen: %w", errors.Join(err, folder.Close()))
+		return nil, nil, failf(exitFailed, "set TMPDIR to a folder in which sockets can be made, or give --listen unix:PATH", "listen: %w", errors.Join(err, folder.Close()))
 	}
 	return ln, folder.Close, nil
 }

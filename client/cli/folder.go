@@ -27,6 +27,9 @@ const (
 	// maxSocketPath is what sun_path holds on macOS, less its NUL; Linux takes
 	// 107.
 	maxSocketPath = 103
+	// boundName is as long as the name that listenUnix binds a socket under,
+	// in the folder of its path, before it moves it there.
+	boundName = ".m0123456789/s"
 	// abandoned is the age at which a folder without a lock is nobody's: it
 	// is made and locked within milliseconds.
 	abandoned = time.Minute
@@ -35,29 +38,52 @@ const (
 // folderPrefix begins the folders of this user.
 func folderPrefix() string { return "mayfly-" + strconv.Itoa(os.Getuid()) + "-" }
 
-// folderBase is where folders are made: the user's own run-time folder, else
-// the temporary one, as long as the socket's path is short enough.
-func folderBase() string {
+// folderBases are the folders in which a run's folder may be made, the best
+// first: the user's own run-time folder, the temporary one, and /tmp.
+func folderBases() []string {
+	var bases []string
 	for _, dir := range []string{os.Getenv("XDG_RUNTIME_DIR"), os.TempDir()} {
-		fi, err := os.Stat(dir)
-		if dir == "" || err != nil || !fi.IsDir() || !keepsNames(fi) {
-			continue
-		}
-		if len(filepath.Join(dir, folderPrefix()+"0123456789", socketName)) <= maxSocketPath {
-			return dir
+		if holdsSockets(dir) {
+			bases = append(bases, dir)
 		}
 	}
-	return "/tmp"
+	return append(bases, "/tmp")
 }
 
-// newRunFolder sweeps what killed runs left and makes a folder.
+// holdsSockets reports whether a run's folder in dir is private, and its socket
+// has a path that is short enough and that every tool reads as it is written.
+func holdsSockets(dir string) bool {
+	fi, err := os.Stat(dir)
+	return err == nil && fi.IsDir() && (ownedBy(fi, os.Getuid()) || ownedBy(fi, 0)) && keepsNames(fi) &&
+		filepath.IsAbs(dir) && plainPath(dir) &&
+		len(filepath.Join(dir, folderPrefix()+"0123456789", boundName)) <= maxSocketPath
+}
+
+// plainPath reports whether path has no byte that an URL, a shell or a list of
+// options may read in another way.
+func plainPath(path string) bool {
+	return strings.IndexFunc(path, func(r rune) bool {
+		return !('a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9' || strings.ContainsRune("/._-", r))
+	}) < 0
+}
+
+// newRunFolder makes a folder in the first of folderBases that takes one, and
+// sweeps there what killed runs left.
 func newRunFolder() (*runFolder, error) {
-	base := folderBase()
-	sweep(base, time.Now())
-	dir, err := os.MkdirTemp(base, folderPrefix()+"*") // 0700
-	if err != nil {
-		return nil, fmt.Errorf("make a folder for the socket: %w", err)
+	var errs []error
+	for _, base := range folderBases() {
+		sweep(base, time.Now())
+		dir, err := os.MkdirTemp(base, folderPrefix()+"*") // 0700
+		if err == nil {
+			return lockFolder(dir)
+		}
+		errs = append(errs, err)
 	}
+	return nil, fmt.Errorf("make a folder for the socket: %w", errors.Join(errs...))
+}
+
+// lockFolder locks a new folder for as long as this process lives.
+func lockFolder(dir string) (*runFolder, error) {
 	// The lock is taken before it has its name: whoever sees it finds it held.
 	f, err := os.OpenFile(filepath.Join(dir, ".lock"), os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
 	if err == nil {
@@ -121,9 +147,11 @@ func keepsNames(fi fs.FileInfo) bool {
 	return fi.Mode().Perm()&0o022 == 0 || fi.Mode()&fs.ModeSticky != 0
 }
 
-func mine(fi fs.FileInfo) bool {
+func mine(fi fs.FileInfo) bool { return ownedBy(fi, os.Getuid()) }
+
+func ownedBy(fi fs.FileInfo, uid int) bool {
 	st, ok := fi.Sys().(*syscall.Stat_t)
-	return ok && int(st.Uid) == os.Getuid()
+	return ok && int(st.Uid) == uid
 }
 
 // listenUnix makes a 0600 socket at path. It is bound under a name in a private
@@ -134,8 +162,8 @@ func listenUnix(path string) (net.Listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	if len(path) > maxSocketPath {
-		return nil, fmt.Errorf("%s: the path of a socket holds %d bytes at most", path, maxSocketPath)
+	if len(path) > maxSocketPath || len(filepath.Join(filepath.Dir(path), boundName)) > maxSocketPath {
+		return nil, fmt.Errorf("%s is too long: the path of a socket holds %d bytes at most, and that of its folder %d", path, maxSocketPath, maxSocketPath-1-len(boundName))
 	}
 	if err := vacant(path); err != nil {
 		return nil, err
@@ -146,9 +174,6 @@ func listenUnix(path string) (net.Listener, error) {
 	}
 	defer os.RemoveAll(private)
 	made := filepath.Join(private, "s")
-	if len(made) > maxSocketPath {
-		return nil, fmt.Errorf("%s: the path of a socket holds %d bytes at most", made, maxSocketPath)
-	}
 	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: made, Net: "unix"})
 	if err != nil {
 		return nil, err
