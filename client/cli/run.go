@@ -69,7 +69,7 @@ Environment:
 
 // mayfly is the program as its help describes it.
 var mayfly = command.Program{
-	Name: "mayfly", Description: description, Epilog: epilog,
+	Name: "mayfly", Summary: "reach a remote build engine without a stored secret", Description: description, Epilog: epilog,
 	LogFormat: "text", // people read it, in a job's log too
 	Groups: []kong.Group{
 		{Key: "job", Title: "In a job:"},

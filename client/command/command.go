@@ -1,6 +1,6 @@
 // Package command is what the three programs have in common on the command
-// line: how arguments are read and refused, help and its topics, the version,
-// the log on stderr, and exit codes.
+// line: how arguments are read and refused, help and its topics, completion in
+// shells, manual pages, the version, the log on stderr, and exit codes.
 //
 // It imports kong and no other room of this module. Package client and what it
 // imports must not import it.
@@ -25,6 +25,7 @@ type Stdio struct {
 // Program is what a program says about itself.
 type Program struct {
 	Name        string // as it is called: mayfly-issuer
+	Summary     string // what it is, in a few words
 	Description string // begins the help of the program
 	Epilog      string // ends the help of the program, after the exit codes
 	Groups      []kong.Group
@@ -39,7 +40,11 @@ type Program struct {
 type Common struct {
 	Log
 	ShowVersion versionFlag `help:"Print the version." name:"version" group:"global"`
-	Help        helpCommand `cmd:"" help:"Explain a command or a topic." group:"about"`
+
+	Help       helpCommand       `cmd:"" help:"Explain a command or a topic." group:"about"`
+	Completion completionCommand `cmd:"" help:"Print the script with which a shell completes commands and flags." group:"about"`
+	Man        manCommand        `cmd:"" help:"Print the manual page: ${program} man | man -l -" group:"about"`
+	Complete   completeCommand   `cmd:"" name:"__complete" hidden:"" passthrough:""`
 }
 
 // Parse reads args, without the program's name, into grammar, which points to a
@@ -79,7 +84,7 @@ func (p Program) parser(grammar any, s Stdio, exit func(int)) (*kong.Kong, error
 		kong.Help(p.help),
 		kong.ExplicitGroups(append(p.Groups,
 			kong.Group{Key: "about", Title: "About " + p.Name + ":"}, kong.Group{Key: "global", Title: "Global flags:"})),
-		kong.Vars{"log_format": format},
+		kong.Vars{"log_format": format, "program": p.Name},
 		kong.Bind(p),
 	)
 }
@@ -100,9 +105,12 @@ func (p Program) help(o kong.HelpOptions, ctx *kong.Context) error {
 		arg := strings.Trim(n.Positional[0].Summary(), "[]")
 		s = strings.Replace(s, " ["+arg+"] [flags]", " [flags] -- "+arg, 1)
 	}
-	_, werr := io.WriteString(out, s)
+	_, werr := io.WriteString(out, p.named(s))
 	return errors.Join(err, werr)
 }
+
+// named writes the program's name where a text that all programs share has none.
+func (p Program) named(s string) string { return strings.ReplaceAll(s, "${program}", p.Name) }
 
 // surroundings ends the help of the program itself.
 func (p Program) surroundings() string {

@@ -35,7 +35,8 @@ type commands struct {
 
 // program is mayfly-sidecar as its help describes it.
 var program = command.Program{
-	Name: "mayfly-sidecar",
+	Name:    "mayfly-sidecar",
+	Summary: "admit clients with certificates to a build engine",
 	Description: `mayfly-sidecar stands in front of a build engine and admits the clients whose certificates are for it.
 
 	mayfly-sidecar run --config sidecar.yaml -- buildkitd --addr unix:///run/engine.sock`,

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"maps"
+	"os/exec"
 	"slices"
 	"strings"
 	"testing"
@@ -15,15 +16,18 @@ import (
 	issuer "github.com/mayfly-ca/mayfly/issuer/cli"
 )
 
+// mains are the three programs, each as a function.
+var mains = map[string]func(context.Context, []string, command.Stdio) int{
+	"mayfly": mayfly.Run, "mayfly-issuer": issuer.Run, "mayfly-sidecar": sidecar.Run,
+}
+
 // The three programs take the same flags and commands about themselves, refuse
 // the same mistakes in the same way, and mean the same by an exit code.
 func TestOneManner(t *testing.T) {
 	t.Parallel()
 	topics := map[string]bool{}
 	keys := map[string]bool{}
-	for name, run := range map[string]func(context.Context, []string, command.Stdio) int{
-		"mayfly": mayfly.Run, "mayfly-issuer": issuer.Run, "mayfly-sidecar": sidecar.Run,
-	} {
+	for name, run := range mains {
 		call := func(code int, args ...string) (string, string) {
 			t.Helper()
 			var out, errs bytes.Buffer
@@ -71,8 +75,40 @@ func TestOneManner(t *testing.T) {
 		for _, right := range []string{"text", "json"} {
 			call(0, "version", "--log-format", right, "--log-level", "debug")
 		}
+		for _, shell := range []string{"bash", "zsh", "fish"} {
+			if script, _ := call(0, "completion", shell); !strings.Contains(script, name+" __complete "+shell) {
+				t.Errorf("%s completion %s:\n%s", name, shell, script)
+			}
+		}
+		call(2, "completion", "tcsh")
 	}
 	if len(topics) != 1 || len(keys) != 1 {
 		t.Errorf("help exit-codes has %d texts, version --json %d sets of keys", len(topics), len(keys))
+	}
+}
+
+// The manual pages are ones that man shows well.
+func TestManuals(t *testing.T) {
+	t.Parallel()
+	_, err := exec.LookPath("mandoc")
+	need(t, err == nil, "install mandoc, which reads the manual pages")
+	for name, run := range mains {
+		var page bytes.Buffer
+		if code := run(t.Context(), []string{"man"}, command.Stdio{Out: &page, Err: &page}); code != 0 {
+			t.Fatalf("%s man: exit code %d\n%s", name, code, page.String())
+		}
+		for _, want := range []string{`.TH "` + strings.ReplaceAll(strings.ToUpper(name), "-", `\-`) + `" "1"`, "EXIT STATUS", `\fB\-\-log\-format=FORMAT\fR`} {
+			if !strings.Contains(page.String(), want) {
+				t.Errorf("the manual page of %s lacks %s", name, want)
+			}
+		}
+		lint := exec.Command("mandoc", "-T", "lint", "-W", "warning")
+		lint.Stdin = &page
+		out, _ := lint.CombinedOutput() // its code is that of the gravest line
+		for line := range strings.Lines(string(out)) {
+			if !strings.Contains(line, "missing date") { // the same bytes on any day
+				t.Errorf("%s: %s", name, line)
+			}
+		}
 	}
 }

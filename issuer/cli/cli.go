@@ -41,7 +41,8 @@ type commands struct {
 
 // program is mayfly-issuer as its help describes it.
 var program = command.Program{
-	Name: "mayfly-issuer",
+	Name:    "mayfly-issuer",
+	Summary: "the certificate authority of mayfly",
 	Description: `mayfly-issuer is the certificate authority of mayfly: it makes a CA, serves it, and looks after its keys, store and policy.
 
 	mayfly-issuer init --dir ca --trust-domain ci.example.com --engine-dns engine.example.com
