@@ -203,7 +203,7 @@ func TestReleaseScript(t *testing.T) {
 	want := []string{"SHA256SUMS"}
 	for _, program := range []string{"mayfly", "mayfly-issuer", "mayfly-sidecar"} {
 		file := program + suffix
-		want = append(want, file, file+".cdx.json")
+		want = append(want, file, file+".cdx.json", program+".1")
 		checkSBOM(t, filepath.Join(dist, file), filepath.Join(dist, file+".cdx.json"), version)
 	}
 	entries, err := os.ReadDir(dist)
@@ -219,8 +219,14 @@ func TestReleaseScript(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("a release holds other files:\n%s", diff)
 	}
-	if said := command(t, dist, "sha256sum", "--check", "SHA256SUMS"); strings.Count(said, ": OK") != 6 {
+	if said := command(t, dist, "sha256sum", "--check", "SHA256SUMS"); strings.Count(said, ": OK") != 9 {
 		t.Errorf("SHA256SUMS: %s", said)
+	}
+	for _, program := range []string{"mayfly", "mayfly-issuer", "mayfly-sidecar"} {
+		page, err := os.ReadFile(filepath.Join(dist, program+".1"))
+		if title := ".TH \"" + strings.ReplaceAll(strings.ToUpper(program), "-", `\-`) + "\" \"1\" \"\" \"" + strings.ReplaceAll(program+" "+version, "-", `\-`); err != nil || !strings.HasPrefix(string(page), title) {
+			t.Errorf("%s.1: %v %.80q, want %q", program, err, page, title)
+		}
 	}
 	if runtime.GOOS == "linux" {
 		for _, program := range []string{"mayfly", "mayfly-issuer", "mayfly-sidecar"} {

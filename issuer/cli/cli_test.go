@@ -140,3 +140,13 @@ tests:`, 1))
 		})
 	}
 }
+
+func TestServesOnLinux(t *testing.T) {
+	t.Parallel()
+	if err := serves("linux"); err != nil {
+		t.Error(err)
+	}
+	if err := serves("darwin"); err == nil || !strings.Contains(err.Error(), "needs Linux") {
+		t.Errorf("on macOS: %v", err)
+	}
+}

@@ -2,10 +2,13 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"os"
 	"os/signal"
+	"runtime"
 	"syscall"
 
+	"github.com/mayfly-ca/mayfly/client/command"
 	"github.com/mayfly-ca/mayfly/issuer"
 )
 
@@ -18,8 +21,19 @@ func (serveCommand) Help() string {
 	return `Serves until SIGTERM or SIGINT. SIGHUP has the policy read again. With --log-level debug the log also has health checks and broken connections.`
 }
 
+// serves refuses a system that an issuer does not run on.
+func serves(system string) error {
+	if system == "linux" {
+		return nil
+	}
+	return command.WithHint(errors.New("serve needs Linux"), "init, policy, rotate and verify work here: bring the issuer folder to a Linux host, and serve there")
+}
+
 // Run serves until SIGTERM or SIGINT; SIGHUP has the policy read again.
 func (c *serveCommand) Run(ctx context.Context, i *invocation) error {
+	if err := serves(runtime.GOOS); err != nil {
+		return err
+	}
 	cfg, err := c.load()
 	if err != nil {
 		return err
