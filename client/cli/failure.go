@@ -63,13 +63,13 @@ func told(err error) *failure {
 	if errors.As(err, &usage) {
 		return usageFailure(err)
 	}
+	if errors.Is(err, context.Canceled) {
+		return &failure{code: exitFailed, what: "stopped by a signal before it was done", err: err}
+	}
 	for _, explain := range []func(error) *failure{toldByEngine, toldByIssuer, toldOfToken, toldOfReach} {
 		if f := explain(err); f != nil {
 			return f
 		}
-	}
-	if errors.Is(err, context.Canceled) {
-		return &failure{code: exitFailed, what: "stopped by a signal before it was done", err: err}
 	}
 	f = &failure{code: exitFailed, what: err.Error(), err: err, hints: hintsOf(err)}
 	if len(f.hints) == 0 {
@@ -188,6 +188,9 @@ func toldByIssuer(err error) *failure {
 		f.hints = []string{"correct what it names; if that is right, compare `mayfly version` with the issuer's version"}
 	case "":
 		f.hints = []string{"correct --issuer (MAYFLY_ISSUER): its host or its port"}
+		if p.WantsTLS() {
+			f.hints = []string{"write https:// in --issuer (MAYFLY_ISSUER)"}
+		}
 	}
 	switch p.Status {
 	case http.StatusForbidden:

@@ -24,7 +24,7 @@ import (
 // globals are the flags of every command.
 type globals struct {
 	Issuer      string `help:"URL of the mayfly issuer: https, or http on loopback." env:"MAYFLY_ISSUER" placeholder:"URL" group:"global"`
-	CAFile      string `help:"PEM file that the issuer's TLS certificate is checked against, in place of the system's roots." name:"ca-file" env:"MAYFLY_CA_FILE" type:"path" placeholder:"FILE" group:"global"`
+	CAFile      string `help:"PEM file that the issuer's TLS certificate is checked against, in place of the system's roots." name:"ca-file" env:"MAYFLY_CA_FILE" placeholder:"FILE" group:"global"`
 	TrustAnchor string `help:"SHA-256 of the root's DER: the only root that an engine may be under." env:"MAYFLY_TRUST_ANCHOR" placeholder:"sha256:HEX" group:"global"`
 	Audience    string `help:"Audience of the tokens to ask for. Default: what the issuer says at /v1/info." env:"MAYFLY_AUDIENCE" placeholder:"mayfly:TD" group:"global"`
 	TokenSource string `help:"Where ID tokens come from: auto, github, gitlab, fly, file:PATH, env:NAME, or exec:CMD, which runs CMD without a shell." default:"auto" placeholder:"SOURCE" group:"global"`
@@ -158,10 +158,23 @@ func (p *program) located(f *failure) *failure {
 }
 
 // interruptible returns a context that ends at the first SIGINT, SIGTERM or
-// SIGHUP. A second one ends the program as it does by default.
+// SIGHUP, with context.Canceled as its cause. A second one ends the program as
+// it does by default.
 func interruptible(ctx context.Context) (context.Context, context.CancelFunc) {
-	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
-	context.AfterFunc(ctx, stop)
+	ctx, cancel := context.WithCancel(ctx)
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	stop := func() {
+		signal.Stop(signals)
+		cancel()
+	}
+	go func() {
+		select {
+		case <-signals:
+		case <-ctx.Done():
+		}
+		stop()
+	}()
 	return ctx, stop
 }
 

@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"mime"
@@ -82,6 +83,9 @@ type Problem struct {
 // page, tells its status alone. Its texts are the other side's.
 func ReadProblem(resp *http.Response, body []byte) *Problem {
 	p := &Problem{}
+	if resp.StatusCode == http.StatusBadRequest && bytes.Contains(body, []byte(plainToTLS)) {
+		return &Problem{Title: "Bad Request", Status: resp.StatusCode, Detail: speaksTLS}
+	}
 	media, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type"))
 	if media != ProblemMediaType || json.Unmarshal(body, p) != nil {
 		p = &Problem{}
@@ -95,6 +99,16 @@ func ReadProblem(resp *http.Response, body []byte) *Problem {
 	}
 	return p
 }
+
+// plainToTLS is what Go's HTTP servers answer to HTTP on a port of theirs for
+// HTTPS.
+const plainToTLS = "HTTP request to an HTTPS server"
+
+const speaksTLS = "it speaks https, and the URL says http"
+
+// WantsTLS reports whether the answer came from a server that speaks HTTPS and
+// was asked in HTTP.
+func (p *Problem) WantsTLS() bool { return p.Type == "" && p.Detail == speaksTLS }
 
 // Name is the type without its prefix, and "" for a foreign type.
 func (p *Problem) Name() string {
@@ -110,6 +124,8 @@ func (p *Problem) Error() string {
 	switch {
 	case p.Name() == "" && (p.Status == http.StatusTooManyRequests || p.Status >= 500):
 		return fmt.Sprintf("issuer: it answers %d %s", p.Status, p.Title)
+	case p.WantsTLS():
+		return fmt.Sprintf("issuer: %s (%d %s)", p.Detail, p.Status, p.Title)
 	case p.Name() == "":
 		return fmt.Sprintf("issuer: what answers there is not a mayfly issuer (%d %s)", p.Status, p.Title)
 	}
