@@ -83,7 +83,8 @@ func TestNoWorkflowCommand(t *testing.T) {
 		s.issue = nil
 		s.spoil = func(r *wire.IssueResponse) { r.Engines[0].Endpoint = "tcp://" + command + ":1" }
 	})
-	run(1, "", "exec", "--", "true")
+	run(5, `\x23#[add-path]`, "exec", "--", "true")
+	run(5, `\u0023#[add-path]`, "--log-format", "json", "exec", "--", "true")
 	s.set(func() { s.token = answer(http.StatusForbidden, "text/plain", command) })
 	run(1, "id token from", "exec", "--", "true")
 }
