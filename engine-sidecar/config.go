@@ -18,11 +18,14 @@ import (
 	"github.com/mayfly-ca/mayfly/client"
 	"github.com/mayfly-ca/mayfly/client/configfile"
 	"github.com/mayfly-ca/mayfly/client/tokensource"
+	"github.com/mayfly-ca/mayfly/engine-sidecar/supervise"
 )
 
 // EnvPrefix begins the environment variable of every key: MAYFLY_SIDECAR_ and
 // the key in upper case, MAYFLY_SIDECAR_LIMITS_ and the key for one of limits.
-// A variable that is set, and not empty, wins over the file.
+// A variable that is set, and not empty, wins over the file. A list is separated
+// by commas; where an item holds a comma, the list is written as in YAML, with
+// quotes: ["NO_PROXY=localhost,10.0.0.0/8", "DEBUG=1"].
 const EnvPrefix = "MAYFLY_SIDECAR_"
 
 // Values of proxy_protocol.
@@ -83,8 +86,11 @@ type Config struct {
 	// EngineSocket is the absolute path of the engine's unix socket. Default
 	// /run/dagger/engine.sock.
 	EngineSocket string `yaml:"engine_socket"`
-	// EngineEnv is the engine's environment beside PATH and HOME: KEY=VALUE, or
-	// KEY alone to pass on the sidecar's own value. Default: nothing.
+	// EngineEnv are variables for the engine beside those that every engine gets
+	// (mayfly-sidecar check lists them): NAME=VALUE, NAME to pass on the sidecar's
+	// own value, or PREFIX* for all of its variables that begin so. Names that look
+	// like secrets (*TOKEN*, *_KEY, AWS_*) pass by exact name only, the sidecar's
+	// and the platform's (MAYFLY_*, FLY_API*) never. Default: nothing.
 	EngineEnv []string `yaml:"engine_env"`
 	// EngineProbe says when the engine is ready, at its start by the sidecar and
 	// for /readyz: answer (it answers an HTTP/2 greeting, as Dagger and BuildKit do)
@@ -269,7 +275,11 @@ func fromEnv(v reflect.Value, prefix string, vars map[string]string) error {
 		case reflect.String:
 			field.SetString(value)
 		case reflect.Slice:
-			field.Set(reflect.ValueOf(splitList(value)))
+			list, err := splitList(value)
+			if err != nil {
+				return fmt.Errorf("configuration: %s: %w", name, err)
+			}
+			field.Set(reflect.ValueOf(list))
 		default:
 			if err := configfile.Value(value, field.Addr().Interface()); err != nil {
 				return fmt.Errorf("configuration: %s: %w", name, err)
@@ -279,15 +289,26 @@ func fromEnv(v reflect.Value, prefix string, vars map[string]string) error {
 	return nil
 }
 
-// splitList splits at commas and drops white space and empty items.
-func splitList(s string) []string {
+// splitList reads a list key's variable: see EnvPrefix. Between commas white
+// space and empty items are dropped.
+func splitList(s string) ([]string, error) {
 	var out []string
+	if strings.HasPrefix(strings.TrimSpace(s), "[") {
+		var file struct {
+			List []string `yaml:"list"`
+		}
+		doc, err := configfile.Parse("variable", []byte("list: "+s))
+		if err != nil || doc.Decode(&file) != nil {
+			return nil, errors.New(`begins with [ and is no list: write it as ["A=1,2", "B"]`)
+		}
+		return file.List, nil
+	}
 	for item := range strings.SplitSeq(s, ",") {
 		if item = strings.TrimSpace(item); item != "" {
 			out = append(out, item)
 		}
 	}
-	return out
+	return out, nil
 }
 
 // maxLimit is more than any machine can use of a thing that Limits count.
@@ -321,6 +342,8 @@ func (c *Config) Validate() error {
 	for _, p := range c.EngineHide {
 		wrong(!filepath.IsAbs(p), "engine_hide: %q is not an absolute path", p)
 	}
+	err = supervise.CheckEnvironment(c.EngineEnv)
+	wrong(err != nil, "engine_env: %v", err)
 	return errors.Join(append(errs, c.checkIssuer(), c.checkDurations(), c.Limits.check())...)
 }
 

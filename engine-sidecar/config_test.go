@@ -49,6 +49,37 @@ func TestParseConfig(t *testing.T) {
 	}
 }
 
+// TestListsInVariables: each list key takes items with commas.
+func TestListsInVariables(t *testing.T) {
+	t.Parallel()
+	base := []string{"MAYFLY_SIDECAR_ISSUER=https://issuer.example.com", "MAYFLY_SIDECAR_ENGINE=default", "MAYFLY_SIDECAR_PROXY_PROTOCOL=required"}
+	for _, tc := range []struct {
+		value string
+		want  []string
+	}{
+		{"A=1", []string{"A=1"}},
+		{" A=1 ,, B ", []string{"A=1", "B"}},
+		{`A="x" y`, []string{`A="x" y`}},
+		{`["NO_PROXY=localhost,10.0.0.0/8", 'A= 1 ', B]`, []string{"NO_PROXY=localhost,10.0.0.0/8", "A= 1 ", "B"}},
+		{" [\n \"A=[1,2]\"]\n", []string{"A=[1,2]"}},
+		{"[]", []string{}},
+	} {
+		c, err := ParseConfig(nil, append(slices.Clone(base), "MAYFLY_SIDECAR_ENGINE_ENV="+tc.value))
+		if diff := cmp.Diff(tc.want, c.EngineEnv); err != nil || diff != "" {
+			t.Errorf("%s: %v %s", tc.value, err, diff)
+		}
+	}
+	c, err := ParseConfig(nil, append(slices.Clone(base), `MAYFLY_SIDECAR_ENGINE_HIDE=["/a,b","/c"]`, `MAYFLY_SIDECAR_TRUSTED_PROXIES=["10.0.0.1"]`))
+	if err != nil || !slices.Equal(c.EngineHide, []string{"/a,b", "/c"}) || !slices.Equal(c.TrustedProxies, []string{"10.0.0.1"}) {
+		t.Errorf("engine_hide %q, trusted_proxies %q, %v", c.EngineHide, c.TrustedProxies, err)
+	}
+	for _, value := range []string{`["A=1"`, `[{A: 1}]`, `["A"] B`, `[[A]]`} {
+		if _, err := ParseConfig(nil, append(slices.Clone(base), "MAYFLY_SIDECAR_ENGINE_ENV="+value)); err == nil || !strings.Contains(err.Error(), "MAYFLY_SIDECAR_ENGINE_ENV: begins with [ and is no list") {
+			t.Errorf("%s: %v", value, err)
+		}
+	}
+}
+
 func TestParseConfigRefuses(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct{ yaml, env, want string }{

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strings"
 	"sync"
 	"syscall"
 
@@ -75,11 +76,29 @@ type checkCommand struct{ configFlag }
 
 // Run reads the configuration and says what is wrong with it.
 func (c *checkCommand) Run(stdio Stdio) error {
-	if _, err := c.load(); err != nil {
+	cfg, err := c.load()
+	if err != nil {
 		return err
 	}
-	_, err := fmt.Fprintln(stdio.Out, "ok")
+	_, err = fmt.Fprintf(stdio.Out, `ok
+
+Variables of the sidecar that the engine
+gets:             %s
+gets when named:  %s
+never gets:       %s
+engine_env names: %s
+`, strings.Join(supervise.Rules.Default, " "), strings.Join(supervise.Rules.Named, " "),
+		strings.Join(supervise.Rules.Never, " "), strings.Join(names(cfg.EngineEnv), " "))
 	return err
+}
+
+// names returns the entries of engine_env without their values.
+func names(entries []string) []string {
+	out := make([]string, len(entries))
+	for i, entry := range entries {
+		out[i], _, _ = strings.Cut(entry, "=")
+	}
+	return out
 }
 
 type runCommand struct {

@@ -24,6 +24,8 @@ func TestRun(t *testing.T) {
 	}
 	good := file("good.yaml", "issuer: https://issuer.example.com\nengine: default\n")
 	bad := file("bad.yaml", "issuer: https://issuer.example.com\nengin: default\n")
+	own := file("own.yaml", "issuer: https://issuer.example.com\nengine: default\nengine_env: [DAGGER_CLOUD_TOKEN, DEBUG=1, SITE_*]\n")
+	prefix := file("prefix.yaml", "issuer: https://issuer.example.com\nengine: default\nengine_env: [AWS_*]\n")
 	plain := file("plain.yaml", "issuer: http://issuer.example.com\nengine: default\ntoken_source: file:/nonexistent/token\n")
 	for _, tc := range []struct {
 		name string
@@ -37,6 +39,11 @@ func TestRun(t *testing.T) {
 		{"help of run", []string{"run", "--help"}, 0, "Usage: mayfly-sidecar run [flags] -- <engine> ..."},
 		{"version", []string{"version"}, 0, "mayfly-sidecar"},
 		{"check", []string{"check", "--config", good}, 0, "ok"},
+		{"check lists what the engine gets", []string{"check", "--config", good}, 0, "gets:             PATH HOME "},
+		{"check lists what must be named", []string{"check", "--config", good}, 0, "gets when named:  *TOKEN* "},
+		{"check lists what never passes", []string{"check", "--config", good}, 0, "never gets:       MAYFLY_* "},
+		{"check lists engine_env without values", []string{"check", "--config", own}, 0, "engine_env names: DAGGER_CLOUD_TOKEN DEBUG SITE_*\n"},
+		{"check of a secret by its prefix", []string{"check", "--config", prefix}, 1, "engine_env: what \"AWS_*\" stands for may be a secret"},
 		{"check of a bad file", []string{"check", "--config", bad}, 1, "engin"},
 		{"check of no file", []string{"check", "--config", dir + "/none"}, 1, "no such file"},
 		{"check of nothing", []string{"check"}, 1, "issuer is required"},

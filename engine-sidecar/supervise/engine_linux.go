@@ -62,7 +62,7 @@ func Start(ctx context.Context, o Options) (*Engine, error) {
 }
 
 func startChild(ctx context.Context, o Options) (*Engine, error) {
-	env, err := o.environ()
+	env, dropped, err := environment(o.Env, os.Environ())
 	if err != nil {
 		return nil, err
 	}
@@ -81,6 +81,9 @@ func startChild(ctx context.Context, o Options) (*Engine, error) {
 	}
 	env = append(env, notifyVariable+"="+e.notify.LocalAddr().String())
 	e.ended.Go(e.hear)
+	if len(dropped) > 0 {
+		e.log.Info("variables that the engine does not get", "names", dropped)
+	}
 	started := make(chan error, 1)
 	go e.run(ctx, env, started)
 	if err := <-started; err != nil {

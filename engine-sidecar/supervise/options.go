@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -22,9 +21,9 @@ const DefaultCutAfter = 3 * time.Second
 type Options struct {
 	// Args is the engine's command line; Args[0] is looked up in its PATH.
 	Args []string
-	// Env is the engine's own environment: KEY=VALUE, or KEY alone to pass on
-	// the sidecar's value, when it has one. PATH and HOME are always passed on.
-	// Names that carry the sidecar's or the platform's credentials are refused.
+	// Env adds to what Rules pass on of the sidecar's environment: NAME=VALUE, NAME
+	// for the sidecar's value, when it has one, or PREFIX* for all its variables
+	// that begin with PREFIX. CheckEnvironment says what is wrong with an entry.
 	Env []string
 	// Socket is the absolute path of the unix socket that the engine will
 	// listen on.
@@ -116,67 +115,9 @@ func (o Options) spec() spec {
 	return s
 }
 
-// environment is the engine's whole environment: PATH, HOME and what own
-// names, looked up in lookup where it gives no value.
-func environment(own []string, lookup func(string) (string, bool)) ([]string, error) {
-	values := map[string]string{"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"}
-	order := []string{"PATH", "HOME"}
-	for _, name := range order {
-		if v, ok := lookup(name); ok {
-			values[name] = v
-		}
-	}
-	for _, entry := range own {
-		name, value, given := strings.Cut(entry, "=")
-		if name == "" || strings.ContainsRune(entry, 0) {
-			return nil, errors.New("supervise: engine environment: an entry has no name or holds a zero byte")
-		}
-		if reason := withheld(name); reason != "" {
-			return nil, fmt.Errorf("supervise: engine environment: %s is not passed on: %s", name, reason)
-		}
-		if !given {
-			if value, given = lookup(name); !given {
-				continue
-			}
-		}
-		if _, ok := values[name]; !ok {
-			order = append(order, name)
-		}
-		values[name] = value
-	}
-	env := make([]string, len(order))
-	for i, name := range order {
-		env[i] = name + "=" + values[name]
-	}
-	return env, nil
-}
-
-// withheld gives the reason why a variable never reaches the engine, or "".
-func withheld(name string) string {
-	upper := strings.ToUpper(name)
-	switch {
-	case strings.HasPrefix(upper, "MAYFLY_"):
-		return "it configures the sidecar"
-	case strings.HasPrefix(upper, "ACTIONS_"):
-		return "it belongs to a GitHub Actions job"
-	case strings.HasPrefix(upper, "FLY_API"), strings.HasPrefix(upper, "FLY_ACCESS"),
-		strings.HasPrefix(upper, "FLY_") && strings.Contains(upper, "TOKEN"):
-		return "it speaks for the Fly machine"
-	case upper == notifyVariable:
-		return "the sidecar sets it"
-	}
-	return ""
-}
-
-// notifyVariable names the socket for READY=1 (sd_notify(3)).
-const notifyVariable = "NOTIFY_SOCKET"
-
 func (o Options) logger() *slog.Logger {
 	if o.Logger == nil {
 		return slog.New(slog.DiscardHandler)
 	}
 	return o.Logger
 }
-
-// environ is the engine's environment out of the sidecar's own.
-func (o Options) environ() ([]string, error) { return environment(o.Env, os.LookupEnv) }
