@@ -62,6 +62,7 @@ const (
 	EventForbidden    = store.EventForbidden
 	EventLogin        = store.EventLogin
 	EventLogout       = store.EventLogout
+	EventAdminLink    = store.EventAdminLink
 	EventPolicyLoaded = store.EventPolicyLoaded
 	EventRotation     = store.EventRotation
 	EventFeedStale    = store.EventFeedStale

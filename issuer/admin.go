@@ -89,7 +89,10 @@ func enough(have, want policy.Role) error {
 
 // forbidden writes the event of an attempt without the role.
 func (s *Server) forbidden(ctx context.Context, c idtoken.Claims, what string, cause error) error {
-	ev := eventOf(ca.EventForbidden, c)
+	return s.recordForbidden(ctx, eventOf(ca.EventForbidden, c), what, cause)
+}
+
+func (s *Server) recordForbidden(ctx context.Context, ev ca.Event, what string, cause error) error {
 	ev.Reason = what
 	if err := s.authority.Store().Denied(ctx, ev); err != nil {
 		s.logger.ErrorContext(ctx, "event not recorded", "type", ev.Type, "err", err)

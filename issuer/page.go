@@ -99,6 +99,11 @@ func (p page) restore(provider string, raw json.RawMessage) (idtoken.Claims, *po
 
 // Person implements web.Backend.
 func (p page) Person(ctx context.Context, provider string, raw json.RawMessage) (web.Person, error) {
+	if provider == hostProvider {
+		who, err := hostPerson(raw)
+		infoOf(ctx).identity = who.Name
+		return who, err
+	}
 	c, set, err := p.restore(provider, raw)
 	if err != nil {
 		return web.Person{}, err
@@ -123,6 +128,9 @@ func (p page) PutLogin(ctx context.Context, who web.Person, l web.Login) error {
 		return unavailable("store login", err)
 	}
 	ev := ca.Event{Time: time.Now().UTC(), Type: ca.EventLogin, By: clip(who.Name), Rule: who.Rule}
+	if who.ByLink {
+		ev.Reason, ev.Detail = "by an admin link", map[string]string{"address": infoOf(ctx).address}
+	}
 	if err := st.Append(ctx, ev); err != nil {
 		return unavailable("record login", err)
 	}
@@ -132,14 +140,18 @@ func (p page) PutLogin(ctx context.Context, who web.Person, l web.Login) error {
 // Login implements web.Backend.
 func (p page) Login(ctx context.Context, id string) (*web.Login, error) {
 	l, err := p.authority.Store().Login(ctx, id, time.Now().UTC())
-	if err != nil {
-		switch {
-		case errors.Is(err, ca.ErrForged):
-			p.logger.WarnContext(ctx, "login refused: its row was changed by hand, or its state key is not in the list", "login", id)
-			return nil, web.ErrNoLogin
-		case errors.Is(err, ca.ErrNotFound):
-			return nil, web.ErrNoLogin
-		}
+	return p.loginOf(ctx, id, l, err)
+}
+
+// loginOf is what the page is given for the store's answer about a login.
+func (p page) loginOf(ctx context.Context, id string, l *ca.Login, err error) (*web.Login, error) {
+	switch {
+	case errors.Is(err, ca.ErrForged):
+		p.logger.WarnContext(ctx, "login refused: its row was changed by hand, or its state key is not in the list", "login", id)
+		return nil, web.ErrNoLogin
+	case errors.Is(err, ca.ErrNotFound):
+		return nil, web.ErrNoLogin
+	case err != nil:
 		return nil, unavailable("read login", err)
 	}
 	out := web.Login(*l)
@@ -160,6 +172,11 @@ func (p page) DeleteLogin(ctx context.Context, id, by string) error {
 
 // Forbidden implements web.Backend.
 func (p page) Forbidden(ctx context.Context, provider string, raw json.RawMessage, what string) {
+	if provider == hostProvider {
+		who, _ := hostPerson(raw) // its MAC is good: the issuer wrote it
+		infoOf(ctx).err = p.recordForbidden(ctx, ca.Event{Time: time.Now().UTC(), Type: ca.EventForbidden, By: who.Name, Identity: who.Name}, what, nil)
+		return
+	}
 	c, _, err := p.restore(provider, raw)
 	if err != nil {
 		p.logger.ErrorContext(ctx, "event not recorded", "type", ca.EventForbidden, "err", err)

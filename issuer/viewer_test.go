@@ -28,6 +28,7 @@ var notAdmins = map[string]struct {
 	"POST /v1/sessions":       {http.StatusForbidden, "denied", "a machine's: no rule admits a person to it"},
 	"POST /v1/policy/explain": {http.StatusBadRequest, "", "changes nothing: the empty claims are not understood"},
 	"POST /logout":            {http.StatusSeeOther, "logout", "ends the viewer's own login"},
+	"POST /link":              {http.StatusForbidden, "", "logs in who has the secret of a link, whatever their login: this one has none"},
 	"POST /policy":            {http.StatusBadRequest, "", "changes nothing: the empty claims are not understood"},
 }
 

@@ -222,6 +222,7 @@ const (
 	EventForbidden    = "forbidden"
 	EventLogin        = "login"
 	EventLogout       = "logout"
+	EventAdminLink    = "admin_link"
 	EventPolicyLoaded = "policy_loaded"
 	EventRotation     = "rotation"
 	EventFeedStale    = "feed_stale"

@@ -119,7 +119,7 @@ func eventStyle(kind string) *lipgloss.Style {
 		return &styleGood
 	case "denied", "replay", "revoked", "blocked", "forbidden":
 		return &styleBad
-	case "feed_stale", "rotation", "restored":
+	case "feed_stale", "rotation", "restored", "admin_link":
 		return &styleWarn
 	}
 	return &styleFaint

@@ -41,7 +41,9 @@ func (e Event) sentence() string {
 	case "forbidden":
 		return e.actor() + " tried what the policy does not let them do: " + e.Reason
 	case "login":
-		return e.actor() + " logged in to the page" + clause(" by rule ", e.Rule)
+		return e.actor() + " logged in to the page" + clause(" by rule ", e.Rule) + clause(" ", e.Reason)
+	case "admin_link":
+		return e.actor() + " made a link that logs in one " + d["role"] + clause(" until ", moment(d["until"]))
 	case "logout":
 		return e.actor() + " logged out of the page"
 	case "policy_loaded":

@@ -37,6 +37,8 @@ func TestEventWords(t *testing.T) {
 		{"staff/ops@example.com looked at everything recorded of a certificate", of(admin, "admin_read", "", nil)},
 		{"staff/ops@example.com tried what the policy does not let them do: POST /v1/revocations", of(admin, "forbidden", "POST /v1/revocations", nil)},
 		{"staff/ops@example.com logged in to the page", of(admin, "login", "", nil)},
+		{"host/root made a link that logs in one viewer until 2026-01-02 03:04:05 UTC", of(Event{By: "host/root"}, "admin_link", "", map[string]string{"role": "viewer", "until": "2026-01-02T03:04:05Z"})},
+		{"host/root logged in to the page by an admin link", of(Event{By: "host/root"}, "login", "by an admin link", nil)},
 		{"staff/ops@example.com logged out of the page", of(admin, "logout", "", nil)},
 		{"the policy was loaded, rules: 4", of(Event{}, "policy_loaded", "", map[string]string{"rules": "4", "sha256": "ab"})},
 		{"host rotated keys: intermediate or root CRL installed", of(Event{By: "host"}, "rotation", "intermediate or root CRL installed", nil)},

@@ -25,15 +25,16 @@ func OS() Stdio { return Stdio{In: os.Stdin, Out: os.Stdout, Err: os.Stderr} }
 
 // commands is the grammar of the command line.
 type commands struct {
-	Init    initCommand    `cmd:"" help:"Make a CA: root, intermediate, store and a first issuer.yaml." group:"ca"`
-	Rotate  rotateCommands `cmd:"" help:"Replace the intermediate, or say that one is compromised." group:"ca"`
-	Policy  policyCommands `cmd:"" help:"Check, explain and test a policy file." group:"policy"`
-	Serve   serveCommand   `cmd:"" help:"Serve the API and the web page." group:"host"`
-	Store   storeCommands  `cmd:"" help:"Make the store." group:"host"`
-	Revoke  revokeCommand  `cmd:"" help:"Revoke on the host, as when the login provider is down." group:"host"`
-	Backup  backupCommand  `cmd:"" help:"Copy the store while it is in use." group:"host"`
-	Restore restoreCommand `cmd:"" help:"Put a backup back and raise the floor." group:"host"`
-	Verify  verifyCommand  `cmd:"" help:"Check every stored certificate and the chain of events." group:"host"`
+	Init      initCommand      `cmd:"" help:"Make a CA: root, intermediate, store and a first issuer.yaml." group:"ca"`
+	Rotate    rotateCommands   `cmd:"" help:"Replace the intermediate, or say that one is compromised." group:"ca"`
+	Policy    policyCommands   `cmd:"" help:"Check, explain and test a policy file." group:"policy"`
+	Serve     serveCommand     `cmd:"" help:"Serve the API and the web page." group:"host"`
+	Store     storeCommands    `cmd:"" help:"Make the store." group:"host"`
+	Revoke    revokeCommand    `cmd:"" help:"Revoke on the host, as when the login provider is down." group:"host"`
+	AdminLink adminLinkCommand `cmd:"" help:"Print a link that logs in one person to the admin page, once, within ten minutes." group:"host"`
+	Backup    backupCommand    `cmd:"" help:"Copy the store while it is in use." group:"host"`
+	Restore   restoreCommand   `cmd:"" help:"Put a backup back and raise the floor." group:"host"`
+	Verify    verifyCommand    `cmd:"" help:"Check every stored certificate and the chain of events." group:"host"`
 
 	command.Common
 	Version command.Version `cmd:"" help:"Print which mayfly-issuer this is." group:"about"`

@@ -26,6 +26,9 @@ type Backend interface {
 	PutLogin(ctx context.Context, p Person, l Login) error
 	Login(ctx context.Context, id string) (*Login, error)
 	DeleteLogin(ctx context.Context, id, by string) error
+	// TakeLink spends the link of an ID and returns what it logs in as.
+	// ErrNoLogin: there is none, or it was spent or has expired.
+	TakeLink(ctx context.Context, id string) (*Login, error)
 	// Forbidden records an attempt without the role.
 	Forbidden(ctx context.Context, provider string, claims json.RawMessage, what string)
 	// Read records that a person looked at a certificate's claims.
@@ -50,6 +53,8 @@ type Person struct {
 	Name  string // what events call By
 	Admin bool   // else a viewer
 	Rule  string
+	// ByLink: a link that the issuer's host made logged them in, not a provider.
+	ByLink bool
 }
 
 // Login is one login to the page. ID is the SHA-256 (hex) of the cookie's

@@ -100,6 +100,7 @@ func look(t *testing.T, b *webtest.Browser, axe webtest.Axe, i *issuertest.Issue
 		{"explained", "/policy", []webtest.Step{webtest.Type("textarea", claims), webtest.Click("form.act button"), webtest.See("[role=status]")}},
 		{"error", "/certificates/" + strings.Repeat("0", 32), nil},
 		{"login", "/login", nil},
+		{"link", "/link?code=spent", nil},
 	} {
 		b.Pictures(p.name, i.URL+p.path, p.steps...)
 		held(b, axe, p.name, i.URL+p.path, p.steps...)

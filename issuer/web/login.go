@@ -141,17 +141,22 @@ func (p *Page) callback(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	var subject struct {
+		Sub string `json:"sub"`
+	}
+	_ = json.Unmarshal(claims, &subject) // verified before: sub is a string
+	return p.enter(w, r, provider, subject.Sub, claims)
+}
+
+// enter logs in who the claims are of, and leads to the first page.
+func (p *Page) enter(w http.ResponseWriter, r *http.Request, provider, subject string, claims json.RawMessage) error {
 	who, err := p.backend.Person(r.Context(), provider, claims)
 	if err != nil {
 		p.backend.Forbidden(r.Context(), provider, claims, "login")
 		return &refusal{http.StatusForbidden, "You are known, and the policy grants you no role here.", err}
 	}
-	var subject struct {
-		Sub string `json:"sub"`
-	}
-	_ = json.Unmarshal(claims, &subject) // verified before: sub is a string
 	secret, now := rand.Text()+rand.Text(), time.Now().UTC()
-	l := Login{ID: idOf(secret), Provider: provider, Subject: subject.Sub, Claims: claims, CreatedAt: now, ExpiresAt: now.Add(loginLife)}
+	l := Login{ID: idOf(secret), Provider: provider, Subject: subject, Claims: claims, CreatedAt: now, ExpiresAt: now.Add(loginLife)}
 	if err := p.backend.PutLogin(r.Context(), who, l); err != nil {
 		return err
 	}

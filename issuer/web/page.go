@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"net/url"
 	"strings"
+	"time"
 
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
@@ -41,6 +42,9 @@ type visitor struct {
 	Person
 	login *Login
 }
+
+// Until is when the login ends.
+func (v *visitor) Until() time.Time { return v.login.ExpiresAt }
 
 // contentPolicy is the Content-Security-Policy of every answer. Logging in
 // leaves by a link, so no form goes anywhere else.
@@ -78,6 +82,8 @@ var routes = []struct {
 	{"GET /login", func(p *Page) http.Handler { return p.open(p.loginPage) }},
 	{"GET /login/{provider}", func(p *Page) http.Handler { return p.open(p.begin) }},
 	{"GET " + callbackPath, func(p *Page) http.Handler { return p.open(p.callback) }},
+	{"GET " + LinkPath, func(p *Page) http.Handler { return p.open(p.link) }},
+	{"POST " + LinkPath, func(p *Page) http.Handler { return p.open(p.useLink) }},
 	{"POST /logout", func(p *Page) http.Handler { return p.viewer(p.logout) }},
 	{"GET /{$}", func(p *Page) http.Handler { return p.viewer(p.overview) }},
 	{"GET /certificates", func(p *Page) http.Handler { return p.viewer(p.certificates) }},
@@ -119,7 +125,7 @@ func plainHost(scheme, host string) string {
 func Owns(path string) bool {
 	first, _, _ := strings.Cut(strings.TrimPrefix(path, "/"), "/")
 	switch first {
-	case "", "assets", "login", "logout", "callback", "certificates", "sessions", "events", "policy", "blocks", "revocations":
+	case "", "assets", "login", "link", "logout", "callback", "certificates", "sessions", "events", "policy", "blocks", "revocations":
 		return true
 	}
 	return false

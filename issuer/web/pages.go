@@ -131,7 +131,7 @@ func (p *Page) sessions(w http.ResponseWriter, r *http.Request, who visitor) err
 // eventTypes are offered as filters.
 var eventTypes = []string{
 	"issued", "denied", "replay", "revoked", "blocked", "unblocked", "connected", "disconnected", "admin_read",
-	"forbidden", "login", "logout", "policy_loaded", "rotation", "feed_stale", "restored", "pruned",
+	"forbidden", "login", "logout", "admin_link", "policy_loaded", "rotation", "feed_stale", "restored", "pruned",
 }
 
 func (p *Page) events(w http.ResponseWriter, r *http.Request, who visitor) error {

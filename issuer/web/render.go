@@ -14,7 +14,7 @@ import (
 )
 
 // names of the templates; each is drawn within layout.
-var names = []string{"login", "overview", "certificates", "certificate", "revoke", "sessions", "events", "blocks", "policy", "error"}
+var names = []string{"login", "link", "overview", "certificates", "certificate", "revoke", "sessions", "events", "blocks", "policy", "error"}
 
 func parse() map[string]*template.Template {
 	funcs := template.FuncMap{
@@ -73,7 +73,7 @@ func tone(kind string) string {
 		return "good"
 	case "denied", "replay", "revoked", "blocked", "forbidden":
 		return "bad"
-	case "feed_stale", "rotation", "restored", "policy_loaded":
+	case "feed_stale", "rotation", "restored", "policy_loaded", "admin_link":
 		return "note"
 	}
 	return "quiet"

@@ -1,0 +1,82 @@
+package issuer
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/mayfly-ca/mayfly/ca"
+	"github.com/mayfly-ca/mayfly/issuer/policy"
+	"github.com/mayfly-ca/mayfly/issuer/web"
+)
+
+// AdminLinkLife is how long a link of AdminLink can be used.
+const AdminLinkLife = 10 * time.Minute
+
+// hostProvider is in place of a provider's name in a login that an admin link
+// began. No provider of a policy can have this name.
+const hostProvider = "@host"
+
+// hostClaims are the claims of such a login. They are good because the login's
+// MAC covers them, and only who holds the state key can make one.
+type hostClaims struct {
+	Role policy.Role `json:"role"`
+	By   string      `json:"by"` // who made the link: host/USER
+}
+
+// AdminLink returns a URL that logs in one person to the admin page, once,
+// within AdminLinkLife, with role, whatever the policy says. It records the event
+// admin_link by by. The store holds a hash of the link's secret, never the
+// secret. c needs a state key, which the serving issuer has too.
+func AdminLink(ctx context.Context, c Config, role policy.Role, by string) (string, error) {
+	if role != policy.Admin && role != policy.Viewer {
+		return "", fmt.Errorf("role %q is neither admin nor viewer", string(role))
+	}
+	if len(c.StateKey) == 0 {
+		return "", errors.New("state_key is missing: the serving issuer could not tell this link from a forged one.\nremedy: openssl rand -hex 32 >state.key && chmod 600 state.key, in issuer.yaml state_key: [state.key], and restart the issuer")
+	}
+	u, err := c.publicURL()
+	if err != nil {
+		return "", err
+	}
+	st, err := OpenStore(ctx, c)
+	if err != nil {
+		return "", err
+	}
+	defer st.Close()
+	claims, err := json.Marshal(hostClaims{role, clip(by)})
+	if err != nil {
+		return "", err
+	}
+	secret, now := rand.Text()+rand.Text(), time.Now().UTC()
+	l := ca.Login{ID: web.LinkID(secret), Provider: hostProvider, Subject: clip(by), Claims: claims, CreatedAt: now, ExpiresAt: now.Add(AdminLinkLife)}
+	if err := st.PutLogin(ctx, l); err != nil {
+		return "", err
+	}
+	ev := ca.Event{Time: now, Type: ca.EventAdminLink, By: clip(by), Detail: map[string]string{"role": string(role), "until": l.ExpiresAt.Format(time.RFC3339)}}
+	if err := st.Append(ctx, ev); err != nil {
+		return "", fmt.Errorf("record the link: %w", err)
+	}
+	return u.String() + web.LinkPath + "?code=" + secret, nil
+}
+
+// hostPerson reads the claims of a login that an admin link began.
+func hostPerson(raw json.RawMessage) (web.Person, error) {
+	var c hostClaims
+	if err := json.Unmarshal(raw, &c); err != nil {
+		return web.Person{}, fmt.Errorf("read admin link: %w", err)
+	}
+	if err := enough(c.Role, policy.Viewer); err != nil {
+		return web.Person{}, err
+	}
+	return web.Person{Name: c.By, Admin: c.Role == policy.Admin, ByLink: true}, nil
+}
+
+// TakeLink implements web.Backend.
+func (p page) TakeLink(ctx context.Context, id string) (*web.Login, error) {
+	l, err := p.authority.Store().TakeLogin(ctx, id, time.Now().UTC())
+	return p.loginOf(ctx, id, l, err)
+}

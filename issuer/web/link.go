@@ -1,0 +1,32 @@
+package web
+
+import (
+	"errors"
+	"net/http"
+)
+
+// LinkPath is where a link that logs in one person leads, with its secret as
+// the query's code.
+const LinkPath = "/link"
+
+// LinkID is what the store knows a link's secret by. No cookie's secret has an
+// ID of this form, so a link's secret is no cookie.
+func LinkID(secret string) string { return "link:" + idOf(secret) }
+
+// link is GET /link. It shows a button and spends nothing: chat programs and
+// mail scanners fetch every link that they see.
+func (p *Page) link(w http.ResponseWriter, r *http.Request) error {
+	return p.show(w, r, http.StatusOK, "link", nil, view{Title: "Log in", Data: r.URL.Query().Get("code")})
+}
+
+// useLink is POST /link: the link logs in whoever sends it first.
+func (p *Page) useLink(w http.ResponseWriter, r *http.Request) error {
+	l, err := p.backend.TakeLink(r.Context(), LinkID(r.PostFormValue("code")))
+	if errors.Is(err, ErrNoLogin) {
+		return &refusal{http.StatusForbidden, "This link has been used, or is older than ten minutes. On the issuer's host, mayfly-issuer admin-link makes another.", nil}
+	}
+	if err != nil {
+		return err
+	}
+	return p.enter(w, r, l.Provider, l.Subject, l.Claims)
+}
