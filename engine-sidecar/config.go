@@ -73,7 +73,7 @@ type Config struct {
 	// ProxyProtocol is off or required. Default off. Behind a proxy that sends
 	// PROXY v2 (Fly: handlers proxy_proto) use required: without it all clients
 	// share one address and no limit per address is possible.
-	ProxyProtocol string `yaml:"proxy_protocol"`
+	ProxyProtocol string `yaml:"proxy_protocol" jsonschema:"enum=off,enum=required"`
 	// TrustedProxies are the addresses or networks (CIDR) that may send a PROXY
 	// header. Others are hung up on. Empty, with proxy_protocol required: any
 	// peer, which is right only where nobody but the proxy can reach Listen.
@@ -95,7 +95,7 @@ type Config struct {
 	// EngineProbe says when the engine is ready, at its start by the sidecar and
 	// for /readyz: answer (it answers an HTTP/2 greeting, as Dagger and BuildKit do)
 	// or connect (it accepts a connection). Default answer.
-	EngineProbe string `yaml:"engine_probe"`
+	EngineProbe string `yaml:"engine_probe" jsonschema:"enum=answer,enum=connect"`
 	// EngineHide are absolute paths that the engine must not see, beside /.fly
 	// and the folder of a token file. Default: none.
 	EngineHide []string `yaml:"engine_hide"`
@@ -113,7 +113,7 @@ type Config struct {
 	MaxStaleness time.Duration `yaml:"max_staleness"`
 	// OnStale is what a stale feed means for live relays: refuse (only new ones
 	// are refused) or cut. Default refuse.
-	OnStale string `yaml:"on_stale"`
+	OnStale string `yaml:"on_stale" jsonschema:"enum=refuse,enum=cut"`
 	// MaxConnectionAge ends any relay. Default and maximum 24h.
 	MaxConnectionAge time.Duration `yaml:"max_connection_age"`
 	// IdleExit ends the program with 0 when it had no relay for so long. 0, the

@@ -33,7 +33,7 @@ type Config struct {
 	// PublicURL is how clients reach the API: scheme, host, optional port, no
 	// path. It goes into every certificate as the CRL distribution point and is
 	// the only origin of the admin page. Required; https, or http on loopback.
-	PublicURL string `yaml:"public_url"`
+	PublicURL string `yaml:"public_url" jsonschema:"required"`
 	// TLS says how the listener is protected. Default: mode self.
 	TLS TLSConfig `yaml:"tls"`
 	// BehindProxy says that a TLS edge stands in front of a listener without
@@ -47,11 +47,11 @@ type Config struct {
 	// is believed. Empty: any peer may send the header.
 	TrustedProxies []string `yaml:"trusted_proxies"`
 	// CA names the certificates and the key. Required.
-	CA CAConfig `yaml:"ca"`
+	CA CAConfig `yaml:"ca" jsonschema:"required"`
 	// Store is the path of the SQLite store, a postgres:// URL, or env:NAME
 	// holding either. Required. serve never makes one: mayfly-issuer init or
 	// mayfly-issuer store create does.
-	Store string `yaml:"store"`
+	Store string `yaml:"store" jsonschema:"required"`
 	// StateKey names the keys that authenticate what a writer in the database
 	// must not forge: the admins' logins. Each is a path or env:NAME holding 32
 	// bytes in hex or base64. The first signs and all verify: to replace a key,
@@ -64,7 +64,7 @@ type Config struct {
 	StateKey []string `yaml:"state_key"`
 	// Policy is the path of the policy file. Required. It is read again on
 	// SIGHUP and when it changes; a bad file keeps the old rules.
-	Policy string `yaml:"policy"`
+	Policy string `yaml:"policy" jsonschema:"required"`
 	// MetricsListen is the address of /metrics for Prometheus, host:port.
 	// Default: none. Keep it off the public internet.
 	MetricsListen string `yaml:"metrics_listen"`
@@ -100,7 +100,7 @@ type TLSConfig struct {
 	// Mode is self (a certificate of this CA for public_url's host, renewed by
 	// itself), files (Cert and Key, read again when they change) or off (plain
 	// HTTP: loopback, or behind_proxy). Default self.
-	Mode string `yaml:"mode"`
+	Mode string `yaml:"mode" jsonschema:"enum=self,enum=files,enum=off"`
 	// Cert is the path of the certificate with its chain, PEM, leaf first.
 	// Required by mode files, and for no other. Default: none.
 	Cert string `yaml:"cert"`
@@ -112,15 +112,15 @@ type TLSConfig struct {
 type CAConfig struct {
 	// Root is the path of the root's certificate, PEM. Its key stays offline.
 	// Required.
-	Root string `yaml:"root"`
+	Root string `yaml:"root" jsonschema:"required"`
 	// RootCRL is the path of the root's CRL, PEM, made by init and by rotate
 	// sign. Remedy when it has expired: mayfly-issuer rotate. Required.
-	RootCRL string `yaml:"root_crl"`
+	RootCRL string `yaml:"root_crl" jsonschema:"required"`
 	// Intermediate is the path of the issuing certificate, PEM. Required.
-	Intermediate string `yaml:"intermediate"`
+	Intermediate string `yaml:"intermediate" jsonschema:"required"`
 	// Key is the issuing key: a path, env:NAME holding PEM, or a
 	// go.step.sm/crypto KMS URI. Required.
-	Key string `yaml:"key"`
+	Key string `yaml:"key" jsonschema:"required"`
 	// Previous are intermediates of the past that still sign the CRLs of their
 	// own leaves, until a day after the last of them has expired. Default: those
 	// that rotate install kept in the folder previous beside Intermediate.
@@ -130,9 +130,9 @@ type CAConfig struct {
 // PreviousCA is an intermediate that issues no more.
 type PreviousCA struct {
 	// Intermediate is the path of its certificate, PEM. Required.
-	Intermediate string `yaml:"intermediate"`
+	Intermediate string `yaml:"intermediate" jsonschema:"required"`
 	// Key is its key, in the forms of CAConfig.Key. Required.
-	Key string `yaml:"key"`
+	Key string `yaml:"key" jsonschema:"required"`
 }
 
 // RateConfig bounds requests, each per 10 seconds; 0 switches one off. Over it

@@ -14,6 +14,7 @@ import (
 	"github.com/mayfly-ca/mayfly/ca"
 	"github.com/mayfly-ca/mayfly/client/command"
 	"github.com/mayfly-ca/mayfly/issuer"
+	"github.com/mayfly-ca/mayfly/issuer/policy"
 )
 
 type initCommand struct {
@@ -86,13 +87,15 @@ func lineOf(data []byte, from string) ([]byte, error) {
 	return []byte(line), nil
 }
 
-// writeFirstConfig writes an issuer.yaml and an example policy, unless there
-// are some already.
+// writeFirstConfig writes an issuer.yaml and an example policy, each with the
+// schema that it names for editors, unless there are some already.
 func writeFirstConfig(config string, res *ca.InitResult, td, url, dns string) error {
 	base := filepath.Base
 	for path, text := range map[string]string{
 		config: fmt.Sprintf(firstConfig, listenFor(url), url, base(res.Root), base(res.RootCRL), base(res.Intermediate), base(res.IntermediateKey), base(res.DSN), base(res.StateKey)),
-		filepath.Join(res.IssuerDir, "policy.yaml"): fmt.Sprintf(firstPolicy, td, dns, dns, dns),
+		filepath.Join(res.IssuerDir, "policy.yaml"):        fmt.Sprintf(firstPolicy, td, dns, dns, dns),
+		filepath.Join(res.IssuerDir, "issuer.schema.json"): issuer.ConfigSchema,
+		filepath.Join(res.IssuerDir, "policy.schema.json"): policy.Schema,
 	} {
 		f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
 		if errors.Is(err, fs.ErrExist) {
@@ -109,7 +112,8 @@ func writeFirstConfig(config string, res *ca.InitResult, td, url, dns string) er
 	return nil
 }
 
-const firstConfig = `# mayfly-issuer serve --config issuer.yaml
+const firstConfig = `# yaml-language-server: $schema=issuer.schema.json
+# mayfly-issuer serve --config issuer.yaml
 # Paths are relative to this file. Secrets are named, never written here.
 listen: "%s"
 public_url: %s
@@ -130,7 +134,8 @@ policy: policy.yaml
 # run_as: nobody
 `
 
-const firstPolicy = `# mayfly-issuer policy check policy.yaml
+const firstPolicy = `# yaml-language-server: $schema=policy.schema.json
+# mayfly-issuer policy check policy.yaml
 # The ids below admit nobody. In a job, "mayfly policy suggest" prints the rule
 # that would admit it.
 version: 1

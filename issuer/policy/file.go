@@ -27,16 +27,16 @@ const (
 // other is an error.
 type file struct {
 	// Version is 1.
-	Version int `yaml:"version"`
+	Version int `yaml:"version" jsonschema:"required,enum=1"`
 	// TrustDomain is the SPIFFE trust domain: a lower-case DNS name of two
 	// labels or more, the CA's own.
-	TrustDomain string `yaml:"trust_domain"`
+	TrustDomain string `yaml:"trust_domain" jsonschema:"required"`
 	// Providers are the token issuers, by name.
-	Providers map[string]fileProvider `yaml:"providers"`
+	Providers map[string]fileProvider `yaml:"providers" jsonschema:"required"`
 	// Engines are the build engines, by name.
 	Engines map[string]fileEngine `yaml:"engines"`
 	// Rules are tried in order; the first that fits and matches decides.
-	Rules []fileRule `yaml:"rules"`
+	Rules []fileRule `yaml:"rules" jsonschema:"required"`
 	// Tests are recorded claims and what must come of them, for
 	// mayfly-issuer policy test.
 	Tests []fileTest `yaml:"tests"`
@@ -44,16 +44,16 @@ type file struct {
 
 type fileProvider struct {
 	// Type is github, fly, oidc or people.
-	Type string `yaml:"type"`
+	Type string `yaml:"type" jsonschema:"required,enum=github,enum=fly,enum=oidc,enum=people"`
 	// Issuer is iss, exactly.
-	Issuer string `yaml:"issuer"`
+	Issuer string `yaml:"issuer" jsonschema:"required"`
 	// ClientID is the audience; type people only, where it is required.
 	ClientID string `yaml:"client_id"`
 	// JWKSURI pins where the keys are. Default: as discovery says.
 	JWKSURI string `yaml:"jwks_uri"`
 	// Algorithms are those of RS256, ES256 and EdDSA that the provider signs
 	// by. Default: RS256.
-	Algorithms []string `yaml:"algorithms"`
+	Algorithms []string `yaml:"algorithms" jsonschema:"enum=RS256,enum=ES256,enum=EdDSA"`
 	// ServerURL begins the URIs of a github provider's certificates. Default:
 	// derived from issuer.
 	ServerURL string `yaml:"server_url"`
@@ -65,19 +65,20 @@ type fileProvider struct {
 
 type fileEngine struct {
 	// Endpoint is tcp://host:port, or edge://host:port behind a TLS edge.
-	Endpoint string `yaml:"endpoint"`
+	Endpoint string `yaml:"endpoint" jsonschema:"required"`
 	// ServerName is the DNS name that the engine's certificate proves.
-	ServerName string `yaml:"server_name"`
+	ServerName string `yaml:"server_name" jsonschema:"required"`
 }
 
 type fileRule struct {
 	// Name is in the certificate, the log and every denial.
-	Name string `yaml:"name"`
+	Name string `yaml:"name" jsonschema:"required"`
 	// Provider is a name of providers.
-	Provider string `yaml:"provider"`
+	Provider string `yaml:"provider" jsonschema:"required"`
 	// Match is claim: value or claim: [value, ...]; all keys must match.
-	Match yaml.Node `yaml:"match"`
-	Grant fileGrant `yaml:"grant"`
+	Match yaml.Node `yaml:"match" jsonschema:"required"`
+	// Grant is what a matching token gets: a certificate or a role.
+	Grant fileGrant `yaml:"grant" jsonschema:"required"`
 	// AllRepositories says that a github rule without repository_id means
 	// every repository of its owner. Default: false.
 	AllRepositories bool `yaml:"all_repositories"`
@@ -88,9 +89,9 @@ type fileRule struct {
 
 type fileGrant struct {
 	// Profile is client or server; or there is a role.
-	Profile string `yaml:"profile"`
+	Profile string `yaml:"profile" jsonschema:"enum=client,enum=server"`
 	// Role is viewer or admin; type people only.
-	Role string `yaml:"role"`
+	Role string `yaml:"role" jsonschema:"enum=viewer,enum=admin"`
 	// Engines are names of engines; a server has one.
 	Engines []string `yaml:"engines"`
 	// DNS is the server's engine's server_name; profile server only.
@@ -104,16 +105,16 @@ type fileTest struct {
 	// Name is for people.
 	Name string `yaml:"name"`
 	// Provider is whose token the claims were recorded from.
-	Provider string `yaml:"provider"`
+	Provider string `yaml:"provider" jsonschema:"required"`
 	// Claims is the token's payload, or the part of it that the rules look at.
-	Claims yaml.Node `yaml:"claims"`
+	Claims yaml.Node `yaml:"claims" jsonschema:"required"`
 	// Want is certificate or role. Default: certificate.
-	Want string `yaml:"want"`
+	Want string `yaml:"want" jsonschema:"enum=certificate,enum=role"`
 	// Engine is the engine asked for. Default: none.
 	Engine string `yaml:"engine"`
-	// Rule is the rule that must admit the claims; or Denied is the claim
-	// that must be named in the denial.
-	Rule   string `yaml:"rule"`
+	// Rule is the rule that must admit the claims. Write it or Denied.
+	Rule string `yaml:"rule"`
+	// Denied is the claim that the denial must name. Write it or Rule.
 	Denied string `yaml:"denied"`
 }
 

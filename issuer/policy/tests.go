@@ -8,6 +8,7 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
+	"github.com/mayfly-ca/mayfly/client/configfile"
 	"github.com/mayfly-ca/mayfly/issuer/idtoken"
 )
 
@@ -59,7 +60,12 @@ func (l *loader) loadTests(in []fileTest) {
 			f.Name = "tests[" + strconv.Itoa(i) + "]"
 		}
 		t, err := l.loadTest(f)
-		if err != nil {
+		var at *configfile.Error
+		switch {
+		case errors.As(err, &at):
+			l.problems = append(l.problems, at)
+			continue
+		case err != nil:
 			l.bad(path{"tests", i}, "test %s: %v", quote(f.Name), err)
 			continue
 		}
@@ -90,9 +96,9 @@ func (l *loader) loadTest(f fileTest) (testCase, error) {
 	if f.Claims.Kind != yaml.MappingNode {
 		return t, errors.New("claims: want claims and their values")
 	}
-	v, err := claimValue(p.Type, "", &f.Claims)
+	v, err := l.claimValue(p.Type, "", &f.Claims)
 	if err != nil {
-		return t, fmt.Errorf("claims: %w", err)
+		return t, err
 	}
 	if claims, ok := v.(map[string]any); ok {
 		complete(claims, p.Type)
@@ -133,13 +139,13 @@ func (l *loader) hasRule(name string) bool {
 
 // claimValue turns YAML into what JSON would have been. A number for a claim
 // that is a string in every token would test what never comes.
-func claimValue(t idtoken.Type, claim string, n *yaml.Node) (any, error) {
+func (l *loader) claimValue(t idtoken.Type, claim string, n *yaml.Node) (any, error) {
 	switch n.Kind {
 	case yaml.MappingNode:
 		out := make(map[string]any, len(n.Content)/2)
 		for i := 0; i < len(n.Content); i += 2 {
 			key := n.Content[i].Value
-			v, err := claimValue(t, key, n.Content[i+1])
+			v, err := l.claimValue(t, key, n.Content[i+1])
 			if err != nil {
 				return nil, err
 			}
@@ -149,7 +155,7 @@ func claimValue(t idtoken.Type, claim string, n *yaml.Node) (any, error) {
 	case yaml.SequenceNode:
 		out := make([]any, 0, len(n.Content))
 		for _, c := range n.Content {
-			v, err := claimValue(t, claim, c)
+			v, err := l.claimValue(t, claim, c)
 			if err != nil {
 				return nil, err
 			}
@@ -169,7 +175,7 @@ func claimValue(t idtoken.Type, claim string, n *yaml.Node) (any, error) {
 			return json.Number(n.Value), nil
 		}
 		if stringClaim(t, claim) || !wholeNumber(n.Value) {
-			return nil, fmt.Errorf("line %d: %s: %s is a number, and tokens have a string here: quote it, %s", n.Line, claim, n.Value, quote(n.Value))
+			return nil, l.doc.ErrorAt(n, "claims: %s: %s is a number, and tokens have a string here: quote it, %s", claim, n.Value, quote(n.Value))
 		}
 		return json.Number(n.Value), nil
 	}

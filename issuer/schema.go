@@ -1,0 +1,8 @@
+package issuer
+
+import _ "embed"
+
+// ConfigSchema is the JSON Schema of issuer.yaml, made from Config.
+//
+//go:embed issuer.schema.json
+var ConfigSchema string
