@@ -3,7 +3,6 @@ package ca
 import (
 	"bytes"
 	"context"
-	"crypto"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
@@ -212,8 +211,8 @@ func (a *Authority) signCRLs(ctx context.Context, s store.CRLState) ([]store.Sig
 		if err != nil {
 			return nil, err
 		}
-		announced := guard.CRL{Number: s.Number, ThisUpdate: now, Floor: s.Floor.Truncate(time.Second), Entries: entries}
-		floor, err := announced.FloorExtension()
+		want := guard.CRL{Number: s.Number, ThisUpdate: now, Floor: s.Floor.Truncate(time.Second), Entries: entries}
+		floor, err := want.FloorExtension()
 		if err != nil {
 			return nil, err
 		}
@@ -224,10 +223,7 @@ func (a *Authority) signCRLs(ctx context.Context, s store.CRLState) ([]store.Sig
 			RevokedCertificateEntries: entries,
 			ExtraExtensions:           []pkix.Extension{floor},
 		}
-		der, err := l.guard.CRL(announced, func(signer crypto.Signer) error {
-			_, err := step.CRL(ctx, list, l.cert, signer)
-			return err
-		})
+		der, err := step.CRL(ctx, list, l.cert, l.guard.CRLSigner(want))
 		if err != nil {
 			return nil, err
 		}

@@ -18,14 +18,6 @@ type brokenStore struct {
 	record  error // before anything is written
 	lost    error // after the record is durable
 	publish error
-	attach  error
-}
-
-func (b *brokenStore) AttachSignature(ctx context.Context, serial string, sig []byte) error {
-	if b.attach != nil {
-		return b.attach
-	}
-	return b.Store.AttachSignature(ctx, serial, sig)
 }
 
 func (b *brokenStore) Record(ctx context.Context, c *ca.Certificate, ev ca.Event) (*ca.Certificate, error) {
@@ -73,8 +65,8 @@ func TestStoreFails(t *testing.T) {
 }
 
 // Attack 35: a crash between record and signature leaves a record without a
-// certificate, which can be revoked, and which the same token and key can still
-// have, byte for byte the same by another replica.
+// certificate. It can be revoked, and until then every replica issues it for the
+// same token and key.
 func TestCrashBetweenRecordAndSignature(t *testing.T) {
 	t.Parallel()
 	c := catest.New(t, catest.Options{})
@@ -101,12 +93,8 @@ func TestCrashBetweenRecordAndSignature(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !bytes.Equal(first.Certificate.Raw, second.Certificate.Raw) {
-		t.Error("replicas give out different bytes")
-	}
-	chain, err := c.Chain(t.Context(), first.Record)
-	if err != nil || !bytes.Equal(chain[0].Raw, first.Certificate.Raw) {
-		t.Errorf("chain of the record: %v", err)
+	if !bytes.Equal(first.Certificate.RawTBSCertificate, second.Certificate.RawTBSCertificate) {
+		t.Error("replicas give out different certificates")
 	}
 	revoke(t, c.Authority, ca.Revocation{Serial: certs[0].Serial})
 	crls, err := c.CRLs(t.Context())
@@ -116,7 +104,5 @@ func TestCrashBetweenRecordAndSignature(t *testing.T) {
 	if !lists(t, crls.Current, first.Certificate) {
 		t.Error("not in the CRL")
 	}
-	if _, err := c.Chain(t.Context(), first.Record); !errors.Is(err, ca.ErrNoSignature) {
-		t.Errorf("a revoked record was signed again: %v", err)
-	}
+	wantReplay(t, c, g, key, "revoked")
 }

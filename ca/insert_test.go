@@ -3,12 +3,12 @@ package ca_test
 import (
 	"context"
 	"crypto"
+	"crypto/sha256"
 	"database/sql"
 	"fmt"
 	"io"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
@@ -19,7 +19,7 @@ import (
 	"github.com/mayfly-ca/mayfly/ca/store/postgres/postgrestest"
 )
 
-// countingKMS is opaqueKMS that counts its signatures, per key.
+// countingKMS is opaqueKMS that notes what it signs, per key.
 type countingKMS struct{ opaqueKMS }
 
 const countingScheme = "countingkms"
@@ -34,17 +34,44 @@ func (k countingKMS) CreateSigner(r *kmsapi.CreateSignerRequest) (crypto.Signer,
 	if err != nil {
 		return nil, err
 	}
-	n, _ := signatures.LoadOrStore(path, new(atomic.Int64))
-	return countingKey{s, n.(*atomic.Int64)}, nil
+	signed, _ := signatures.LoadOrStore(path, new(signedDigests))
+	return countingKey{s, signed.(*signedDigests)}, nil
+}
+
+// signedDigests are those that a key has signed.
+type signedDigests struct {
+	mu  sync.Mutex
+	all []string
+}
+
+func (s *signedDigests) count() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.all)
+}
+
+// countOf returns how often the SHA-256 of message was signed.
+func (s *signedDigests) countOf(message []byte) (n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	digest := sha256.Sum256(message)
+	for _, d := range s.all {
+		if d == string(digest[:]) {
+			n++
+		}
+	}
+	return n
 }
 
 type countingKey struct {
 	crypto.Signer
-	n *atomic.Int64
+	signed *signedDigests
 }
 
 func (k countingKey) Sign(random io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
-	k.n.Add(1)
+	k.signed.mu.Lock()
+	k.signed.all = append(k.signed.all, string(digest))
+	k.signed.mu.Unlock()
 	return k.Signer.Sign(random, digest, opts)
 }
 
@@ -109,8 +136,28 @@ func postgresDatabase(t *testing.T, c *catest.CA) database {
 	return d
 }
 
-// signatures counts by the path of the key.
+// signatures are *signedDigests by the path of the key.
 var signatures sync.Map
+
+// countingAuthority opens c over the database d, with a key that notes what it
+// signs.
+func countingAuthority(t *testing.T, c *catest.CA, d database) (*ca.Authority, *signedDigests) {
+	t.Helper()
+	config := c.Config
+	var err error
+	if config.Store, err = ca.OpenStore(t.Context(), d.dsn, c.Root(), ca.StateKey{}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := config.Store.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	config.Key = countingScheme + ":path=" + c.Files.IntermediateKey
+	a := catest.OpenConfig(t, config)
+	signed, _ := signatures.Load(c.Files.IntermediateKey)
+	return a, signed.(*signedDigests)
+}
 
 // Attack 36 in the database itself: whichever INSERT of an issuance fails, and
 // the COMMIT, the key signs nothing, nothing of it stays, and the token is
@@ -122,39 +169,26 @@ func TestInsertFails(t *testing.T) {
 			t.Parallel()
 			c := catest.New(t, catest.Options{})
 			d := open(t, c)
-			config := c.Config
-			var err error
-			if config.Store, err = ca.OpenStore(t.Context(), d.dsn, c.Root(), ca.StateKey{}); err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() {
-				if err := config.Store.Close(); err != nil {
-					t.Error(err)
-				}
-			})
-			config.Key = countingScheme + ":path=" + c.Files.IntermediateKey
-			a := catest.OpenConfig(t, config)
-			counted, _ := signatures.Load(c.Files.IntermediateKey)
-			signed := counted.(*atomic.Int64)
+			a, signed := countingAuthority(t, c, d)
 			recorded := 0
 			for fault, statements := range d.faults {
 				g, csr := catest.Grant(t, catest.ClientParams(t, "default")), catest.CSR(t, catest.Key(t))
 				d.exec(t, statements[0])
-				before := signed.Load()
+				before := signed.count()
 				if issued, err := a.Issue(t.Context(), g, csr); err == nil {
 					t.Errorf("%s: issued %s", fault, issued.Record.Serial)
 				}
-				if n := signed.Load() - before; n != 0 {
+				if n := signed.count() - before; n != 0 {
 					t.Errorf("%s: the key signed %d times", fault, n)
 				}
 				d.exec(t, statements[1])
 				issued, err := a.Issue(t.Context(), g, csr)
-				if err != nil || issued.Repeated || signed.Load() != before+1 {
-					t.Errorf("%s, afterwards: %+v, %v, %d signatures", fault, issued, err, signed.Load()-before)
+				if err != nil || issued.Repeated || signed.count() != before+1 {
+					t.Errorf("%s, afterwards: %+v, %v, %d signatures", fault, issued, err, signed.count()-before)
 				}
 				recorded++
 			}
-			all, _, err := config.Store.Certificates(t.Context(), ca.CertificateFilter{Limit: 100})
+			all, _, err := a.Store().Certificates(t.Context(), ca.CertificateFilter{Limit: 100})
 			if err != nil || len(all) != recorded {
 				t.Errorf("%d records, want %d: %v", len(all), recorded, err)
 			}

@@ -1,16 +1,18 @@
 package ca
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"crypto/sha256"
 	"crypto/x509"
-	"encoding/hex"
 	"errors"
 	"fmt"
+	"math/big"
 	"time"
 
 	"github.com/mayfly-ca/mayfly/ca/guard"
+	"github.com/mayfly-ca/mayfly/ca/internal/step"
 	"github.com/mayfly-ca/mayfly/ca/issuance"
 )
 
@@ -19,14 +21,16 @@ type Issued struct {
 	Certificate *x509.Certificate
 	Chain       []*x509.Certificate // leaf, intermediate
 	Record      *Certificate
-	// Repeated: the token had bought this certificate before, and the answer
-	// was lost.
+	// Repeated: the token was used for this certificate before. Its
+	// to-be-signed bytes are the same, its signature may be another.
 	Repeated bool
 }
 
-// Issue records and then signs a leaf for g, for the public key of csr. Errors:
-// *CSRError for the request, *BlockedError, *ReplayError, ErrBeforeFloor, and
-// anything else for a fault of ours, after which nothing was signed.
+// Issue records and then signs a leaf for g, for the public key of csr. A token
+// that was used before, for the same key, gets the leaf of that time again: the
+// answer was lost. Errors: *CSRError for the request, *BlockedError,
+// *ReplayError, ErrBeforeFloor, and anything else for a fault of ours. Nothing
+// has left the authority then.
 func (a *Authority) Issue(ctx context.Context, g issuance.Grant, csr *x509.CertificateRequest) (*Issued, error) {
 	if g.IsZero() {
 		return nil, errors.New("issue: zero grant")
@@ -48,50 +52,53 @@ func (a *Authority) Issue(ctx context.Context, g issuance.Grant, csr *x509.Certi
 	if err != nil {
 		return nil, fmt.Errorf("issue: %w", err)
 	}
-	announced := guard.Leaf{Serial: guard.Serial(template), Grant: g, PublicKey: csr.PublicKey}
-	r := &recording{store: a.store, params: p, aki: a.current.aki, issuedAt: now}
-	leaf, err := a.current.guard.Leaf(ctx, announced, r, func(signer crypto.Signer) error {
-		return encodeLeaf(template, a.current.cert, signer)
-	})
-	if errors.Is(err, guard.ErrRepeated) {
-		return a.repeat(ctx, announced, r)
+	r := &recorder{store: a.store, params: p, aki: a.current.aki, issuedAt: now}
+	want := guard.Leaf{Grant: g, PublicKey: csr.PublicKey}
+	issued, err := a.signLeaf(ctx, template, want, r)
+	if errors.Is(err, errOtherRecorded) {
+		want.Retry = true
+		issued, err = a.retry(ctx, template, want, r)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("issue: %w", err)
 	}
-	if !a.current.guard.Deterministic() {
-		if err := a.store.AttachSignature(ctx, r.stored.Serial, leaf.Signature); err != nil {
-			return nil, fmt.Errorf("issue: store signature: %w", err)
-		}
-	}
-	return &Issued{Certificate: leaf, Chain: []*x509.Certificate{leaf, a.current.cert}, Record: r.stored}, nil
+	return issued, nil
 }
 
-// repeat gives out the certificate that the token bought before, signed by the
-// intermediate that it was recorded for.
-func (a *Authority) repeat(ctx context.Context, announced guard.Leaf, r *recording) (*Issued, error) {
-	aki, err := hex.DecodeString(r.stored.AKI)
-	if err != nil {
-		return nil, fmt.Errorf("issue again: %w", err)
+// retry signs the leaf that r found recorded for the token. The present grant, key
+// and intermediate, with the recorded serial and times, must give the recorded
+// bytes.
+func (a *Authority) retry(ctx context.Context, template *x509.Certificate, want guard.Leaf, r *recorder) (*Issued, error) {
+	recorded := r.stored
+	serial, ok := new(big.Int).SetString(recorded.Serial, 16)
+	if !ok {
+		return nil, fmt.Errorf("recorded serial %q is malformed", recorded.Serial)
 	}
-	line := a.line(aki)
-	if line == nil {
-		return nil, &ReplayError{Serial: r.stored.Serial, Why: "its intermediate is gone"}
-	}
-	leaf, fresh, err := line.guard.Repeat(ctx, announced, r)
+	template.SerialNumber, template.NotBefore, template.NotAfter = serial, recorded.NotBefore, recorded.NotAfter
+	issued, err := a.signLeaf(ctx, template, want, r)
 	var refused *guard.RefusedError
-	if errors.As(err, &refused) {
-		return nil, &ReplayError{Serial: r.stored.Serial, Why: "another grant"}
+	if errors.Is(err, errOtherRecorded) || errors.As(err, &refused) {
+		return nil, &ReplayError{Serial: recorded.Serial, Why: "another grant"}
 	}
 	if err != nil {
-		return nil, fmt.Errorf("issue again: %w", err)
+		return nil, err
 	}
-	if len(fresh) > 0 && !line.guard.Deterministic() {
-		if err := a.store.AttachSignature(ctx, r.stored.Serial, fresh); err != nil {
-			return nil, fmt.Errorf("issue again: store signature: %w", err)
-		}
+	issued.Repeated = true
+	return issued, nil
+}
+
+// signLeaf has the current intermediate sign template, once r has recorded it.
+func (a *Authority) signLeaf(ctx context.Context, template *x509.Certificate, want guard.Leaf, r *recorder) (*Issued, error) {
+	want.Serial = guard.Serial(template)
+	signer := a.current.guard.LeafSigner(want, func(leaf *x509.Certificate) error { return r.record(ctx, leaf) })
+	leaf, err := step.Leaf(ctx, template, a.current.cert, signer)
+	if err != nil {
+		return nil, err
 	}
-	return &Issued{Certificate: leaf, Chain: []*x509.Certificate{leaf, line.cert}, Record: r.stored, Repeated: true}, nil
+	if !bytes.Equal(leaf.RawTBSCertificate, r.stored.TBS) {
+		return nil, errors.New("the certificate is not the one that was recorded")
+	}
+	return &Issued{Certificate: leaf, Chain: []*x509.Certificate{leaf, a.current.cert}, Record: r.stored}, nil
 }
 
 // leaf is the template of a leaf: what the guard will find in it.
@@ -117,7 +124,7 @@ func (i *intermediate) endEntity(pub crypto.PublicKey, eku x509.ExtKeyUsage, now
 	if err != nil {
 		return nil, err
 	}
-	spki, id, err := publicKey(pub)
+	id, err := subjectKeyID(pub)
 	if err != nil {
 		return nil, err
 	}
@@ -126,30 +133,35 @@ func (i *intermediate) endEntity(pub crypto.PublicKey, eku x509.ExtKeyUsage, now
 		return nil, fmt.Errorf("the intermediate is not valid before %v", i.cert.NotBefore)
 	}
 	return &x509.Certificate{
-		SerialNumber:            serial,
-		NotBefore:               notBefore,
-		PublicKey:               pub,
-		RawSubjectPublicKeyInfo: spki,
-		KeyUsage:                x509.KeyUsageDigitalSignature,
-		ExtKeyUsage:             []x509.ExtKeyUsage{eku},
-		BasicConstraintsValid:   true,
-		SubjectKeyId:            id,
-		CRLDistributionPoints:   []string{i.crl},
+		SerialNumber:          serial,
+		NotBefore:             notBefore,
+		PublicKey:             pub,
+		KeyUsage:              x509.KeyUsageDigitalSignature,
+		ExtKeyUsage:           []x509.ExtKeyUsage{eku},
+		BasicConstraintsValid: true,
+		SubjectKeyId:          id,
+		CRLDistributionPoints: []string{i.crl},
 	}, nil
 }
 
-// recording is the guard's Recorder of one issuance.
-type recording struct {
+// errOtherRecorded: the token was used before, and the record of that time is of
+// other bytes than these.
+var errOtherRecorded = errors.New("the token was used for another certificate")
+
+// recorder writes the record of one issuance.
+type recorder struct {
 	store    Store
 	params   issuance.Params
 	aki      string
 	issuedAt time.Time
-	// stored is what the store holds for the token, once Record has returned.
+	// stored is what the store holds for the token, once record has returned.
 	stored *Certificate
 }
 
-// Record writes the record of leaf.
-func (r *recording) Record(ctx context.Context, leaf *x509.Certificate) error {
+// record returns nil once a record of leaf's to-be-signed bytes is durable: a new
+// one, or that of the token's first use, which is neither expired, revoked nor
+// blocked.
+func (r *recorder) record(ctx context.Context, leaf *x509.Certificate) error {
 	p := r.params
 	spki := sha256.Sum256(leaf.RawSubjectPublicKeyInfo)
 	c := &Certificate{
@@ -190,21 +202,8 @@ func (r *recording) Record(ctx context.Context, leaf *x509.Certificate) error {
 		return err
 	}
 	r.stored = stored
-	if stored.Serial != c.Serial {
-		return guard.ErrRepeated
+	if !bytes.Equal(stored.TBS, leaf.RawTBSCertificate) || stored.AKI != r.aki {
+		return errOtherRecorded
 	}
 	return nil
-}
-
-// Recorded reads what Record found, once more: it may have been revoked since.
-func (r *recording) Recorded(ctx context.Context) (tbs, signature []byte, err error) {
-	c, err := r.store.Certificate(ctx, r.stored.Serial)
-	if err != nil {
-		return nil, nil, err
-	}
-	if c.RevokedAt != nil {
-		return nil, nil, &ReplayError{Serial: c.Serial, Why: "revoked"}
-	}
-	r.stored = c
-	return c.TBS, c.Signature, nil
 }

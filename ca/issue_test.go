@@ -12,6 +12,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/asn1"
 	"errors"
+	"fmt"
 	"net"
 	"net/url"
 	"strings"
@@ -274,21 +275,29 @@ func TestIssueOncePerToken(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if !again.Repeated || first.Repeated || !bytes.Equal(again.Certificate.Raw, first.Certificate.Raw) {
+		if !again.Repeated || first.Repeated || !bytes.Equal(again.Certificate.RawTBSCertificate, first.Certificate.RawTBSCertificate) {
 			t.Error("another certificate")
 		}
+		verify(t, c, again.Chain, g.Params())
 	})
 	t.Run("another key", func(t *testing.T) { wantReplay(t, c, g, catest.Key(t), "another key") })
-	t.Run("same key, narrower policy", func(t *testing.T) {
-		p := g.Params()
-		p.Identity.Grant.Engines = []string{"large"}
-		wantReplay(t, c, catest.Grant(t, p), key, "another grant")
-	})
-	t.Run("same key, shorter policy", func(t *testing.T) {
-		p := g.Params()
-		p.TTL = 5 * time.Minute
-		wantReplay(t, c, catest.Grant(t, p), key, "another grant")
-	})
+	for name, change := range map[string]func(*issuance.Params){
+		"narrower policy":     func(p *issuance.Params) { p.Identity.Grant.Engines = []string{"large"} },
+		"wider policy":        func(p *issuance.Params) { p.Identity.Grant.Engines = []string{"default", "large"} },
+		"shorter policy":      func(p *issuance.Params) { p.TTL = 5 * time.Minute },
+		"another rule":        func(p *issuance.Params) { p.Identity.Grant.Rule = "other" },
+		"another common name": func(p *issuance.Params) { p.Identity.CommonName = "github/other/app" },
+		"another branch":      func(p *issuance.Params) { p.Identity.Workflow.SourceRepositoryRef = "refs/heads/other" },
+		"a token from after NotBefore": func(p *issuance.Params) {
+			p.Token.IssuedAt = first.Certificate.NotBefore.Add(issuance.MaxAge + time.Second)
+		},
+	} {
+		t.Run("same key, "+name, func(t *testing.T) {
+			p := g.Params()
+			change(&p)
+			wantReplay(t, c, catest.Grant(t, p), key, "another grant")
+		})
+	}
 	t.Run("revoked", func(t *testing.T) {
 		if _, _, err := c.Revoke(t.Context(), ca.Revocation{Serial: first.Record.Serial, Reason: "test", By: "test"}); err != nil {
 			t.Fatal(err)
@@ -305,6 +314,26 @@ func TestIssueOncePerToken(t *testing.T) {
 			}
 		}
 	})
+}
+
+// A record from before the floor is not issued again, whatever the retry's token
+// says of its own time.
+func TestRetryFromBeforeTheFloor(t *testing.T) {
+	t.Parallel()
+	c := catest.New(t, catest.Options{})
+	d := sqliteDatabase(t, c)
+	key, p := catest.Key(t), catest.ClientParams(t, "default")
+	before := time.Now()
+	if _, err := c.Issue(t.Context(), catest.Grant(t, p), catest.CSR(t, key)); err != nil {
+		t.Fatal(err)
+	}
+	p.Token.IssuedAt = time.Now().Add(time.Second)
+	d.exec(t, fmt.Sprintf("UPDATE state SET floor = %d", before.UnixMicro()))
+	if again, err := c.Issue(t.Context(), catest.Grant(t, p), catest.CSR(t, key)); err != nil || !again.Repeated {
+		t.Errorf("a floor before the record: %v", err)
+	}
+	d.exec(t, fmt.Sprintf("UPDATE state SET floor = %d", time.Now().UnixMicro()))
+	wantReplay(t, c, catest.Grant(t, p), key, "revoked")
 }
 
 func wantReplay(t *testing.T, c *catest.CA, g issuance.Grant, key crypto.Signer, why string) {

@@ -196,6 +196,24 @@ func TestFirstSetAfterRotationIsNew(t *testing.T) {
 	}
 }
 
+// A retry after a rotation is refused: the record names the old intermediate, which
+// issues no more. A fresh token gets a certificate of the new one.
+func TestRetryAfterRotation(t *testing.T) {
+	t.Parallel()
+	c := catest.New(t, catest.Options{})
+	key, p := catest.Key(t), catest.ClientParams(t, "default")
+	if _, err := c.Issue(t.Context(), catest.Grant(t, p), catest.CSR(t, key)); err != nil {
+		t.Fatal(err)
+	}
+	r := newRotation(t, c)
+	if _, err := ca.InstallRotation(t.Context(), r.files.IssuerDir, *r.sign(t), ""); err != nil {
+		t.Fatal(err)
+	}
+	rotated := &catest.CA{Authority: r.open(t, c.Store()), Files: c.Files}
+	wantReplay(t, rotated, catest.Grant(t, p), key, "another grant")
+	rotated.Client(t, "default")
+}
+
 func crlDER(t *testing.T, data []byte) []byte {
 	t.Helper()
 	all := blocks(t, data, "X509 CRL")

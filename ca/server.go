@@ -2,7 +2,6 @@ package ca
 
 import (
 	"context"
-	"crypto"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -54,7 +53,7 @@ func (a *Authority) serverCertificate(ctx context.Context, dnsNames []string, ip
 	template.Subject = pkix.Name{CommonName: "mayfly/issuer"}
 	template.DNSNames, template.IPAddresses = dnsNames, ips
 	template.NotAfter = issuance.NotAfter(template.NotBefore, guard.ServerTTL, a.current.cert)
-	announced := guard.Server{Serial: guard.Serial(template), DNSNames: dnsNames, IPAddresses: ips, PublicKey: key.Public()}
+	want := guard.Server{Serial: guard.Serial(template), DNSNames: dnsNames, IPAddresses: ips, PublicKey: key.Public()}
 	record := func(leaf *x509.Certificate) error {
 		names := append([]string(nil), dnsNames...)
 		for _, ip := range ips {
@@ -65,9 +64,7 @@ func (a *Authority) serverCertificate(ctx context.Context, dnsNames []string, ip
 			Reason: "certificate of the issuer's own listener", Detail: map[string]string{"names": strings.Join(names, " ")},
 		})
 	}
-	leaf, err := a.current.guard.Server(announced, record, func(signer crypto.Signer) error {
-		return step.Leaf(ctx, template, a.current.cert, signer)
-	})
+	leaf, err := step.Leaf(ctx, template, a.current.cert, a.current.guard.ServerSigner(want, record))
 	if err != nil {
 		return nil, err
 	}

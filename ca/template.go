@@ -38,22 +38,22 @@ func newSerial() (*big.Int, error) {
 	return new(big.Int).SetBytes(b[:]), nil
 }
 
-// publicKey encodes pub and names it: the subject key identifier is the leftmost
-// 160 bits of the SHA-256 of the subjectPublicKey (RFC 7093 section 2, method 1).
-func publicKey(pub crypto.PublicKey) (spki, id []byte, err error) {
-	spki, err = x509.MarshalPKIXPublicKey(pub)
+// subjectKeyID is the leftmost 160 bits of the SHA-256 of pub's subjectPublicKey
+// (RFC 7093 section 2, method 1).
+func subjectKeyID(pub crypto.PublicKey) ([]byte, error) {
+	spki, err := x509.MarshalPKIXPublicKey(pub)
 	if err != nil {
-		return nil, nil, fmt.Errorf("subject key id: %w", err)
+		return nil, fmt.Errorf("subject key id: %w", err)
 	}
 	in := cryptobyte.String(spki)
 	var info, algorithm, key cryptobyte.String
 	var unused uint8 // bits, of the BIT STRING
 	if !in.ReadASN1(&info, cbasn1.SEQUENCE) || !info.ReadASN1(&algorithm, cbasn1.SEQUENCE) ||
 		!info.ReadASN1(&key, cbasn1.BIT_STRING) || !key.ReadUint8(&unused) || unused != 0 {
-		return nil, nil, errors.New("subject key id: malformed public key")
+		return nil, errors.New("subject key id: malformed public key")
 	}
 	sum := sha256.Sum256(key)
-	return spki, sum[:20], nil
+	return sum[:20], nil
 }
 
 // caTemplate is what root and intermediates have in common.
@@ -62,7 +62,7 @@ func caTemplate(kind string, c Constraints, pub crypto.PublicKey, now time.Time,
 	if err != nil {
 		return nil, err
 	}
-	_, id, err := publicKey(pub)
+	id, err := subjectKeyID(pub)
 	if err != nil {
 		return nil, err
 	}

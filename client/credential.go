@@ -154,7 +154,8 @@ const (
 
 // Mint makes a key, buys a certificate for it with a fresh token and checks
 // everything in the answer. It tries again, each time with a fresh token, where
-// the issuer does not answer, answers 429 or 5xx, or has seen the token.
+// the issuer does not answer, or answers 429 or 5xx; and once where the issuer has
+// seen the token.
 //
 // Its errors are those of the Issuer, *tokensource.Error, or a plain error for
 // an answer that does not hold.
@@ -187,7 +188,7 @@ func (i *Issuer) Mint(ctx context.Context, r MintRequest) (*Credential, error) {
 func (i *Issuer) buy(ctx context.Context, r MintRequest, req wire.IssueRequest) (wire.IssueResponse, error) {
 	ctx, cancel := context.WithTimeout(ctx, mintTotal)
 	defer cancel()
-	last := ""
+	replayed := false
 	b := backoff{min: mintDelayMin, max: mintDelayMax}
 	for attempt := 1; ; attempt++ {
 		token, err := r.Source.Token(ctx, r.Audience)
@@ -198,13 +199,13 @@ func (i *Issuer) buy(ctx context.Context, r MintRequest, req wire.IssueRequest) 
 		if err == nil {
 			return resp, nil
 		}
-		if attempt == mintAttempts || !mintAgain(err, token != last) {
+		if attempt == mintAttempts || !mintAgain(err, !replayed) {
 			return wire.IssueResponse{}, err
 		}
-		last = token
 		wait := b.next()
 		var p *wire.Problem
-		if errors.As(err, &p) && p.RetryAfter > 0 {
+		if errors.As(err, &p) {
+			replayed = replayed || p.Name() == wire.ProblemReplay
 			wait = max(wait, time.Duration(min(p.RetryAfter, int(mintTotal/time.Second)))*time.Second)
 		}
 		if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) <= wait {
@@ -219,9 +220,9 @@ func (i *Issuer) buy(ctx context.Context, r MintRequest, req wire.IssueRequest) 
 	}
 }
 
-// mintAgain tells whether another token may fare better. A replay may, if the
-// source gave this token for the first time: somebody else used it.
-func mintAgain(err error, firstUse bool) bool {
+// mintAgain reports whether another token may be accepted. After a replay it may
+// be, which is tried as long as replay says so.
+func mintAgain(err error, replay bool) bool {
 	var unreachable *IssuerUnreachableError
 	if errors.As(err, &unreachable) {
 		return !unreachable.Final
@@ -234,7 +235,7 @@ func mintAgain(err error, firstUse bool) bool {
 	case p.Status == 429, p.Status >= 500:
 		return true
 	case p.Name() == wire.ProblemReplay:
-		return firstUse
+		return replay
 	}
 	return false
 }

@@ -79,6 +79,7 @@ func TestIssuerAnswers(t *testing.T) {
 		{name: "403 blocked", spoil: always(wire.ProblemBlocked, "run 7"), status: 403, says: "run 7", tokens: 1},
 		{name: "400", spoil: always(wire.ProblemBadCSR, "weak key"), status: 400, says: "weak key", tokens: 1},
 		{name: "409, then another token", spoil: first(1, wire.ProblemReplay), tokens: 2, most: 2 * time.Second},
+		{name: "409 for every token", spoil: always(wire.ProblemReplay, "used before"), status: 409, says: "used before", tokens: 2, most: 2 * time.Second},
 		{name: "409 for the one token there is", spoil: func(w *world) {
 			always(wire.ProblemReplay, "used before")(w)
 			w.source.fixed = "a.b.c"

@@ -33,9 +33,8 @@ func (s *Server) Certificates(ctx context.Context, v url.Values) (wire.List[wire
 }
 
 // Certificate returns everything recorded of one certificate. PEM and Chain are
-// empty where the signature was not kept: a software key derives it, and what
-// has expired or was revoked by a match is not signed again. Errors: not-found,
-// unavailable.
+// empty but for records of earlier versions, which hold their signature: reading
+// never signs. Errors: not-found, unavailable.
 func (s *Server) Certificate(ctx context.Context, serial string) (*wire.CertificateDetail, error) {
 	st := s.authority.Store()
 	rec, err := st.Certificate(ctx, serial)
@@ -46,10 +45,6 @@ func (s *Server) Certificate(ctx context.Context, serial string) (*wire.Certific
 	sessions, err := s.sessions(ctx, ca.SessionFilter{Serial: serial, Limit: wire.MaxListLimit, Now: now})
 	if err != nil {
 		return nil, err
-	}
-	chain, err := s.authority.Chain(ctx, rec)
-	if err != nil && !errors.Is(err, ca.ErrNoSignature) {
-		return nil, unavailable("rebuild certificate", err)
 	}
 	d := &wire.CertificateDetail{
 		Certificate: wireCertificate(rec, now),
@@ -63,9 +58,10 @@ func (s *Server) Certificate(ctx context.Context, serial string) (*wire.Certific
 		Claims:      rec.Claims,
 		RevokedBy:   rec.RevokedBy,
 		Reason:      rec.Reason,
+		TBS:         rec.TBS,
 		Sessions:    sessions.Items,
 	}
-	if len(chain) > 0 {
+	if chain := s.authority.Chain(rec); chain != nil {
 		d.PEM, d.Chain = pemOf(chain[0]), pemOf(chain...)
 	}
 	if rec.RevokedAt != nil {
@@ -91,9 +87,6 @@ func (s *Server) Revoke(ctx context.Context, by string, req wire.RevokeRequest) 
 		return nil, err
 	}
 	order.By = by
-	if order.Serial != "" && !order.DryRun {
-		s.keepSignature(ctx, order.Serial)
-	}
 	res, number, err := s.authority.Revoke(ctx, order)
 	if err != nil {
 		if errors.Is(err, ca.ErrNotFound) {
@@ -110,24 +103,6 @@ func (s *Server) Revoke(ctx context.Context, by string, req wire.RevokeRequest) 
 		out.Floor = utc(res.Floor)
 	}
 	return out, nil
-}
-
-// keepSignature stores the signature of a certificate that is about to be
-// revoked, so that it can still be looked at: what is revoked is not signed
-// again. That it cannot be kept is no reason not to revoke.
-func (s *Server) keepSignature(ctx context.Context, serial string) {
-	st := s.authority.Store()
-	rec, err := st.Certificate(ctx, serial)
-	if err != nil || rec.RevokedAt != nil || len(rec.Signature) > 0 {
-		return
-	}
-	chain, err := s.authority.Chain(ctx, rec)
-	if err == nil {
-		err = st.AttachSignature(ctx, serial, chain[0].Signature)
-	}
-	if err != nil {
-		s.logger.InfoContext(ctx, "signature not kept", "serial", serial, "err", err)
-	}
 }
 
 // RevocationOf checks the order: exactly one of serial, match and all. Its error

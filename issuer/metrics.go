@@ -37,7 +37,7 @@ func NewMetrics() *Metrics {
 		registry: prometheus.NewRegistry(),
 		issuedTotal: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "mayfly_issuer_certificates_issued_total",
-			Help: "Certificates issued; repeated counts the same certificate given again for a lost answer.",
+			Help: "Certificates issued; repeated counts those whose token was used for the same certificate before, since the answer was lost.",
 		}, []string{"profile", "provider", "repeated"}),
 		deniedTotal: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "mayfly_issuer_denials_total",

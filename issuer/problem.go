@@ -125,6 +125,8 @@ func replayDetail(e *ca.ReplayError) string {
 	switch e.Why {
 	case "another key":
 		return "this token has bought a certificate for another key; ask for a fresh token for each certificate"
+	case "another grant":
+		return "this token was used for a certificate that the policy or the issuer's key does not give now; ask for a fresh token"
 	case "":
 		return "this token was used before; ask for a fresh one"
 	}

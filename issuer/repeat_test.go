@@ -1,6 +1,7 @@
 package issuer_test
 
 import (
+	"bytes"
 	"os"
 	"strings"
 	"testing"
@@ -9,8 +10,8 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer/issuertest"
 )
 
-// A token and key again give the certificate again, byte for byte, only while
-// policy and blocks would admit them today.
+// A token and key again give the certificate again, signed again over the same
+// bytes, only while policy and blocks would admit them today.
 func TestRepeatAsksAgain(t *testing.T) {
 	t.Parallel()
 	i := issuertest.Start(t, issuertest.Options{})
@@ -27,12 +28,12 @@ func TestRepeatAsksAgain(t *testing.T) {
 	same := func(when string) {
 		t.Helper()
 		again, err := i.IssueCSR(token, csr)
-		if err != nil || again.Certificate != first.Certificate {
+		if err != nil || again.Serial != first.Serial || !bytes.Equal(tbsOf(t, again), tbsOf(t, first)) {
 			t.Errorf("%s: another certificate, %v", when, err)
 		}
 	}
 	same("at once")
-	rule := func(text string) {
+	rule := func(text, admittedBy string) {
 		t.Helper()
 		if err := os.WriteFile(i.PolicyFile, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
@@ -42,13 +43,16 @@ func TestRepeatAsksAgain(t *testing.T) {
 			var out wire.ExplainResponse
 			claims := `{"repository_owner_id":"` + issuertest.OwnerID + `","repository_id":"` + issuertest.RepositoryID + `","ref":"refs/heads/main","event_name":"push"}`
 			err := i.Call("POST", wire.PathPolicyExplain, i.ViewerToken(), wire.ExplainRequest{Provider: "github", Claims: []byte(claims)}, &out)
-			return err == nil && out.Allowed == strings.Contains(text, "refs/heads/main")
+			return err == nil && out.Allowed == (admittedBy != "") && (!out.Allowed || out.Rule == admittedBy)
 		})
 	}
-	rule(strings.ReplaceAll(string(rules), "refs/heads/main", "refs/heads/other"))
+	rule(strings.ReplaceAll(string(rules), "refs/heads/main", "refs/heads/other"), "")
 	_, err = i.IssueCSR(token, csr)
 	wantProblem(t, err, wire.ProblemDenied)
-	rule(string(rules))
+	rule(strings.ReplaceAll(string(rules), "name: app-main", "name: app-other"), "app-other")
+	_, err = i.IssueCSR(token, csr)
+	wantProblem(t, err, wire.ProblemReplay) // the rule's name is in the certificate
+	rule(string(rules), "app-main")
 	same("when the rules admit it again")
 
 	blocked, err := i.Revoke(wire.RevokeRequest{Serial: first.Serial})

@@ -7,7 +7,6 @@ import (
 	"crypto/x509/pkix"
 	"encoding/asn1"
 	"errors"
-	"fmt"
 	"math/big"
 	"net"
 	"slices"
@@ -17,8 +16,8 @@ import (
 	"github.com/mayfly-ca/mayfly/ca/issuance"
 )
 
-// Server announces the certificate of the issuer's own HTTPS listener. It has
-// no SPIFFE ID and no grant, so no engine and no client takes it for a peer.
+// Server describes the certificate of the issuer's own HTTPS listener. It has no
+// SPIFFE ID and no grant, so no engine and no client takes it for a peer.
 type Server struct {
 	Serial      string
 	DNSNames    []string
@@ -26,56 +25,35 @@ type Server struct {
 	PublicKey   crypto.PublicKey
 }
 
-// Server signs the issuer's own certificate, which encode builds, if it is a,
-// and once record has returned.
-func (g *Guard) Server(a Server, record func(*x509.Certificate) error, encode Encoder) (*x509.Certificate, error) {
-	tbs, err := g.take(encode)
-	if err != nil {
-		return nil, err
-	}
-	leaf, err := parseTBS(tbs)
-	if err != nil {
-		return nil, &RefusedError{err}
-	}
-	if err := g.checkServer(leaf, a); err != nil {
-		return nil, &RefusedError{err}
-	}
-	if err := record(leaf); err != nil {
-		return nil, err
-	}
-	sig, err := g.sign(tbs)
-	if err != nil {
-		return nil, err
-	}
-	return g.verified(tbs, sig)
+// ServerSigner returns the signer of the issuer's own certificate. It signs once
+// record has returned nil.
+func (g *Guard) ServerSigner(a Server, record func(*x509.Certificate) error) *Signer {
+	return g.certificateSigner(func(cert *x509.Certificate) error { return g.checkServer(cert, a) }, record)
 }
 
 // ServerTTL is the lifetime of the issuer's own certificate.
 const ServerTTL = 24 * time.Hour
 
-func (g *Guard) checkServer(leaf *x509.Certificate, a Server) error {
-	b := g.bounds()
-	if err := issuance.CheckEndEntity(leaf, g.o.Issuer, x509.ExtKeyUsageServerAuth); err != nil {
+func (g *Guard) checkServer(cert *x509.Certificate, a Server) error {
+	if err := checkSubject(cert, a.Serial, a.PublicKey); err != nil {
 		return err
 	}
-	switch {
-	case Serial(leaf) != a.Serial:
-		return fmt.Errorf("serial %s was not announced", Serial(leaf))
-	case !equalKeys(leaf.PublicKey, a.PublicKey):
-		return errors.New("another public key than announced")
-	case len(leaf.URIs) > 0 || hasExtension(leaf, identity.OIDGrant):
-		return errors.New("the issuer's certificate names a peer")
-	case !slices.Equal(leaf.DNSNames, a.DNSNames) || len(leaf.IPAddresses) != len(a.IPAddresses):
-		return errors.New("other names than announced")
-	case leaf.NotBefore.After(b.Now) || leaf.NotBefore.Before(b.Now.Add(-issuance.MaxAge)):
-		return errors.New("NotBefore is not now")
-	case leaf.NotAfter.After(leaf.NotBefore.Add(issuance.Backdate + ServerTTL)):
-		return errors.New("it lives too long")
+	if err := issuance.CheckEndEntity(cert, g.o.Issuer, x509.ExtKeyUsageServerAuth); err != nil {
+		return err
 	}
-	for i, ip := range leaf.IPAddresses {
-		if !ip.IsLoopback() || !ip.Equal(a.IPAddresses[i]) {
-			return errors.New("IP names are loopback and announced")
-		}
+	if err := issuance.CheckNames(cert, a.DNSNames, a.IPAddresses, ""); err != nil {
+		return err
+	}
+	now := time.Now()
+	switch {
+	case hasExtension(cert, identity.OIDGrant):
+		return errors.New("the issuer's certificate carries a grant")
+	case slices.ContainsFunc(a.IPAddresses, func(ip net.IP) bool { return !ip.IsLoopback() }):
+		return errors.New("an IP address that is not loopback")
+	case cert.NotBefore.After(now) || cert.NotBefore.Before(now.Add(-issuance.MaxAge)):
+		return errors.New("NotBefore is not now")
+	case cert.NotAfter.After(cert.NotBefore.Add(issuance.Backdate + ServerTTL)):
+		return errors.New("it lives too long")
 	}
 	return nil
 }
@@ -92,7 +70,7 @@ func hasExtension(c *x509.Certificate, oid asn1.ObjectIdentifier) bool {
 // CRLLifetime is nextUpdate - thisUpdate of every CRL that a Guard signs.
 const CRLLifetime = 10 * time.Minute
 
-// CRL announces a certificate revocation list.
+// CRL describes a certificate revocation list.
 type CRL struct {
 	Number     int64
 	ThisUpdate time.Time // whole seconds
@@ -104,37 +82,36 @@ type CRL struct {
 // FloorExtension is how the list carries the floor, identity.OIDFloor.
 func (a CRL) FloorExtension() (pkix.Extension, error) { return identity.FloorExtension(a.Floor) }
 
-// CRL signs the list that encode builds, if it is a, and returns its DER.
-func (g *Guard) CRL(a CRL, encode Encoder) ([]byte, error) {
-	tbs, err := g.take(encode)
-	if err != nil {
-		return nil, err
-	}
-	if err := g.checkCRL(tbs, a); err != nil {
-		return nil, &RefusedError{err}
-	}
-	sig, err := g.sign(tbs)
-	if err != nil {
-		return nil, err
-	}
-	return wrap(tbs, sig)
+// CRLSigner returns the signer of one list.
+func (g *Guard) CRLSigner(a CRL) *Signer {
+	return &Signer{guard: g, check: func(tbs []byte) ([]byte, error) {
+		list, err := parseTBSList(tbs)
+		if err == nil {
+			err = g.checkCRL(list, a)
+		}
+		if err != nil {
+			return nil, &RefusedError{err}
+		}
+		return list.RawTBSRevocationList, nil
+	}}
 }
 
-func (g *Guard) checkCRL(tbs []byte, a CRL) error {
+// parseTBSList reads tbs as a CRL without a signature.
+func parseTBSList(tbs []byte) (*x509.RevocationList, error) {
 	der, err := wrap(tbs, nil)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	list, err := x509.ParseRevocationList(der)
-	if err != nil {
-		return fmt.Errorf("not a CRL: %w", err)
-	}
+	return x509.ParseRevocationList(der)
+}
+
+func (g *Guard) checkCRL(list *x509.RevocationList, a CRL) error {
 	now := time.Now()
 	switch {
 	case !bytes.Equal(list.RawIssuer, g.o.Issuer.RawSubject) || !bytes.Equal(list.AuthorityKeyId, g.o.Issuer.SubjectKeyId):
 		return errors.New("another issuer")
 	case list.Number == nil || list.Number.Cmp(big.NewInt(a.Number)) != 0:
-		return errors.New("another CRL number than announced")
+		return errors.New("another CRL number")
 	case !list.ThisUpdate.Equal(a.ThisUpdate) || list.ThisUpdate.After(now.Add(issuance.MaxAge)) || list.ThisUpdate.Before(now.Add(-issuance.MaxAge)):
 		return errors.New("thisUpdate is not now")
 	case list.NextUpdate.Sub(list.ThisUpdate) != CRLLifetime:
@@ -142,11 +119,11 @@ func (g *Guard) checkCRL(tbs []byte, a CRL) error {
 	case len(list.Extensions) != 3:
 		return errors.New("other CRL extensions than three")
 	case len(list.RevokedCertificateEntries) != len(a.Entries):
-		return errors.New("other entries than announced")
+		return errors.New("other entries")
 	}
 	for i, e := range list.RevokedCertificateEntries {
-		if e.SerialNumber.Cmp(a.Entries[i].SerialNumber) != 0 || len(e.Extensions) > 0 {
-			return errors.New("other entries than announced")
+		if e.SerialNumber.Cmp(a.Entries[i].SerialNumber) != 0 || !e.RevocationTime.Equal(a.Entries[i].RevocationTime) || len(e.Extensions) > 0 {
+			return errors.New("other entries")
 		}
 	}
 	floor, err := identity.Floor(list)
@@ -154,7 +131,7 @@ func (g *Guard) checkCRL(tbs []byte, a CRL) error {
 		return err
 	}
 	if !floor.Equal(a.Floor) {
-		return errors.New("another floor than announced")
+		return errors.New("another floor")
 	}
 	return nil
 }

@@ -1,7 +1,6 @@
 package guard_test
 
 import (
-	"crypto"
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -23,21 +22,18 @@ func TestCRL(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	announced := guard.CRL{Number: 12, ThisUpdate: now, Floor: now, Entries: entries}
+	want := guard.CRL{Number: 12, ThisUpdate: now, Floor: now, Entries: entries}
 	list := func() *x509.RevocationList {
 		return &x509.RevocationList{
 			Number: big.NewInt(12), ThisUpdate: now, NextUpdate: now.Add(guard.CRLLifetime),
 			RevokedCertificateEntries: entries, ExtraExtensions: []pkix.Extension{floor},
 		}
 	}
-	b := newBench(t, true)
-	encode := func(l *x509.RevocationList) guard.Encoder {
-		return func(s crypto.Signer) error {
-			_, err := x509.CreateRevocationList(rand.Reader, l, b.issuer, s)
-			return err
-		}
+	b := newBench(t)
+	sign := func(l *x509.RevocationList) ([]byte, error) {
+		return x509.CreateRevocationList(rand.Reader, l, b.issuer, b.CRLSigner(want))
 	}
-	der, err := b.CRL(announced, encode(list()))
+	der, err := sign(list())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -54,6 +50,9 @@ func TestCRL(t *testing.T) {
 		"an entry less":  func(l *x509.RevocationList) { l.RevokedCertificateEntries = nil },
 		"another entry": func(l *x509.RevocationList) {
 			l.RevokedCertificateEntries = []x509.RevocationListEntry{{SerialNumber: big.NewInt(78), RevocationTime: now}}
+		},
+		"another time": func(l *x509.RevocationList) {
+			l.RevokedCertificateEntries = []x509.RevocationListEntry{{SerialNumber: big.NewInt(77), RevocationTime: now.Add(-time.Second)}}
 		},
 		"an entry removed": func(l *x509.RevocationList) {
 			l.RevokedCertificateEntries = []x509.RevocationListEntry{{SerialNumber: big.NewInt(77), RevocationTime: now, ReasonCode: 8}}
@@ -75,22 +74,32 @@ func TestCRL(t *testing.T) {
 		l := list()
 		change(l)
 		var refused *guard.RefusedError
-		if _, err := b.CRL(announced, encode(l)); !errors.As(err, &refused) {
+		if _, err := sign(l); !errors.As(err, &refused) {
 			t.Errorf("%s: got %v", name, err)
 		}
 	}
 	c := b.template(t)
-	if _, err := b.CRL(announced, b.encode(c)); err == nil {
+	if _, err := b.sign(c, b.CRLSigner(want)); err == nil {
 		t.Error("a certificate was signed as a CRL")
 	}
 	if b.key.n != signed {
 		t.Errorf("%d signatures more", b.key.n-signed)
 	}
+	s := b.CRLSigner(want)
+	for n := range 2 {
+		if _, err := x509.CreateRevocationList(rand.Reader, list(), b.issuer, s); (err == nil) != (n == 0) {
+			t.Errorf("use %d: %v", n+1, err)
+		}
+	}
+	b.key.fault = true
+	if der, err := sign(list()); err == nil || der != nil {
+		t.Error("a faulty signature was given out")
+	}
 }
 
 func TestServer(t *testing.T) {
 	t.Parallel()
-	b := newBench(t, true)
+	b := newBench(t)
 	template := func() (*x509.Certificate, guard.Server) {
 		c := b.template(t)
 		c.URIs, c.ExtraExtensions, c.CRLDistributionPoints = nil, nil, []string{crlURL}
@@ -101,7 +110,7 @@ func TestServer(t *testing.T) {
 	recorded := 0
 	record := func(*x509.Certificate) error { recorded++; return nil }
 	c, a := template()
-	leaf, err := b.Server(a, record, b.encode(c))
+	leaf, err := b.sign(c, b.ServerSigner(a, record))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -117,6 +126,11 @@ func TestServer(t *testing.T) {
 		"a grant":     func(c *x509.Certificate, _ *guard.Server) { c.ExtraExtensions = b.template(t).ExtraExtensions },
 		"clientAuth": func(c *x509.Certificate, _ *guard.Server) {
 			c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
+		},
+		"an otherName": func(c *x509.Certificate, _ *guard.Server) {
+			san := append([]byte{0x30, 20 + 11, 0x82, 18}, c.DNSNames[0]...)
+			san = append(san, 0xa0, 9, 6, 2, 0x2a, 3, 0xa0, 3, 0x0c, 1, 'a')
+			c.ExtraExtensions = []pkix.Extension{{Id: []int{2, 5, 29, 17}, Value: san}}
 		},
 		"another name": func(c *x509.Certificate, _ *guard.Server) { c.DNSNames = []string{"example-engine.fly.dev"} },
 		"an IP off loopback": func(c *x509.Certificate, a *guard.Server) {
@@ -134,12 +148,12 @@ func TestServer(t *testing.T) {
 		c, a := template()
 		change(c, &a)
 		var refused *guard.RefusedError
-		if _, err := b.Server(a, record, b.encode(c)); !errors.As(err, &refused) {
+		if _, err := b.sign(c, b.ServerSigner(a, record)); !errors.As(err, &refused) {
 			t.Errorf("%s: got %v", name, err)
 		}
 	}
 	c, a = template()
-	if _, err := b.Server(a, func(*x509.Certificate) error { return errors.New("disk full") }, b.encode(c)); err == nil {
+	if _, err := b.sign(c, b.ServerSigner(a, func(*x509.Certificate) error { return errors.New("disk full") })); err == nil {
 		t.Error("signed without an event")
 	}
 	if recorded != 1 || b.key.n != signed {

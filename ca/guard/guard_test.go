@@ -2,7 +2,6 @@ package guard_test
 
 import (
 	"bytes"
-	"context"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -29,33 +28,35 @@ const crlURL = "https://issuer.example.com/v1/crl/00"
 
 var td = spiffeid.RequireTrustDomainFromString("ci.example.com")
 
-// counter is a key that counts its signatures.
+// counter is a key that counts its signatures, and falsifies them if told to.
 type counter struct {
 	crypto.Signer
-	n int
+	n     int
+	fault bool
 }
 
 func (c *counter) Sign(random io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
 	c.n++
-	return c.Signer.Sign(random, digest, opts)
+	sig, err := c.Signer.Sign(random, digest, opts)
+	if c.fault && err == nil {
+		sig[len(sig)-1] ^= 1
+	}
+	return sig, err
 }
 
-// books is a Recorder in memory.
+// books is a record in memory.
 type books struct {
 	recorded []*x509.Certificate
 	err      error
-	tbs, sig []byte
 }
 
-func (b *books) Record(_ context.Context, leaf *x509.Certificate) error {
+func (b *books) record(leaf *x509.Certificate) error {
 	if b.err != nil {
 		return b.err
 	}
 	b.recorded = append(b.recorded, leaf)
 	return nil
 }
-
-func (b *books) Recorded(context.Context) (tbs, sig []byte, err error) { return b.tbs, b.sig, b.err }
 
 // bench is a guard, and what it takes to make a leaf of it by hand.
 type bench struct {
@@ -67,7 +68,7 @@ type bench struct {
 	books  *books
 }
 
-func newBench(t *testing.T, hide bool) *bench {
+func newBench(t *testing.T) *bench {
 	t.Helper()
 	key := newKey(t)
 	template := &x509.Certificate{
@@ -83,11 +84,7 @@ func newBench(t *testing.T, hide bool) *bench {
 	if b.issuer, err = x509.ParseCertificate(der); err != nil {
 		t.Fatal(err)
 	}
-	var signer crypto.Signer = key
-	if hide { // as a KMS hides it
-		signer = b.key
-	}
-	if b.Guard, err = guard.New(guard.Options{Issuer: b.issuer, Key: signer, TrustDomain: td, CRL: crlURL}); err != nil {
+	if b.Guard, err = guard.New(guard.Options{Issuer: b.issuer, Key: b.key, TrustDomain: td, CRL: crlURL}); err != nil {
 		t.Fatal(err)
 	}
 	b.grant, err = issuance.NewGrant(issuance.Params{
@@ -97,7 +94,7 @@ func newBench(t *testing.T, hide bool) *bench {
 			CommonName: "github/a/b",
 			Grant:      identity.Grant{Engines: []string{"default"}, Rule: "r"},
 		},
-		Token: issuance.Token{Issuer: "https://token.example.com", ID: "1", SingleUse: true},
+		Token: issuance.Token{Issuer: "https://token.example.com", ID: "1", SingleUse: true, IssuedAt: time.Now().Truncate(time.Second)},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -134,51 +131,46 @@ func (b *bench) template(t *testing.T) *x509.Certificate {
 	return c
 }
 
-func (b *bench) announce(c *x509.Certificate) guard.Leaf {
+func (b *bench) describe(c *x509.Certificate) guard.Leaf {
 	return guard.Leaf{Serial: guard.Serial(c), Grant: b.grant, PublicKey: b.leaf.Public()}
 }
 
-// encode is x509.CreateCertificate for the bench's key.
-func (b *bench) encode(c *x509.Certificate) guard.Encoder {
-	return func(signer crypto.Signer) error {
-		_, err := x509.CreateCertificate(rand.Reader, c, b.issuer, b.leaf.Public(), signer)
-		return err
+// sign has s sign c, for the bench's key.
+func (b *bench) sign(c *x509.Certificate, s crypto.Signer) (*x509.Certificate, error) {
+	der, err := x509.CreateCertificate(rand.Reader, c, b.issuer, b.leaf.Public(), s)
+	if err != nil {
+		return nil, err
 	}
+	return x509.ParseCertificate(der)
+}
+
+// signLeaf has c signed as the leaf that a describes.
+func (b *bench) signLeaf(c *x509.Certificate, a guard.Leaf) (*x509.Certificate, error) {
+	return b.sign(c, b.LeafSigner(a, b.books.record))
 }
 
 func TestLeafIsRecordedAndSigned(t *testing.T) {
 	t.Parallel()
-	for name, hide := range map[string]bool{"software key": false, "kms key": true} {
-		t.Run(name, func(t *testing.T) {
-			b := newBench(t, hide)
-			c := b.template(t)
-			leaf, err := b.Leaf(t.Context(), b.announce(c), b.books, b.encode(c))
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := leaf.CheckSignatureFrom(b.issuer); err != nil {
-				t.Error(err)
-			}
-			parsed, err := x509.ParseCertificate(leaf.Raw)
-			if err != nil || !bytes.Equal(parsed.RawTBSCertificate, leaf.RawTBSCertificate) || !bytes.Equal(parsed.Signature, leaf.Signature) {
-				t.Errorf("the certificate is not its own DER: %v", err)
-			}
-			if len(b.books.recorded) != 1 || !bytes.Equal(b.books.recorded[0].RawTBSCertificate, leaf.RawTBSCertificate) {
-				t.Error("what was signed is not what was recorded")
-			}
-			if b.Deterministic() == hide {
-				t.Errorf("deterministic: %v", b.Deterministic())
-			}
-		})
+	b := newBench(t)
+	c := b.template(t)
+	leaf, err := b.signLeaf(c, b.describe(c))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := leaf.CheckSignatureFrom(b.issuer); err != nil {
+		t.Error(err)
+	}
+	if len(b.books.recorded) != 1 || !bytes.Equal(b.books.recorded[0].RawTBSCertificate, leaf.RawTBSCertificate) {
+		t.Error("what was signed is not what was recorded")
 	}
 }
 
-// Whatever differs from what was announced is neither recorded nor signed.
+// A certificate that differs from its description is neither recorded nor signed.
 func TestLeafRefuses(t *testing.T) {
 	t.Parallel()
 	other := newKey(t)
 	for name, change := range map[string]func(b *bench, c *x509.Certificate, a *guard.Leaf){
-		"serial not announced": func(_ *bench, c *x509.Certificate, _ *guard.Leaf) {
+		"another serial": func(_ *bench, c *x509.Certificate, _ *guard.Leaf) {
 			c.SerialNumber = new(big.Int).Lsh(big.NewInt(3), 120)
 		},
 		"serial too short": func(_ *bench, c *x509.Certificate, a *guard.Leaf) {
@@ -203,6 +195,9 @@ func TestLeafRefuses(t *testing.T) {
 			c.URIs = []*url.URL{{Scheme: "spiffe", Host: td.Name(), Path: "/github/1/3"}}
 		},
 		"another common name": func(_ *bench, c *x509.Certificate, _ *guard.Leaf) { c.Subject.CommonName = "github/a/c" },
+		"two common names": func(_ *bench, c *x509.Certificate, _ *guard.Leaf) {
+			c.Subject.ExtraNames = []pkix.AttributeTypeAndValue{{Type: []int{2, 5, 4, 3}, Value: "root"}, {Type: []int{2, 5, 4, 3}, Value: c.Subject.CommonName}}
+		},
 		"an organisation": func(_ *bench, c *x509.Certificate, _ *guard.Leaf) {
 			c.Subject.Organization = []string{"system:masters"}
 		},
@@ -212,6 +207,18 @@ func TestLeafRefuses(t *testing.T) {
 		},
 		"a raw SAN": func(_ *bench, c *x509.Certificate, _ *guard.Leaf) {
 			c.ExtraExtensions = append(c.ExtraExtensions, pkix.Extension{Id: []int{2, 5, 29, 17}, Value: []byte{0x30, 3, 0x82, 1, 'a'}})
+		},
+		"an otherName": func(_ *bench, c *x509.Certificate, _ *guard.Leaf) { // of type 1.2.3, a UTF8String
+			addName(c, []byte{0xa0, 9, 6, 2, 0x2a, 3, 0xa0, 3, 0x0c, 1, 'a'})
+		},
+		"a registeredID": func(_ *bench, c *x509.Certificate, _ *guard.Leaf) { addName(c, []byte{0x88, 2, 0x2a, 3}) },
+		"a directoryName": func(_ *bench, c *x509.Certificate, _ *guard.Leaf) {
+			addName(c, []byte{0xa4, 14, 0x30, 12, 0x31, 10, 0x30, 8, 6, 3, 0x55, 4, 3, 0x0c, 1, 'a'})
+		},
+		"an x400Address": func(_ *bench, c *x509.Certificate, _ *guard.Leaf) { addName(c, []byte{0xa3, 2, 0x30, 0}) },
+		"critical names": func(_ *bench, c *x509.Certificate, _ *guard.Leaf) {
+			addName(c, nil)
+			c.ExtraExtensions[len(c.ExtraExtensions)-1].Critical = true
 		},
 		"name constraints": func(_ *bench, c *x509.Certificate, _ *guard.Leaf) { c.PermittedDNSDomains = []string{"a.example"} },
 		"another CRL": func(_ *bench, c *x509.Certificate, _ *guard.Leaf) {
@@ -226,24 +233,43 @@ func TestLeafRefuses(t *testing.T) {
 		"the grant of an engine": func(b *bench, _ *x509.Certificate, a *guard.Leaf) { a.Grant = otherGrant(b) },
 	} {
 		t.Run(name, func(t *testing.T) {
-			b := newBench(t, true)
+			b := newBench(t)
 			c := b.template(t)
-			if _, err := b.Leaf(t.Context(), b.announce(c), b.books, b.encode(c)); err != nil {
+			if _, err := b.signLeaf(c, b.describe(c)); err != nil {
 				t.Fatalf("unchanged: %v", err)
 			}
 			signed := b.key.n
 			b.books = &books{}
 			c = b.template(t)
-			a := b.announce(c)
+			a := b.describe(c)
 			change(b, c, &a)
 			var refused *guard.RefusedError
-			if _, err := b.Leaf(t.Context(), a, b.books, b.encode(c)); !errors.As(err, &refused) {
+			if _, err := b.signLeaf(c, a); !errors.As(err, &refused) {
 				t.Errorf("got %v, want a refusal", err)
 			}
 			if len(b.books.recorded) > 0 || b.key.n > signed {
 				t.Errorf("%d recorded, %d signed", len(b.books.recorded), b.key.n-signed)
 			}
 		})
+	}
+}
+
+// addName gives c a SAN extension of its own, of its URI and another GeneralName
+// in DER.
+func addName(c *x509.Certificate, name []byte) {
+	uri := c.URIs[0].String()
+	san := append([]byte{0x30, byte(2 + len(uri) + len(name)), 0x86, byte(len(uri))}, uri...)
+	c.ExtraExtensions = append(c.ExtraExtensions, pkix.Extension{Id: []int{2, 5, 29, 17}, Value: append(san, name...)})
+}
+
+// The names as such are signed: what TestLeafRefuses adds is what is refused.
+func TestLeafWithItsOwnNames(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	c := b.template(t)
+	addName(c, nil)
+	if _, err := b.signLeaf(c, b.describe(c)); err != nil {
+		t.Error(err)
 	}
 }
 
@@ -265,147 +291,176 @@ func otherGrant(b *bench) issuance.Grant {
 // Attack 36: the store fails, and nothing is signed.
 func TestNothingIsSignedWithoutARecord(t *testing.T) {
 	t.Parallel()
-	b := newBench(t, true)
+	b := newBench(t)
 	c := b.template(t)
 	b.books.err = errors.New("disk full")
-	if leaf, err := b.Leaf(t.Context(), b.announce(c), b.books, b.encode(c)); leaf != nil || !errors.Is(err, b.books.err) {
+	if leaf, err := b.signLeaf(c, b.describe(c)); leaf != nil || !errors.Is(err, b.books.err) {
 		t.Errorf("got %v, %v", leaf, err)
 	}
 	if b.key.n != 0 {
 		t.Errorf("%d signatures", b.key.n)
 	}
 	b.books.err = nil
-	if _, err := b.Leaf(t.Context(), b.announce(c), b.books, b.encode(c)); err != nil {
+	if _, err := b.signLeaf(c, b.describe(c)); err != nil {
 		t.Error(err)
 	}
 }
 
-// The signer that an encoder gets gives no signature away, whatever it asks.
-func TestEncoderHasNoSignature(t *testing.T) {
+// A signer signs once. A try that it refuses spends it too, so that what it was
+// made for is not signed either.
+func TestSignerIsSpent(t *testing.T) {
 	t.Parallel()
-	b := newBench(t, true)
-	c := b.template(t)
+	b := newBench(t)
 	digest := sha256.Sum256([]byte("anything"))
-	for name, encode := range map[string]guard.Encoder{
-		"bare digest": func(s crypto.Signer) error {
-			_, err := s.Sign(rand.Reader, digest[:], crypto.SHA256)
-			return err
-		},
-		"bare digest, error dropped": func(s crypto.Signer) error {
-			if sig, _ := s.Sign(rand.Reader, digest[:], crypto.SHA256); sig != nil {
-				t.Error("a signature over a digest")
-			}
-			return nil
-		},
-		"arbitrary bytes": func(s crypto.Signer) error {
-			sig, err := s.(crypto.MessageSigner).SignMessage(rand.Reader, []byte("arbitrary"), crypto.SHA256)
-			if sig != nil {
-				t.Error("a signature over arbitrary bytes")
+	var refused *guard.RefusedError
+	for name, try := range map[string]func(s *guard.Signer) error{
+		"bare digest": func(s *guard.Signer) error {
+			sig, err := s.Sign(rand.Reader, digest[:], crypto.SHA256)
+			if sig != nil || !errors.Is(err, guard.ErrDigest) {
+				t.Errorf("a bare digest: %x, %v", sig, err)
 			}
 			return err
 		},
-		"another hash": func(s crypto.Signer) error {
-			_, err := s.(crypto.MessageSigner).SignMessage(rand.Reader, []byte("arbitrary"), crypto.SHA512)
+		"arbitrary bytes": func(s *guard.Signer) error {
+			sig, err := s.SignMessage(rand.Reader, []byte("arbitrary"), crypto.SHA256)
+			if sig != nil || !errors.As(err, &refused) {
+				t.Errorf("arbitrary bytes: %x, %v", sig, err)
+			}
 			return err
 		},
-		"two at once": func(s crypto.Signer) error {
-			_ = b.encode(c)(s) // the first is taken
-			return b.encode(c)(s)
+		"another hash": func(s *guard.Signer) error {
+			c := b.template(t)
+			c.SignatureAlgorithm = x509.ECDSAWithSHA512
+			leaf, err := b.sign(c, s)
+			if leaf != nil || !errors.As(err, &refused) {
+				t.Errorf("another hash: %v, %v", leaf, err)
+			}
+			return err
 		},
-		"nothing": func(crypto.Signer) error { return nil },
-		"error":   func(crypto.Signer) error { return errors.New("no template") },
-		"a CRL": func(s crypto.Signer) error {
+		"no hash": func(s *guard.Signer) error {
+			_, err := s.SignMessage(rand.Reader, []byte("arbitrary"), nil)
+			return err
+		},
+		"a CRL": func(s *guard.Signer) error {
 			_, err := x509.CreateRevocationList(rand.Reader, &x509.RevocationList{Number: big.NewInt(1), ThisUpdate: time.Now(), NextUpdate: time.Now().Add(guard.CRLLifetime)}, b.issuer, s)
 			return err
 		},
+		"another certificate": func(s *guard.Signer) error {
+			_, err := b.sign(b.template(t), s)
+			return err
+		},
 	} {
-		if leaf, err := b.Leaf(t.Context(), b.announce(c), b.books, encode); err == nil || leaf != nil {
+		c := b.template(t)
+		s := b.LeafSigner(b.describe(c), b.books.record)
+		if err := try(s); err == nil {
 			t.Errorf("%s: signed", name)
+		}
+		if leaf, err := b.sign(c, s); leaf != nil || !errors.Is(err, guard.ErrSecondSignature) {
+			t.Errorf("after %s: %v", name, err)
 		}
 	}
 	if b.key.n != 0 || len(b.books.recorded) != 0 {
 		t.Errorf("%d signed, %d recorded", b.key.n, len(b.books.recorded))
 	}
+	c := b.template(t)
+	s := b.LeafSigner(b.describe(c), b.books.record)
+	signed := 0
+	for range 2 {
+		if _, err := b.sign(c, s); err == nil {
+			signed++
+		}
+	}
+	if signed != 1 || b.key.n != 1 || len(b.books.recorded) != 1 {
+		t.Errorf("used twice: %d certificates, %d signatures, %d records", signed, b.key.n, len(b.books.recorded))
+	}
 }
 
-func TestRepeat(t *testing.T) {
+// The bytes that are checked and recorded are the bytes that are signed, even if
+// the caller changes its own meanwhile.
+func TestSignerKeepsItsOwnBytes(t *testing.T) {
 	t.Parallel()
-	b := newBench(t, false)
+	b := newBench(t)
 	c := b.template(t)
-	first, err := b.Leaf(t.Context(), b.announce(c), b.books, b.encode(c))
+	first, err := b.signLeaf(c, b.describe(c))
 	if err != nil {
 		t.Fatal(err)
 	}
-	b.books.tbs = first.RawTBSCertificate
-	again, fresh, err := b.Repeat(t.Context(), b.announce(c), b.books)
+	tbs := bytes.Clone(first.RawTBSCertificate)
+	s := b.LeafSigner(b.describe(c), func(*x509.Certificate) error {
+		tbs[len(tbs)-1] ^= 1
+		return nil
+	})
+	sig, err := s.SignMessage(nil, tbs, crypto.SHA256)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !bytes.Equal(again.Raw, first.Raw) || !bytes.Equal(fresh, first.Signature) {
-		t.Error("a deterministic key gave other bytes")
+	if err := b.issuer.CheckSignature(x509.ECDSAWithSHA256, first.RawTBSCertificate, sig); err != nil {
+		t.Error(err)
 	}
-	t.Run("kept signature", func(t *testing.T) {
-		kept := &books{tbs: first.RawTBSCertificate, sig: first.Signature}
-		again, fresh, err := b.Repeat(t.Context(), b.announce(c), kept)
-		if err != nil || fresh != nil || !bytes.Equal(again.Raw, first.Raw) {
-			t.Errorf("fresh %x, %v", fresh, err)
-		}
-	})
-	t.Run("altered signature", func(t *testing.T) {
-		sig := bytes.Clone(first.Signature)
-		sig[len(sig)-1] ^= 1
-		if leaf, _, err := b.Repeat(t.Context(), b.announce(c), &books{tbs: first.RawTBSCertificate, sig: sig}); err == nil {
-			t.Errorf("gave out %v", leaf)
-		}
-	})
-	t.Run("another key", func(t *testing.T) {
-		a := b.announce(c)
-		a.PublicKey = newKey(t).Public()
-		var refused *guard.RefusedError
-		if _, _, err := b.Repeat(t.Context(), a, b.books); !errors.As(err, &refused) {
-			t.Errorf("got %v", err)
-		}
-	})
-	t.Run("an engine that is not granted now", func(t *testing.T) {
-		a := b.announce(c)
-		a.Grant = otherGrant(b)
-		var refused *guard.RefusedError
-		if _, _, err := b.Repeat(t.Context(), a, b.books); !errors.As(err, &refused) {
-			t.Errorf("got %v", err)
-		}
-	})
-	t.Run("store's TBS altered", func(t *testing.T) {
-		evil := b.template(t)
-		evil.IsCA, evil.KeyUsage = true, x509.KeyUsageCertSign
-		var tbs []byte
-		der, err := x509.CreateCertificate(rand.Reader, evil, b.issuer, b.leaf.Public(), b.key.Signer)
-		if err != nil {
+	if err := b.issuer.CheckSignature(x509.ECDSAWithSHA256, tbs, sig); err == nil {
+		t.Error("signed what was changed after the check")
+	}
+}
+
+// A retry may begin up to issuance.MaxAge before its token's iat, and not later
+// than now.
+func TestRetry(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		iat, notBefore time.Duration // from now
+		retry, ok      bool
+	}{
+		"old, first issuance": {-10 * time.Minute, -11 * time.Minute, false, false},
+		"old, retry":          {-10 * time.Minute, -11 * time.Minute, true, true},
+		"90 s before iat":     {-10 * time.Minute, -10*time.Minute - 90*time.Second, true, true},
+		"91 s before iat":     {-10 * time.Minute, -10*time.Minute - 91*time.Second, true, false},
+		"in the future":       {-10 * time.Minute, 2 * time.Second, true, false},
+		"in 200 days":         {-10 * time.Minute, 200 * 24 * time.Hour, true, false},
+		"now, retry":          {0, -time.Minute, true, true},
+		"now, first issuance": {0, -time.Minute, false, true},
+		"its end has passed":  {-70 * time.Minute, -71 * time.Minute, true, false},
+	} {
+		b := newBench(t)
+		now := time.Now().UTC().Truncate(time.Second)
+		p := b.grant.Params()
+		p.Token.IssuedAt = now.Add(tc.iat)
+		var err error
+		if b.grant, err = issuance.NewGrant(p); err != nil {
 			t.Fatal(err)
 		}
-		if parsed, err := x509.ParseCertificate(der); err != nil {
-			t.Fatal(err)
-		} else {
-			tbs = parsed.RawTBSCertificate
-		}
+		c := b.template(t)
+		shift(c, now.Add(tc.notBefore).Sub(c.NotBefore))
+		a := b.describe(c)
+		a.Retry = tc.retry
+		_, err = b.signLeaf(c, a)
 		var refused *guard.RefusedError
-		if _, _, err := b.Repeat(t.Context(), b.announce(c), &books{tbs: tbs}); !errors.As(err, &refused) {
-			t.Errorf("got %v", err)
+		if tc.ok != (err == nil) || !tc.ok && !errors.As(err, &refused) {
+			t.Errorf("%s: %v", name, err)
 		}
-		if _, err := b.Reproduce(t.Context(), &books{tbs: tbs}); !errors.As(err, &refused) {
-			t.Errorf("got %v", err)
+		if signed := b.key.n > 0; signed != tc.ok {
+			t.Errorf("%s: the key signed: %v", name, signed)
 		}
-	})
-	t.Run("reproduce", func(t *testing.T) {
-		leaf, err := b.Reproduce(t.Context(), b.books)
-		if err != nil || !bytes.Equal(leaf.Raw, first.Raw) {
-			t.Errorf("got %v", err)
-		}
-	})
+	}
+}
+
+// The key's signature does not leave if it is faulty.
+func TestFaultySignatureIsNotGivenOut(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	c := b.template(t)
+	b.key.fault = true
+	if leaf, err := b.signLeaf(c, b.describe(c)); err == nil || leaf != nil {
+		t.Errorf("got %v", leaf)
+	}
+	b.key.fault = false
+	if _, err := b.signLeaf(c, b.describe(c)); err != nil {
+		t.Error(err)
+	}
 }
 
 func TestNewRefuses(t *testing.T) {
 	t.Parallel()
-	b := newBench(t, false)
+	b := newBench(t)
 	for name, o := range map[string]guard.Options{
 		"nothing":     {},
 		"another key": {Issuer: b.issuer, Key: newKey(t), TrustDomain: td, CRL: crlURL},

@@ -7,14 +7,18 @@ import (
 	"crypto/elliptic"
 	"crypto/rsa"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/asn1"
 	"errors"
 	"fmt"
+	"net"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"golang.org/x/crypto/cryptobyte"
+	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
 
 	"github.com/mayfly-ca/mayfly/ca/identity"
 )
@@ -29,7 +33,9 @@ const SerialBytes = 16
 
 // Bounds are the limits of the authority that signs.
 type Bounds struct {
-	Now         time.Time
+	Now time.Time
+	// Earliest is the first NotBefore that may be signed.
+	Earliest    time.Time
 	TrustDomain spiffeid.TrustDomain
 	// Issuer is the intermediate's certificate.
 	Issuer *x509.Certificate
@@ -51,53 +57,6 @@ func Check(leaf *x509.Certificate, g Grant, b Bounds) error {
 	}
 	if err := checkSubject(leaf, g.p, b.TrustDomain); err != nil {
 		return fmt.Errorf("check leaf: %w", err)
-	}
-	return nil
-}
-
-// CheckRepeat tells whether a leaf that was recorded before is still within g,
-// which the same token buys now: the same subject, no more engines and no later
-// end. Its clock stands where it was recorded.
-func CheckRepeat(leaf *x509.Certificate, g Grant, b Bounds) error {
-	if g.IsZero() {
-		return errors.New("check recorded leaf: zero grant")
-	}
-	if !b.Now.Before(leaf.NotAfter) {
-		return errors.New("check recorded leaf: expired")
-	}
-	if leaf.NotAfter.After(b.Now.Add(g.p.TTL)) || leaf.NotBefore.After(b.Now) {
-		return errors.New("check recorded leaf: it ends later than the grant")
-	}
-	if err := checkForm(leaf, g.p.Profile, b); err != nil {
-		return fmt.Errorf("check recorded leaf: %w", err)
-	}
-	got, err := identity.FromCertificate(leaf, b.TrustDomain)
-	if err != nil {
-		return fmt.Errorf("check recorded leaf: %w", err)
-	}
-	if got.ID != g.p.Identity.ID || !slices.Equal(leaf.DNSNames, g.p.DNSNames) {
-		return errors.New("check recorded leaf: another subject")
-	}
-	for _, e := range got.Grant.Engines {
-		if !slices.Contains(g.p.Identity.Grant.Engines, e) {
-			return errors.New("check recorded leaf: an engine that is not granted now")
-		}
-	}
-	return nil
-}
-
-// CheckRecorded tells whether a recorded leaf could have been issued within b,
-// of whatever grant: the form of one of the two profiles, and an identity.
-func CheckRecorded(leaf *x509.Certificate, b Bounds) error {
-	p := Client
-	if slices.Contains(leaf.ExtKeyUsage, x509.ExtKeyUsageServerAuth) {
-		p = Server
-	}
-	if err := checkForm(leaf, p, b); err != nil {
-		return fmt.Errorf("check recorded leaf: %w", err)
-	}
-	if _, err := identity.FromCertificate(leaf, b.TrustDomain); err != nil {
-		return fmt.Errorf("check recorded leaf: %w", err)
 	}
 	return nil
 }
@@ -128,10 +87,10 @@ func CheckSubject(leaf *x509.Certificate, td spiffeid.TrustDomain, id, rule, run
 	return nil
 }
 
-// checkTimes holds NotBefore to the clock and NotAfter to the grant.
+// checkTimes compares NotBefore with the bounds and NotAfter with the grant.
 func checkTimes(leaf *x509.Certificate, ttl time.Duration, b Bounds) error {
-	if leaf.NotBefore.After(b.Now) || leaf.NotBefore.Before(b.Now.Add(-MaxAge)) {
-		return fmt.Errorf("NotBefore %v is not within %v before now", leaf.NotBefore, MaxAge)
+	if leaf.NotBefore.After(b.Now) || leaf.NotBefore.Before(b.Earliest) {
+		return fmt.Errorf("NotBefore %v is not between %v and now", leaf.NotBefore, b.Earliest)
 	}
 	if want := NotAfter(leaf.NotBefore, ttl, b.Issuer); !leaf.NotAfter.Equal(want) {
 		return fmt.Errorf("NotAfter %v, want %v", leaf.NotAfter, want)
@@ -197,10 +156,8 @@ func CheckEndEntity(leaf, issuer *x509.Certificate, eku x509.ExtKeyUsage) error 
 	case leaf.NotAfter.After(issuer.NotAfter) || leaf.NotBefore.Before(issuer.NotBefore):
 		return errors.New("it outlives its intermediate")
 	}
-	for _, n := range leaf.Subject.Names {
-		if !n.Type.Equal(oidCommonName) {
-			return errors.New("the subject holds more than a common name")
-		}
+	if names := leaf.Subject.Names; len(names) > 1 || len(names) == 1 && !names[0].Type.Equal(oidCommonName) {
+		return errors.New("the subject holds more than a common name")
 	}
 	for _, e := range leaf.Extensions {
 		if !knownExtension(e.Id) {
@@ -210,10 +167,45 @@ func CheckEndEntity(leaf, issuer *x509.Certificate, eku x509.ExtKeyUsage) error 
 	return CheckKey(leaf.PublicKey)
 }
 
-// checkSubject holds leaf's names and extensions to the grant, byte for byte.
+// CheckNames reports whether the subject alternative names of cert are dns, ips
+// and uri, in this order, byte for byte: names of other kinds, which cert's fields
+// do not show, are refused too. An empty uri stands for none. The extension is
+// critical if the subject is empty (RFC 5280 4.2.1.6).
+func CheckNames(cert *x509.Certificate, dns []string, ips []net.IP, uri string) error {
+	const dnsName, uriName, ipName = 2, 6, 7 // tags of GeneralName (RFC 5280 4.2.1.6)
+	b := cryptobyte.NewBuilder(make([]byte, 0, 256))
+	b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
+		add := func(tag cbasn1.Tag, name []byte) {
+			b.AddASN1(tag.ContextSpecific(), func(b *cryptobyte.Builder) { b.AddBytes(name) })
+		}
+		for _, name := range dns {
+			add(dnsName, []byte(name))
+		}
+		for _, ip := range ips {
+			if v4 := ip.To4(); v4 != nil {
+				ip = v4
+			}
+			add(ipName, ip)
+		}
+		if uri != "" {
+			add(uriName, []byte(uri))
+		}
+	})
+	want, err := b.Bytes()
+	if err != nil {
+		return err
+	}
+	i := slices.IndexFunc(cert.Extensions, func(e pkix.Extension) bool { return e.Id.Equal(oidSubjectAltName) })
+	if i < 0 || !bytes.Equal(cert.Extensions[i].Value, want) || cert.Extensions[i].Critical != (len(cert.Subject.Names) == 0) {
+		return fmt.Errorf("other names than DNS %q, IP %v, URI %q", dns, ips, uri)
+	}
+	return nil
+}
+
+// checkSubject compares leaf's names and extensions with the grant's.
 func checkSubject(leaf *x509.Certificate, p *Params, td spiffeid.TrustDomain) error {
-	if !slices.Equal(leaf.DNSNames, p.DNSNames) {
-		return fmt.Errorf("DNS names %q, want %q", leaf.DNSNames, p.DNSNames)
+	if err := CheckNames(leaf, p.DNSNames, nil, p.Identity.ID.String()); err != nil {
+		return err
 	}
 	got, err := identity.FromCertificate(leaf, td)
 	if err != nil {
@@ -260,7 +252,10 @@ const (
 	maxRSABits = 8192
 )
 
-var oidCommonName = asn1.ObjectIdentifier{2, 5, 4, 3}
+var (
+	oidCommonName     = asn1.ObjectIdentifier{2, 5, 4, 3}
+	oidSubjectAltName = asn1.ObjectIdentifier{2, 5, 29, 17}
+)
 
 // knownExtension tells whether a leaf may carry an extension: key usage, names,
 // basic constraints, CRL distribution points, the two key ids, extended key

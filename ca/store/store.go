@@ -48,11 +48,13 @@ func (e *BlockedError) Error() string {
 	return fmt.Sprintf("blocked until %s: %s", e.Block.Until.UTC().Format(time.RFC3339), e.Block.Reason)
 }
 
-// ReplayError refuses a single-use token that has bought a certificate which
-// cannot be given again: another key, expired, or revoked.
+// ReplayError refuses a single-use token that was used before, for a certificate
+// that is not issued again.
 type ReplayError struct {
-	Serial string // of the certificate that the token bought
-	Why    string // "another key", "expired" or "revoked"
+	Serial string // of the certificate that the token was used for
+	// Why is "another key", "expired", "revoked" or, for a certificate that the
+	// present grant or intermediate does not give, "another grant".
+	Why string
 }
 
 func (e *ReplayError) Error() string { return "token was used before: " + e.Why }
@@ -60,7 +62,7 @@ func (e *ReplayError) Error() string { return "token was used before: " + e.Why 
 // Certificate is the record of one issued leaf, written before it is signed.
 // Times are UTC and in whole seconds except IssuedAt (microseconds). NotAfter
 // lies at most 25 hours after IssuedAt. Texts are UTF-8 without NUL, of at most
-// 4 KiB; Claims, TBS and Signature have at most 64 KiB each.
+// 4 KiB; Claims and TBS have at most 64 KiB each.
 type Certificate struct {
 	Serial       string // 32 lower-case hex digits
 	Profile      string
@@ -81,7 +83,7 @@ type Certificate struct {
 	AKI          string // lower-case hex authority key id: which intermediate signs
 	Claims       json.RawMessage
 	TBS          []byte // DER TBSCertificate as signed
-	Signature    []byte // empty until attached; derivable for deterministic keys
+	Signature    []byte // read only: of records by earlier versions; else empty
 	NotBefore    time.Time
 	NotAfter     time.Time
 	IssuedAt     time.Time
@@ -331,13 +333,12 @@ type Store interface {
 	// under the lock that revocations take too: so no certificate slips
 	// between. Concurrent records may share one commit. A single-use token
 	// with the same SPKI as before, whose certificate is neither expired nor
-	// revoked, returns that recorded certificate and writes nothing (nor ev).
+	// revoked nor before the floor, returns that recorded certificate and
+	// writes nothing (nor ev).
 	// Otherwise it returns c. Errors: *BlockedError, *ReplayError,
 	// ErrBeforeFloor (the token's iat, for single-use tokens and other
 	// machine tokens, or IssuedAt is before the floor), or the driver's.
 	Record(ctx context.Context, c *Certificate, ev Event) (*Certificate, error)
-	// AttachSignature stores the signature of a recorded certificate.
-	AttachSignature(ctx context.Context, serial string, sig []byte) error
 
 	Certificate(ctx context.Context, serial string) (*Certificate, error)
 	// Certificates leaves Claims, TBS and Signature empty. A cursor is good

@@ -165,7 +165,7 @@ func statusStyle(status string) *lipgloss.Style {
 
 type certsShowCommand struct {
 	Serial string `arg:"" help:"Serial, or a beginning of it that no other has."`
-	PEM    bool   `help:"Print only the certificate and its chain." name:"pem"`
+	PEM    bool   `help:"Print only the certificate and its chain, if the record holds its signature." name:"pem"`
 }
 
 func (certsShowCommand) Help() string {
@@ -193,6 +193,8 @@ func (c *certsShowCommand) Run(ctx context.Context, p *program) error {
 	switch {
 	case p.JSON:
 		p.body(a.Body)
+	case c.PEM && a.Value.PEM == "":
+		return failf(exitFailed, "what was signed is `tbs` in the answer to --json", "the record of certificate %s holds no signature, so there is no PEM of it", serial)
 	case c.PEM:
 		p.printf("%s", visiblePEM(a.Value.PEM, a.Value.Chain))
 	default:

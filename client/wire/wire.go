@@ -136,8 +136,9 @@ type CertificateDetail struct {
 	RevokedAt   *time.Time      `json:"revoked_at,omitempty"`
 	RevokedBy   string          `json:"revoked_by,omitempty"`
 	Reason      string          `json:"reason,omitempty"`
-	PEM         string          `json:"pem"`
-	Chain       string          `json:"chain"`
+	TBS         []byte          `json:"tbs"`   // DER of the TBSCertificate that was signed
+	PEM         string          `json:"pem"`   // empty but for records that hold their signature
+	Chain       string          `json:"chain"` // as PEM; leaf first
 	Sessions    []Session       `json:"sessions"`
 }
 

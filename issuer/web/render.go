@@ -2,6 +2,7 @@ package web
 
 import (
 	"bytes"
+	"encoding/base64"
 	"fmt"
 	"html/template"
 	"maps"
@@ -18,19 +19,20 @@ var names = []string{"login", "link", "overview", "certificates", "certificate",
 
 func parse() map[string]*template.Template {
 	funcs := template.FuncMap{
-		"when":  clock,
-		"iso":   func(t time.Time) string { return t.UTC().Format(time.RFC3339) },
-		"ago":   func(t time.Time) string { return short(time.Since(t)) },
-		"left":  func(t time.Time) string { return short(time.Until(t)) },
-		"bytes": wire.Size,
-		"join":  func(s []string) string { return strings.Join(s, ", ") },
-		"head":  func(s string) string { return s[:min(len(s), 12)] },
-		"tail":  func(s string) string { return s[min(len(s), 12):] },
-		"count": count,
-		"kind":  func(s string) string { return strings.ReplaceAll(s, "_", " ") },
-		"tone":  tone,
-		"rest":  rest,
-		"soon":  func(t time.Time) bool { return time.Until(t) < 60*24*time.Hour },
+		"when":   clock,
+		"iso":    func(t time.Time) string { return t.UTC().Format(time.RFC3339) },
+		"ago":    func(t time.Time) string { return short(time.Since(t)) },
+		"left":   func(t time.Time) string { return short(time.Until(t)) },
+		"base64": base64.StdEncoding.EncodeToString,
+		"bytes":  wire.Size,
+		"join":   func(s []string) string { return strings.Join(s, ", ") },
+		"head":   func(s string) string { return s[:min(len(s), 12)] },
+		"tail":   func(s string) string { return s[min(len(s), 12):] },
+		"count":  count,
+		"kind":   func(s string) string { return strings.ReplaceAll(s, "_", " ") },
+		"tone":   tone,
+		"rest":   rest,
+		"soon":   func(t time.Time) bool { return time.Until(t) < 60*24*time.Hour },
 	}
 	layout := template.Must(template.New("layout").Funcs(funcs).ParseFS(files, "templates/layout.html"))
 	out := make(map[string]*template.Template, len(names))

@@ -1,8 +1,8 @@
-// Package step is the only importer of smallstep's code: its softcas signs CRLs
-// and the issuer's own certificates and is what a leaf's own encoder is held to,
-// its x509util signs the CA certificates, its KMS and PEM packages hold the
-// keys. smallstep's Authority, with its provisioners, its store and its
-// options, stays out; so does its name.
+// Package step is the only importer of smallstep's code: its softcas makes leaves
+// and CRLs, its x509util makes the CA certificates, its KMS and PEM packages hold
+// the keys. crypto/x509 below them verifies each signature before it returns it.
+// smallstep's Authority, with its provisioners, its store and its options, stays
+// out; so does its name.
 package step
 
 import (
@@ -18,26 +18,26 @@ import (
 	"go.step.sm/crypto/x509util"
 )
 
-// Leaf encodes template as it stands, for template.PublicKey, as a certificate
-// of issuer, and has signer sign it. NotBefore, NotAfter, SerialNumber and
+// Leaf has signer sign template, for template.PublicKey, as a certificate of
+// issuer, and verifies the signature. NotBefore, NotAfter, SerialNumber and
 // SubjectKeyId must be set. softcas writes the issuer's name into template.
-func Leaf(ctx context.Context, template, issuer *x509.Certificate, signer crypto.Signer) error {
+func Leaf(ctx context.Context, template, issuer *x509.Certificate, signer crypto.MessageSigner) (*x509.Certificate, error) {
 	if template.NotBefore.IsZero() || template.NotAfter.IsZero() || template.SerialNumber == nil || len(template.SubjectKeyId) == 0 {
-		return errors.New("encode leaf: an unfinished template")
+		return nil, errors.New("sign leaf: an unfinished template")
 	}
 	cas, err := newCAS(ctx, issuer, signer)
 	if err != nil {
-		return fmt.Errorf("encode leaf: %w", err)
+		return nil, fmt.Errorf("sign leaf: %w", err)
 	}
 	// Lifetime is not used, since the template has its times, but must be set.
-	_, err = cas.CreateCertificate(&apiv1.CreateCertificateRequest{Template: template, Lifetime: time.Second})
+	resp, err := cas.CreateCertificate(&apiv1.CreateCertificateRequest{Template: template, Lifetime: time.Second})
 	if err != nil {
-		return fmt.Errorf("encode leaf: %w", err)
+		return nil, fmt.Errorf("sign leaf: %w", err)
 	}
-	return nil
+	return resp.Certificate, nil
 }
 
-// CRL has issuer's signer sign list and returns its DER.
+// CRL has issuer's signer sign list, verifies the signature and returns the DER.
 func CRL(ctx context.Context, list *x509.RevocationList, issuer *x509.Certificate, signer crypto.Signer) ([]byte, error) {
 	cas, err := newCAS(ctx, issuer, signer)
 	if err != nil {

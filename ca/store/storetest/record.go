@@ -230,16 +230,6 @@ func testEach(t *testing.T, o Open) {
 	if err := s.Each(ctx, func(*store.Certificate) error { return stop }); !errors.Is(err, stop) {
 		t.Errorf("Each returns %v", err)
 	}
-	sig := random(70)
-	if err := s.AttachSignature(ctx, last, sig); err != nil {
-		t.Fatal(err)
-	}
-	if c, err := s.Certificate(ctx, last); err != nil || string(c.Signature) != string(sig) {
-		t.Errorf("signature: %v", err)
-	}
-	if err := s.AttachSignature(ctx, strings.Repeat("0", 32), sig); !errors.Is(err, store.ErrNotFound) {
-		t.Errorf("signature of nothing: %v", err)
-	}
 }
 
 func testClose(t *testing.T, o Open) {

@@ -60,7 +60,7 @@ func Run(t *testing.T, create func(t testing.TB) Open) {
 		{"logins", testLogins},
 		{"one login, many takers", testTakeLogin},
 		{"prune", testPrune},
-		{"each and signatures", testEach},
+		{"each", testEach},
 		{"one token, many racers", testTokenRace},
 		{"crl numbers of two handles", testCRLRace},
 		{"issuing while revoking", testRevokeRace},

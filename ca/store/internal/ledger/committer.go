@@ -22,11 +22,10 @@ const (
 	commitTimeout = 15 * time.Second
 )
 
-// op is one call that may share a commit with others. Exactly one of cert,
-// sign and neither (events alone) is what it is about.
+// op is one call that may share a commit with others: a certificate with its
+// events, or events alone.
 type op struct {
 	cert   *store.Certificate
-	sign   *signature
 	events []store.Event
 
 	taken  atomic.Bool // by the committer, or by the caller who gave up
@@ -39,11 +38,6 @@ type op struct {
 	aki    []byte
 	listed string // engines, JSON
 	token  []byte // tokenHash
-}
-
-// signature is what AttachSignature stores.
-type signature struct {
-	serial, sig []byte
 }
 
 // committer makes one commit of all the calls that wait for one.

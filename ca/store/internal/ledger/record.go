@@ -21,7 +21,7 @@ const (
 	idSlots = 1 << idShift
 	// maxField bounds every text of a record, in bytes.
 	maxField = 4096
-	// maxBody bounds claims, TBS and signature, in bytes each.
+	// maxBody bounds claims and TBS, in bytes each.
 	maxBody = 64 << 10
 )
 
@@ -36,21 +36,6 @@ func (l *Ledger) Record(ctx context.Context, c *store.Certificate, ev store.Even
 		return nil, fmt.Errorf("record certificate: %w", err)
 	}
 	return o.result, nil
-}
-
-// AttachSignature implements store.Store.
-func (l *Ledger) AttachSignature(ctx context.Context, serial string, sig []byte) error {
-	raw, err := parseSerial(serial)
-	if err != nil {
-		return fmt.Errorf("attach signature: %w", err)
-	}
-	if len(sig) == 0 || len(sig) > maxBody {
-		return fmt.Errorf("attach signature: %d bytes", len(sig))
-	}
-	if err := l.committer.do(ctx, &op{sign: &signature{raw, sig}}); err != nil {
-		return fmt.Errorf("attach signature: %w", err)
-	}
-	return nil
 }
 
 // Append implements store.Store.
@@ -101,8 +86,8 @@ func (o *op) prepare() error {
 		return fmt.Errorf("validity from %v to %v", c.NotBefore, c.NotAfter)
 	case len(c.SPKI) != 32:
 		return fmt.Errorf("SPKI hash of %d bytes", len(c.SPKI))
-	case len(c.TBS) == 0 || len(c.TBS) > maxBody || len(c.Claims) > maxBody || len(c.Signature) > maxBody:
-		return errors.New("TBS, claims or signature missing or too large")
+	case len(c.TBS) == 0 || len(c.TBS) > maxBody || len(c.Claims) > maxBody:
+		return errors.New("TBS missing, or TBS or claims too large")
 	case c.Identity == "" || c.Profile == "" || c.TokenIssuer == "":
 		return errors.New("no identity, profile or token issuer")
 	case c.SingleUse && c.TokenID == "":
@@ -157,14 +142,6 @@ func (l *Ledger) apply(ctx context.Context, tx Tx, h *head, batch []*op, careful
 			if err := l.admit(ctx, tx, h, &w, o, used[i]); err != nil {
 				return nil, err
 			}
-		case o.sign != nil:
-			n, err := tx.Exec(ctx, `UPDATE bodies SET signature = $1 WHERE id = (SELECT id FROM certificates WHERE serial = $2)`, o.sign.sig, o.sign.serial)
-			if err != nil {
-				return nil, err
-			}
-			if n == 0 {
-				o.err = store.ErrNotFound
-			}
 		default:
 			w.events = append(w.events, o.events...)
 		}
@@ -185,7 +162,7 @@ func (l *Ledger) admit(ctx context.Context, tx Tx, h *head, w *recordWriter, o *
 	}
 	if c.SingleUse {
 		if first := w.token(o); first != nil {
-			o.result, o.err = again(first, c.SPKI, w.now)
+			o.result, o.err = checkReplay(first, c.SPKI, h.floor, w.now)
 			return nil
 		}
 		if used != 0 {
@@ -196,7 +173,7 @@ func (l *Ledger) admit(ctx context.Context, tx Tx, h *head, w *recordWriter, o *
 			if recorded == nil {
 				return fmt.Errorf("token names certificate %d, which is gone", used)
 			}
-			o.result, o.err = again(recorded, c.SPKI, w.now)
+			o.result, o.err = checkReplay(recorded, c.SPKI, h.floor, w.now)
 			return nil
 		}
 	}
@@ -205,13 +182,14 @@ func (l *Ledger) admit(ctx context.Context, tx Tx, h *head, w *recordWriter, o *
 	return nil
 }
 
-// again decides about a token that has bought recorded before.
-func again(recorded *store.Certificate, spki []byte, now time.Time) (*store.Certificate, error) {
+// checkReplay decides about a token that was used for recorded before. What was
+// issued before the floor is revoked, with or without an entry.
+func checkReplay(recorded *store.Certificate, spki []byte, floor int64, now time.Time) (*store.Certificate, error) {
 	why := ""
 	switch {
 	case !bytes.Equal(recorded.SPKI, spki):
 		why = "another key"
-	case recorded.RevokedAt != nil:
+	case recorded.RevokedAt != nil || micro(recorded.IssuedAt) < floor:
 		why = "revoked"
 	case now.After(recorded.NotAfter):
 		why = "expired"
@@ -291,7 +269,7 @@ func (w *recordWriter) add(o *op) {
 		c.Actor, c.TokenIssuer, c.TokenID, single, micro(c.TokenIAT), c.SPKI, o.aki, micro(c.NotBefore), micro(c.NotAfter),
 		w.firstSeq + int64(len(w.events)),
 	})
-	w.bodies = append(w.bodies, []any{o.id, nonNil(c.Claims), c.TBS, nonNil(c.Signature)})
+	w.bodies = append(w.bodies, []any{o.id, nonNil(c.Claims), c.TBS, []byte{}})
 	w.events = append(w.events, o.events...)
 }
 
