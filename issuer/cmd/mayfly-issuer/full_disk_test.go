@@ -46,8 +46,17 @@ func TestFullDisk(t *testing.T) {
 		t.Fatal("nothing was issued while there was room")
 	}
 	fill(t, filepath.Join(dir, "filler"))
-	if _, err := p.issue(a.GitHubToken(nil), csr); !refused(err, wire.ProblemUnavailable) {
-		t.Errorf("with a full disk: %v", err)
+	for { // smaller records may still fit into what the store's files have
+		out, err := p.issue(a.GitHubToken(nil), csr)
+		if err != nil {
+			if !refused(err, wire.ProblemUnavailable) {
+				t.Errorf("with a full disk: %v", err)
+			}
+			break
+		}
+		if held = append(held, out.Serial); len(held) > 10_000 {
+			t.Fatal("the disk never fills")
+		}
 	}
 	p.becomes(t, http.StatusServiceUnavailable)
 	if err := os.Remove(filepath.Join(dir, "ballast")); err != nil {
