@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
 	"strings"
 	"time"
 
@@ -30,12 +31,12 @@ func Page(s *Server) http.Handler {
 	})
 }
 
-// pageOr gives the page its own paths, and the rest to missing: an API's call
-// that is mistyped is told so in the API's form. It notes the page's route for
-// the log and the metrics: the pattern, which no path of a stranger can widen.
+// pageOr gives the page its own paths and those that nothing answers, and to
+// missing what was meant for the API. It notes the page's route for the log and
+// the metrics: the pattern, which no path of a stranger can widen.
 func pageOr(page, missing http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if web.Owns(r.URL.Path) {
+		if web.Owns(r.URL.Path) || !forAPI(r) {
 			defer func() { // r.Pattern is "METHOD /path", or empty
 				_, path, _ := strings.Cut(r.Pattern, " ")
 				infoOf(r.Context()).route = strings.TrimSuffix(path, "{$}")
@@ -45,6 +46,21 @@ func pageOr(page, missing http.Handler) http.Handler {
 		}
 		missing.ServeHTTP(w, r)
 	})
+}
+
+// forAPI reports whether a request for a path that nothing answers wants an
+// answer in the API's form: a browser asks for HTML; of others those that ask for
+// JSON, and those for a path that begins with a version.
+func forAPI(r *http.Request) bool {
+	accept := strings.Join(r.Header.Values("Accept"), ",")
+	first, _, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
+	switch {
+	case strings.Contains(accept, "text/html"):
+		return false
+	case strings.Contains(accept, "json"):
+		return true
+	}
+	return strings.Trim(strings.TrimPrefix(first, "v"), "0123456789.") == "" && first != ""
 }
 
 // page is the server as web asks it. What Server already offers is embedded.
@@ -210,11 +226,21 @@ func (p page) Overview(ctx context.Context) (web.Overview, error) {
 			out.Hours[i].Denied += c.Denied
 		}
 	}
-	live, err := p.sessions(ctx, ca.SessionFilter{Live: true, Now: now, Limit: wire.MaxListLimit})
+	n, err := p.authority.Store().Counts(ctx, now)
+	if err != nil {
+		return web.Overview{}, unavailable("count", err)
+	}
+	out.Valid, out.ValidMore, out.Live, out.Cut = n.Valid, n.Valid >= ca.MaxCount, n.Live, n.Cut
+	engines, err := p.Engines(ctx)
 	if err != nil {
 		return web.Overview{}, err
 	}
-	out.Live, out.LiveMore = len(live.Items), live.NextCursor != ""
+	out.Engines = len(engines.Items)
+	for _, e := range engines.Items {
+		if e.State == wire.EngineAwake {
+			out.Awake++
+		}
+	}
 	crls, err := p.authority.CRLs(ctx)
 	if err != nil {
 		return web.Overview{}, unavailable("read crl", err)
@@ -224,6 +250,41 @@ func (p page) Overview(ctx context.Context) (web.Overview, error) {
 		out.Expiries = append(out.Expiries, web.Expiry{What: e.What, NotAfter: e.NotAfter.UTC()})
 	}
 	return out, nil
+}
+
+// RunURL implements web.Backend. Its parts were signed by GitHub, and are still
+// held to the form of a link on the provider's server.
+func (p page) RunURL(identity, repository, run string) string {
+	run, _, _ = strings.Cut(run, "/")
+	owner, name, ok := strings.Cut(repository, "/")
+	if !ok || strings.Contains(name, "/") || run == "" || strings.Trim(run, "0123456789") != "" {
+		return ""
+	}
+	server := p.runServer(identity)
+	if server == "" {
+		return ""
+	}
+	return server + "/" + url.PathEscape(owner) + "/" + url.PathEscape(name) + "/actions/runs/" + run
+}
+
+// runServer is the server of the GitHub provider that identity is of; where
+// identity is empty, of the policy's only one.
+func (p page) runServer(identity string) string {
+	if rest, ok := strings.CutPrefix(identity, "spiffe://"); ok {
+		_, identity, _ = strings.Cut(rest, "/")
+	}
+	provider, _, _ := strings.Cut(identity, "/")
+	server := ""
+	for _, known := range p.policies.Set().Providers() {
+		if known.Type != idtoken.GitHub || provider != "" && known.Name != provider {
+			continue
+		}
+		if server != "" {
+			return ""
+		}
+		server = known.ServerURL
+	}
+	return server
 }
 
 // Policy implements web.Backend.

@@ -35,6 +35,11 @@ type Backend interface {
 	Read(ctx context.Context, by, serial string)
 
 	Overview(ctx context.Context) (Overview, error)
+	Engines(ctx context.Context) (wire.List[wire.EngineStatus], error)
+	// RunURL is where the CI system shows a run of a repository, "" where that
+	// is not known. identity is a SPIFFE ID, or a provider's name, a slash and a
+	// subject. What run holds after a slash is not of its number.
+	RunURL(identity, repository, run string) string
 	Certificates(ctx context.Context, v url.Values) (wire.List[wire.Certificate], error)
 	Certificate(ctx context.Context, serial string) (*wire.CertificateDetail, error)
 	Sessions(ctx context.Context, v url.Values) (wire.List[wire.Session], error)
@@ -68,8 +73,12 @@ type Login struct {
 // Overview is the first page.
 type Overview struct {
 	Hours       []Hour // ascending, one per hour, the last is the present one
+	Engines     int    // of the policy
+	Awake       int    // engines
+	Valid       int    // certificates
+	ValidMore   bool   // there may be more than Valid
 	Live        int    // sessions
-	LiveMore    bool   // there are more than Live
+	Cut         int    // sessions that an engine cut in the last 24 hours
 	CRLNumber   int64
 	CRLSignedAt time.Time
 	Expiries    []Expiry

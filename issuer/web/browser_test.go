@@ -21,6 +21,8 @@ func TestBrowser(t *testing.T) {
 		find(b, i, serial)
 		axe := webtest.FetchAxe(t)
 		look(t, b, axe, i, serial)
+		elsewhere(t, b, i, serial)
+		card(t, b, i)
 		revoke(t, b, i, serial)
 		afterwards(b, axe, i, serial)
 	})
@@ -29,6 +31,16 @@ func TestBrowser(t *testing.T) {
 		b := webtest.Start(t, webtest.Options{NoScript: true})
 		logIn(b, i)
 		find(b, i, serial)
+		for _, path := range []string{"/", "/certificates", "/engines"} {
+			b.Do("look at "+path, webtest.Open(i.URL+path), webtest.See("#zone"))
+			if note := b.Text("#zone"); note != "Times are in UTC." {
+				t.Errorf("%s without script says %q", path, note)
+			}
+		}
+		if got := b.Text("td.until time"); got == "" || strings.Contains(got, "T") {
+			t.Errorf("a time without script is %q", got)
+		}
+		b.Do("back", webtest.Open(i.URL+"/certificates/"+serial), webtest.See("#revoke"))
 		revoke(t, b, i, serial)
 		b.Do("log out", webtest.Click("#log-out"), webtest.See("#login-staff"))
 	})
@@ -37,7 +49,9 @@ func TestBrowser(t *testing.T) {
 // busy is an issuer where something has happened: certificates, one with two
 // sessions, one of which has ended, refusals, and a name full of tricks.
 func busy(t *testing.T) (*issuertest.Issuer, string) {
-	i := issuertest.Start(t, issuertest.Options{})
+	i := issuertest.Start(t, issuertest.Options{Policy: func(text string) string {
+		return strings.Replace(text, "rules:\n", "  spare: {endpoint: \"tcp://spare.example.com:8080\", server_name: spare.example.com}\nrules:\n", 1)
+	}})
 	issue := func(claims map[string]any) string {
 		t.Helper()
 		out, err := i.Issue(i.GitHubToken(claims))
@@ -61,6 +75,16 @@ func busy(t *testing.T) (*issuertest.Issuer, string) {
 	}}
 	if err := i.Call("POST", wire.PathSessions, i.SessionsToken(nil), report, nil); err != nil {
 		t.Fatal(err)
+	}
+	for machine, status := range map[string]wire.SidecarStatus{
+		"148ed193b43e89": {State: wire.SidecarListening, Version: "v1.4.0", EngineVersion: "engine:v0.21.8", EngineSocket: wire.SocketOK, FeedAgeSeconds: 12},
+		"2865d50a6e1d48": {State: wire.SidecarListening, Version: "v1.4.0", EngineVersion: "engine:v0.21.8", EngineSocket: wire.SocketUnreachable, FeedAgeSeconds: 900},
+		"3d8d9e77b65d89": {State: wire.SidecarStopped, Version: "v1.3.9-0.20261102112233-998221d0a1b2", EngineSocket: wire.SocketUnreachable, FeedAgeSeconds: 60},
+	} {
+		status.CertificateNotAfter = at.Add(20 * time.Hour)
+		if err := i.Call("POST", wire.PathSessions, i.SessionsToken(map[string]any{"machine_id": machine}), wire.SessionsRequest{Status: &status}, nil); err != nil {
+			t.Fatal(err)
+		}
 	}
 	for _, claims := range []map[string]any{{"ref": "refs/heads/evil"}, {"event_name": "pull_request_target"}, {"repository_id": "1", "repository": "mallory/fork"}} {
 		if _, err := i.Issue(i.GitHubToken(claims)); err == nil {
@@ -94,6 +118,9 @@ func look(t *testing.T, b *webtest.Browser, axe webtest.Axe, i *issuertest.Issue
 		{"certificate-valid", "/certificates/" + serial, nil},
 		{"certificates-all", "/certificates", nil},
 		{"revoke", "/revocations?serial=" + serial, nil},
+		{"engines", "/engines", nil},
+		{"between", "/certificates?time=between&from=2026-01-02T15:04&status=revoked", nil},
+		{"missing", "/nothing", nil},
 		{"events", "/events", nil},
 		{"blocks-none", "/blocks", nil},
 		{"policy", "/policy", nil},
@@ -102,8 +129,7 @@ func look(t *testing.T, b *webtest.Browser, axe webtest.Axe, i *issuertest.Issue
 		{"login", "/login", nil},
 		{"link", "/link?code=spent", nil},
 	} {
-		b.Pictures(p.name, i.URL+p.path, p.steps...)
-		held(b, axe, p.name, i.URL+p.path, p.steps...)
+		b.Hold(axe, p.name, i.URL+p.path, p.steps...)
 	}
 	if title := b.Evaluate("document.title"); strings.Contains(title, "owned") {
 		t.Error("a claim's script ran")
@@ -111,12 +137,66 @@ func look(t *testing.T, b *webtest.Browser, axe webtest.Axe, i *issuertest.Issue
 	b.Do("back", webtest.Open(i.URL+"/certificates/"+serial), webtest.See("#revoke"))
 }
 
-// held asks axe-core about a page, light and dark.
-func held(b *webtest.Browser, axe webtest.Axe, name, url string, steps ...webtest.Step) {
-	for _, scheme := range []string{"light", "dark"} {
-		b.Do("open "+name, append([]webtest.Step{webtest.Scheme(scheme), webtest.Open(url), webtest.See("h1")}, steps...)...)
-		b.Accessible(axe, name+", "+scheme)
+// elsewhere looks with the eyes of a reader in India, half an hour off UTC's
+// hours: times are the reader's own, with UTC on hover, in the filter too.
+func elsewhere(t *testing.T, b *webtest.Browser, i *issuertest.Issuer, serial string) {
+	t.Helper()
+	zone := time.FixedZone("India", 5*3600+1800)
+	var cert wire.CertificateDetail
+	if err := i.Call("GET", wire.PathCertificates+"/"+serial, i.ViewerToken(), nil, &cert); err != nil {
+		t.Fatal(err)
 	}
+	const form = "2006-01-02 15:04:05"
+	ends := `time[datetime="` + cert.NotAfter.Format(time.RFC3339) + `"]`
+	b.Do("look from India", webtest.Zone("Asia/Kolkata"), webtest.Open(i.URL+"/certificates/"+serial), webtest.See("#revoke"))
+	if got, want := b.Text(ends), cert.NotAfter.In(zone).Format(form); got != want {
+		t.Errorf("the end is shown as %q, want %q", got, want)
+	}
+	if got, want := b.Evaluate("document.querySelector('"+ends+"').title"), cert.NotAfter.UTC().Format(form)+" UTC"; got != want {
+		t.Errorf("on hover the end is %q, want %q", got, want)
+	}
+	if got := b.Text("#zone"); !strings.Contains(got, "Kolkata") && !strings.Contains(got, "Calcutta") {
+		t.Errorf("the page says %q", got)
+	}
+	// From a minute before the certificate was issued to a minute after it.
+	from, to := cert.IssuedAt.Add(-time.Minute), cert.IssuedAt.Add(time.Minute)
+	const field = "2006-01-02T15:04"
+	set := func(name string, at time.Time) string {
+		return "document.querySelector('[name=" + name + "]').value = '" + at.In(zone).Format(field) + "'"
+	}
+	b.Do("filter", webtest.Open(i.URL+"/certificates?time=between&repository=acme%2Fapp"), webtest.See("[name=from]"))
+	b.Evaluate(set("from", from))
+	b.Evaluate(set("to", to))
+	b.Do("find", webtest.Click("#find"), webtest.See(`input[name=from][value="`+from.UTC().Format(field)+`"]`), webtest.See("a.serial"))
+	if got, want := b.Evaluate("document.querySelector('[name=to]').value"), to.In(zone).Format(field); got != want {
+		t.Errorf("the filter ends at %q, want %q", got, want)
+	}
+	b.Do("filter what came before", webtest.Open(i.URL+"/certificates?time=between&to="+from.UTC().Format(field)), webtest.See(".none"))
+	b.Do("come back", webtest.Zone("UTC"))
+}
+
+// card: on a telephone a row shows who, status, until and one action; the rest
+// opens.
+func card(t *testing.T, b *webtest.Browser, i *issuertest.Issuer) {
+	t.Helper()
+	const shown = `Array.from(document.querySelectorAll("tbody tr:first-child > td")).filter((e) => e.checkVisibility()).map((e) => e.className.split(" ")[0]).join(" ")`
+	for path, want := range map[string]string{
+		"/certificates": "name state until act more", "/sessions": "name state until act more", "/engines": "name state until act more",
+	} {
+		b.Do("look at a telephone", webtest.Telephone(), webtest.Open(i.URL+path), webtest.See("tbody td.act a"))
+		if got := b.Evaluate(shown); got != want {
+			t.Errorf("a card of %s shows %q, want %q", path, got, want)
+		}
+		if got := b.Evaluate(`String(document.querySelectorAll("tbody tr:first-child td.act a").length)`); got != "1" {
+			t.Errorf("a card of %s has %s actions", path, got)
+		}
+		b.Do("open the rest", webtest.Click("tbody tr:first-child summary"), webtest.See("tbody tr:first-child dl"))
+	}
+	b.Do("back to the desk", webtest.Desk())
+	if got := b.Evaluate(`String(document.querySelectorAll("td.more, .button.phone").length > 0 && !Array.from(document.querySelectorAll("td.more, .button.phone")).some((e) => e.checkVisibility()))`); got != "true" {
+		t.Error("a desk shows what is for telephones")
+	}
+	b.Do("back", webtest.Open(i.URL+"/certificates?repository=acme%2Fapp"), webtest.Click("a.serial"), webtest.See("#revoke"))
 }
 
 func revoke(t *testing.T, b *webtest.Browser, i *issuertest.Issuer, serial string) {
@@ -144,8 +224,7 @@ func afterwards(b *webtest.Browser, axe webtest.Axe, i *issuertest.Issuer, seria
 		"certificate-revoked": "/certificates/" + serial, "certificates": "/certificates?repository=" + url.QueryEscape("acme/app"),
 		"events-after": "/events", "blocks": "/blocks",
 	} {
-		b.Pictures(name, i.URL+path)
-		held(b, axe, name, i.URL+path)
+		b.Hold(axe, name, i.URL+path)
 	}
 	b.Do("log out", webtest.Click("#log-out"), webtest.See("#login-staff"))
 }

@@ -2,17 +2,18 @@ package web
 
 import (
 	"encoding/json"
-	"net/url"
 	"strconv"
 	"strings"
 	"time"
-
-	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
 // claim is one line of a token: its name, what that means where it is known,
 // and its value as people read it.
-type claim struct{ Name, Means, Value string }
+// At is set instead of Value where it is a time.
+type claim struct {
+	Name, Means, Value string
+	At                 time.Time
+}
 
 // claimsOf lists a token's claims in their order, values as JSON.
 func claimsOf(raw json.RawMessage) []claim {
@@ -59,8 +60,9 @@ func inWords(all []claim) (said, rest []claim) {
 	shown := make(map[string]bool)
 	for _, m := range meanings {
 		c, ok := byName[m.name]
-		if text := readable(m.name, c.Value); ok && text != "" {
-			said = append(said, claim{m.name, m.means, text})
+		at := timeOf(c)
+		if text := readable(c.Value); ok && (text != "" || !at.IsZero()) {
+			said = append(said, claim{m.name, m.means, text, at})
 			shown[m.name] = true
 		}
 	}
@@ -72,32 +74,23 @@ func inWords(all []claim) (said, rest []claim) {
 	return said, rest
 }
 
-// readable writes a claim's JSON for people: strings bare, times as dates.
-func readable(name, value string) string {
+// readable writes a claim's JSON for people: strings bare.
+func readable(value string) string {
 	var text string
 	if json.Unmarshal([]byte(value), &text) == nil {
 		return text
 	}
-	if name == "iat" || name == "exp" {
-		if n, err := strconv.ParseInt(value, 10, 64); err == nil {
-			return time.Unix(n, 0).UTC().Format("2006-01-02 15:04:05 UTC")
-		}
-	}
 	return value
 }
 
-// githubIssuer is the one whose runs are at github.com.
-const githubIssuer = "https://token.actions.githubusercontent.com"
-
-// runURL is where GitHub shows the run, "" for others. Its parts were signed by
-// GitHub, and are still held to the form of a link on that site.
-func runURL(c *wire.CertificateDetail) string {
-	if c.TokenIssuer != githubIssuer || c.Repository == "" || strings.Trim(c.RunID, "0123456789") != "" || c.RunID == "" {
-		return ""
+// timeOf is the time that a claim holds, or zero.
+func timeOf(c claim) time.Time {
+	if c.Name != "iat" && c.Name != "exp" {
+		return time.Time{}
 	}
-	owner, name, ok := strings.Cut(c.Repository, "/")
-	if !ok || strings.Contains(name, "/") {
-		return ""
+	n, err := strconv.ParseInt(c.Value, 10, 64)
+	if err != nil {
+		return time.Time{}
 	}
-	return "https://github.com/" + url.PathEscape(owner) + "/" + url.PathEscape(name) + "/actions/runs/" + c.RunID
+	return time.Unix(n, 0).UTC()
 }

@@ -53,7 +53,7 @@ const contentPolicy = "default-src 'none'; style-src 'self'; img-src 'self'; scr
 
 // New makes a Page.
 func New(o Options) *Page {
-	p := &Page{publicURL: o.PublicURL, backend: o.Backend, failed: o.Failed, templates: parse()}
+	p := &Page{publicURL: o.PublicURL, backend: o.Backend, failed: o.Failed, templates: parse(o.Backend)}
 	if u, err := url.Parse(o.PublicURL); err == nil {
 		p.scheme, p.host = u.Scheme, plainHost(u.Scheme, u.Host)
 		p.onlyTLS = u.Scheme == "https" && !isLocal(u.Hostname())
@@ -70,6 +70,7 @@ func New(o Options) *Page {
 	for _, r := range routes {
 		mux.Handle(r.pattern, r.handler(p))
 	}
+	mux.Handle("GET /", p.open(p.missing))
 	p.handler = p.guard(mux)
 	return p
 }
@@ -88,6 +89,7 @@ var routes = []struct {
 	{"GET /{$}", func(p *Page) http.Handler { return p.viewer(p.overview) }},
 	{"GET /certificates", func(p *Page) http.Handler { return p.viewer(p.certificates) }},
 	{"GET /certificates/{serial}", func(p *Page) http.Handler { return p.viewer(p.certificate) }},
+	{"GET /engines", func(p *Page) http.Handler { return p.viewer(p.engines) }},
 	{"GET /sessions", func(p *Page) http.Handler { return p.viewer(p.sessions) }},
 	{"GET /events", func(p *Page) http.Handler { return p.viewer(p.events) }},
 	{"GET /policy", func(p *Page) http.Handler { return p.viewer(p.policy) }},
@@ -125,7 +127,7 @@ func plainHost(scheme, host string) string {
 func Owns(path string) bool {
 	first, _, _ := strings.Cut(strings.TrimPrefix(path, "/"), "/")
 	switch first {
-	case "", "assets", "login", "link", "logout", "callback", "certificates", "sessions", "events", "policy", "blocks", "revocations":
+	case "", "assets", "login", "link", "logout", "callback", "certificates", "engines", "sessions", "events", "policy", "blocks", "revocations":
 		return true
 	}
 	return false
@@ -176,11 +178,7 @@ type handler func(http.ResponseWriter, *http.Request, visitor) error
 // viewer answers who has a role now, and sends others to the login.
 func (p *Page) viewer(h handler) http.Handler {
 	return p.open(func(w http.ResponseWriter, r *http.Request) error {
-		c, err := r.Cookie(loginCookie)
-		var l *Login
-		if err == nil {
-			l, err = p.backend.Login(r.Context(), idOf(c.Value))
-		}
+		l, err := p.login(r)
 		switch {
 		case errors.Is(err, ErrNoLogin) || errors.Is(err, http.ErrNoCookie):
 			if r.Method == http.MethodGet || r.Method == http.MethodHead {
@@ -206,6 +204,31 @@ func (p *Page) viewer(h handler) http.Handler {
 		}
 		return nil
 	})
+}
+
+// login returns the login of a request's cookie. Errors: http.ErrNoCookie,
+// ErrNoLogin, or the backend's.
+func (p *Page) login(r *http.Request) (*Login, error) {
+	c, err := r.Cookie(loginCookie)
+	if err != nil {
+		return nil, err
+	}
+	return p.backend.Login(r.Context(), idOf(c.Value))
+}
+
+// missing answers a path that is nobody's: to who is logged in, among the pages.
+func (p *Page) missing(w http.ResponseWriter, r *http.Request) error {
+	none := &refusal{http.StatusNotFound, "There is no page at this address.", nil}
+	l, err := p.login(r)
+	if err != nil {
+		return none
+	}
+	who, err := p.backend.Person(r.Context(), l.Provider, l.Claims)
+	if err != nil {
+		return none
+	}
+	p.failFor(w, r, &visitor{Person: who, login: l}, none)
+	return nil
 }
 
 // admin is viewer for role admin alone; an attempt without it is an event.

@@ -1,8 +1,10 @@
 package web
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
+	"maps"
 	"net/http"
 	"net/url"
 	"strings"
@@ -46,17 +48,13 @@ func filled(q url.Values, names ...string) url.Values {
 	return out
 }
 
-// next is the query of the next page, "" on the last one.
-func next(q url.Values, cursor string) string {
+// older is the link's query to the next page of a list, "" on the last one.
+func older(q url.Values, cursor string) string {
 	if cursor == "" {
 		return ""
 	}
-	out := url.Values{}
-	for k, v := range q {
-		out[k] = v
-	}
-	out.Set("cursor", cursor)
-	return "?" + out.Encode()
+	q.Set("cursor", cursor)
+	return "?" + q.Encode()
 }
 
 // again is the query of this page.
@@ -74,9 +72,7 @@ func (p *Page) certificates(w http.ResponseWriter, r *http.Request, who visitor)
 	if q.Has("serial") { // as other programs write it
 		q.Set("serial", strings.ToLower(strings.ReplaceAll(q.Get("serial"), ":", "")))
 	}
-	ask := filled(q, "repository", "run_id", "actor", "serial", "status")
-	ask.Set("limit", pageLimit)
-	list, err := p.backend.Certificates(r.Context(), ask)
+	list, err := listOf(r, q, q, p.backend.Certificates)
 	if err != nil {
 		return err
 	}
@@ -87,11 +83,44 @@ func (p *Page) certificates(w http.ResponseWriter, r *http.Request, who visitor)
 		match = "?" + m.Encode()
 	}
 	return p.show(w, r, http.StatusOK, "certificates", &who, view{Title: "Certificates", Here: "/certificates", Data: struct {
-		Items []wire.Certificate
-		Q     url.Values
+		listing[wire.Certificate]
 		Match string // the query of a revocation of all that fit
-		Next  string
-	}{list.Items, q, match, next(q, list.NextCursor)}})
+	}{list, match}})
+}
+
+// listing is a page of a list: what the form asks for, and what is found.
+type listing[T any] struct {
+	Items []T
+	Q     url.Values
+	Span  span
+	Next  string // the query of the next page, "" on the last one
+}
+
+// listOf asks for a page of a list. q is the form's fields, ask the API's query
+// but for what all lists have.
+func listOf[T any](r *http.Request, q, ask url.Values, list func(context.Context, url.Values) (wire.List[T], error)) (listing[T], error) {
+	ask = maps.Clone(ask)
+	s, next, err := between(withSpan(q, r.URL.Query()), ask)
+	if err != nil {
+		return listing[T]{}, err
+	}
+	ask.Set("limit", pageLimit)
+	found, err := list(r.Context(), ask)
+	if err != nil {
+		return listing[T]{}, err
+	}
+	return listing[T]{found.Items, q, s, older(next, found.NextCursor)}, nil
+}
+
+// withSpan adds the fields of the filter by time, empty ones too.
+func withSpan(q, all url.Values) url.Values {
+	q = maps.Clone(q)
+	for _, name := range spanFields {
+		if all.Has(name) {
+			q.Set(name, strings.TrimSpace(all.Get(name)))
+		}
+	}
+	return q
 }
 
 func (p *Page) certificate(w http.ResponseWriter, r *http.Request, who visitor) error {
@@ -106,26 +135,26 @@ func (p *Page) certificate(w http.ResponseWriter, r *http.Request, who visitor) 
 		*wire.CertificateDetail
 		Said, Rest []claim
 		Timeline   []moment
-		RunURL     string
-	}{c, said, rest, timeline(c), runURL(c)}})
+	}{c, said, rest, timeline(c)}})
 }
 
 func (p *Page) sessions(w http.ResponseWriter, r *http.Request, who visitor) error {
-	q := filled(r.URL.Query(), "repository", "run_id", "engine", "ended")
+	q := filled(r.URL.Query(), "repository", "run_id", "engine", "ended", "cut")
 	ask := filled(q, "repository", "run_id", "engine")
-	ask.Set("limit", pageLimit)
-	if !q.Has("ended") {
+	switch {
+	case q.Has("cut"):
+		ask.Set("cut", "true")
+	case !q.Has("ended"):
 		ask.Set("live", "true")
 	}
-	list, err := p.backend.Sessions(r.Context(), ask)
+	list, err := listOf(r, q, ask, p.backend.Sessions)
 	if err != nil {
 		return err
 	}
 	return p.show(w, r, http.StatusOK, "sessions", &who, view{Title: "Sessions", Here: "/sessions", Reload: !q.Has("cursor"), Data: struct {
-		Items       []wire.Session
-		Q           url.Values
-		Again, Next string
-	}{list.Items, q, again(q), next(q, list.NextCursor)}})
+		listing[wire.Session]
+		Again string
+	}{list, again(r.URL.Query())}})
 }
 
 // eventTypes are offered as filters.
@@ -136,18 +165,14 @@ var eventTypes = []string{
 
 func (p *Page) events(w http.ResponseWriter, r *http.Request, who visitor) error {
 	q := filled(r.URL.Query(), "type", "serial", "repository", "run_id")
-	ask := filled(q, "type", "serial", "repository", "run_id")
-	ask.Set("limit", pageLimit)
-	list, err := p.backend.Events(r.Context(), ask)
+	list, err := listOf(r, q, q, p.backend.Events)
 	if err != nil {
 		return err
 	}
 	return p.show(w, r, http.StatusOK, "events", &who, view{Title: "Events", Here: "/events", Data: struct {
-		Items []wire.Event
+		listing[wire.Event]
 		Types []string
-		Q     url.Values
-		Next  string
-	}{list.Items, eventTypes, q, next(q, list.NextCursor)}})
+	}{list, eventTypes}})
 }
 
 func (p *Page) blocks(w http.ResponseWriter, r *http.Request, who visitor) error {

@@ -15,23 +15,34 @@ import (
 )
 
 // names of the templates; each is drawn within layout.
-var names = []string{"login", "link", "overview", "certificates", "certificate", "revoke", "sessions", "events", "blocks", "policy", "error"}
+var names = []string{"login", "link", "overview", "certificates", "certificate", "revoke", "engines", "sessions", "events", "blocks", "policy", "error"}
 
-func parse() map[string]*template.Template {
+func parse(b Backend) map[string]*template.Template {
 	funcs := template.FuncMap{
-		"when":   clock,
-		"iso":    func(t time.Time) string { return t.UTC().Format(time.RFC3339) },
-		"ago":    func(t time.Time) string { return short(time.Since(t)) },
-		"left":   func(t time.Time) string { return short(time.Until(t)) },
+		"when":  clock,
+		"iso":   func(t time.Time) string { return t.UTC().Format(time.RFC3339) },
+		"ago":   func(t time.Time) string { return short(time.Since(t)) },
+		"left":  func(t time.Time) string { return short(time.Until(t)) },
+		"bytes": wire.Size,
+		"join":  func(s []string) string { return strings.Join(s, ", ") },
+		"head":  func(s string) string { return s[:min(len(s), 12)] },
+		"tail":  func(s string) string { return s[min(len(s), 12):] },
+		"count": count,
+		"kind":  func(s string) string { return strings.ReplaceAll(s, "_", " ") },
+		"tone":  tone,
+		"rest":  rest,
+		"ci": func(identity, repository, run string) ciRun {
+			r := ciRun{run, b.RunURL(identity, repository, run)}
+			if r.URL != "" { // of GitHub, where attempt and job follow the number
+				r.Number, _, _ = strings.Cut(run, "/")
+			}
+			return r
+		},
+		"lasted": func(from time.Time, to *time.Time) string { return short(to.Sub(from)) },
+		"tick":   func(t time.Time) string { return t.UTC().Format("Mon 15:04") },
+		"dur":    short,
+		"hours":  func(t time.Time) string { return t.UTC().Format("2006-01-02 15:04") },
 		"base64": base64.StdEncoding.EncodeToString,
-		"bytes":  wire.Size,
-		"join":   func(s []string) string { return strings.Join(s, ", ") },
-		"head":   func(s string) string { return s[:min(len(s), 12)] },
-		"tail":   func(s string) string { return s[min(len(s), 12):] },
-		"count":  count,
-		"kind":   func(s string) string { return strings.ReplaceAll(s, "_", " ") },
-		"tone":   tone,
-		"rest":   rest,
 		"soon":   func(t time.Time) bool { return time.Until(t) < 60*24*time.Hour },
 	}
 	layout := template.Must(template.New("layout").Funcs(funcs).ParseFS(files, "templates/layout.html"))
@@ -41,6 +52,9 @@ func parse() map[string]*template.Template {
 	}
 	return out
 }
+
+// ciRun is a run and where its CI system shows it, "" where that is not known.
+type ciRun struct{ Number, URL string }
 
 // short writes a duration in its largest unit.
 func short(d time.Duration) string {
@@ -89,7 +103,7 @@ func rest(e wire.Event) []fact {
 	var out []fact
 	for _, k := range slices.Sorted(maps.Keys(e.Detail)) {
 		if !slices.Contains(told, k) {
-			out = append(out, fact{k, e.Detail[k]})
+			out = append(out, fact{Name: k, Value: e.Detail[k]})
 		}
 	}
 	return out
@@ -121,7 +135,7 @@ func visible(b []byte) []byte {
 // chart is the overview's SVG: one bar per hour, denials on top of issuances.
 type chart struct {
 	Bars           []bar
-	Ticks          []string // hours along the axis, evenly spaced
+	Ticks          []time.Time // hours along the axis, evenly spaced
 	Width          int
 	Issued, Denied int64
 	Highest        int64
@@ -129,7 +143,8 @@ type chart struct {
 
 type bar struct {
 	X, IssuedY, IssuedH, DeniedY, DeniedH int
-	Title                                 string
+	Start                                 time.Time
+	Issued, Denied                        int64
 }
 
 const (
@@ -152,13 +167,12 @@ func newChart(hours []Hour) chart {
 		return h
 	}
 	for i, h := range hours {
-		b := bar{X: i * barStep, IssuedH: scale(h.Issued), DeniedH: scale(h.Denied)}
+		b := bar{X: i * barStep, Start: h.Start, Issued: h.Issued, Denied: h.Denied, IssuedH: scale(h.Issued), DeniedH: scale(h.Denied)}
 		b.IssuedY = chartHeight - b.IssuedH
 		b.DeniedY = max(0, b.IssuedY-b.DeniedH)
-		b.Title = fmt.Sprintf("%s: %d issued, %d denied", h.Start.Format("2006-01-02 15:04"), h.Issued, h.Denied)
 		c.Bars = append(c.Bars, b)
 		if i%ticksEvery == 0 {
-			c.Ticks = append(c.Ticks, h.Start.Format("Mon 15:04"))
+			c.Ticks = append(c.Ticks, h.Start)
 		}
 	}
 	return c

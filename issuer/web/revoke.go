@@ -21,7 +21,8 @@ type question struct {
 	Block   string
 }
 
-type fact struct{ Name, Value string }
+// fact is a name and its value, and where to read more of it.
+type fact struct{ Name, Value, URL string }
 
 // choice is one way to revoke, and what it touches.
 type choice struct {
@@ -47,12 +48,12 @@ func target(f url.Values) (wire.RevokeRequest, question) {
 	} {
 		if t.value != "" {
 			q.Set(t.key, t.value)
-			of = append(of, fact{t.name, t.value})
+			of = append(of, fact{Name: t.name, Value: t.value})
 		}
 	}
 	if req.All {
 		q.Set("all", "yes")
-		of = append(of, fact{"Everything", "every certificate issued until now, engines' too: everyone needs a new one"})
+		of = append(of, fact{Name: "Everything", Value: "every certificate issued until now, engines' too: everyone needs a new one"})
 	}
 	return req, question{Query: "?" + q.Encode(), Of: of, Serial: req.Serial}
 }
@@ -91,7 +92,7 @@ func (p *Page) ask(w http.ResponseWriter, r *http.Request, who visitor, req wire
 		if err != nil {
 			return err
 		}
-		q.Of = append(q.Of, about(c)...)
+		q.Of = append(q.Of, p.about(c)...)
 	}
 	q.Listed = counted[true].Revoked
 	q.Listed = q.Listed[:min(len(q.Listed), listed)]
@@ -99,15 +100,17 @@ func (p *Page) ask(w http.ResponseWriter, r *http.Request, who visitor, req wire
 }
 
 // about says whose a certificate is; no more of it is told here.
-func about(c *wire.CertificateDetail) []fact {
+func (p *Page) about(c *wire.CertificateDetail) []fact {
 	var out []fact
-	for _, f := range []fact{{"Repository", c.Repository}, {"Run", c.RunID}, {"Actor", c.Actor}, {"Status", c.Status}} {
+	for _, f := range []fact{
+		{"Repository", c.Repository, ""}, {"Run", c.RunID, p.backend.RunURL(c.Identity, c.Repository, c.RunID)}, {"Actor", c.Actor, ""}, {"Status", c.Status, ""},
+	} {
 		if f.Value != "" {
 			out = append(out, f)
 		}
 	}
 	if c.Repository == "" {
-		out = append(out, fact{"Identity", c.Identity})
+		out = append(out, fact{Name: "Identity", Value: c.Identity})
 	}
 	return out
 }

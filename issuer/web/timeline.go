@@ -12,11 +12,12 @@ import (
 type moment struct {
 	At               time.Time
 	Tone, Word, Text string
+	Until            time.Time // stands after Text; zero for none
 }
 
 // timeline is the life of a certificate, in order.
 func timeline(c *wire.CertificateDetail) []moment {
-	out := []moment{{c.IssuedAt, "good", "issued", ", ends " + clock(c.NotAfter)}}
+	out := []moment{{c.IssuedAt, "good", "issued", ", ends", c.NotAfter}}
 	for _, s := range c.Sessions {
 		text := " to engine " + s.Engine
 		if s.RemoteAddr != "" {
@@ -24,14 +25,14 @@ func timeline(c *wire.CertificateDetail) []moment {
 		}
 		moved := wire.Size(s.BytesIn) + " sent, " + wire.Size(s.BytesOut) + " received"
 		if s.ClosedAt == nil {
-			out = append(out, moment{s.OpenedAt, "good", "connected", text + ", " + moved + ", live when last heard of " + short(time.Since(s.SeenAt)) + " ago"})
+			out = append(out, moment{s.OpenedAt, "good", "connected", text + ", " + moved + ", live when last heard of " + short(time.Since(s.SeenAt)) + " ago", time.Time{}})
 			continue
 		}
 		end := " from engine " + s.Engine
 		if s.Reason != "" {
 			end += ": " + s.Reason
 		}
-		out = append(out, moment{s.OpenedAt, "good", "connected", text}, moment{*s.ClosedAt, "quiet", "disconnected", end + ", " + moved})
+		out = append(out, moment{s.OpenedAt, "good", "connected", text, time.Time{}}, moment{*s.ClosedAt, "quiet", "disconnected", end + ", " + moved, time.Time{}})
 	}
 	if c.RevokedAt != nil {
 		text := ""
@@ -41,7 +42,7 @@ func timeline(c *wire.CertificateDetail) []moment {
 		if c.Reason != "" {
 			text += ": " + c.Reason
 		}
-		out = append(out, moment{*c.RevokedAt, "bad", "revoked", text})
+		out = append(out, moment{*c.RevokedAt, "bad", "revoked", text, time.Time{}})
 	}
 	slices.SortStableFunc(out, func(a, b moment) int { return a.At.Compare(b.At) })
 	return out

@@ -341,6 +341,170 @@ func TestHostileClaims(t *testing.T) {
 	}
 }
 
+// A path that nobody answers is a page to a browser, and a problem to a program
+// that asks for JSON or calls the API.
+func TestMissing(t *testing.T) {
+	t.Parallel()
+	i := issuertest.Start(t, issuertest.Options{})
+	const browsers = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
+	for _, c := range []struct {
+		path, accept string
+		page         bool
+	}{
+		{"/nothing", browsers, true},
+		{"/nothing", "*/*", true},
+		{"/nothing", "", true},
+		{"/nothing", "application/json", false},
+		{"/nothing", wire.ProblemMediaType, false},
+		{"/login/a/b", browsers, true},
+		{"/v1/nothing", browsers, true},
+		{"/v1/nothing", "*/*", false},
+		{"/v1/nothing", "", false},
+		{"/v2/certificates", "application/json", false},
+		{"/1.0/nothing", "", false},
+		{"/very/deep", "", true},
+	} {
+		req, err := http.NewRequest(http.MethodGet, i.URL+c.path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c.accept != "" {
+			req.Header.Set("Accept", c.accept)
+		}
+		resp, body := newBrowser(t, i).do(req)
+		wantStatus(t, c.path+" "+c.accept, resp, body, http.StatusNotFound)
+		want := wire.ProblemMediaType
+		if c.page {
+			want = "text/html; charset=utf-8"
+		}
+		if got := resp.Header.Get("Content-Type"); got != want {
+			t.Errorf("%s for %q: %s, want %s", c.path, c.accept, got, want)
+		}
+		if c.page != strings.Contains(body, "There is no page at this address.") {
+			t.Errorf("%s for %q:\n%s", c.path, c.accept, body)
+		}
+		if c.page && resp.Header.Get("Content-Security-Policy") == "" {
+			t.Errorf("%s: no policy", c.path)
+		}
+	}
+	if _, body := loggedIn(t, i, issuertest.Viewer).get("/nothing"); !strings.Contains(body, `<a href="/certificates"`) || !strings.Contains(body, "There is no page") {
+		t.Errorf("who is logged in is not shown the pages:\n%s", body)
+	}
+	resp, body := newBrowser(t, i).post("/nothing", nil)
+	wantStatus(t, "a form", resp, body, http.StatusMethodNotAllowed)
+}
+
+// Each list can be narrowed to a span of time, which stays the same from page to
+// page.
+func TestSpans(t *testing.T) {
+	t.Parallel()
+	i := issuertest.Start(t, issuertest.Options{})
+	const pages = 60 // more than one page
+	for range pages {
+		if _, err := i.Issue(i.GitHubToken(nil)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b := loggedIn(t, i, issuertest.Viewer)
+	now := time.Now().UTC()
+	at := func(d time.Duration) string { return url.QueryEscape(now.Add(d).Format("2006-01-02T15:04")) }
+	for query, want := range map[string]int{
+		"":                                 pages,
+		"?time=":                           pages,
+		"?time=hour":                       pages,
+		"?time=day&repository=":            pages,
+		"?time=week&from=&to=":             pages,
+		"?time=hour&from=" + at(time.Hour): pages, // what a form hides is not meant
+		"?time=&from=" + at(time.Hour):     pages,
+		"?time=between":                    pages,
+		"?time=between&from=" + at(-time.Hour) + "&to=" + at(time.Hour): pages,
+		"?from=" + at(-time.Hour):                        pages,
+		"?time=between&from=" + at(time.Hour):            0,
+		"?time=between&to=" + at(-time.Hour):             0,
+		"?to=" + at(-time.Hour):                          0,
+		"?time=between&from=" + at(-time.Hour) + "%3A30": pages,
+	} {
+		found, path := 0, "/certificates"+query
+		for path != "" {
+			resp, body := b.get(path)
+			wantStatus(t, path, resp, body, http.StatusOK)
+			found += strings.Count(body, `<a class="serial"`)
+			_, rest, more := strings.Cut(body, `rel="next" href="`)
+			path = ""
+			if more {
+				path, _, _ = strings.Cut(rest, `"`)
+				path = strings.ReplaceAll(path, "&amp;", "&")
+			}
+		}
+		if found != want {
+			t.Errorf("%s: %d certificates, want %d", query, found, want)
+		}
+	}
+	for _, list := range []string{"/certificates", "/sessions", "/events"} {
+		for query, want := range map[string]int{
+			"?time=day": http.StatusOK, "?time=year": http.StatusBadRequest, "?from=yesterday": http.StatusBadRequest, "?time=between&to=12": http.StatusBadRequest,
+			"?time=hour&at=now": http.StatusBadRequest,
+		} {
+			resp, body := b.get(list + query)
+			wantStatus(t, list+query, resp, body, want)
+		}
+	}
+}
+
+// The page of engines shows what each reported, and the overview counts.
+func TestEnginesPage(t *testing.T) {
+	t.Parallel()
+	i := issuertest.Start(t, issuertest.Options{})
+	b := loggedIn(t, i, issuertest.Viewer)
+	if _, body := b.get("/engines"); !strings.Contains(body, "no report") || !strings.Contains(body, "No machine of this engine has reported its status.") {
+		t.Errorf("before any report:\n%s", body)
+	}
+	if _, body := b.get("/"); !strings.Contains(body, `<a href="/engines">0 of 1</a>`) || !strings.Contains(body, `<a href="/sessions?cut=yes">0</a>`) {
+		t.Errorf("before any report:\n%s", body)
+	}
+	issued, err := i.Issue(i.GitHubToken(map[string]any{"run_id": "4711", "repository": "octo/app"}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := func(c string) string { return strings.Repeat(c, 32) }
+	now := time.Now()
+	req := wire.SessionsRequest{
+		Reports: []wire.SessionReport{
+			{Kind: wire.SessionOpen, ID: id("a"), Serial: issued.Serial, At: now},
+			{Kind: wire.SessionOpen, ID: id("b"), Serial: issued.Serial, At: now},
+			{Kind: wire.SessionClose, ID: id("b"), Serial: issued.Serial, At: now, Reason: wire.ReasonRevoked},
+		},
+		Status: &wire.SidecarStatus{
+			State: wire.SidecarPaused, Version: "v1.2.3", EngineVersion: "engine:v0.21.8", EngineSocket: wire.SocketUnreachable,
+			CertificateNotAfter: now.Add(-time.Minute), FeedAgeSeconds: 600,
+		},
+	}
+	if err := i.Call("POST", wire.PathSessions, i.SessionsToken(map[string]any{"machine_id": "148ed193b43e89"}), req, nil); err != nil {
+		t.Fatal(err)
+	}
+	_, body := b.get("/engines")
+	for _, want := range []string{"awake", "148ed193b43e89", "engine:v0.21.8", "v1.2.3", "unreachable", "10 min old", "stale", "has ended", "its certificate is revoked", "1 live session<", `href="/sessions?engine=default"`} {
+		if !strings.Contains(body, want) {
+			t.Errorf("the page of engines lacks %q:\n%s", want, body)
+		}
+	}
+	_, body = b.get("/")
+	for _, want := range []string{`<a href="/engines">1 of 1</a>`, `<a href="/certificates?status=valid">1</a>`, `<a href="/sessions">1</a>`, `<a href="/sessions?cut=yes">1</a>`} {
+		if !strings.Contains(body, want) {
+			t.Errorf("the overview lacks %s:\n%s", want, body)
+		}
+	}
+	const run = `href="https://github.com/octo/app/actions/runs/4711"`
+	for _, path := range []string{"/", "/certificates", "/certificates/" + issued.Serial, "/sessions?cut=yes", "/events?type=issued&run_id=4711"} {
+		if _, body := b.get(path); !strings.Contains(body, run) {
+			t.Errorf("%s has no link to the run:\n%s", path, body)
+		}
+	}
+	if _, body := loggedIn(t, i, issuertest.Admin).get("/revocations?serial=" + issued.Serial); !strings.Contains(body, run) || !strings.Contains(body, "Reason <span class=\"required\">(required)</span>") {
+		t.Errorf("the question before a revocation:\n%s", body)
+	}
+}
+
 // The API answers as before beside the page.
 func TestAPIBesidePage(t *testing.T) {
 	t.Parallel()

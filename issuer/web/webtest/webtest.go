@@ -144,19 +144,66 @@ func Scheme(name string) Step {
 	})
 }
 
-// Pictures keeps a page among the test's artifacts at a desk's width and a
-// telephone's, light and dark, for somebody to look at, and fails where it is
-// wider than the screen. extra are taken after each loading.
-func (b *Browser) Pictures(name, url string, extra ...Step) {
+// Zone is a time zone that the reader is in, such as Asia/Kolkata.
+func Zone(name string) Step {
+	return chromedp.Func(func(ctx context.Context, t *chromedp.Target) error {
+		return t.Call(ctx, "Emulation.setTimezoneOverride", map[string]any{"timezoneId": name}, nil)
+	})
+}
+
+// Script lets the pages that are opened from now on run script, or not. Evaluate
+// wants it, and does not run what an open page was kept from.
+func Script(on bool) Step {
+	return chromedp.Func(func(ctx context.Context, t *chromedp.Target) error {
+		return t.Call(ctx, "Emulation.setScriptExecutionDisabled", map[string]any{"value": !on}, nil)
+	})
+}
+
+// Desk and Telephone set the width of the screen.
+func Desk() Step      { return chromedp.EmulateViewport(desk, 900) }
+func Telephone() Step { return chromedp.EmulateViewport(telephone, 900) }
+
+// Hold looks at a page as different readers see it: at a desk and on a
+// telephone, light and dark, and on a telephone without script. It keeps pictures
+// of the first four among the test's artifacts, and fails where a page is wider
+// than the screen, where axe-core finds a fault, and where a table at a desk
+// breaks a word. extra are taken after each loading.
+func (b *Browser) Hold(axe Axe, name, url string, extra ...Step) {
 	b.t.Helper()
-	for _, scheme := range []string{"light", "dark"} {
-		for _, width := range []int{desk, telephone} {
-			b.Do("picture of "+url, append([]Step{Scheme(scheme), chromedp.EmulateViewport(int64(width), 900), Open(url), See("h1")}, extra...)...)
-			b.Picture(fmt.Sprintf("%s-%d-%s", name, width, scheme), width)
+	for _, width := range []int{desk, telephone} {
+		for _, scheme := range []string{"light", "dark"} {
+			as := fmt.Sprintf("%s-%d-%s", name, width, scheme)
+			b.Do("open "+as, append([]Step{Scheme(scheme), chromedp.EmulateViewport(int64(width), 900), Open(url), See("h1")}, extra...)...)
+			b.Picture(as, width)
+			b.Accessible(axe, as)
+			if broken := b.Evaluate(brokenWords); width == desk && broken != "" {
+				b.t.Errorf("%s breaks words of a table: %s", as, broken)
+			}
 		}
 	}
-	b.Do("back to the desk", chromedp.EmulateViewport(desk, 900))
+	b.Do("open "+name+" without script", append([]Step{Script(false), Open(url), See("h1")}, extra...)...)
+	b.Do("let axe-core run", Script(true), Scheme("light"))
+	b.Accessible(axe, name+", without script")
+	b.Do("back to the desk", Desk())
 }
+
+// brokenWords is a JavaScript expression for the words in tables that stand in
+// more than one line: runs of letters and digits, since a line may end after
+// anything else.
+const brokenWords = `(() => {
+	const broken = [], range = document.createRange();
+	for (const cell of document.querySelectorAll("th, td")) {
+		const texts = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT);
+		for (let text; text = texts.nextNode();) {
+			for (const word of text.data.matchAll(/[\p{L}\p{N}]+/gu)) {
+				range.setStart(text, word.index);
+				range.setEnd(text, word.index + word[0].length);
+				if (new Set(Array.from(range.getClientRects(), (r) => r.top)).size > 1) broken.push(word[0]);
+			}
+		}
+	}
+	return broken.join(" ");
+})()`
 
 // Picture keeps what is shown now, on a screen of width.
 func (b *Browser) Picture(name string, width int) {
