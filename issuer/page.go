@@ -38,8 +38,9 @@ func pageOr(page, missing http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if web.Owns(r.URL.Path) || !forAPI(r) {
 			defer func() { // r.Pattern is "METHOD /path", or empty
-				_, path, _ := strings.Cut(r.Pattern, " ")
-				infoOf(r.Context()).route = strings.TrimSuffix(path, "{$}")
+				if _, path, _ := strings.Cut(r.Pattern, " "); path != "/" { // which is any
+					infoOf(r.Context()).route = strings.TrimSuffix(path, "{$}")
+				}
 			}()
 			page.ServeHTTP(w, r)
 			return
@@ -50,14 +51,14 @@ func pageOr(page, missing http.Handler) http.Handler {
 
 // forAPI reports whether a request for a path that nothing answers wants an
 // answer in the API's form: a browser asks for HTML; of others those that ask for
-// JSON, and those for a path that begins with a version.
+// JSON, those that send something, and those for a path that begins with a version.
 func forAPI(r *http.Request) bool {
 	accept := strings.Join(r.Header.Values("Accept"), ",")
 	first, _, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
 	switch {
 	case strings.Contains(accept, "text/html"):
 		return false
-	case strings.Contains(accept, "json"):
+	case strings.Contains(accept, "json"), r.Method != http.MethodGet && r.Method != http.MethodHead:
 		return true
 	}
 	return strings.Trim(strings.TrimPrefix(first, "v"), "0123456789.") == "" && first != ""

@@ -1,7 +1,9 @@
 package web
 
 import (
+	"cmp"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -39,6 +41,7 @@ func (p *Page) engines(w http.ResponseWriter, r *http.Request, who visitor) erro
 		for _, m := range e.Machines {
 			engines[i].Machines = append(engines[i].Machines, machineOf(m))
 		}
+		slices.SortFunc(engines[i].Machines, byState)
 	}
 	return p.show(w, r, http.StatusOK, "engines", &who, view{Title: "Engines", Here: "/engines", Reload: true, Data: engines})
 }
@@ -52,6 +55,13 @@ func machineOf(s wire.MachineStatus) machine {
 	m.FeedStale = awake && m.FeedAge > staleFeed
 	m.Ended = awake && time.Now().After(s.CertificateNotAfter)
 	return m
+}
+
+// byState orders the awake machines before the silent ones and those before the
+// others, each by name: rows stay where they are from one report to the next.
+func byState(a, b machine) int {
+	rank := map[string]int{wire.EngineAwake: 1, wire.EngineSilent: 2, wire.EngineAsleep: 3}
+	return cmp.Or(cmp.Compare(rank[a.State], rank[b.State]), strings.Compare(a.Machine, b.Machine))
 }
 
 // machineName parts the SPIFFE ID spiffe://TD/engine/ENGINE/PROVIDER/.../NAME of a

@@ -182,7 +182,7 @@ func (p *Page) viewer(h handler) http.Handler {
 		switch {
 		case errors.Is(err, ErrNoLogin) || errors.Is(err, http.ErrNoCookie):
 			if r.Method == http.MethodGet || r.Method == http.MethodHead {
-				if c != nil {
+				if errors.Is(err, ErrNoLogin) {
 					dropCookie(w, loginCookie)
 				}
 				http.Redirect(w, r, "/login", http.StatusSeeOther)

@@ -391,6 +391,8 @@ func TestMissing(t *testing.T) {
 		t.Errorf("who is logged in is not shown the pages:\n%s", body)
 	}
 	resp, body := newBrowser(t, i).post("/nothing", nil)
+	wantStatus(t, "a program that sends something", resp, body, http.StatusNotFound)
+	resp, body = newBrowser(t, i).post("/nothing", nil, "Accept", browsers)
 	wantStatus(t, "a form", resp, body, http.StatusMethodNotAllowed)
 }
 

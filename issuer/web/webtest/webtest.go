@@ -163,24 +163,40 @@ func Script(on bool) Step {
 func Desk() Step      { return chromedp.EmulateViewport(desk, 900) }
 func Telephone() Step { return chromedp.EmulateViewport(telephone, 900) }
 
-// Hold looks at a page as different readers see it: at a desk and on a
-// telephone, light and dark, and on a telephone without script. It keeps pictures
-// of the first four among the test's artifacts, and fails where a page is wider
-// than the screen, where axe-core finds a fault, and where a table at a desk
-// breaks a word. extra are taken after each loading.
-func (b *Browser) Hold(axe Axe, name, url string, extra ...Step) {
+// Pictures keeps a page among the test's artifacts at a desk's width and a
+// telephone's, light and dark, for somebody to look at, and fails where it is
+// wider than the screen. extra are taken after each loading.
+func (b *Browser) Pictures(name, url string, extra ...Step) {
+	b.t.Helper()
+	b.pictures(name, url, extra, func(string, int) {})
+	b.Do("back to the desk", Desk())
+}
+
+// pictures is Pictures, and calls f after each picture with its name and width.
+func (b *Browser) pictures(name, url string, extra []Step, f func(as string, width int)) {
 	b.t.Helper()
 	for _, width := range []int{desk, telephone} {
 		for _, scheme := range []string{"light", "dark"} {
 			as := fmt.Sprintf("%s-%d-%s", name, width, scheme)
 			b.Do("open "+as, append([]Step{Scheme(scheme), chromedp.EmulateViewport(int64(width), 900), Open(url), See("h1")}, extra...)...)
 			b.Picture(as, width)
-			b.Accessible(axe, as)
-			if broken := b.Evaluate(brokenWords); width == desk && broken != "" {
-				b.t.Errorf("%s breaks words of a table: %s", as, broken)
-			}
+			f(as, width)
 		}
 	}
+}
+
+// Hold looks at a page as different readers see it: as
+// Pictures does, and on a telephone without script. It fails where axe-core finds
+// a fault, and where a table at a desk breaks a word.
+func (b *Browser) Hold(axe Axe, name, url string, extra ...Step) {
+	b.t.Helper()
+	b.pictures(name, url, extra, func(as string, width int) {
+		b.t.Helper()
+		b.Accessible(axe, as)
+		if broken := b.Evaluate(brokenWords); width == desk && broken != "" {
+			b.t.Errorf("%s breaks words of a table: %s", as, broken)
+		}
+	})
 	b.Do("open "+name+" without script", append([]Step{Script(false), Open(url), See("h1")}, extra...)...)
 	b.Do("let axe-core run", Script(true), Scheme("light"))
 	b.Accessible(axe, name+", without script")
