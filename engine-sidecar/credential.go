@@ -106,7 +106,7 @@ func (s *sidecar) mint(ctx context.Context) (*client.Credential, error) {
 		s.mintError.Store(&err)
 		s.metrics.renewals.WithLabelValues("failed").Inc()
 		pause := wait/2 + rand.N(wait)
-		s.log.Error("no certificate", append(explained(err), "again_in", pause.Round(time.Millisecond))...)
+		s.log.Error("no certificate", append(ErrorAttrs(err), "again_in", pause.Round(time.Millisecond))...)
 		wait = min(2*wait, mintRetryMax)
 		if !sleep(ctx, pause) {
 			return nil, fmt.Errorf("%w: %w", ctx.Err(), err)
@@ -124,7 +124,7 @@ func (s *sidecar) mintOnce(ctx context.Context) (*client.Credential, error) {
 		Retry: func(err error, wait time.Duration) {
 			s.mintError.Store(&err)
 			s.metrics.renewals.WithLabelValues("failed").Inc()
-			s.log.Warn("no certificate yet", append(explained(err), "again_in", wait.Round(time.Millisecond))...)
+			s.log.Warn("no certificate yet", append(ErrorAttrs(err), "again_in", wait.Round(time.Millisecond))...)
 		},
 	})
 	if err != nil {
@@ -136,9 +136,9 @@ func (s *sidecar) mintOnce(ctx context.Context) (*client.Credential, error) {
 	return c, nil
 }
 
-// explained are the attributes that log an error and the one thing to do about
-// it, if there is one and the error's text does not say so.
-func explained(err error) []any {
+// ErrorAttrs returns the attributes that log an error and the one thing to do
+// about it, if there is one and the error's text does not have it.
+func ErrorAttrs(err error) []any {
 	attrs := []any{"error", err}
 	if hint := client.Hint(err); hint != "" && !strings.Contains(err.Error(), hint) {
 		attrs = append(attrs, "hint", hint)

@@ -139,11 +139,16 @@ func (t *terminal) warn(format string, args ...any) {
 
 // fail writes an error and its hints.
 func (t *terminal) fail(f *failure) {
-	t.errLine(slog.LevelError, t.paintErr(styleBad, "mayfly: error:"), f.what, "hints", f.hints, "exit_code", f.code)
-	if t.log.LogFormat != "json" {
-		for _, h := range f.hints {
-			t.errLine(slog.LevelError, t.paintErr(styleWarn, "mayfly: hint:"), h)
-		}
+	attributes := []any{"hints", f.hints, "exit_code", f.code}
+	if f.rule != "" {
+		attributes = append(attributes, "rule", f.rule)
+	}
+	t.errLine(slog.LevelError, t.paintErr(styleBad, "mayfly: error:"), f.what, attributes...)
+	if t.log.LogFormat == "json" {
+		return
+	}
+	for _, h := range f.hints {
+		t.errLine(slog.LevelError, t.paintErr(styleWarn, "mayfly: hint:"), h)
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()

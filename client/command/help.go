@@ -21,16 +21,29 @@ func (p Program) topics() []Topic {
 	return append([]Topic{{"exit-codes", "what each exit code means", exitCodes}}, p.Topics...)
 }
 
-// exitCodes is one table for the three programs.
-const exitCodes = `  0    done
-  1    failed, as when there is no token
-  2    the command line is wrong
-  3    denied by the issuer's policy
-  4    the issuer is unreachable or overloaded: the same call may succeed later
-  5    the engine is unreachable or refused
-  mayfly exec passes on its command's own code, and mayfly-sidecar run its
-  engine's: 128+N when signal N killed it.
+// exitCodeMeanings is one table for the three programs.
+var exitCodeMeanings = []struct {
+	code    int
+	meaning string
+}{
+	{ExitOK, "done; of mayfly-sidecar run: stopped, or idle"},
+	{ExitFailed, "failed, for none of the reasons below"},
+	{ExitUsage, "the command line is wrong"},
+	{ExitDenied, "the issuer's policy does not admit it"},
+	{ExitIssuer, "the issuer cannot be reached or is overloaded: the same call may succeed later"},
+	{ExitEngine, "the engine cannot be reached, or refuses"},
+}
+
+// exitCodes is the text of the topic exit-codes.
+var exitCodes = func() string {
+	var b strings.Builder
+	for _, e := range exitCodeMeanings {
+		fmt.Fprintf(&b, "  %d    %s\n", e.code, e.meaning)
+	}
+	return b.String() + `  mayfly exec ends with its command's own code, and mayfly-sidecar run with its
+  engine's where the engine ends by itself: 128+N when signal N killed it.
 `
+}()
 
 type helpCommand struct {
 	Topic []string `arg:"" optional:"" help:"A command, or a topic."`

@@ -141,7 +141,7 @@ func (c *runCommand) Run(ctx context.Context, stdio Stdio, flags command.Log) er
 	}
 	exit, err := sidecar.Run(ctx, cfg)
 	if err != nil {
-		log.Error("ended", "error", err, "exit_code", exit)
+		log.Error("ended", append(sidecar.ErrorAttrs(err), "exit_code", exit)...)
 	} else {
 		log.Info("ended", "exit_code", exit)
 	}

@@ -28,7 +28,7 @@ func TestScripts(t *testing.T) {
 		Condition: func(cond string) (bool, error) {
 			return cond == "root" && os.Geteuid() == 0, nil
 		},
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){"waitfor": waitFor, "signal": signalJob, "mode": checkMode},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"waitfor": waitFor, "signal": signalJob, "mode": checkMode, "get": getPath},
 	})
 }
 

@@ -2,7 +2,10 @@ package cli
 
 import (
 	"fmt"
+	"io"
+	"net/http"
 	"os"
+	"regexp"
 	"strconv"
 	"strings"
 	"syscall"
@@ -55,4 +58,23 @@ func checkMode(ts *testscript.TestScript, neg bool, args []string) {
 	if got := fmt.Sprintf("%04o", fi.Mode().Perm()); (got == args[0]) == neg {
 		ts.Fatalf("%s has mode %s", args[1], got)
 	}
+}
+
+// getPath asks the issuer whose output a file holds for a path, and prints the
+// answer: get FILE PATH.
+func getPath(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: get FILE PATH")
+	}
+	said, err := os.ReadFile(ts.MkAbs(args[0]))
+	ts.Check(err)
+	m := regexp.MustCompile(`127\.0\.0\.1:\d{2,}`).Find(said)
+	if m == nil {
+		ts.Fatalf("%s names no address:\n%s", args[0], said)
+	}
+	resp, err := http.Get("http://" + string(m) + args[1])
+	ts.Check(err)
+	defer resp.Body.Close()
+	_, err = io.Copy(ts.Stdout(), resp.Body)
+	ts.Check(err)
 }
