@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/mayfly-ca/mayfly/ca"
+	"github.com/mayfly-ca/mayfly/client/wire"
 	"github.com/mayfly-ca/mayfly/issuer/idtoken"
 	"github.com/mayfly-ca/mayfly/issuer/policy"
 )
@@ -19,6 +20,7 @@ type Person struct {
 	Subject  string
 	Role     policy.Role
 	Rule     string
+	Until    time.Time // when a Bearer token is no longer taken for admin calls
 }
 
 // admit verifies the request's Bearer token and asks for a role. A verified
@@ -69,7 +71,11 @@ func (s *Server) roleOf(claims idtoken.Claims, set *policy.Set) (Person, error) 
 		}
 	}
 	provider := d.Provider.Name
-	return Person{Name: provider + "/" + name, Provider: provider, Subject: claims.Subject(), Role: d.Role, Rule: d.Rule}, nil
+	until := claims.IssuedAt().Add(policy.MaxRoleAge)
+	if end := claims.ExpiresAt(); end.Before(until) {
+		until = end
+	}
+	return Person{Name: provider + "/" + name, Provider: provider, Subject: claims.Subject(), Role: d.Role, Rule: d.Rule, Until: until}, nil
 }
 
 // Role decides anew the role of a person who logged in to the page, from the
@@ -98,6 +104,20 @@ func (s *Server) recordForbidden(ctx context.Context, ev ca.Event, what string, 
 		s.logger.ErrorContext(ctx, "event not recorded", "type", ev.Type, "err", err)
 	}
 	return forbiddenRole("this call needs a role that the policy does not grant to this token", cause)
+}
+
+// whoami is GET /v1/whoami.
+func (s *Server) whoami(w http.ResponseWriter, r *http.Request) error {
+	p, err := s.admit(w, r, policy.Viewer)
+	if err != nil {
+		return err
+	}
+	if err := noQuery(r); err != nil {
+		return err
+	}
+	return writeJSON(w, http.StatusOK, wire.Whoami{
+		Name: p.Name, Provider: p.Provider, Subject: p.Subject, Role: string(p.Role), Rule: p.Rule, Until: p.Until.UTC(),
+	})
 }
 
 // Read records that a person looked at everything recorded of a certificate.

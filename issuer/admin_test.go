@@ -32,6 +32,7 @@ func TestRoles(t *testing.T) {
 		{"GET", wire.PathSessions, nil, false, ""},
 		{"GET", wire.PathEngines, nil, false, ""},
 		{"GET", wire.PathEvents, nil, false, ""},
+		{"GET", wire.PathWhoami, nil, false, ""},
 		{"POST", wire.PathPolicyExplain, wire.ExplainRequest{Provider: "github", Claims: []byte(`{}`)}, false, ""},
 		{"GET", wire.PathBlocks, nil, true, ""},
 		{"DELETE", wire.PathBlocks + "/" + unknown, nil, true, wire.ProblemNotFound},
@@ -72,6 +73,33 @@ func TestRoles(t *testing.T) {
 			})
 		}
 	}
+}
+
+// Who a token is of, and until when it is taken.
+func TestWhoami(t *testing.T) {
+	t.Parallel()
+	i := issuertest.Start(t, issuertest.Options{})
+	now := time.Now().Truncate(time.Second)
+	for _, tc := range []struct {
+		name, token, role string
+		until             time.Time
+	}{
+		{"an hour after its issue", i.PersonToken(map[string]any{"iat": now.Unix(), "exp": now.Add(8 * time.Hour).Unix()}), "admin", now.Add(time.Hour)},
+		{"its own end", i.PersonToken(map[string]any{"iat": now.Unix(), "exp": now.Add(10 * time.Minute).Unix()}), "admin", now.Add(10 * time.Minute)},
+		{"viewer", i.ViewerToken(), "viewer", time.Time{}},
+	} {
+		var got wire.Whoami
+		if err := i.Call("GET", wire.PathWhoami, tc.token, nil, &got); err != nil {
+			t.Fatalf("%s: %v", tc.name, err)
+		}
+		if got.Role != tc.role || got.Provider != "staff" || got.Subject == "" || got.Rule == "" || !strings.HasPrefix(got.Name, "staff/") {
+			t.Errorf("%s: %+v", tc.name, got)
+		}
+		if !tc.until.IsZero() && !got.Until.Equal(tc.until) {
+			t.Errorf("%s: until %v, want %v", tc.name, got.Until, tc.until)
+		}
+	}
+	wantProblem(t, i.Call("GET", wire.PathWhoami+"?x=1", i.ViewerToken(), nil, nil), wire.ProblemBadRequest)
 }
 
 func TestForbiddenIsAnEvent(t *testing.T) {

@@ -102,7 +102,7 @@ func TestOpenAPISchemas(t *testing.T) {
 		"RevokeResponse": wire.RevokeResponse{}, "Block": wire.Block{}, "Session": wire.Session{}, "SessionReport": wire.SessionReport{},
 		"SessionsRequest": wire.SessionsRequest{}, "SessionsResponse": wire.SessionsResponse{}, "Event": wire.Event{}, "Info": wire.Info{},
 		"SidecarStatus": wire.SidecarStatus{}, "EngineStatus": wire.EngineStatus{}, "MachineStatus": wire.MachineStatus{},
-		"ExplainRequest": wire.ExplainRequest{}, "ExplainResponse": wire.ExplainResponse{},
+		"Whoami": wire.Whoami{}, "ExplainRequest": wire.ExplainRequest{}, "ExplainResponse": wire.ExplainResponse{},
 	} {
 		schema, ok := doc.Components.Schemas[name]
 		if !ok {

@@ -150,6 +150,7 @@ func (s *Server) routes(page func(*Server) http.Handler) chi.Router {
 		r.Get(wire.PathEvents, s.handle(s.listEvents))
 		r.Get(wire.PathInfo, s.handle(s.info))
 		r.Post(wire.PathPolicyExplain, s.handle(s.explain))
+		r.Get(wire.PathWhoami, s.handle(s.whoami))
 		r.Get(wire.PathOpenAPI, s.handle(s.openAPI))
 		s.stepRoutes(r)
 	})

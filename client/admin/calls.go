@@ -132,6 +132,12 @@ func (c *Client) Events(ctx context.Context, f EventFilter) (*Answer[wire.List[w
 	return call[wire.List[wire.Event]](ctx, c, http.MethodGet, wire.PathEvents, f.query(), nil)
 }
 
+// Whoami returns the person that the token is of, and the role that policy
+// grants now.
+func (c *Client) Whoami(ctx context.Context) (*Answer[wire.Whoami], error) {
+	return call[wire.Whoami](ctx, c, http.MethodGet, wire.PathWhoami, nil, nil)
+}
+
 // Explain asks which rule would admit the claims. Nothing is issued by it.
 func (c *Client) Explain(ctx context.Context, r wire.ExplainRequest) (*Answer[wire.ExplainResponse], error) {
 	return call[wire.ExplainResponse](ctx, c, http.MethodPost, wire.PathPolicyExplain, nil, r)

@@ -17,11 +17,11 @@ import (
 type loginCommand struct {
 	Provider string `help:"Name of the login provider, where the issuer has several." placeholder:"NAME"`
 	Device   bool   `help:"Show a code to type in a browser on any machine, as where there is none here."`
-	Forget   bool   `help:"Delete the stored login."`
+	Forget   bool   `hidden:"" help:"The same as mayfly logout."`
 }
 
 func (loginCommand) Help() string {
-	return `Opens the browser; without one, or with --device, it shows a code to type on another machine. The ID token is kept in a 0600 file in the user's configuration folder until it expires. Admin commands want one that was issued within the last hour.
+	return `Opens the browser; without one, or with --device, it shows a code to type on another machine. The ID token is kept in a 0600 file in the user's configuration folder until it expires. Admin commands want one that was issued within the last hour. Later commands without --issuer go to the issuer of the last login.
 
 A login also serves as a token source: a laptop that a rule admits can use mayfly exec.`
 }
@@ -38,7 +38,7 @@ func (c *loginCommand) Run(ctx context.Context, p *program) error {
 		return err
 	}
 	if c.Forget {
-		return p.forgetLogin(store)
+		return p.logout(store)
 	}
 	info, err := p.info(ctx)
 	if err != nil {
@@ -53,7 +53,8 @@ func (c *loginCommand) Run(ctx context.Context, p *program) error {
 		return loginFailure(provider, err)
 	}
 	err = store.Save(p.issuerKey(), tokensource.StoredLogin{Provider: provider.Provider, Issuer: t.Issuer, ClientID: t.ClientID,
-		Subject: t.Subject, IDToken: t.IDToken, IssuedAt: t.IssuedAt, ExpiresAt: t.ExpiresAt}, time.Now())
+		Subject: t.Subject, IDToken: t.IDToken, IssuedAt: t.IssuedAt, ExpiresAt: t.ExpiresAt,
+		CAFile: p.CAFile, TrustAnchor: p.TrustAnchor}, time.Now())
 	if err != nil {
 		return failf(exitFailed, "mayfly must be able to write "+store.Path, "%w", err)
 	}
@@ -65,14 +66,90 @@ func (c *loginCommand) Run(ctx context.Context, p *program) error {
 	return nil
 }
 
-func (p *program) forgetLogin(store tokensource.LoginStore) error {
+type logoutCommand struct{}
+
+func (logoutCommand) Help() string {
+	return `Deletes the login from the user's configuration folder, and with it the issuer that it remembers. The provider's own session in the browser goes on.`
+}
+
+// Run logs out of the issuer.
+func (logoutCommand) Run(p *program) error {
+	store, err := loginStore()
+	if err != nil {
+		return err
+	}
+	if p.Issuer == "" {
+		if err := p.recallIssuer(); err != nil {
+			return err
+		}
+	}
+	if p.Issuer == "" {
+		p.note("there was no login")
+		return nil
+	}
+	return p.logout(store)
+}
+
+func (p *program) logout(store tokensource.LoginStore) error {
 	found, err := store.Remove(p.issuerKey())
 	if err != nil {
 		return failf(exitFailed, "delete "+store.Path+" by hand", "%w", err)
 	}
 	if !found {
 		p.note("there was no login for %s", p.Issuer)
+		return nil
 	}
+	p.note("logged out of %s", p.Issuer)
+	return nil
+}
+
+// recallIssuer takes the issuer of the last login, where there is one.
+func (p *program) recallIssuer() error {
+	store, err := loginStore()
+	if err != nil {
+		return nil // no home, as in a service: nothing was remembered
+	}
+	issuer, login, err := store.Latest()
+	switch {
+	case errors.Is(err, tokensource.ErrNoLogin):
+		return nil
+	case err != nil:
+		return failf(exitFailed, "name the issuer with --issuer, or delete "+store.Path, "%w", err)
+	}
+	p.Issuer = issuer
+	if p.CAFile == "" && p.TrustAnchor == "" {
+		p.CAFile, p.TrustAnchor = login.CAFile, login.TrustAnchor
+	}
+	return nil
+}
+
+type whoamiCommand struct{}
+
+func (whoamiCommand) Help() string {
+	return `Asks the issuer, which decides the role by its policy now. Of MAYFLY_ADMIN_TOKEN, else of the stored login.`
+}
+
+// Run shows who the issuer takes the person for.
+func (whoamiCommand) Run(ctx context.Context, p *program) error {
+	ctx, stop := interruptible(ctx)
+	defer stop()
+	api, err := p.admin()
+	if err != nil {
+		return err
+	}
+	a, err := api.Whoami(ctx)
+	if err != nil {
+		return err
+	}
+	if p.JSON {
+		p.body(a.Body)
+		return nil
+	}
+	w := a.Value
+	p.printf("%s\n", visible(w.Name))
+	p.facts("  ", []fact{
+		{"role", w.Role + ", by rule " + w.Rule, nil}, {"until", p.instant(w.Until), nil}, {"subject", w.Subject, nil}, {"issuer", p.Issuer, nil},
+	})
 	return nil
 }
 

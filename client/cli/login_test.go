@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
 // TestLogin logs in by a code that is typed elsewhere, and uses the login.
@@ -40,7 +42,28 @@ func TestLogin(t *testing.T) {
 	}
 	s.run("certs", "list").check(t, 0)
 	s.run("login", "--provider", "nobody").check(t, 2, "staff")
-	s.run("login", "--forget").check(t, 0)
+
+	// The login remembers its issuer, and how that was verified.
+	remembered := &stand{tb: t, env: append(append([]string(nil), s.env...), "MAYFLY_ISSUER=", "MAYFLY_CA_FILE=", "MAYFLY_TRUST_ANCHOR=")}
+	remembered.run("certs", "list").check(t, 0)
+	remembered.run("--trust-anchor", "sha256:"+strings.Repeat("ab", 32), "certs", "list").check(t, 4)
+	o := remembered.run("whoami")
+	o.check(t, 0)
+	for _, want := range []string{"staff/ops@example.com\n", "admin, by rule admins", "until", a.URL} {
+		if !strings.Contains(o.stdout, want) {
+			t.Errorf("whoami lacks %q:\n%s", want, o.stdout)
+		}
+	}
+	var who wire.Whoami
+	o = remembered.run("whoami", "--json")
+	if err := json.Unmarshal([]byte(o.stdout), &who); err != nil || who.Role != "admin" || time.Until(who.Until) > time.Hour {
+		t.Errorf("%v\n%s", err, o.stdout)
+	}
+	remembered.run("logout").check(t, 0, "logged out of "+a.URL)
+	remembered.run("logout").check(t, 0, "there was no login")
+	remembered.run("whoami").check(t, 2, "no issuer is named")
+	s.run("login", "--forget").check(t, 0, "there was no login for "+a.URL)
+	s.run("whoami").check(t, 1, "not logged in", "mayfly login")
 	s.run("certs", "list").check(t, 1, "not logged in")
 }
 
@@ -118,6 +141,8 @@ func TestLoginEnds(t *testing.T) {
 	s.run("certs", "list").check(t, 1, "the login has expired at 20", "mayfly login")
 	store(time.Now().Add(time.Hour), 0o644)
 	s.run("certs", "list").check(t, 1, "others must not read it", "chmod 600")
+	(&stand{tb: t, env: append(s.env, "MAYFLY_ISSUER=")}).run("certs", "list").check(t, 1, "others must not read it", "--issuer")
+	a.as(a.PersonToken(map[string]any{"email": "eve@example.com"})).run("whoami").check(t, 3, "people")
 }
 
 // getenv is a variable of the stand's environment.

@@ -46,6 +46,8 @@ type commands struct {
 	Events   eventsCommand   `cmd:"" help:"Show what happened." group:"admin"`
 	Blocks   blocksCommands  `cmd:"" help:"Show and end blocks: who is refused new certificates." group:"admin"`
 	Login    loginCommand    `cmd:"" help:"Log in as a person." group:"admin"`
+	Whoami   whoamiCommand   `cmd:"" help:"Show who is logged in, in which role, and until when." group:"admin"`
+	Logout   logoutCommand   `cmd:"" help:"Delete the stored login." group:"admin"`
 	Inspect  inspectCommand  `cmd:"" help:"Say in words what is in a certificate, a trust bundle or a CRL." group:"any"`
 
 	command.Common
@@ -183,8 +185,14 @@ func usagef(hint, format string, args ...any) error {
 	return failf(exitUsage, hint, format, args...)
 }
 
-// needIssuer refuses to go on without an issuer.
+// needIssuer refuses to go on without an issuer. Without --issuer it is the one
+// that was logged in to last, verified as at that login.
 func (p *program) needIssuer() error {
+	if p.Issuer == "" {
+		if err := p.recallIssuer(); err != nil {
+			return err
+		}
+	}
 	if p.Issuer == "" {
 		return usagef("set MAYFLY_ISSUER or --issuer to the issuer's URL, such as https://mayfly.example.com", "no issuer is named")
 	}

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"reflect"
 	"strings"
 
 	"github.com/alecthomas/kong"
@@ -84,9 +85,24 @@ func (p Program) parser(grammar any, s Stdio, exit func(int)) (*kong.Kong, error
 		kong.Help(p.help),
 		kong.ExplicitGroups(append(p.Groups,
 			kong.Group{Key: "about", Title: "About " + p.Name + ":"}, kong.Group{Key: "global", Title: "Global flags:"})),
+		kong.NamedMapper("path", kong.MapperFunc(decodePath)),
 		kong.Vars{"log_format": format, "program": p.Name},
 		kong.Bind(p),
 	)
+}
+
+// decodePath makes a path absolute. Kong's own type path takes an empty value,
+// as of a variable that is not set, for the working folder.
+func decodePath(ctx *kong.DecodeContext, target reflect.Value) error {
+	var path string
+	if err := ctx.Scan.PopValueInto("file", &path); err != nil {
+		return err
+	}
+	if path != "" && path != "-" {
+		path = kong.ExpandPath(path)
+	}
+	target.SetString(path)
+	return nil
 }
 
 // help prints kong's help with what kong does not know: flags stand before the

@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -103,6 +105,21 @@ func TestEnd(t *testing.T) {
 		var out bytes.Buffer
 		if code := p.End(&out, tt.err); code != tt.code || out.String() != tt.want {
 			t.Errorf("%v: %d %q, want %d %q", tt.err, code, out.String(), tt.code, tt.want)
+		}
+	}
+}
+
+// An empty path is none, and not the working folder.
+func TestPaths(t *testing.T) {
+	t.Parallel()
+	here, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for given, want := range map[string]string{"": "", "-": "-", "a": filepath.Join(here, "a"), "/b": "/b"} {
+		var g grammar
+		if _, err := prog.Parse(&g, []string{"--file", given, "ring", "bell"}, Stdio{}); err != nil || g.File != want {
+			t.Errorf("%q: %q %v, want %q", given, g.File, err, want)
 		}
 	}
 }

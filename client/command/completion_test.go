@@ -14,7 +14,7 @@ import (
 
 // grammar is that of a program with a command of each kind.
 type grammar struct {
-	File string `help:"A file." placeholder:"FILE"`
+	File string `help:"A file." type:"path" placeholder:"FILE"`
 	Ring struct {
 		Bell struct {
 			Tone string `help:"High: or low." enum:"high,low" default:"low"`

@@ -26,6 +26,10 @@ type StoredLogin struct {
 	IDToken   string    `json:"id_token"`
 	IssuedAt  time.Time `json:"issued_at"`
 	ExpiresAt time.Time `json:"expires_at"`
+	// CAFile and TrustAnchor are how the mayfly issuer was verified at the
+	// login; empty where the system's roots were enough.
+	CAFile      string `json:"ca_file,omitempty"`
+	TrustAnchor string `json:"trust_anchor,omitempty"`
 }
 
 // Errors of Find.
@@ -51,6 +55,27 @@ func (s LoginStore) Find(issuer string, now time.Time) (*StoredLogin, error) {
 		return nil, fmt.Errorf("%w at %s", ErrLoginExpired, l.ExpiresAt.UTC().Format(time.RFC3339))
 	}
 	return &l, nil
+}
+
+// Latest returns the mayfly issuer that was logged in to last, and that login,
+// which may have expired. Errors: ErrNoLogin, and those of a file that cannot be
+// read or trusted.
+func (s LoginStore) Latest() (string, *StoredLogin, error) {
+	all, err := s.read()
+	if err != nil {
+		return "", nil, err
+	}
+	latest := ""
+	for issuer, l := range all {
+		if latest == "" || l.IssuedAt.After(all[latest].IssuedAt) {
+			latest = issuer
+		}
+	}
+	if latest == "" {
+		return "", nil, ErrNoLogin
+	}
+	l := all[latest]
+	return latest, &l, nil
 }
 
 // Save keeps l for a mayfly issuer in place of an earlier one, and drops

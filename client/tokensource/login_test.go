@@ -181,8 +181,11 @@ func TestLoginStore(t *testing.T) {
 	if _, err := s.Find("https://a", now); !errors.Is(err, tokensource.ErrNoLogin) {
 		t.Errorf("empty: %v", err)
 	}
-	old := tokensource.StoredLogin{IDToken: "old", ExpiresAt: now.Add(time.Second)}
-	fresh := tokensource.StoredLogin{IDToken: "fresh", ExpiresAt: now.Add(time.Hour)}
+	if _, _, err := s.Latest(); !errors.Is(err, tokensource.ErrNoLogin) {
+		t.Errorf("latest of none: %v", err)
+	}
+	old := tokensource.StoredLogin{IDToken: "old", IssuedAt: now.Add(-time.Hour), ExpiresAt: now.Add(time.Second)}
+	fresh := tokensource.StoredLogin{IDToken: "fresh", IssuedAt: now, ExpiresAt: now.Add(time.Hour), TrustAnchor: "sha256:00"}
 	if err := errors.Join(s.Save("https://old", old, now), s.Save("https://a", fresh, now)); err != nil {
 		t.Fatal(err)
 	}
@@ -194,11 +197,17 @@ func TestLoginStore(t *testing.T) {
 	if l, err := s.Find("https://a", now); err != nil || l.IDToken != "fresh" {
 		t.Errorf("find: %v, %v", l, err)
 	}
+	if issuer, l, err := s.Latest(); err != nil || issuer != "https://a" || l.TrustAnchor != "sha256:00" {
+		t.Errorf("latest: %s, %v, %v", issuer, l, err)
+	}
 	if _, err := s.Find("https://old", now.Add(time.Second)); !errors.Is(err, tokensource.ErrLoginExpired) {
 		t.Errorf("expired: %v", err)
 	}
 	if found, err := s.Remove("https://a"); !found || err != nil {
 		t.Errorf("remove: %v, %v", found, err)
+	}
+	if issuer, _, err := s.Latest(); err != nil || issuer != "https://old" {
+		t.Errorf("latest of those that are left: %s, %v", issuer, err)
 	}
 	if found, err := s.Remove("https://a"); found || err != nil {
 		t.Errorf("remove twice: %v, %v", found, err)
@@ -208,6 +217,9 @@ func TestLoginStore(t *testing.T) {
 	}
 	if _, err := s.Find("https://old", now); err == nil || !strings.Contains(err.Error(), "chmod") {
 		t.Errorf("a file that others may read: %v", err)
+	}
+	if _, _, err := s.Latest(); err == nil || !strings.Contains(err.Error(), "chmod") {
+		t.Errorf("latest in a file that others may read: %v", err)
 	}
 	if err := errors.Join(os.Chmod(s.Path, 0o600), os.WriteFile(s.Path, []byte("null"), 0o600)); err != nil {
 		t.Fatal(err)

@@ -23,6 +23,7 @@ const (
 	PathEvents        = "/v1/events"
 	PathInfo          = "/v1/info"
 	PathPolicyExplain = "/v1/policy/explain"
+	PathWhoami        = "/v1/whoami"
 	PathOpenAPI       = "/openapi.json"
 	PathHealth        = "/healthz"
 	PathReady         = "/readyz"
@@ -104,6 +105,16 @@ type Login struct {
 	Provider string `json:"provider"`
 	Issuer   string `json:"issuer"`
 	ClientID string `json:"client_id"`
+}
+
+// Whoami is the body of GET /v1/whoami: the person whose token it was.
+type Whoami struct {
+	Name     string    `json:"name"` // as events call the person: provider/email or provider/sub
+	Provider string    `json:"provider"`
+	Subject  string    `json:"subject"`
+	Role     string    `json:"role"`
+	Rule     string    `json:"rule"`  // the rule that grants the role
+	Until    time.Time `json:"until"` // when this token is no longer taken for admin calls
 }
 
 // Certificate is an item of GET /v1/certificates.
