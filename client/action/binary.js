@@ -20,8 +20,8 @@ const asset = (version, os, arch) => `mayfly_${version}_${os}_${arch}`;
 // ASSETS is what a release carries for this action: the bare programs.
 const ASSETS = (version) => OS.flatMap((os) => Object.values(ARCH).map((arch) => asset(version, os, arch)));
 
-// find returns the path of a mayfly program and says where it came from. An
-// empty version tries the release that this action pins, PATH, and the source,
+// find returns a mayfly program: its file, where it came from, and whether it is
+// in PATH already. Any other is put into folder. An empty version tries the release that this action pins, PATH, and the source,
 // in that order; a release that is pinned and cannot be had is an error, since
 // what stands in PATH instead is nobody's choice.
 async function find(version, folder) {
@@ -42,7 +42,7 @@ function fromPath() {
     const file = path.resolve(dir, 'mayfly');
     try {
       fs.accessSync(file, fs.constants.X_OK);
-      if (dir !== '' && fs.statSync(file).isFile()) return { file, from: `PATH: ${file}` };
+      if (dir !== '' && fs.statSync(file).isFile()) return { file, from: `PATH: ${file}`, inPath: true };
     } catch {
       // not in this folder
     }

@@ -3,6 +3,7 @@
 'use strict';
 
 const fs = require('node:fs');
+const os = require('node:os');
 const path = require('node:path');
 const { spawn } = require('node:child_process');
 const runner = require('./runner');
@@ -11,31 +12,47 @@ const binary = require('./binary');
 const MODES = ['proxy', 'files', 'none'];
 // The issuer may have to wake, and GitHub's token endpoint is retried for 90 s.
 const START_MS = 180_000;
+// What mayfly proxy --wake and mayfly cert --wake wait for the engine at most.
+const WAKE_MS = 180_000;
+
+// The inputs that mayfly reads from its environment.
+const VARIABLES = [['issuer', 'MAYFLY_ISSUER'], ['trust-anchor', 'MAYFLY_TRUST_ANCHOR'], ['audience', 'MAYFLY_AUDIENCE'], ['ca-file', 'MAYFLY_CA_FILE']];
 
 async function main() {
   const mode = runner.input('mode', 'proxy');
   if (!MODES.includes(mode)) throw new Error(`input mode: "${mode}" is none of ${MODES.join(', ')}`);
   const exportEnv = runner.boolean('export-env', true);
-  const issuer = checkedIssuer(mode);
+  if (mode === 'none' && !exportEnv) throw new Error('mode none only gives mayfly to later steps, and export-env: false keeps it from them: leave one of the two out');
+  const wake = runner.boolean('wake', true);
+  const variables = given(mode);
   const folder = temporaryFolder();
   runner.saveState('folder', folder);
 
-  const program = await binary.find(runner.input('version'), folder);
+  const bin = path.join(folder, 'bin');
+  fs.mkdirSync(bin, { mode: 0o700 });
+  const program = await binary.find(runner.input('version'), bin);
   runner.info(`mayfly from ${program.from}`);
-  if (mode === 'none') {
-    runner.addPath(path.dirname(program.file));
-    return;
-  }
+  // Before the tunnel: a step that runs after a failure can ask mayfly doctor.
+  if (exportEnv) install(program, bin, variables);
+  if (mode === 'none') return;
   checkToken();
-  const started = await start(program.file, mode, issuer, folder);
+  const started = await start(program.file, mode, wake, variables, folder);
   runner.saveState('started', JSON.stringify(started));
   handOn(started, mode, exportEnv, folder);
 }
 
-function checkedIssuer(mode) {
-  const issuer = runner.input('issuer');
-  if (issuer === '' && mode !== 'none') throw new Error('input issuer is empty: give the URL of your mayfly issuer');
-  return issuer;
+// given returns the variables of the inputs that have a value.
+function given(mode) {
+  const values = Object.fromEntries(VARIABLES.map(([input, name]) => [name, runner.input(input)]).filter(([, value]) => value !== ''));
+  if (!values.MAYFLY_ISSUER && mode !== 'none') throw new Error('input issuer is empty: give the URL of your mayfly issuer');
+  if (values.MAYFLY_CA_FILE) values.MAYFLY_CA_FILE = path.resolve(values.MAYFLY_CA_FILE);
+  return values;
+}
+
+// install lets later steps run mayfly as the hints say: without any flag.
+function install(program, bin, variables) {
+  if (!program.inPath) runner.addPath(bin);
+  for (const [name, value] of Object.entries(variables)) runner.exportVariable(name, value);
 }
 
 // checkToken tells early what GitHub says only by leaving variables out.
@@ -48,57 +65,89 @@ function checkToken() {
     '(A pull request from a fork, or by Dependabot, gets none whatever the workflow says.)');
 }
 
+// A socket's path holds 107 bytes, and 103 on macOS. mayfly binds it under this
+// name in its folder, and then moves it there.
+const MAX_SOCKET_PATH = 103;
+const BOUND_NAME = '.m0123456789/s';
+
+// holdsSockets reports whether others leave alone what we make in dir, and a
+// socket there has a path that is short and that every tool reads as written.
+function holdsSockets(dir) {
+  if (!/^\/[A-Za-z0-9/._-]*$/.test(dir) || path.join(dir, 'mayfly-123456', BOUND_NAME).length > MAX_SOCKET_PATH) return false;
+  const info = fs.statSync(dir, { throwIfNoEntry: false });
+  return info !== undefined && info.isDirectory() && [0, process.getuid()].includes(info.uid) &&
+    ((info.mode & 0o022) === 0 || (info.mode & 0o1000) !== 0);
+}
+
+// temporaryFolder makes a folder for this step, 0700: whoever may open the
+// socket in it may use the engine.
 function temporaryFolder() {
-  const base = process.env.RUNNER_TEMP;
-  if (!base) throw new Error('RUNNER_TEMP is not set: this action runs in GitHub Actions (or nektos/act)');
-  // mkdtemp makes it 0700: whoever may open the socket in it may use the engine.
-  return fs.mkdtempSync(path.join(base, 'mayfly-'));
-}
-
-function commandLine(mode, folder) {
-  const common = ['--json'];
-  if (mode === 'files') return [...common, 'cert', '--out', path.join(folder, 'certificate'), '--watch'];
-  return [...common, 'proxy', '--listen', `unix:${path.join(folder, 'engine.sock')}`];
-}
-
-function environment(issuer) {
-  const env = { ...process.env, MAYFLY_ISSUER: issuer, NO_COLOR: '1' };
-  for (const [name, variable] of [['audience', 'MAYFLY_AUDIENCE'], ['trust-anchor', 'MAYFLY_TRUST_ANCHOR'], ['ca-file', 'MAYFLY_CA_FILE']]) {
-    const value = runner.input(name);
-    if (value !== '') env[variable] = value;
+  const { RUNNER_TEMP: temp } = process.env;
+  if (!temp) throw new Error('RUNNER_TEMP is not set: this action runs in GitHub Actions (or nektos/act)');
+  const failed = [];
+  for (const base of [temp, os.tmpdir(), '/tmp'].filter(holdsSockets)) {
+    try {
+      const folder = fs.mkdtempSync(path.join(base, 'mayfly-'));
+      if (base !== temp) runner.info(`RUNNER_TEMP, ${temp}, cannot hold the tunnel's socket: it is in ${folder}`);
+      return folder;
+    } catch (err) {
+      failed.push(err.message);
+    }
   }
-  return env;
+  throw new Error(`no folder can hold the tunnel's socket: ${failed.join('; ') || temp}. Set TMPDIR to a short path of letters and digits, of the runner's user`);
 }
 
-// start runs the program in the background and waits for its first JSON line.
-async function start(program, mode, issuer, folder) {
-  const out = path.join(folder, 'stdout.json');
-  const log = path.join(folder, 'mayfly.log');
-  const args = commandLine(mode, folder);
+function commandLine(mode, wake, folder) {
+  const args = mode === 'files'
+    ? ['--json', 'cert', '--out', path.join(folder, 'certificate'), '--watch']
+    : ['--json', 'proxy', '--listen', `unix:${path.join(folder, 'engine.sock')}`, '--report', path.join(folder, 'report.json')];
+  if (wake) args.push('--wake');
   const engine = runner.input('engine');
   if (engine !== '') args.push('--engine', engine);
-  if (mode === 'proxy') args.push('--report', path.join(folder, 'report.json'));
+  return args;
+}
 
+// start runs the program in the background, prints what it says, and waits for
+// its first JSON line.
+async function start(program, mode, wake, variables, folder) {
+  const out = path.join(folder, 'stdout.json');
+  const log = path.join(folder, 'mayfly.log');
+  const args = commandLine(mode, wake, folder);
   const child = spawn(program, args, {
     detached: true,
-    env: environment(issuer),
+    env: { ...process.env, ...variables, NO_COLOR: '1' },
     stdio: ['ignore', fs.openSync(out, 'w', 0o600), fs.openSync(log, 'w', 0o600)],
   });
   const ended = new Promise((resolve) => {
-    child.once('error', (err) => resolve(`could not be started: ${err.message}`));
-    child.once('exit', (code, signal) => resolve(`ended with ${signal || `exit code ${code}`}`));
+    child.once('error', (err) => resolve({ why: `could not be started: ${err.message}` }));
+    child.once('exit', (code, signal) => resolve({ why: `ended with ${signal || `exit code ${code}`}` }));
   });
   runner.saveState('pid', String(child.pid || ''));
 
-  const line = await Promise.race([firstLine(out), ended.then((why) => ({ why })), deadline()]);
-  const said = fs.readFileSync(log, 'utf8');
-  if (said.trim() !== '') runner.info(said.trimEnd());
+  const print = printer(log);
+  const printing = setInterval(print, 200);
+  const line = await Promise.race([firstLine(out), ended, deadline(START_MS + (wake ? WAKE_MS : 0))]);
+  clearInterval(printing);
+  print(true);
   if (line.why) {
     if (child.pid) try { process.kill(child.pid, 'SIGTERM'); } catch { /* gone already */ }
-    throw new Error(`mayfly ${args[1]} ${line.why}${said.trim() === '' ? '' : `:\n${said.trim()}`}`);
+    const said = fs.readFileSync(log, 'utf8').trim();
+    throw new Error(`mayfly ${args[1]} ${line.why}${said === '' ? '' : `:\n${said}`}`);
   }
   child.unref();
   return line;
+}
+
+// printer returns a function that prints the whole lines which were written to
+// file since its last call, and with all what is left too.
+function printer(file) {
+  let printed = 0;
+  return (all = false) => {
+    const text = fs.readFileSync(file, 'utf8');
+    const end = all ? text.length : text.lastIndexOf('\n') + 1;
+    if (end > printed) runner.info(text.slice(printed, end).trimEnd());
+    printed = Math.max(printed, end);
+  };
 }
 
 async function firstLine(file) {
@@ -110,9 +159,9 @@ async function firstLine(file) {
   }
 }
 
-function deadline() {
+function deadline(ms) {
   return new Promise((resolve) => {
-    setTimeout(() => resolve({ why: `said nothing for ${START_MS / 1000} s` }), START_MS).unref();
+    setTimeout(() => resolve({ why: `gave no address within ${ms / 1000} s` }), ms).unref();
   });
 }
 

@@ -19,11 +19,13 @@ async function post() {
   fs.rmSync(folder, { recursive: true, force: true });
 }
 
-// ours tells whether the process is still the one that main started: its number
-// may be another's by now. Its command line names the folder of this step.
+// ours reports whether the process is still the one that main started: its number
+// may be another's by now. Its command line names the folder of this step. BusyBox
+// has a ps that shows no single process, so /proc is asked where there is one.
 function ours(pid, folder) {
-  const said = spawnSync('ps', ['-ww', '-o', 'args=', '-p', String(pid)], { encoding: 'utf8' });
-  if (!said.error) return said.stdout.includes(folder);
+  if (!fs.existsSync('/proc/self/cmdline')) {
+    return (spawnSync('ps', ['-ww', '-o', 'args=', '-p', String(pid)], { encoding: 'utf8' }).stdout || '').includes(folder);
+  }
   try {
     return fs.readFileSync(`/proc/${pid}/cmdline`, 'utf8').includes(folder);
   } catch {
@@ -78,7 +80,7 @@ function report(started, counted) {
   if (counted) {
     rows.push(['certificates', counted.certificates], ['connections', counted.connections],
       ['bytes sent', size(counted.bytes_out)], ['bytes received', size(counted.bytes_in)],
-      ['time to wake', counted.connections > 0 ? `${(counted.wake_ms / 1000).toFixed(1)} s` : undefined],
+      ['time to wake', counted.wake_ms > 0 ? `${(counted.wake_ms / 1000).toFixed(1)} s` : undefined],
       ['ended by', counted.reason === 'stopped' ? 'the end of the job' : counted.reason]);
   }
   const told = rows.filter(([, value]) => value !== undefined && value !== '');

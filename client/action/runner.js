@@ -51,13 +51,14 @@ const warning = (text) => console.log(`::warning title=mayfly::${escape(plain(te
 const error = (text) => console.log(`::error title=mayfly::${escape(plain(text))}`);
 
 // plain takes away what a terminal or the runner would act on: control
-// characters, and a line that begins like a workflow command.
+// characters, and workflow commands: ##[command] anywhere, and ::command after
+// nothing but space. All that the action prints goes through it.
 function plain(text) {
   return String(text)
     // eslint-disable-next-line no-control-regex
     .replace(/[\u0000-\u0009\u000b-\u001f\u007f-\u009f\u200e\u200f\u202a-\u202e\u2066-\u2069]/g, '')
     .replace(/^(\s*)::/gm, '$1: :')
-    .replace(/^(\s*)##\[/gm, '$1# #[');
+    .replace(/##\[/g, '# #[');
 }
 
 // cell makes any text safe inside a Markdown table of the step summary.

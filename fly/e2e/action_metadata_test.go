@@ -57,7 +57,7 @@ func TestActionMetadata(t *testing.T) {
 		return names
 	}
 	for what, tt := range map[string]struct{ want, declared, used []string }{
-		"inputs": {[]string{"audience", "ca-file", "engine", "export-env", "issuer", "mode", "trust-anchor", "version"}, named(action.Inputs),
+		"inputs": {[]string{"audience", "ca-file", "engine", "export-env", "issuer", "mode", "trust-anchor", "version", "wake"}, named(action.Inputs),
 			used(`(?:runner\.(?:input|boolean)\(|\[)'([a-z-]+)'(?:,|\)| *, *'MAYFLY)`)},
 		"outputs": {[]string{"buildkit-host", "certificate", "expires-at", "runner-host", "serial"}, named(action.Outputs), used(`runner\.output\('([a-z-]+)'`)},
 	} {

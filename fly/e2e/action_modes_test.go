@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 )
 
 // runner is the folder of files that GitHub's runner gives a step.
@@ -90,7 +92,7 @@ func waitGone(t *testing.T, pid int) {
 func TestActionHostileValues(t *testing.T) {
 	t.Parallel()
 	needNode(t)
-	const rule = "evil\n::set-env name=PATH::/tmp\n##[group]\nEOF\nx<<y | <img src=x> `code` [a](b)\x1b[2J"
+	const rule = "evil\n::set-env name=PATH::/tmp\na ##[group]\nEOF\nx<<y | <img src=x> `code` [a](b)\x1b[2J"
 	line, err := json.Marshal(map[string]string{
 		"runner_host": "unix:///x\nINJECTED=1\n", "buildkit_host": "unix:///x", "engine": rule, "serial": rule, "identity": rule, "rule": rule, "expires_at": "2026-01-01T00:00:00Z",
 	})
@@ -99,7 +101,7 @@ func TestActionHostileValues(t *testing.T) {
 	}
 	bin := t.TempDir()
 	writeFile(t, filepath.Join(bin, "line"), string(line)+"\n")
-	writeFile(t, filepath.Join(bin, "mayfly"), "#!/bin/sh\nprintf '::add-path::/tmp\\n' >&2\ncat "+filepath.Join(bin, "line")+"\nwhile :; do sleep 0.1; done\n")
+	writeFile(t, filepath.Join(bin, "mayfly"), "#!/bin/sh\nprintf '::add-path::/tmp\\nx ##[add-path]/tmp\\n' >&2\ncat "+filepath.Join(bin, "line")+"\nwhile :; do sleep 0.1; done\n")
 	if err := os.Chmod(filepath.Join(bin, "mayfly"), 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -118,7 +120,7 @@ func TestActionHostileValues(t *testing.T) {
 		}
 	}
 	outputs, env := r.file(t, "GITHUB_OUTPUT"), r.file(t, "GITHUB_ENV")
-	if outputs["serial"] != rule || env["_EXPERIMENTAL_DAGGER_RUNNER_HOST"] != "unix:///x\nINJECTED=1\n" || len(env) != 2 || len(outputs) != 5 {
+	if outputs["serial"] != rule || env["_EXPERIMENTAL_DAGGER_RUNNER_HOST"] != "unix:///x\nINJECTED=1\n" || len(env) != 3 || len(outputs) != 5 {
 		t.Errorf("outputs %q, environment %q", outputs, env)
 	}
 	summary, err := os.ReadFile(filepath.Join(r.dir, "GITHUB_STEP_SUMMARY"))
@@ -168,8 +170,11 @@ func TestActionModes(t *testing.T) {
 		for i := 0; i < len(more); i += 2 {
 			m[more[i]] = more[i+1]
 		}
+		m["wake"] = "false" // there is no engine here
 		return m
 	}
+
+	anchor := "sha256:" + strings.Repeat("ab", 32)
 
 	t.Run("files", func(t *testing.T) {
 		r := newRunner(t, job...)
@@ -195,10 +200,11 @@ func TestActionModes(t *testing.T) {
 	})
 	t.Run("none", func(t *testing.T) {
 		r := newRunner(t, job...)
-		out, err := r.node(t, "main.js", inputs("mode", "none"))
+		out, err := r.node(t, "main.js", inputs("mode", "none", "trust-anchor", anchor))
 		path, _ := os.ReadFile(filepath.Join(r.dir, "GITHUB_PATH"))
-		if err != nil || strings.TrimSpace(string(path)) != s.env["MAYFLY_BIN"] || len(r.file(t, "GITHUB_ENV")) != 0 {
-			t.Errorf("main.js: %v, PATH gets %q\n%s", err, path, out)
+		want := map[string]string{"MAYFLY_ISSUER": s.env["MAYFLY_ISSUER"], "MAYFLY_CA_FILE": s.env["MAYFLY_CA_FILE"], "MAYFLY_TRUST_ANCHOR": anchor}
+		if d := cmp.Diff(want, r.file(t, "GITHUB_ENV")); err != nil || string(path) != "" || d != "" {
+			t.Errorf("main.js: %v, PATH, which has it, gets %q, the environment %s\n%s", err, path, d, out)
 		}
 		if out, err := r.node(t, "post.js", nil); err != nil || strings.Contains(out, "::") {
 			t.Errorf("post.js: %v\n%s", err, out)
@@ -260,6 +266,7 @@ func TestActionModes(t *testing.T) {
 		"unknown mode":    {inputs: inputs("mode", "socket"), want: "none of proxy, files, none"},
 		"unknown version": {inputs: inputs("version", "latest"), want: "no release such as v1.2.3"},
 		"unpinned":        {inputs: inputs("version", "v9.9.9"), want: "pins no checksum"},
+		"nothing is left": {inputs: inputs("mode", "none", "export-env", "false"), want: "leave one of the two out"},
 		"no boolean":      {inputs: inputs("export-env", "yes"), want: "neither true nor false"},
 		"another engine":  {inputs: inputs("engine", "other"), want: "engine"},
 	} {

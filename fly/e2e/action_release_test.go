@@ -150,6 +150,9 @@ func (h *releaseHost) install(t *testing.T, version string, env ...string) (log,
 	log, err = r.node(t, "main.js", map[string]string{"mode": "none", "version": version})
 	path, _ := os.ReadFile(filepath.Join(r.dir, "GITHUB_PATH"))
 	if dir := strings.TrimSpace(string(path)); dir != "" {
+		if entries, err := os.ReadDir(dir); err != nil || len(entries) != 1 {
+			t.Errorf("PATH gets a folder that holds %v, %v", entries, err)
+		}
 		installed = must(t, filepath.Join(dir, "mayfly"), "version")
 	}
 	if post, perr := r.node(t, "post.js", nil); perr != nil {
@@ -338,10 +341,10 @@ func testPlaces(t *testing.T, h *releaseHost) {
 		want          string // what the program says, or the error
 	}{
 		{"release first", "", true, join(bare, inPath, compiler), "mayfly " + testRelease},
-		{"then PATH", "", false, join(bare, inPath, compiler), "mayfly of PATH"},
+		{"then PATH", "", false, join(bare, inPath, compiler), "mayfly from PATH: " + inPath},
 		{"then source", "", false, join(bare, compiler), "mayfly of the source"},
 		{"nothing left", "", false, join(bare), "no Go to build it with"},
-		{"PATH alone", "path", true, join(bare, inPath, compiler), "mayfly of PATH"},
+		{"PATH alone", "path", true, join(bare, inPath, compiler), "mayfly from PATH: " + inPath},
 		{"PATH alone, without", "path", true, join(bare, compiler), "PATH has no mayfly"},
 		{"source alone", "source", true, join(bare, inPath, compiler), "mayfly of the source"},
 	} {
