@@ -14,6 +14,8 @@ import (
 	"math/big"
 	"net"
 	"net/http"
+	"net/http/cookiejar"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -35,8 +37,8 @@ const walkVariable = "MAYFLY_TEST_WALK"
 
 // TestReadmeWalk follows the README's section "Set it up" as it is written, on a
 // machine that has nothing but the programs: it runs each command, with the
-// trust anchor that init prints, and ends with a build. The hosts that the README
-// names exist in the network namespace.
+// trust anchor that init prints, and ends with a build and with an admin who is
+// logged in. The hosts that the README names exist in the network namespace.
 func TestReadmeWalk(t *testing.T) {
 	needNetns(t)
 	if os.Getenv(walkVariable) != "" {
@@ -98,8 +100,8 @@ func walkReadme(t *testing.T) {
 	w.machine(t)
 	w.providers(t)
 	run := readmeSection(t, "## Set it up")
-	if len(run) != 5 {
-		t.Fatalf("the section has %d blocks of commands, want build, init, policy, issuer, engine", len(run))
+	if len(run) != 6 {
+		t.Fatalf("the section has %d blocks of commands, want build, init, policy, issuer, engine, admin", len(run))
 	}
 	w.shell(t, strings.Replace(run[0], "go build", "go -C "+repository(t)+" build", 1), "-o bin/", "-o "+w.dir+"/bin/")
 	w.env = append(w.env, "PATH="+filepath.Join(w.dir, "bin")+":"+os.Getenv("BUILDKIT_TOOLS")+":"+os.Getenv("PATH"))
@@ -111,6 +113,7 @@ func walkReadme(t *testing.T) {
 	w.serve(t, run[3], "issuer.example.com:443")
 	w.serve(t, run[4], "engine.example.com:8080")
 	w.build(t)
+	w.logIn(t, w.shell(t, run[5]))
 }
 
 // readmeSection returns the shell blocks of a section of the README.
@@ -336,5 +339,41 @@ func (w *walk) build(t *testing.T) {
 	job.shell(t, strings.TrimSpace(blocks[0])+" --output type=local,dest=out\n")
 	if said := job.shell(t, "./out/artifact\n"); !strings.Contains(said, "hello from mayfly: built in container") {
 		t.Errorf("the build's result says %q", said)
+	}
+}
+
+// logIn opens the link that admin-link printed and presses its button, as a
+// person does in a browser, and wants the admin's pages.
+func (w *walk) logIn(t *testing.T, said string) {
+	t.Helper()
+	link := regexp.MustCompile(`https://issuer\.example\.com/link\?code=\S+`).FindString(said)
+	u, err := url.Parse(link)
+	if err != nil || link == "" {
+		t.Fatalf("admin-link prints no link: %v\n%s", err, said)
+	}
+	roots := x509.NewCertPool()
+	pem, err := os.ReadFile(filepath.Join(w.dir, "ca", "issuer", "root.crt"))
+	if err != nil || !roots.AppendCertsFromPEM(pem) {
+		t.Fatalf("no root: %v", err)
+	}
+	jar, err := cookiejar.New(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	browser := &http.Client{Jar: jar, Timeout: time.Minute, Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}}}
+	defer browser.CloseIdleConnections()
+	resp, err := browser.PostForm("https://issuer.example.com/link", url.Values{"code": {u.Query().Get("code")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	resp, err = browser.Get("https://issuer.example.com/certificates")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	page, err := io.ReadAll(resp.Body)
+	if err != nil || resp.StatusCode != http.StatusOK || !strings.Contains(string(page), "actions-tester") {
+		t.Errorf("an admin's list: %s, %v; want the build's certificate\n%s", resp.Status, err, page)
 	}
 }
