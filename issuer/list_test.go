@@ -2,6 +2,9 @@ package issuer_test
 
 import (
 	"bytes"
+	"crypto/x509"
+	"database/sql"
+	"encoding/pem"
 	"net/url"
 	"strconv"
 	"strings"
@@ -130,6 +133,23 @@ func TestCertificateDetail(t *testing.T) {
 	}
 	if !strings.Contains(string(d.Claims), `"run_id":"7"`) || d.RevokedAt != nil || d.Sessions == nil {
 		t.Errorf("claims %s", d.Claims)
+	}
+	// A record of an earlier version holds its signature, and shows it.
+	block, _ := pem.Decode([]byte(out.Certificate))
+	leaf, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	db, err := sql.Open("sqlite", i.Config.Store+"?_pragma=busy_timeout(10000)")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	if _, err := db.ExecContext(t.Context(), "UPDATE bodies SET signature = $1", leaf.Signature); err != nil {
+		t.Fatal(err)
+	}
+	if err := i.Call("GET", wire.PathCertificates+"/"+out.Serial, i.ViewerToken(), nil, &d); err != nil || d.Chain != out.Certificate || !strings.HasPrefix(d.Chain, d.PEM) {
+		t.Errorf("an earlier version's record is not shown as it was given out: %v", err)
 	}
 }
 

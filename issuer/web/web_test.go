@@ -241,6 +241,9 @@ func TestRoles(t *testing.T) {
 	if strings.Contains(body, `"/revocations`) {
 		t.Error("a viewer is offered to revoke")
 	}
+	if !strings.Contains(body, "What was signed") || strings.Contains(body, "BEGIN CERTIFICATE") {
+		t.Error("the page does not show what was signed, or shows a certificate that nothing signed again")
+	}
 	before := len(events(t, i, "forbidden"))
 	for path, form := range map[string]url.Values{"/revocations": order, "/blocks/remove": {"id": {strings.Repeat("a", 32)}}} {
 		resp, body = viewer.post(path, form)

@@ -76,7 +76,7 @@ func table(name, columns string) *Table {
 		n, k, _ := strings.Cut(f, ":")
 		t.Columns = append(t.Columns, Column{n, map[string]Kind{"i": Int, "t": Text, "b": Bytes}[k]})
 	}
-	t.insertOne = fmt.Sprintf("INSERT INTO %s (%s) VALUES (%s)", t.Name, t.Names(), values(1, len(t.Columns)))
+	t.insertOne = fmt.Sprintf("INSERT INTO %s (%s) VALUES (?%s)", t.Name, t.Names(), strings.Repeat(", ?", len(t.Columns)-1))
 	arrays := make([]string, len(t.Columns))
 	for i, c := range t.Columns {
 		arrays[i] = fmt.Sprintf("$%d::%s[]", i+1, [...]string{Int: "bigint", Text: "text", Bytes: "bytea"}[c.Kind])
