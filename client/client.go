@@ -152,7 +152,8 @@ func (c *Client) askAudience(ctx context.Context) (string, error) {
 		return "", err
 	}
 	if info.Audience != tokensource.AudiencePrefix+info.TrustDomain || info.TrustDomain == "" {
-		return "", fmt.Errorf("issuer %s asks for tokens with audience %.80q, which is not %q and its trust domain: refused", c.issuer, printable(info.Audience), tokensource.AudiencePrefix)
+		return "", hinted("correct the issuer's URL: a mayfly issuer asks for no other audience",
+			fmt.Errorf("issuer %s asks for tokens with audience %.80q, which is not %q and its trust domain: refused", c.issuer, printable(info.Audience), tokensource.AudiencePrefix))
 	}
 	return info.Audience, nil
 }

@@ -290,8 +290,8 @@ func (c *Credential) verify(rest []*x509.Certificate, usage x509.ExtKeyUsage, no
 	if err != nil {
 		var invalid x509.CertificateInvalidError
 		if errors.As(err, &invalid) && invalid.Reason == x509.Expired {
-			return nil, fmt.Errorf("the new certificate is valid from %s to %s, and this machine's clock says %s: set the clock",
-				stamp(c.Leaf.NotBefore), stamp(c.Leaf.NotAfter), stamp(now))
+			return nil, hinted("set this machine's clock (NTP)", fmt.Errorf("the new certificate is valid from %s to %s, and this machine's clock says %s",
+				stamp(c.Leaf.NotBefore), stamp(c.Leaf.NotAfter), stamp(now)))
 		}
 		if err := c.otherUse(usage); err != nil {
 			return nil, err
@@ -357,10 +357,10 @@ func (c *Credential) identify(r MintRequest) error {
 		}
 	}
 	if _, ok := c.engine(r.Engine); r.Engine != "" && !ok {
-		return fmt.Errorf("it is not for engine %q", r.Engine)
+		return fmt.Errorf("the certificate is not for engine %q", r.Engine)
 	}
 	if n := len(c.Response.Engines); r.OneEngine && n != 1 {
-		return fmt.Errorf("it is for %d engines, and one was wanted", n)
+		return fmt.Errorf("the certificate is for %d engines, and one was wanted", n)
 	}
 	return nil
 }

@@ -158,7 +158,7 @@ func TestEngineRefuses(t *testing.T) {
 		{name: "certificate from before the floor", spoil: func(w *world) {
 			w.sidecar.cert = w.ca.Issue(w.t, func() mtlstest.Leaf { l := engineLeaf(); l.NotBefore = time.Now().Add(-time.Hour); return l }())
 			w.issuer.feed.Floor = time.Now().Add(-time.Minute)
-		}, want: untrustedEngine, says: "before the revocation floor"},
+		}, want: untrustedEngine, says: "issued before everything was revoked"},
 		{name: "certificate of a compromised intermediate", spoil: func(w *world) {
 			i := w.ca.AddIntermediate(w.t)
 			l := engineLeaf()

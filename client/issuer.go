@@ -108,23 +108,25 @@ func newIssuer(rawURL, caFile, anchor string, dial DialFunc) (*Issuer, error) {
 
 var errRedirect = errors.New("it answers a redirect, which is refused")
 
+const issuerURLHint = "set the issuer's URL to scheme and host, such as https://mayfly.example.com"
+
 // parseIssuerURL accepts https, and http where the host is loopback.
 func parseIssuerURL(raw string) (*url.URL, error) {
 	if raw == "" {
-		return nil, errors.New("no issuer URL: set --issuer or MAYFLY_ISSUER")
+		return nil, hinted(issuerURLHint, errors.New("no issuer is named"))
 	}
 	u, err := url.Parse(raw)
 	switch {
 	case err != nil:
-		return nil, errors.New("issuer URL does not parse")
+		return nil, hinted(issuerURLHint, errors.New("the issuer's URL is not a URL"))
 	case u.Host == "" || u.Hostname() == "":
-		return nil, fmt.Errorf("issuer URL %q has no host", raw)
+		return nil, hinted(issuerURLHint, fmt.Errorf("issuer URL %q has no host", raw))
 	case u.User != nil, u.RawQuery != "", u.Fragment != "":
-		return nil, errors.New("issuer URL must have no user, query or fragment")
+		return nil, hinted(issuerURLHint, errors.New("the issuer's URL has a user, a query or a fragment"))
 	case u.Scheme == "http" && !loopbackHost(u.Hostname()):
-		return nil, fmt.Errorf("issuer URL %q is http, which is for loopback only: use https", raw)
+		return nil, hinted("write https:// in the issuer's URL", fmt.Errorf("issuer URL %q is http, which is for loopback only", raw))
 	case u.Scheme != "https" && u.Scheme != "http":
-		return nil, fmt.Errorf("issuer URL %q is not https", raw)
+		return nil, hinted(issuerURLHint, fmt.Errorf("issuer URL %q is not https", raw))
 	}
 	u.Path = strings.TrimRight(u.Path, "/")
 	return u, nil
@@ -175,7 +177,7 @@ func parseAnchor(s string) ([]byte, error) {
 	digits, ok := strings.CutPrefix(s, "sha256:")
 	b, err := hex.DecodeString(digits)
 	if !ok || err != nil || len(b) != sha256.Size {
-		return nil, errors.New("trust anchor is not sha256: and 64 hex digits (the SHA-256 of the root's DER)")
+		return nil, hinted("correct trust_anchor: mayfly-issuer init printed it", errors.New("trust anchor is not sha256: and 64 hex digits"))
 	}
 	return b, nil
 }
@@ -186,16 +188,16 @@ func readRoots(file string) (*x509.CertPool, error) {
 	}
 	f, err := os.Open(file)
 	if err != nil {
-		return nil, fmt.Errorf("ca file: %w", err)
+		return nil, hinted("correct ca_file: a PEM file with the CA of the issuer's TLS certificate", fmt.Errorf("ca file: %w", err))
 	}
 	defer f.Close()
 	b, err := io.ReadAll(io.LimitReader(f, maxCAFile))
 	if err != nil {
-		return nil, fmt.Errorf("ca file: %w", err)
+		return nil, hinted("correct ca_file: a PEM file with the CA of the issuer's TLS certificate", fmt.Errorf("ca file: %w", err))
 	}
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM(b) {
-		return nil, fmt.Errorf("ca file %s holds no certificate in PEM", file)
+		return nil, hinted("correct ca_file: a PEM file with the CA of the issuer's TLS certificate", fmt.Errorf("ca file %s holds no certificate in PEM", file))
 	}
 	return pool, nil
 }

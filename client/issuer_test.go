@@ -211,12 +211,12 @@ func TestAnswerIsChecked(t *testing.T) {
 			response(func(r *wire.IssueResponse) { r.CRL = feed })(w)
 		}, says: "no root of ours"},
 		{name: "a stale revocation list", spoil: func(w *world) { w.issuer.feed.ThisUpdate = time.Now().Add(-time.Hour) }, says: "next update"},
-		{name: "a floor ahead", spoil: func(w *world) { w.issuer.feed.Floor = time.Now().Add(time.Hour) }, says: "floor"},
+		{name: "a floor ahead", spoil: func(w *world) { w.issuer.feed.Floor = time.Now().Add(time.Hour) }, says: "before everything was revoked"},
 		{name: "an engine that is not granted", spoil: response(func(r *wire.IssueResponse) {
 			r.Engines = append(r.Engines, wire.Engine{Name: "other"})
 		}), says: `engine "other" is not in the certificate`},
 		{name: "not the engine that was asked for", spoil: response(func(r *wire.IssueResponse) { r.Engines = nil }), says: `not for engine "default"`},
-		{name: "over before it came", spoil: func(w *world) { w.issuer.ttl = -time.Second }, says: "set the clock"},
+		{name: "over before it came", spoil: func(w *world) { w.issuer.ttl = -time.Second }, says: "this machine's clock says"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()

@@ -144,7 +144,8 @@ func (c *Client) freshFeed(ctx context.Context, cred *Credential) (*mtls.Feed, e
 	case feed.Number < old.Number || feed.Floor.Before(old.Floor):
 		return nil, errors.New("issuer answers a revocation list that is older than one it answered before")
 	case next.age(next.at) > maxFeedAge:
-		return nil, fmt.Errorf("issuer's revocation list is of %s and this machine's clock says %s: one of the two clocks is wrong", stamp(feed.ThisUpdate), stamp(next.at))
+		return nil, hinted("set this machine's clock, or the issuer's (NTP)",
+			fmt.Errorf("issuer's revocation list is of %s and this machine's clock says %s", stamp(feed.ThisUpdate), stamp(next.at)))
 	}
 	c.adopt(next)
 	return feed, nil

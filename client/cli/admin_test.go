@@ -67,14 +67,14 @@ func TestAdminFindsAndRevokes(t *testing.T) {
 			t.Errorf("show lacks %q:\n%s", want, o.stdout)
 		}
 	}
-	a.s.run("certs", "show", "--pem", serials["1001"]).check(t, 1, "holds no signature", "--json")
+	a.s.run("certs", "show", "--pem", serials["1001"]).check(t, 1, "without its signature", "--json")
 	if o = a.s.run("--json", "certs", "show", serials["1001"]); !strings.Contains(o.stdout, `"tbs":"MII`) {
 		t.Errorf("show as JSON:\n%s", o.stdout)
 	}
 
 	// Nobody is there to be asked, so nothing happens.
 	a.s.run("certs", "revoke", serials["1001"]).check(t, 2, "--yes")
-	a.s.run("certs", "revoke", "run-1001").check(t, 2, `"run-1001" is no serial`)
+	a.s.run("certs", "revoke", "run-1001").check(t, 2, `"run-1001" is not a serial`)
 	o = a.s.run("certs", "revoke", serials["1001"][:12]+"…", "--dry-run") // as a narrow table has it
 	o.check(t, 0, "would revoke 1 certificate")
 	if strings.Contains(a.s.run("certs", "list", "--status", "revoked").stdout, serials["1001"]) {
@@ -116,7 +116,7 @@ func TestAdminBlocksAndEvents(t *testing.T) {
 	a.s.run("blocks", "remove", list.Items[0].ID).check(t, 0)
 	a.s.run("blocks", "remove", list.Items[0].ID).check(t, 1, "there is no block "+list.Items[0].ID, "mayfly blocks list")
 	a.s.run("blocks", "remove", "../certificates").check(t, 2)
-	a.s.run("blocks", "remove", list.Items[0].ID[:9]).check(t, 2, "is no block's id")
+	a.s.run("blocks", "remove", list.Items[0].ID[:9]).check(t, 2, "is not the id of a block")
 	if _, err := a.Issue(a.GitHubToken(map[string]any{"run_id": "1001"})); err != nil {
 		t.Errorf("after the block: %v", err)
 	}

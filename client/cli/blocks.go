@@ -93,7 +93,7 @@ func (c *blocksRemoveCommand) Run(ctx context.Context, p *program) error {
 	}
 	for _, id := range c.ID {
 		if len(id) != 32 || strings.Trim(id, "0123456789abcdef") != "" {
-			return usagef("`mayfly blocks list` shows the ids", "%q is no block's id", id)
+			return usagef("`mayfly blocks list` shows the ids", "%q is not the id of a block", id)
 		}
 	}
 	for _, id := range c.ID {

@@ -44,7 +44,7 @@ func (c *certCommand) Run(ctx context.Context, p *program) error {
 		}
 	}
 	if err := writeCredential(c.Out, t.client.Credential()); err != nil {
-		return failf(exitFailed, "the folder must be writable and hold no key.pem, cert.pem or ca.pem of others", "%w", err)
+		return failf(exitFailed, "give --out a new folder", "%w", err)
 	}
 	paste := newPaste(c.Out, t.engine())
 	if p.JSON {
@@ -82,7 +82,7 @@ func prepareOut(dir string) error {
 	case err != nil:
 		return err
 	case !fi.IsDir():
-		return fmt.Errorf("%s is no folder", dir)
+		return fmt.Errorf("%s is not a folder", dir)
 	case !mine(fi) || fi.Mode().Perm()&0o022 != 0:
 		return fmt.Errorf("%s can be written by others (mode %v)", dir, fi.Mode())
 	}
@@ -141,5 +141,5 @@ func linkName(dir, name string) error {
 	case errors.Is(err, fs.ErrNotExist):
 		return os.Symlink(want, path)
 	}
-	return fmt.Errorf("%s exists and is not of mayfly", path)
+	return fmt.Errorf("%s exists, and mayfly did not make it", path)
 }

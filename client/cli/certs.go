@@ -118,7 +118,7 @@ var certColumns = []column{
 func pages[T any](ctx context.Context, p *program, limit int, cursor string,
 	get func(ctx context.Context, limit int, cursor string) (*admin.Answer[wire.List[T]], error)) ([]T, string, error) {
 	if limit < 1 {
-		return nil, "", usagef("give --limit 1 or more", "a limit of %d lists nothing", limit)
+		return nil, "", usagef("give --limit 1 or more", "--limit is %d, which lists nothing", limit)
 	}
 	var all []T
 	for {
@@ -194,7 +194,7 @@ func (c *certsShowCommand) Run(ctx context.Context, p *program) error {
 	case p.JSON:
 		p.body(a.Body)
 	case c.PEM && a.Value.PEM == "":
-		return failf(exitFailed, "what was signed is `tbs` in the answer to --json", "the record of certificate %s holds no signature, so there is no PEM of it", serial)
+		return failf(exitFailed, "--json shows what was signed, as tbs", "certificate %s is recorded without its signature, so there is no PEM of it", serial)
 	case c.PEM:
 		p.printf("%s", visiblePEM(a.Value.PEM, a.Value.Chain))
 	default:
@@ -208,7 +208,7 @@ func (c *certsShowCommand) Run(ctx context.Context, p *program) error {
 func serialPrefix(given string) (string, error) {
 	prefix := strings.TrimSuffix(strings.ToLower(strings.ReplaceAll(given, ":", "")), "…")
 	if prefix == "" || len(prefix) > 32 || strings.Trim(prefix, "0123456789abcdef") != "" {
-		return "", usagef("a serial is 32 hex digits; `mayfly certs list` shows them", "%q is no serial", given)
+		return "", usagef("a serial is 32 hex digits; `mayfly certs list` shows them", "%q is not a serial", given)
 	}
 	return prefix, nil
 }

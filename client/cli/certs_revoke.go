@@ -44,7 +44,7 @@ func (c *certsRevokeCommand) Run(ctx context.Context, p *program) error {
 		return err
 	}
 	if !c.Yes && !c.DryRun && !p.inTTY {
-		return usagef("add --yes, or look first with --dry-run", "nobody is there to confirm the revocation")
+		return usagef("add --yes, or look first with --dry-run", "there is no terminal to confirm the revocation on")
 	}
 	api, err := p.admin()
 	if err != nil {
@@ -60,7 +60,7 @@ func (c *certsRevokeCommand) Run(ctx context.Context, p *program) error {
 			return err
 		}
 		if !p.confirm(fmt.Sprintf("Revoke %s%s%s?", touched, c.ofWhom(req), c.blockWords())) {
-			return failf(exitFailed, "nothing was changed; type yes in full to revoke", "not confirmed")
+			return failf(exitFailed, "type yes in full to revoke", "not confirmed: nothing was changed")
 		}
 		if req.Reason == "" {
 			req.Reason = p.ask("Why? It is recorded, for the next admin to read: ")
@@ -89,7 +89,7 @@ func (c *certsRevokeCommand) check() error {
 	const hint = "give a SERIAL, or flags such as --run-id, or --all"
 	switch {
 	case ways == 0:
-		return usagef(hint, "nothing says what to revoke")
+		return usagef(hint, "the command does not say what to revoke")
 	case ways > 1:
 		return usagef(hint, "a serial, flags that match, and --all exclude each other")
 	}
@@ -102,7 +102,7 @@ func (c *certsRevokeCommand) check() error {
 		return nil
 	}
 	if d, err := time.ParseDuration(c.Block); err != nil || d <= 0 {
-		return usagef("give --block a duration such as 24h, or none", "%q is no time to block for", c.Block)
+		return usagef("give --block a duration such as 24h, or none", "--block is %q, which is not a duration", c.Block)
 	}
 	return nil
 }

@@ -180,7 +180,7 @@ func (d *checkup) reachIssuer(ctx context.Context) (string, error) {
 		return "", err
 	}
 	if info.TrustDomain == "" {
-		return "", failf(exitFailed, "correct --issuer: what answers there is no mayfly issuer", "%s names no trust domain at %s", d.issuer, wire.PathInfo)
+		return "", failf(exitFailed, "correct --issuer (MAYFLY_ISSUER)", "what answers at %s is not a mayfly issuer: it names no trust domain at %s", d.issuer, wire.PathInfo)
 	}
 	d.info = info
 	return fmt.Sprintf("answers in %d ms for trust domain %s", time.Since(start).Milliseconds(), info.TrustDomain), nil
@@ -233,18 +233,18 @@ func (d *checkup) getToken(ctx context.Context) (string, error) {
 func (d *checkup) checkClaims(context.Context) (string, error) {
 	c, err := readClaims(d.token)
 	if err != nil {
-		return "", failf(exitFailed, "the token source must give a compact JWS", "token of %s: %w", d.source, err)
+		return "", failf(exitFailed, "name a source of ID tokens with --token-source", "what %s gave is no ID token: %w", d.source, err)
 	}
 	now := time.Now()
 	_, person := d.source.(tokensource.LoginSource)
 	detail := fmt.Sprintf("issuer %s, audience %s", c.text("iss"), c.audience())
 	switch {
 	case !c.at("exp").After(now):
-		return detail, failf(exitFailed, "the source must give a fresh token", "the token expired at %s", c.at("exp").UTC().Format(time.RFC3339))
+		return detail, failf(exitFailed, "make the source give a fresh token, or run the job again", "the token expired at %s", c.at("exp").UTC().Format(time.RFC3339))
 	case c.at("iat").After(now.Add(clockLeeway)):
-		return detail, failf(exitFailed, "set this machine's clock", "the token is of %s, which is in the future here", c.at("iat").UTC().Format(time.RFC3339))
+		return detail, failf(exitFailed, "set this machine's clock (NTP)", "the token is of %s, which is in the future here", c.at("iat").UTC().Format(time.RFC3339))
 	case c.audience() != d.audience() && !person:
-		return detail, failf(exitFailed, "the token must be made for "+d.audience(), "the token's audience is %s, and the issuer takes %s", c.audience(), d.audience())
+		return detail, failf(exitFailed, "have the token made for "+d.audience(), "the token is made for audience %s, and the issuer takes %s", c.audience(), d.audience())
 	}
 	return detail, nil
 }

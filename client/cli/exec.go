@@ -52,8 +52,11 @@ func (c *execCommand) Run(ctx context.Context, p *program) error {
 		return usagef("name one after --: mayfly exec -- dagger call test", "there is no command to run")
 	}
 	path, err := exec.LookPath(argv[0])
-	if err != nil {
-		return failf(exitFailed, "give the command's path, or install it in a folder of PATH", "%w", err)
+	switch {
+	case errors.Is(err, exec.ErrNotFound):
+		return failf(exitFailed, "install it, or give its path", "there is no program %s in PATH", argv[0])
+	case err != nil:
+		return failf(exitFailed, "give the path of a program that can be run", "%w", err)
 	}
 	if os.Getenv("DAGGER_SESSION_PORT") != "" {
 		p.warn("DAGGER_SESSION_PORT is set: a Dagger program uses that session and not this tunnel")
@@ -99,7 +102,7 @@ func (p *program) listen(spec string) (net.Listener, func() error, error) {
 	if spec != "" {
 		ln, err := listen(spec)
 		if err != nil {
-			return nil, nil, usagef("--listen takes unix:PATH or tcp:127.0.0.1:0", "listen: %w", err)
+			return nil, nil, usagef("give --listen unix:PATH or tcp:127.0.0.1:0", "listen: %w", err)
 		}
 		if _, tcp := ln.(*loopbackListener); tcp && !loopbackKnowsUsers {
 			p.warn("any user of this machine can use a TCP port: prefer --listen unix:PATH")
@@ -197,7 +200,7 @@ func (c *child) run(ctx context.Context, t *tunnel, takeOver func() error) error
 	go func() { ended <- startAndWait(c.cmd, started) }()
 	if err := <-started; err != nil {
 		<-ended
-		return failf(exitFailed, "check that the command can be executed on this machine", "%w", err)
+		return failf(exitFailed, "give a program that can be run on this machine", "%w", err)
 	}
 	refused := exitOK
 	var kill <-chan time.Time

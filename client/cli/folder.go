@@ -195,7 +195,7 @@ func vacant(path string) error {
 		return err
 	}
 	if fi.Mode().Type() != fs.ModeSocket || !mine(fi) {
-		return fmt.Errorf("%s exists and is no socket of ours", path)
+		return fmt.Errorf("%s exists, and mayfly did not make it", path)
 	}
 	c, err := net.DialTimeout("unix", path, time.Second)
 	if err == nil {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/mayfly-ca/mayfly/client"
@@ -23,7 +24,7 @@ func (p *program) issuer() (*client.Issuer, error) {
 	}
 	i, err := client.NewIssuer(p.Issuer, p.CAFile, p.TrustAnchor)
 	if err != nil {
-		return nil, usagef("see --issuer, --ca-file and --trust-anchor in `mayfly --help`", "%w", err)
+		return nil, usagef(strings.Join(hintsOf(err), " "), "%w", err)
 	}
 	if p.Audience != "" {
 		if err := tokensource.CheckAudience(p.Audience); err != nil {
@@ -72,7 +73,7 @@ func (p *program) source() (tokensource.Source, error) {
 	}
 	var te *tokensource.Error
 	if !errors.As(err, &te) {
-		return nil, usagef("see --token-source in `mayfly --help`", "%w", err)
+		return nil, usagef("set --token-source to auto, github, gitlab, fly, file:PATH, env:NAME or exec:CMD", "%w", err)
 	}
 	if te.Source != "auto" {
 		return nil, err

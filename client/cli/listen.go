@@ -27,7 +27,7 @@ func listenLoopback(at string) (net.Listener, error) {
 		return nil, fmt.Errorf("tcp:%s: %w", at, err)
 	}
 	if !addr.Addr().IsLoopback() {
-		return nil, fmt.Errorf("tcp:%s is not on loopback: whoever reaches the tunnel is admitted to the engine", at)
+		return nil, fmt.Errorf("tcp:%s is not on loopback, and who reaches the tunnel is admitted to the engine", at)
 	}
 	ln, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(addr))
 	if err != nil {

@@ -28,7 +28,7 @@ func TestVersionAndHelp(t *testing.T) {
 		}
 	}
 	help := s.run("--help").stdout
-	for _, want := range []string{"Exit codes:", "3    denied", "MAYFLY_ADMIN_TOKEN", "NO_COLOR", "--trust-anchor=sha256:HEX", "--token-source=SOURCE"} {
+	for _, want := range []string{"Exit codes:", "3    the issuer's policy", "MAYFLY_ADMIN_TOKEN", "NO_COLOR", "--trust-anchor=sha256:HEX", "--token-source=SOURCE"} {
 		if !strings.Contains(help, want) {
 			t.Errorf("mayfly --help lacks %q:\n%s", want, help)
 		}

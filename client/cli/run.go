@@ -117,7 +117,7 @@ func Run(ctx context.Context, args []string, s Stdio) int {
 func refuseEmptyMatch(k *kong.Context) error {
 	for _, at := range k.Path {
 		if f := at.Flag; f != nil && f.Group != nil && f.Group.Key == "match" && f.Target.Kind() == reflect.String && f.Target.IsZero() {
-			return fmt.Errorf("--%s is empty: leave it out to not match by it", f.Name)
+			return fmt.Errorf("--%s is empty; leave it out to match any", f.Name)
 		}
 	}
 	return nil

@@ -54,7 +54,7 @@ func (c *sessionsCommand) Run(ctx context.Context, p *program) error {
 		return nil
 	}
 	if c.Interval < 200*time.Millisecond {
-		return usagef("give --interval 200ms or more", "an interval of %v would burden the issuer", c.Interval)
+		return usagef("give --interval 200ms or more", "--interval is %v, which is too often for the issuer", c.Interval)
 	}
 	return c.watch(ctx, p, api)
 }

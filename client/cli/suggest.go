@@ -47,11 +47,11 @@ func (c *suggestCommand) Run(ctx context.Context, p *program) error {
 	}
 	claims, err := readClaims(token)
 	if err != nil {
-		return failf(exitFailed, "the token source must give a compact JWS", "token of %s: %w", source, err)
+		return failf(exitFailed, "name a source of ID tokens with --token-source", "what %s gave is no ID token: %w", source, err)
 	}
 	s, err := suggest(claims, c.Name, c.Engine)
 	if err != nil {
-		return failf(exitFailed, "write the rule by hand: `mayfly doctor` shows the claims", "%w", err)
+		return failf(exitFailed, "write the rule by hand from the claims that `mayfly doctor` shows", "%w", err)
 	}
 	if p.JSON {
 		p.json(s)

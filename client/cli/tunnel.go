@@ -42,7 +42,7 @@ func (p *program) open(ctx context.Context, f tunnelFlags) (*tunnel, error) {
 		return nil, err
 	}
 	if f.WakeTimeout <= 0 {
-		return nil, usagef("give --wake-timeout a duration such as 3m", "a wake timeout of %v never reaches an engine", f.WakeTimeout)
+		return nil, usagef("give --wake-timeout a duration such as 3m", "--wake-timeout is %v, which leaves no time to reach the engine", f.WakeTimeout)
 	}
 	source, err := p.source()
 	if err != nil {

@@ -34,7 +34,7 @@ var (
 	ErrRevoked = errors.New("certificate is revoked")
 	// ErrBeforeFloor: the leaf was issued before the revocation floor, which
 	// revokes everything that is older.
-	ErrBeforeFloor = errors.New("certificate was issued before the revocation floor")
+	ErrBeforeFloor = errors.New("certificate was issued before everything was revoked")
 	// ErrNotCovered: the feed has no CRL of the leaf's intermediate.
 	ErrNotCovered = errors.New("revocation list covers no such certificate")
 	// ErrStale: a CRL of the feed is past its nextUpdate.

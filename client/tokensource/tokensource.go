@@ -181,7 +181,7 @@ func GitLab() (Source, error) {
 // tokens for any service.
 func CheckAudience(audience string) error {
 	if len(audience) <= len(AudiencePrefix) || !strings.HasPrefix(audience, AudiencePrefix) {
-		return fmt.Errorf("audience %.80q does not begin with %q: refusing to ask for a token for another service", audience, AudiencePrefix)
+		return fmt.Errorf("audience %.80q does not begin with %q: a token for another service is never asked for", audience, AudiencePrefix)
 	}
 	return nil
 }

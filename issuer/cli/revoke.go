@@ -29,7 +29,7 @@ type revokeCommand struct {
 // over the same store publishes the new CRL within 250 ms.
 func (c *revokeCommand) Run(ctx context.Context, i *invocation) error {
 	if (c.Serial != "") == c.All {
-		return command.Usagef("want a serial or --all")
+		return command.Usagef("give a serial, or --all")
 	}
 	req := wire.RevokeRequest{Serial: c.Serial, All: c.All, Block: c.Block, Reason: c.Reason}
 	order, err := issuer.RevocationOf(req)

@@ -85,7 +85,7 @@ func (c *rotateSignCommand) Run(ctx context.Context, i *invocation) error {
 		c.Root = filepath.Dir(c.RootKey)
 	}
 	if c.Root == "" {
-		return command.Usagef("--root or --root-key is needed")
+		return command.Usagef("give --root or --root-key")
 	}
 	o := ca.RotationOptions{RootDir: c.Root, RootKey: c.RootKey, IssuerURL: c.IssuerURL}
 	var err error

@@ -92,7 +92,7 @@ type restoreCommand struct {
 // or revoked after the backup is unknown, so all of it is refused.
 func (c *restoreCommand) Run(ctx context.Context, i *invocation) error {
 	if (c.From == "") == !c.InPlace {
-		return command.Usagef("want --from FILE or --in-place")
+		return command.Usagef("give --from FILE or --in-place")
 	}
 	cfg, err := c.load()
 	if err != nil {
