@@ -309,7 +309,7 @@ func TestCertRefusesForeignFiles(t *testing.T) {
 	if err := os.WriteFile(key, []byte("precious"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	s.run("cert", "--out", dir).check(t, 1, "not of mayfly")
+	s.run("cert", "--out", dir).check(t, 1, "mayfly did not make it")
 	if b, _ := os.ReadFile(key); string(b) != "precious" {
 		t.Errorf("the file now holds %q", b)
 	}

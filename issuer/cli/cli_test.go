@@ -123,7 +123,7 @@ tests:`, 1))
 		{"explain of no provider", `{"iss":"https://evil"}`, []string{"policy", "explain", good, "--claims", "-"}, command.ExitFailed, "", "no provider"},
 		{"explain no token", "x.y", []string{"policy", "explain", good, "--token-file", "-"}, command.ExitFailed, "", "compact JWS"},
 		{"serve without a config", "", []string{"serve"}, command.ExitUsage, "", "--config"},
-		{"revoke nothing", "", []string{"revoke", "--config", good}, command.ExitUsage, "", "a serial or --all"},
+		{"revoke nothing", "", []string{"revoke", "--config", good}, command.ExitUsage, "", "give a serial, or --all"},
 		{"revoke a prefix", "", []string{"revoke", "--config", good, "abc"}, command.ExitUsage, "", "32"},
 		{"restore nothing", "", []string{"restore", "--config", good}, command.ExitUsage, "", "--in-place"},
 		{"init without names", "", []string{"init", "--dir", "x"}, command.ExitUsage, "", "--engine-dns"},
