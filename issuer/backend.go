@@ -98,7 +98,10 @@ func (s *Server) Revoke(ctx context.Context, by string, req wire.RevokeRequest) 
 		s.metrics.revoked(len(res.Serials))
 		s.logger.InfoContext(ctx, "revoked", "by", by, "certificates", len(res.Serials), "crl_number", number, "reason", req.Reason)
 	}
-	out := &wire.RevokeResponse{Revoked: orEmpty(res.Serials), BlockIDs: orEmpty(res.BlockIDs), CRLNumber: number, Sessions: res.Sessions}
+	out := &wire.RevokeResponse{Revoked: orEmpty(res.Serials), BlockIDs: orEmpty(res.BlockIDs), CRLNumber: number, Sessions: res.Sessions, Machines: res.Machines}
+	if !res.MachinesUntil.IsZero() {
+		out.MachinesUntil = utc(res.MachinesUntil)
+	}
 	if !res.Floor.IsZero() {
 		out.Floor = utc(res.Floor)
 	}

@@ -163,7 +163,13 @@ type RevocationResult struct {
 	Serials  []string // revoked by this call, or already before it when named
 	BlockIDs []string
 	Floor    time.Time // zero unless All
-	Sessions int       // live sessions of Serials
+	Sessions int       // live sessions that end: of Serials, and all of Machines
+	// Machines are the SPIFFE IDs of the engines' machines whose own
+	// certificates are among Serials, sorted.
+	Machines []string
+	// MachinesUntil is until when Machines get no other certificate; zero where
+	// they do at once.
+	MachinesUntil time.Time
 }
 
 // RevokedEntry is one line of a CRL.

@@ -96,6 +96,27 @@ func TestAdminFindsAndRevokes(t *testing.T) {
 	}
 }
 
+// An engine's own certificate: a script is told what will happen, and what did.
+func TestRevokeOfAnEngine(t *testing.T) {
+	t.Parallel()
+	a := newAdmins(t)
+	engine, err := a.Issue(a.FlyToken(nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const blocked = "Engines lose their own certificates and admit no build until 20"
+	a.s.run("certs", "revoke", engine.Serial).check(t, 2, "--yes", "--dry-run")
+	a.s.run("certs", "revoke", engine.Serial, "--dry-run").check(t, 0, blocked, "/engine/default/")
+	a.s.run("certs", "revoke", engine.Serial, "--dry-run", "--block", "none").check(t, 0, "get other certificates at once")
+	if _, err := a.Issue(a.FlyToken(nil)); err != nil {
+		t.Fatalf("a question blocked it: %v", err)
+	}
+	a.s.run("certs", "revoke", engine.Serial, "--yes", "--reason", "taken over").check(t, 0, "mayfly: warning: "+blocked, "mayfly blocks remove")
+	if _, err := a.Issue(a.FlyToken(nil)); err == nil {
+		t.Error("the blocked engine got another certificate")
+	}
+}
+
 func TestAdminBlocksAndEvents(t *testing.T) {
 	t.Parallel()
 	a := newAdmins(t)

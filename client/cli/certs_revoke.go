@@ -19,13 +19,16 @@ type certsRevokeCommand struct {
 	DryRun bool   `help:"Only say what would be revoked."`
 	Yes    bool   `help:"Do not ask." short:"y"`
 
-	whose string // of Serial, once it is known
+	whose    string // of Serial, once it is known
+	machines string // what happens to engines, once it is known; empty, or after a space
 }
 
 func (certsRevokeCommand) Help() string {
 	return `Returns when the revocation list that holds the serials is published; engines cut live connections within a second of that.
 
 A job could buy another certificate at once, so what is revoked is also blocked for 24 hours: the serial's run, or whatever the flags match. With --block none only the certificates named are revoked.
+
+An engine that loses its own certificate cuts every connection. With a block it gets no other, and admits no build until the block ends.
 
 Flags that match are combined: every one must be equal. Needs the role admin.
 
@@ -59,7 +62,7 @@ func (c *certsRevokeCommand) Run(ctx context.Context, p *program) error {
 		if err != nil || c.DryRun {
 			return err
 		}
-		if !p.confirm(fmt.Sprintf("Revoke %s%s%s?", touched, c.ofWhom(req), c.blockWords())) {
+		if !p.confirm(fmt.Sprintf("Revoke %s%s%s?%s", touched, c.ofWhom(req), c.blockWords(), c.machines)) {
 			return failf(exitFailed, "type yes in full to revoke", "not confirmed: nothing was changed")
 		}
 		if req.Reason == "" {
@@ -168,6 +171,9 @@ func (c *certsRevokeCommand) look(ctx context.Context, p *program, api *admin.Cl
 	if err != nil {
 		return "", err
 	}
+	if words := p.machineWords(&a.Value); words != "" {
+		c.machines = " " + words
+	}
 	touched := plural(len(a.Value.Revoked), "certificate")
 	if n := a.Value.Sessions; n > 0 {
 		touched += " and cut " + plural(n, "live connection")
@@ -186,8 +192,19 @@ func (c *certsRevokeCommand) look(ctx context.Context, p *program, api *admin.Cl
 	for _, s := range a.Value.Revoked {
 		p.printf("would revoke %s\n", visible(s))
 	}
-	p.note("would revoke %s%s", touched, c.blockWords())
+	p.note("would revoke %s%s.%s", touched, c.blockWords(), c.machines)
 	return touched, nil
+}
+
+// machineWords says what happens to engines whose own certificates are revoked.
+func (p *program) machineWords(r *wire.RevokeResponse) string {
+	switch {
+	case len(r.Machines) == 0:
+		return ""
+	case r.MachinesUntil == nil:
+		return "Engines lose their own certificates, cut every connection and get other certificates at once: " + strings.Join(r.Machines, ", ") + "."
+	}
+	return "Engines lose their own certificates and admit no build until " + p.instant(*r.MachinesUntil) + ": " + strings.Join(r.Machines, ", ") + "."
 }
 
 // ofWhom repeats what was asked for, as the issuer will read it.
@@ -217,6 +234,12 @@ func (p *program) showRevoked(r *wire.RevokeResponse) {
 	}
 	if r.Floor != nil {
 		p.printf("floor %s\n", r.Floor.UTC().Format(time.RFC3339))
+	}
+	if words := p.machineWords(r); words != "" {
+		p.warn("%s", words)
+		if r.MachinesUntil != nil {
+			p.note("`mayfly blocks list` shows the block, and `mayfly blocks remove` ends it")
+		}
 	}
 	if len(r.BlockIDs) > 0 {
 		p.printf("blocked %s\n", visible(strings.Join(r.BlockIDs, " ")))

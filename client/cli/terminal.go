@@ -219,16 +219,11 @@ func (t *terminal) wipe() {
 }
 
 // confirm asks on a terminal and wants the answer "yes" in full. Without a
-// terminal nobody is asked and the answer is no.
+// terminal there is no question, and the answer is no.
 func (t *terminal) confirm(question string) bool {
-	if !t.inTTY || !t.errTTY {
-		return false
-	}
-	t.mu.Lock()
-	t.wipe()
-	fmt.Fprintf(t.err, "%s Type yes to go on: ", visible(question))
-	t.mu.Unlock()
-	return readLine(t.in, 16) == "yes"
+	t.settle()
+	_, yes := command.Confirm(Stdio{In: t.in, Err: t.err}, question)
+	return yes
 }
 
 // ask puts a question on a terminal and returns the answer, which may be empty.
@@ -240,27 +235,7 @@ func (t *terminal) ask(question string) string {
 	t.wipe()
 	io.WriteString(t.err, command.Inert(question))
 	t.mu.Unlock()
-	return strings.TrimSpace(readLine(t.in, 1024))
-}
-
-// readLine reads up to a line feed, byte by byte, so that what follows stays
-// for whoever reads next.
-func readLine(r io.Reader, limit int) string {
-	var b []byte
-	one := make([]byte, 1)
-	for len(b) <= limit {
-		n, err := r.Read(one)
-		if n == 1 {
-			if one[0] == '\n' {
-				break
-			}
-			b = append(b, one[0])
-		}
-		if err != nil {
-			break
-		}
-	}
-	return strings.TrimRight(string(b), "\r")
+	return strings.TrimSpace(command.ReadLine(t.in, 1024))
 }
 
 // visible makes a foreign string harmless and whole.

@@ -173,10 +173,10 @@ func TestTimes(t *testing.T) {
 func TestReadLineLeavesTheRest(t *testing.T) {
 	t.Parallel()
 	r := strings.NewReader("yes\r\nrest")
-	if got := readLine(r, 16); got != "yes" || r.Len() != len("rest") {
+	if got := command.ReadLine(r, 16); got != "yes" || r.Len() != len("rest") {
 		t.Errorf("%q, %d bytes left", got, r.Len())
 	}
-	if got := readLine(strings.NewReader(strings.Repeat("y", 1000)), 16); len(got) > 17 {
+	if got := command.ReadLine(strings.NewReader(strings.Repeat("y", 1000)), 16); len(got) > 17 {
 		t.Errorf("read %d bytes", len(got))
 	}
 }

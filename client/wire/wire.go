@@ -196,6 +196,12 @@ type RevokeResponse struct {
 	BlockIDs  []string   `json:"block_ids"`
 	Floor     *time.Time `json:"floor,omitempty"`    // set by all
 	Sessions  int        `json:"sessions,omitempty"` // live sessions touched, as last reported
+	// Machines are the SPIFFE IDs of the engines' machines whose own certificates
+	// are revoked: each cuts its connections and asks for another certificate.
+	Machines []string `json:"machines,omitempty"`
+	// MachinesUntil is until when the machines get none, and so admit nobody.
+	// Absent where they get one at once.
+	MachinesUntil *time.Time `json:"machines_until,omitempty"`
 }
 
 // Block is an item of GET /v1/blocks.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os/user"
+	"strings"
 	"time"
 
 	"github.com/mayfly-ca/mayfly/ca"
@@ -23,6 +24,11 @@ type revokeCommand struct {
 	All    bool   `help:"Revoke every certificate, listed or not: raises the floor."`
 	Block  string `help:"How long to refuse re-issue: a duration, default 24h, or \"none\"." placeholder:"DURATION"`
 	Reason string `help:"Why; goes into the record." placeholder:"TEXT"`
+	Yes    bool   `help:"Do not ask before an engine is blocked." short:"y"`
+}
+
+func (revokeCommand) Help() string {
+	return `An engine that loses its own certificate cuts every connection. With a block it gets no other, and admits no build until the block ends; revoke asks before that.`
 }
 
 // Run revokes on the host, when the login provider is down. A serving issuer
@@ -42,6 +48,9 @@ func (c *revokeCommand) Run(ctx context.Context, i *invocation) error {
 		return err
 	}
 	defer h.Close()
+	if err := c.confirm(ctx, i, h, order); err != nil {
+		return err
+	}
 	res, number, err := h.authority.Revoke(ctx, order)
 	if errors.Is(err, ca.ErrNotFound) {
 		return fmt.Errorf("no certificate %s was issued here; mayfly-issuer verify reads them all", req.Serial)
@@ -58,6 +67,29 @@ func (c *revokeCommand) Run(ctx context.Context, i *invocation) error {
 	}
 	if !res.Floor.IsZero() {
 		fmt.Fprintf(i.Out, "  everything issued before %s is refused everywhere\n", res.Floor.UTC().Format(time.RFC3339))
+	}
+	return nil
+}
+
+// confirm asks before an engine is blocked. Without a terminal, --yes is needed.
+func (c *revokeCommand) confirm(ctx context.Context, i *invocation, h *host, order ca.Revocation) error {
+	order.DryRun = true
+	res, _, err := h.authority.Revoke(ctx, order)
+	if err != nil || res.MachinesUntil.IsZero() { // a serial that was not issued here is refused later
+		return nil
+	}
+	what := fmt.Sprintf("engines lose their own certificates, end %d live connections and admit no build until %s: %s",
+		res.Sessions, res.MachinesUntil.UTC().Format(time.RFC3339), strings.Join(res.Machines, ", "))
+	if c.Yes {
+		fmt.Fprintln(i.Out, what)
+		return nil
+	}
+	answered, yes := command.Confirm(i.Stdio, what+"\nRevoke?")
+	switch {
+	case !answered:
+		return &command.UsageError{What: what, Hint: "add --yes to do that, or --block none: then the engines get other certificates at once"}
+	case !yes:
+		return command.WithHint(errors.New("not confirmed: nothing was changed"), "type yes in full to revoke")
 	}
 	return nil
 }

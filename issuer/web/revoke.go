@@ -29,6 +29,7 @@ type choice struct {
 	Block, Label           string
 	Certificates, Sessions int
 	Checked                bool
+	Engines                *wire.RevokeResponse // whose own certificates are revoked; nil for none
 }
 
 // listed bounds how many serials the question shows.
@@ -85,7 +86,11 @@ func (p *Page) ask(w http.ResponseWriter, r *http.Request, who visitor, req wire
 			counted[with] = res
 		}
 		n := counted[with]
-		q.Choices = append(q.Choices, choice{b.block, b.label, len(n.Revoked), n.Sessions, b.block == q.Block || q.Block == "" && len(q.Choices) == 0})
+		c := choice{b.block, b.label, len(n.Revoked), n.Sessions, b.block == q.Block || q.Block == "" && len(q.Choices) == 0, nil}
+		if len(n.Machines) > 0 {
+			c.Engines = n
+		}
+		q.Choices = append(q.Choices, c)
 	}
 	if req.Serial != "" {
 		c, err := p.backend.Certificate(r.Context(), req.Serial)

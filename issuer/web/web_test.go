@@ -271,6 +271,30 @@ func TestRoles(t *testing.T) {
 	if err := i.Call("GET", wire.PathCertificates+"/"+issued.Serial, i.ViewerToken(), nil, &d); err != nil || d.Status != wire.StatusRevoked {
 		t.Errorf("not revoked: %s %v", d.Status, err)
 	}
+	if strings.Contains(body, "engines lose") {
+		t.Errorf("a job's certificate concerns an engine:\n%s", body)
+	}
+}
+
+// The question about an engine's own certificate says what the engine loses.
+func TestRevokeOfAnEngine(t *testing.T) {
+	t.Parallel()
+	i := issuertest.Start(t, issuertest.Options{})
+	issued, err := i.Issue(i.FlyToken(nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	admin := loggedIn(t, i, issuertest.Admin)
+	_, body := admin.get("/revocations?serial=" + issued.Serial)
+	for _, want := range []string{"engines lose their own certificates and admit no build until the block ends", "engines lose their own certificates and get others at once", issued.Identity} {
+		if !strings.Contains(body, want) {
+			t.Errorf("the question lacks %q:\n%s", want, body)
+		}
+	}
+	_, body = admin.post("/revocations", url.Values{"serial": {issued.Serial}, "reason": {"a test"}, "block": {"24h"}, "confirm": {"yes"}})
+	if !strings.Contains(body, "admit no build until the block ends") {
+		t.Errorf("the answer does not say it:\n%s", body)
+	}
 }
 
 // ATTACKS: forged requests, each beside its allowed twin.

@@ -3,6 +3,7 @@ package storetest
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -107,6 +108,58 @@ func testRevokeSerial(t *testing.T, o Open) {
 		if _, err := s.Revoke(ctx, bad); err == nil {
 			t.Errorf("%s: accepted", name)
 		}
+	}
+}
+
+// An engine's own certificate: who is cut, and until when the machine gets none.
+func testRevokeMachine(t *testing.T, o Open) {
+	ctx := context.Background()
+	s := open(t, o)
+	machine := func(name string) *store.Certificate {
+		c := Certificate("")
+		c.Profile, c.Provider, c.Rule, c.Run = "server", "fly", "engine", ""
+		c.Identity = "spiffe://ci.example.com/engine/default/fly/1/" + name
+		c.Repository, c.RepositoryID, c.RunID, c.Actor = "", "", "", ""
+		return c
+	}
+	job, own, other := record(t, s, Certificate("1")), record(t, s, machine("a")), record(t, s, machine("b"))
+	for i, at := range []*store.Certificate{own, own, other} {
+		by := store.SessionReporter{Machine: at.Identity, Engine: "default"}
+		n, refused, err := s.ReportSessions(ctx, by, []store.SessionReport{{Kind: "open", ID: strings.Repeat(string('a'+rune(i)), 32), Serial: job.Serial, At: time.Now()}})
+		if n != 1 || err != nil {
+			t.Fatal(n, refused, err)
+		}
+	}
+	for _, tt := range []struct {
+		name     string
+		order    store.Revocation
+		sessions int
+		machines []string
+		blocked  bool
+	}{
+		{"a job's", store.Revocation{Serial: job.Serial, Block: time.Hour}, 3, nil, false},
+		{"a machine's", store.Revocation{Serial: own.Serial, Block: time.Hour}, 2, []string{own.Identity}, true},
+		{"a machine's, without a block", store.Revocation{Serial: own.Serial}, 2, []string{own.Identity}, false},
+		{"all machines", store.Revocation{Match: store.Match{Profile: "server"}, Block: time.Hour}, 3, []string{own.Identity, other.Identity}, true},
+		{"all, which blocks clients only", store.Revocation{All: true, Block: time.Hour}, 3, []string{own.Identity, other.Identity}, false},
+		{"a time, which blocks clients only", store.Revocation{Match: store.Match{Since: &job.NotBefore}, Block: time.Hour}, 3, []string{own.Identity, other.Identity}, false},
+	} {
+		tt.order.DryRun = true
+		got := revoke(t, s, tt.order)
+		if got.Sessions != tt.sessions || !slices.Equal(got.Machines, tt.machines) || got.MachinesUntil.IsZero() == tt.blocked {
+			t.Errorf("%s: %+v", tt.name, got)
+		}
+	}
+	before := time.Now()
+	got := revoke(t, s, store.Revocation{Serial: own.Serial, Block: time.Hour})
+	if got.MachinesUntil.Before(before.Add(time.Hour)) || !refused(t, s, machine("a")) || refused(t, s, machine("b")) {
+		t.Errorf("revoked: %+v", got)
+	}
+	for range 40 { // more than are asked for one by one
+		record(t, s, machine("b"))
+	}
+	if got := revoke(t, s, store.Revocation{Match: store.Match{Profile: "server"}, DryRun: true}); got.Sessions != 3 {
+		t.Errorf("of many: %d sessions", got.Sessions)
 	}
 }
 

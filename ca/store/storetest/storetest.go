@@ -43,6 +43,7 @@ func Run(t *testing.T, create func(t testing.TB) Open) {
 		{"lists", testLists},
 		{"cursors", testCursors},
 		{"revoke serial", testRevokeSerial},
+		{"revoke a machine", testRevokeMachine},
 		{"revoke match", testRevokeMatch},
 		{"revoke a stretch of time", testRevokeTimes},
 		{"revoke all", testRevokeAll},

@@ -3,6 +3,7 @@ package main_test
 import (
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -51,6 +52,28 @@ func TestOnTheHost(t *testing.T) {
 	}
 	if _, err := p.issue(a.GitHubToken(map[string]any{"run_id": "revoked on the host"}), mustCSR(t)); !refused(err, wire.ProblemBlocked) {
 		t.Errorf("its run mints: %v\n%s", err, said)
+	}
+
+	// An engine's own certificate: not without a word, while a job's needs none.
+	engine, err := p.issue(a.FlyToken(nil), mustCSR(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	asked := exec.Command(binary, "revoke", "--config", a.config, engine.Serial)
+	if out, err := asked.CombinedOutput(); err == nil || asked.ProcessState.ExitCode() != 2 || !strings.Contains(string(out), "admit no build until") || !strings.Contains(string(out), "--yes") {
+		t.Errorf("an engine's certificate: %v\n%s", err, out)
+	}
+	if said := a.run(t, "revoke", engine.Serial, "--block", "none"); !strings.Contains(said, "revoked 1") {
+		t.Errorf("without a block: %s", said)
+	}
+	if engine, err = p.issue(a.FlyToken(nil), mustCSR(t)); err != nil {
+		t.Fatalf("it gets no other: %v", err)
+	}
+	if said := a.run(t, "revoke", engine.Serial, "--yes"); !strings.Contains(said, "admit no build until") || !strings.Contains(said, engine.Identity) {
+		t.Errorf("with --yes: %s", said)
+	}
+	if _, err := p.issue(a.FlyToken(nil), mustCSR(t)); !refused(err, wire.ProblemBlocked) {
+		t.Errorf("the blocked engine mints: %v", err)
 	}
 
 	_, _, held := issue("before the backup")

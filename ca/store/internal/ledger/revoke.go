@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
@@ -68,6 +69,7 @@ type sweep struct {
 	matches  []store.Match // to block
 	floor    int64
 	sessions int
+	machines []string // SPIFFE IDs of unexpired targets of profile server
 }
 
 func (s *sweep) add(targets []*target) {
@@ -175,7 +177,30 @@ func plan(ctx context.Context, rd Reader, r store.Revocation) (*sweep, error) {
 			}
 		}
 	}
+	s.findMachines()
 	return s, s.countSessions(ctx, rd)
+}
+
+// findMachines lists the machines whose own certificates are concerned.
+func (s *sweep) findMachines() {
+	for _, t := range s.targets {
+		if t.profile == "server" && t.notAfter >= micro(s.now) {
+			s.machines = append(s.machines, t.identity)
+		}
+	}
+	slices.Sort(s.machines)
+	s.machines = slices.Compact(s.machines)
+}
+
+// machinesUntil is until when the machines get no other certificate: a block of
+// a serial or of a match covers them, and one of every client does not.
+func (s *sweep) machinesUntil() time.Time {
+	lasting := s.order.Match
+	lasting.Since, lasting.Until = nil, nil
+	if len(s.machines) == 0 || s.order.Block == 0 || s.order.Serial == "" && lasting.IsZero() {
+		return time.Time{}
+	}
+	return s.now.Add(s.order.Block)
 }
 
 // find adds what the order names.
@@ -295,16 +320,31 @@ func (s *sweep) events(fresh []*target, blocks []store.Block) []store.Event {
 // one by one; beyond it, all live sessions are read once.
 const fewTargets = 32
 
-// countSessions counts the live sessions of the certificates concerned.
+// countSessions counts the live sessions of the certificates concerned, and all
+// at a machine whose own certificate is: its sidecar cuts them.
 func (s *sweep) countSessions(ctx context.Context, rd Reader) error {
 	since := micro(s.now.Add(-liveFor))
 	if len(s.targets) <= fewTargets {
-		for _, t := range s.targets {
+		count := func(column, value string, others []string) error {
+			q := &query{}
+			q.where(column+" = "+q.arg(value), "closed_at = 0", "seen_at >= "+q.arg(since))
+			for _, machine := range others {
+				q.where("machine <> " + q.arg(machine))
+			}
 			n := 0
-			if _, err := one(ctx, rd, `SELECT COUNT(*) FROM sessions WHERE serial = $1 AND closed_at = 0 AND seen_at >= $2`, []any{t.serial, since}, &n); err != nil {
+			_, err := one(ctx, rd, "SELECT COUNT(*) FROM sessions"+q.conditions(), q.args, &n)
+			s.sessions += n
+			return err
+		}
+		for _, machine := range s.machines {
+			if err := count("machine", machine, nil); err != nil {
 				return err
 			}
-			s.sessions += n
+		}
+		for _, t := range s.targets {
+			if err := count("serial", t.serial, s.machines); err != nil {
+				return err
+			}
 		}
 		return nil
 	}
@@ -312,12 +352,12 @@ func (s *sweep) countSessions(ctx context.Context, rd Reader) error {
 	for _, t := range s.targets {
 		serials[t.serial] = true
 	}
-	live, err := collect(ctx, rd, func(r Rows) (serial string, err error) {
-		err = r.Scan(&serial)
-		return serial, err
-	}, `SELECT serial FROM sessions WHERE closed_at = 0 AND seen_at >= $1`, since)
-	for _, serial := range live {
-		if serials[serial] {
+	live, err := collect(ctx, rd, func(r Rows) (ends [2]string, err error) {
+		err = r.Scan(&ends[0], &ends[1])
+		return ends, err
+	}, `SELECT serial, machine FROM sessions WHERE closed_at = 0 AND seen_at >= $1`, since)
+	for _, ends := range live {
+		if _, own := slices.BinarySearch(s.machines, ends[1]); own || serials[ends[0]] {
 			s.sessions++
 		}
 	}
@@ -326,7 +366,7 @@ func (s *sweep) countSessions(ctx context.Context, rd Reader) error {
 
 // result lists what is revoked now and was not before, and what was named.
 func (s *sweep) result(blocks []store.Block) *store.RevocationResult {
-	out := &store.RevocationResult{Sessions: s.sessions, Serials: []string{}, BlockIDs: []string{}}
+	out := &store.RevocationResult{Sessions: s.sessions, Serials: []string{}, BlockIDs: []string{}, Machines: s.machines, MachinesUntil: s.machinesUntil()}
 	for _, t := range s.targets {
 		if !t.revoked || t.serial == s.order.Serial {
 			out.Serials = append(out.Serials, t.serial)
