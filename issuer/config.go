@@ -20,6 +20,7 @@ import (
 const (
 	TLSSelf  = "self"
 	TLSFiles = "files"
+	TLSACME  = "acme"
 	TLSOff   = "off"
 )
 
@@ -36,6 +37,8 @@ type Config struct {
 	PublicURL string `yaml:"public_url" jsonschema:"required"`
 	// TLS says how the listener is protected. Default: mode self.
 	TLS TLSConfig `yaml:"tls"`
+	// ACME says where tls.mode acme gets its certificate. Default: Let's Encrypt.
+	ACME ACMEConfig `yaml:"acme"`
 	// BehindProxy says that a TLS edge stands in front of a listener without
 	// TLS. Needed for tls.mode off elsewhere than on loopback. Default false.
 	BehindProxy bool `yaml:"behind_proxy"`
@@ -98,14 +101,38 @@ type Config struct {
 // TLSConfig says how the listener is protected.
 type TLSConfig struct {
 	// Mode is self (a certificate of this CA for public_url's host, renewed by
-	// itself), files (Cert and Key, read again when they change) or off (plain
-	// HTTP: loopback, or behind_proxy). Default self.
-	Mode string `yaml:"mode" jsonschema:"enum=self,enum=files,enum=off"`
+	// itself), acme (a certificate that browsers know, from Let's Encrypt or
+	// another ACME server, renewed by itself), files (Cert and Key, read again
+	// when they change) or off (plain HTTP: loopback, or behind_proxy). In every
+	// mode clients pin the CA's root by its trust anchor. Default self.
+	Mode string `yaml:"mode" jsonschema:"enum=self,enum=acme,enum=files,enum=off"`
 	// Cert is the path of the certificate with its chain, PEM, leaf first.
 	// Required by mode files, and for no other. Default: none.
 	Cert string `yaml:"cert"`
 	// Key is the path of its private key, PEM. As Cert. Default: none.
 	Key string `yaml:"key"`
+}
+
+// ACMEConfig says where mode acme gets its certificate, for public_url's host.
+// The ACME server proves the name by a connection to port 443 of that host
+// (TLS-ALPN-01), which must reach this listener: so the mode fits one issuer with
+// an address of its own, and neither several replicas nor a TLS edge in front.
+// Using it accepts the ACME server's terms of service. Clients keep their trust
+// anchor, and drop a ca_file that names the CA's root.
+type ACMEConfig struct {
+	// Email is where the ACME server writes about trouble with the certificate.
+	// Default: none.
+	Email string `yaml:"email"`
+	// DirectoryURL is the https URL of the ACME server's directory. Default:
+	// Let's Encrypt's.
+	DirectoryURL string `yaml:"directory_url"`
+	// CAFile is the path of the roots, PEM, that the ACME server's own
+	// certificate must chain to, for a private one. Default: the system's.
+	CAFile string `yaml:"ca_file"`
+	// Dir is the path of the folder that keeps the account and the certificates,
+	// with their keys, mode 0700. Default: acme, next to a SQLite store, else
+	// next to this file.
+	Dir string `yaml:"dir"`
 }
 
 // CAConfig names the CA's certificates and key.
@@ -211,7 +238,7 @@ func parseConfig(file string, data []byte, dir string) (Config, error) {
 
 // resolve makes the relative paths absolute.
 func (c *Config) resolve(dir string) {
-	paths := []*string{&c.Policy, &c.TLS.Cert, &c.TLS.Key, &c.CA.Root, &c.CA.RootCRL, &c.CA.Intermediate}
+	paths := []*string{&c.Policy, &c.TLS.Cert, &c.TLS.Key, &c.ACME.CAFile, &c.ACME.Dir, &c.CA.Root, &c.CA.RootCRL, &c.CA.Intermediate}
 	refs := []*string{&c.Store, &c.CA.Key}
 	for i := range c.StateKey {
 		refs = append(refs, &c.StateKey[i])
@@ -259,6 +286,9 @@ func (c *Config) Check() error {
 	if err := c.checkTLS(); err != nil {
 		return err
 	}
+	if err := c.checkACME(); err != nil {
+		return err
+	}
 	if c.MetricsListen != "" {
 		if _, _, err := net.SplitHostPort(c.MetricsListen); err != nil {
 			return fmt.Errorf("metrics_listen: %w", err)
@@ -286,7 +316,7 @@ func (c *Config) checkTLS() error {
 		return fmt.Errorf("listen: %w", err)
 	}
 	switch c.TLS.Mode {
-	case TLSSelf, TLSOff:
+	case TLSSelf, TLSACME, TLSOff:
 		if c.TLS.Cert != "" || c.TLS.Key != "" {
 			return fmt.Errorf("tls.cert and tls.key belong to mode files, not to %s", c.TLS.Mode)
 		}
@@ -295,7 +325,7 @@ func (c *Config) checkTLS() error {
 			return errors.New("tls.mode files needs tls.cert and tls.key")
 		}
 	default:
-		return fmt.Errorf("tls.mode: %q is none of self, files, off", c.TLS.Mode)
+		return fmt.Errorf("tls.mode: %q is none of self, acme, files, off", c.TLS.Mode)
 	}
 	if c.TLS.Mode == TLSOff && !c.BehindProxy && !isLoopback(host) {
 		return fmt.Errorf("tls.mode off on %s would carry tokens in the clear: listen on loopback, or say behind_proxy: true where a TLS edge stands in front", c.Listen)

@@ -53,6 +53,15 @@ func TestConfigRefusals(t *testing.T) {
 		{"url with user", edit("https://", "https://a:b@"), "public_url"},
 		{"listen", edit("127.0.0.1:8443", "8443"), "listen"},
 		{"tls mode", goodConfig + "tls: {mode: maybe}\n", "tls.mode"},
+		{"acme for an address", edit("https://issuer.example.com", "https://192.0.2.1") + "tls: {mode: acme}\n", "public DNS names"},
+		{"acme for one label", edit("https://issuer.example.com", "https://localhost") + "tls: {mode: acme}\n", "public DNS names"},
+		{"acme over http", edit("https://issuer.example.com", "http://127.0.0.1") + "tls: {mode: acme}\n", "https public_url"},
+		{"acme behind a TLS edge", goodConfig + "tls: {mode: acme}\nbehind_proxy: true\n", "use tls.mode off"},
+		{"acme with files", goodConfig + "tls: {mode: acme, cert: c.pem, key: k.pem}\n", "mode files, not to acme"},
+		{"acme keys of another mode", goodConfig + "acme: {email: ops@example.com}\n", "acme belongs to tls.mode acme, not to self"},
+		{"acme e-mail", goodConfig + "tls: {mode: acme}\nacme: {email: \"Ops <ops@example.com>\"}\n", "acme.email"},
+		{"acme directory over http", goodConfig + "tls: {mode: acme}\nacme: {directory_url: \"http://acme.example.com/dir\"}\n", "acme.directory_url"},
+		{"acme directory with a password", goodConfig + "tls: {mode: acme}\nacme: {directory_url: \"https://a:hunter2@acme.example.com/dir\"}\n", "want the https URL"},
 		{"tls files without key", goodConfig + "tls: {mode: files, cert: c.pem}\n", "tls.key"},
 		{"tls off in public", edit("127.0.0.1:8443", ":8080") + "tls: {mode: off}\n", "behind_proxy"},
 		{"retention", goodConfig + "retention: 1h\n", "retention"},
@@ -83,6 +92,9 @@ func TestConfigAllowed(t *testing.T) {
 		"tls off behind a proxy":  strings.Replace(goodConfig, "127.0.0.1:8443", ":8080", 1) + "tls: {mode: off}\nbehind_proxy: true\n",
 		"http on loopback":        strings.Replace(goodConfig, "https://issuer.example.com", "http://127.0.0.1:8443", 1),
 		"tls files":               goodConfig + "tls: {mode: files, cert: c.pem, key: k.pem}\n",
+		"acme":                    goodConfig + "tls: {mode: acme}\n",
+		"acme of one's own":       goodConfig + "tls: {mode: acme}\nacme: {email: ops@example.com, directory_url: \"https://ca.example.com/acme/dir\", ca_file: roots.pem, dir: /data/acme}\n",
+		"acme on another port":    strings.Replace(goodConfig, "https://issuer.example.com", "https://issuer.example.com:8443", 1) + "tls: {mode: acme}\n",
 		"proxies with header":     goodConfig + "client_ip_header: Fly-Client-IP\ntrusted_proxies: [10.0.0.0/8, 192.0.2.1]\n",
 		"rate off":                goodConfig + "rate: {per_ip: 0, per_identity: 0}\n",
 		"url with trailing slash": strings.Replace(goodConfig, "example.com", "example.com/", 1),
@@ -103,6 +115,20 @@ func TestConfigZero(t *testing.T) {
 	c, err = ParseConfig([]byte(goodConfig+"rate: {per_ip: 0}\n"), "/etc")
 	if err != nil || c.Rate != (RateConfig{PerIdentity: defaultPerIdentity}) {
 		t.Errorf("rate %+v, %v", c.Rate, err)
+	}
+}
+
+// The folder of mode acme lies with the data, where the issuer may write.
+func TestACMEFolder(t *testing.T) {
+	t.Parallel()
+	for want, c := range map[string]Config{
+		"/data/acme":       {Store: "/data/store"},
+		"/etc/mayfly/acme": {Store: "postgres://db/mayfly", Path: "/etc/mayfly/issuer.yaml"},
+		"/var/lib/acme":    {Store: "/data/store", ACME: ACMEConfig{Dir: "/var/lib/acme"}},
+	} {
+		if got := c.acmeDir(c.Store); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
 	}
 }
 

@@ -73,6 +73,14 @@ func (l *drainListener) drain() {
 	_ = l.Close()
 }
 
+// keeper holds the listener's certificate and keeps it fresh.
+type keeper interface {
+	// keep works until ctx ends.
+	keep(ctx context.Context)
+	// config is the listener's TLS.
+	config() *tls.Config
+}
+
 // certificateKeeper holds the listener's certificate and keeps it fresh. The
 // zero value is not usable; see selfKeeper and fileKeeper.
 type certificateKeeper struct {

@@ -52,7 +52,7 @@ type Service struct {
 	authority *ca.Authority
 	policies  *Policies
 	server    *Server
-	keeper    *certificateKeeper // nil without TLS
+	keeper    keeper // nil without TLS
 	api       *drainListener
 	scrape    net.Listener // nil without metrics_listen
 	closers   []func()
@@ -124,7 +124,7 @@ func (svc *Service) open(ctx context.Context) error {
 	if _, err := svc.authority.CRLs(ctx); err != nil {
 		return fmt.Errorf("sign the first CRL: %w", err)
 	}
-	return svc.listen(ctx, u.Hostname())
+	return svc.listen(ctx, dsn, u.Hostname())
 }
 
 // PolicyOptions are what the authority's certificates demand of a policy.
@@ -144,12 +144,14 @@ func PolicyOptionsOf(intermediate *x509.Certificate) policy.Options {
 	return o
 }
 
-func (svc *Service) listen(ctx context.Context, host string) error {
+func (svc *Service) listen(ctx context.Context, dsn, host string) error {
 	c := svc.config
 	var err error
 	switch c.TLS.Mode {
 	case TLSSelf:
 		svc.keeper, err = selfKeeper(ctx, svc.authority, host, svc.logger)
+	case TLSACME:
+		svc.keeper, err = newACMECertificate(c, dsn, host, svc.logger)
 	case TLSFiles:
 		svc.keeper, err = fileKeeper(ctx, c.TLS.Cert, c.TLS.Key, svc.logger)
 	}

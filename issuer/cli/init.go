@@ -117,7 +117,7 @@ const firstConfig = `# yaml-language-server: $schema=issuer.schema.json
 # Paths are relative to this file. Secrets are named, never written here.
 listen: "%s"
 public_url: %s
-tls: {mode: self}          # a certificate of this CA; files, or off behind a TLS edge
+tls: {mode: self}          # a certificate of this CA; acme (Let's Encrypt), files, or off behind a TLS edge
 # behind_proxy: true
 # client_ip_header: Fly-Client-IP
 ca:
