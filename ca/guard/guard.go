@@ -78,9 +78,6 @@ func New(o Options) (*Guard, error) {
 	return &Guard{o}, nil
 }
 
-// Issuer is the intermediate's certificate.
-func (g *Guard) Issuer() *x509.Certificate { return g.o.Issuer }
-
 // Signer makes one signature, over what it was made for. Every call spends it,
 // also one that is refused.
 type Signer struct {
