@@ -127,6 +127,11 @@ func (c *Client) Sessions(ctx context.Context, f SessionFilter) (*Answer[wire.Li
 	return call[wire.List[wire.Session]](ctx, c, http.MethodGet, wire.PathSessions, f.query(), nil)
 }
 
+// Engines returns the policy's engines, with the machines that reported for them.
+func (c *Client) Engines(ctx context.Context) (*Answer[wire.List[wire.EngineStatus]], error) {
+	return call[wire.List[wire.EngineStatus]](ctx, c, http.MethodGet, wire.PathEngines, nil, nil)
+}
+
 // Events returns one page.
 func (c *Client) Events(ctx context.Context, f EventFilter) (*Answer[wire.List[wire.Event]], error) {
 	return call[wire.List[wire.Event]](ctx, c, http.MethodGet, wire.PathEvents, f.query(), nil)

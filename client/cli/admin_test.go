@@ -2,11 +2,13 @@ package cli_test
 
 import (
 	"encoding/json"
+	"net/http"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 	"unicode"
 
 	"github.com/mayfly-ca/mayfly/client/wire"
@@ -117,6 +119,72 @@ func TestRevokeOfAnEngine(t *testing.T) {
 	}
 }
 
+// That nobody is connected is said of engines that report, and of no other.
+func TestSessionsOfEnginesThatReport(t *testing.T) {
+	t.Parallel()
+	a := newAdmins(t)
+	o := a.s.run("sessions")
+	o.check(t, 0, "mayfly: warning: engine default has never reported: who is connected there is not known", "token from a file", "no engine that reports has a connection")
+	if strings.Contains(o.stderr, "nobody is connected") {
+		t.Errorf("nothing is known, and:\n%s", o.stderr)
+	}
+	a.s.run("sessions", "--json").check(t, 0, "engine default has never reported")
+	status := wire.SidecarStatus{State: wire.SidecarListening, Version: "v1", EngineSocket: wire.SocketOK, CertificateNotAfter: time.Now().Add(time.Hour)}
+	if err := a.Call("POST", wire.PathSessions, a.SessionsToken(nil), wire.SessionsRequest{Status: &status}, nil); err != nil {
+		t.Fatal(err)
+	}
+	o = a.s.run("sessions")
+	o.check(t, 0, "nobody is connected")
+	if strings.Contains(o.stderr, "warning") {
+		t.Errorf("it reports, and:\n%s", o.stderr)
+	}
+	a.s.run("sessions", "--all").check(t, 0, "no session is recorded")
+
+	// Silent ones, as an issuer lists them.
+	now := time.Now().UTC()
+	s := newStand(t)
+	s.env = append(s.env, "MAYFLY_ADMIN_TOKEN=x")
+	s.set(func() {
+		s.api = func(w http.ResponseWriter, r *http.Request) bool {
+			switch r.URL.Path {
+			case wire.PathSessions:
+				return answer(200, "application/json", `{"items":[],"next_cursor":""}`)(w, r)
+			case wire.PathEngines:
+				body, err := json.Marshal(wire.List[wire.EngineStatus]{Items: []wire.EngineStatus{
+					{Name: "awake", State: wire.EngineAwake, Machines: []wire.MachineStatus{
+						{Machine: "spiffe://x/one", State: wire.EngineAwake, SeenAt: now, CertificateNotAfter: now.Add(time.Hour)},
+						{Machine: "spiffe://x/two", State: wire.EngineSilent, SeenAt: now.Add(-time.Hour), CertificateNotAfter: now.Add(time.Hour)},
+						{Machine: "spiffe://x/gone", State: wire.EngineSilent, SeenAt: now.Add(-time.Hour), CertificateNotAfter: now.Add(-time.Minute)},
+					}},
+					{Name: "asleep", State: wire.EngineAsleep, Machines: []wire.MachineStatus{{Machine: "spiffe://x/three", State: wire.EngineAsleep, SeenAt: now.Add(-time.Hour), CertificateNotAfter: now.Add(time.Hour)}}},
+				}})
+				if err != nil {
+					t.Error(err)
+				}
+				return answer(200, "application/json", string(body))(w, r)
+			}
+			return false
+		}
+	})
+	o = s.run("sessions")
+	o.check(t, 0, "engine awake has not reported since", "spiffe://x/two")
+	if strings.Contains(o.stderr, "spiffe://x/gone") || strings.Contains(o.stderr, "asleep") || strings.Contains(o.stderr, "spiffe://x/one") {
+		t.Errorf("engines that admit nobody, or that report, are named:\n%s", o.stderr)
+	}
+	s.run("sessions", "--engine", "asleep").check(t, 0, "nobody is connected")
+
+	// An issuer that does not know its engines' reports.
+	s.set(func() {
+		s.api = func(w http.ResponseWriter, r *http.Request) bool {
+			if r.URL.Path == wire.PathSessions {
+				return answer(200, "application/json", `{"items":[],"next_cursor":""}`)(w, r)
+			}
+			return r.URL.Path == wire.PathEngines && problem(wire.ProblemNotFound, "no such path")(w, r)
+		}
+	})
+	s.run("sessions").check(t, 0, "nobody is connected")
+}
+
 func TestAdminBlocksAndEvents(t *testing.T) {
 	t.Parallel()
 	a := newAdmins(t)
@@ -181,7 +249,7 @@ func TestAdminBlocksAndEvents(t *testing.T) {
 	if code := cmd.ProcessState.ExitCode(); code != 0 {
 		t.Errorf("code %d", code)
 	}
-	a.s.run("sessions").check(t, 0, "nobody is connected")
+	a.s.run("sessions").check(t, 0, "engine default has never reported")
 }
 
 func TestAdminRoles(t *testing.T) {

@@ -2,6 +2,9 @@ package cli
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"net/http"
 	"strings"
 	"time"
 
@@ -22,7 +25,7 @@ type sessionsCommand struct {
 }
 
 func (sessionsCommand) Help() string {
-	return `A session is one TLS connection through an engine's sidecar, as that engine reported it: open ones, unless --all is given. A build holds several.
+	return `A session is one TLS connection through an engine's sidecar, as that engine reported it: open ones, unless --all is given. A build holds several. An engine whose reports are missing is named on stderr.
 
 Needs the role viewer. To end one, revoke its certificate: mayfly certs revoke SERIAL.`
 }
@@ -42,15 +45,26 @@ func (c *sessionsCommand) Run(ctx context.Context, p *program) error {
 	}
 	if !c.Watch {
 		items, next, err := c.get(ctx, p, api)
-		if err != nil || p.JSON {
+		if err != nil {
 			return err
 		}
-		if len(items) == 0 {
-			p.note("nobody is connected")
-			return nil
+		missing, err := c.missing(ctx, p, api)
+		if err != nil {
+			return err
 		}
-		p.table(sessionColumns, p.sessionRows(items))
-		p.more(next)
+		p.warnMissing(missing)
+		switch {
+		case p.JSON: // get has printed it
+		case len(items) > 0:
+			p.table(sessionColumns, p.sessionRows(items))
+			p.more(next)
+		case c.All:
+			p.note("no session is recorded")
+		case len(missing) > 0:
+			p.note("no engine that reports has a connection")
+		default:
+			p.note("nobody is connected")
+		}
 		return nil
 	}
 	if c.Interval < 200*time.Millisecond {
@@ -67,10 +81,55 @@ func (c *sessionsCommand) get(ctx context.Context, p *program, api *admin.Client
 	})
 }
 
+// missing says of each engine that may have connections and reports none, since
+// when its reports are missing.
+func (c *sessionsCommand) missing(ctx context.Context, p *program, api *admin.Client) ([]string, error) {
+	a, err := api.Engines(ctx)
+	var problem *wire.Problem
+	if errors.As(err, &problem) && problem.Status == http.StatusNotFound {
+		return nil, nil // an issuer that does not know
+	}
+	if err != nil {
+		return nil, err
+	}
+	var out []string
+	for _, e := range a.Value.Items {
+		if c.Engine != "" && c.Engine != e.Name {
+			continue
+		}
+		if e.State == wire.EngineUnknown {
+			out = append(out, fmt.Sprintf("engine %s has never reported: who is connected there is not known", e.Name))
+		}
+		for _, m := range e.Machines {
+			// Without a certificate it admits nobody.
+			if m.State == wire.EngineSilent && m.CertificateNotAfter.After(p.now()) {
+				out = append(out, fmt.Sprintf("engine %s has not reported since %s: who is connected at %s is not known", e.Name, p.instant(m.SeenAt), m.Machine))
+			}
+		}
+	}
+	return out, nil
+}
+
+func (p *program) warnMissing(missing []string) {
+	for _, m := range missing {
+		p.warn("%s", m)
+	}
+	if len(missing) > 0 {
+		p.note("the log of the engine's sidecar says why; with a token from a file it cannot report, as that is for one audience")
+	}
+}
+
 // watch redraws the table on a terminal, and prints a line for each change
 // without one. The person ends it.
 func (c *sessionsCommand) watch(ctx context.Context, p *program, api *admin.Client) error {
 	w := sessionWatch{p: p, seen: map[string]bool{}}
+	if p.outWidth == 0 {
+		missing, err := c.missing(ctx, p, api)
+		if err != nil {
+			return err
+		}
+		p.warnMissing(missing)
+	}
 	return p.again(ctx, c.Interval, func() (more bool, err error) {
 		items, _, err := c.get(ctx, p, api)
 		switch {
@@ -78,7 +137,12 @@ func (c *sessionsCommand) watch(ctx context.Context, p *program, api *admin.Clie
 			return false, err
 		case p.JSON: // get has printed it
 		case p.outWidth > 0:
+			missing, err := c.missing(ctx, p, api)
+			if err != nil {
+				return false, err
+			}
 			w.redraw(items)
+			p.warnMissing(missing)
 		default:
 			w.changes(items)
 		}
