@@ -3,7 +3,6 @@
 package supervise
 
 import (
-	"crypto/rand"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -51,7 +50,6 @@ func engineTool(t *testing.T, name string) string {
 // BuildKit, an ordinary and a privileged one. The builds succeed, which is the
 // allowed twin.
 func TestBuildStepCannotReachSidecar(t *testing.T) {
-	t.Parallel()
 	needRoot(t)
 	buildkitd, buildctl, runc := engineTool(t, "buildkitd"), engineTool(t, "buildctl"), engineTool(t, "runc")
 	files := t.TempDir()
@@ -61,20 +59,16 @@ func TestBuildStepCannotReachSidecar(t *testing.T) {
 	if err := os.WriteFile(shim, []byte(script), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	// A parent cgroup of its own tells its cgroups from those of other engines.
-	parent := "mayfly-test-" + rand.Text()
-	config := filepath.Join(files, "buildkitd.toml")
-	if err := os.WriteFile(config, fmt.Appendf(nil, "[worker.oci]\ndefaultCgroupParent = %q\n", parent), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	m := newMachine(t, true, "{dir}/s", buildkitd, "--config", config, "--addr", "unix://{dir}/s", "--root", "{dir}/state",
+	cgroup, base := cgroup2Base(t)
+	m := newMachineBehind(t, actor("cgroup2", "rw", cgroup), true, "{dir}/s", buildkitd, "--addr", "unix://{dir}/s", "--root", "{dir}/state",
 		"--oci-worker=true", "--oci-worker-binary", shim, "--oci-worker-snapshotter", "overlayfs", "--containerd-worker=false",
 		"--allow-insecure-entitlement", "security.insecure", "--allow-insecure-entitlement", "network.host")
 	child := m.child(t)
-	for _, flags := range []string{"", "--security=insecure", "--network=host"} {
+	for i, flags := range []string{"", "--security=insecure", "--network=host"} {
 		t.Run("RUN "+flags, func(t *testing.T) {
+			m.replaceToken(t, i%2 == 1)
 			context := t.TempDir()
-			dockerfile := fmt.Sprintf("FROM scratch AS step\nCOPY probe /probe\nRUN %s [\"/probe\", \"/report\", \"%s\"]\nFROM scratch\nCOPY --from=step /report /report\n", flags, m.reversed)
+			dockerfile := fmt.Sprintf("FROM scratch AS step\nCOPY probe /probe\nRUN %s [\"/probe\", \"/report\", \"%s\", \"%s\"]\nFROM scratch\nCOPY --from=step /report /report\n", flags, m.reversed, m.token)
 			if err := os.WriteFile(filepath.Join(context, "Dockerfile"), []byte(dockerfile), 0o600); err != nil {
 				t.Fatal(err)
 			}
@@ -94,8 +88,8 @@ func TestBuildStepCannotReachSidecar(t *testing.T) {
 			}
 		})
 	}
-	if made, _ := filepath.Glob("/sys/fs/cgroup/*/" + parent); len(made) == 0 {
-		t.Log("the engine made no cgroups here: nothing shows that they are removed")
+	if made, _ := filepath.Glob(base + "/mayfly-engine-*/buildkit"); len(made) != 1 {
+		t.Errorf("the engine's own cgroup is not where its builds run: %q", made)
 	}
 	began := time.Now()
 	pids := descendants(child)
@@ -108,7 +102,7 @@ func TestBuildStepCannotReachSidecar(t *testing.T) {
 			t.Errorf("process %d is left", pid)
 		}
 	}
-	if left, _ := filepath.Glob("/sys/fs/cgroup/*/" + parent); len(left) > 0 {
-		t.Errorf("cgroups are left: %v", left)
+	if left := foldersIn(t, base); len(left) > 0 {
+		t.Errorf("cgroups are left: %q", left)
 	}
 }

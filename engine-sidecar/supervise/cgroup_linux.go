@@ -1,7 +1,9 @@
 package supervise
 
 import (
+	"bytes"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -10,95 +12,151 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
-// cgroupRoot is where cgroups are mounted (cgroups(7)); a pure v2 hierarchy is
-// told by its cgroup.controllers file.
+// cgroupRoot is where cgroups are mounted (cgroups(7)).
 const cgroupRoot = "/sys/fs/cgroup"
 
-// ownCgroup is where the sidecar goes out of the engine's way.
-const ownCgroup = "mayfly-sidecar"
+// engineCgroup is the cgroup v2 that an isolated engine has to itself. In its own
+// cgroup namespace the engine sees it as the root, which is what Dagger's
+// entrypoint wants: it empties the root and enables every controller there.
+type engineCgroup struct {
+	dir     string   // the engine's
+	base    string   // the one that the sidecar was started in
+	own     string   // the one that the sidecar went to; empty when it stayed in base
+	enabled []string // controllers that were enabled below base, as "+cpu"
+}
 
-// leaveRootCgroup moves this process from the root of its cgroup namespace
-// into a child cgroup, and returns what moves it back. Dagger's entrypoint
-// empties the root by the PIDs that it can see, which from a PID namespace are
-// not ours, and then fails to enable controllers. On cgroup v1, or anywhere but
-// at the root, nothing needs to move.
-func leaveRootCgroup(root string) (back func(), err error) {
-	stay := func() {}
-	if _, err := os.Stat(filepath.Join(root, "cgroup.controllers")); errors.Is(err, fs.ErrNotExist) {
-		return stay, nil
-	}
-	own, err := os.ReadFile("/proc/self/cgroup")
+// newEngineCgroup makes a cgroup for the engine below the sidecar's own. It
+// returns nil and the reason where that cannot be done: on cgroup v1, on a
+// read-only mount, or where other processes share the sidecar's cgroup, which
+// cannot have controllers below it then. In these cases nothing has changed.
+func newEngineCgroup(root string) (*engineCgroup, error) {
+	base, err := ownCgroup(root)
 	if err != nil {
-		return stay, err
+		return nil, err
 	}
-	if !slices.Contains(strings.Split(string(own), "\n"), "0::/") {
-		return stay, nil
+	c := &engineCgroup{base: base, dir: filepath.Join(base, fmt.Sprint("mayfly-engine-", os.Getpid()))}
+	_ = removeCgroup(c.dir) // of a sidecar that was killed and had the same PID
+	if err := os.Mkdir(c.dir, 0o755); err != nil {
+		return nil, err
 	}
-	child := filepath.Join(root, ownCgroup)
-	if err := os.Mkdir(child, 0o755); err != nil {
-		if errors.Is(err, syscall.EROFS) {
-			return stay, nil // nor can the entrypoint write there
-		}
-		if !errors.Is(err, fs.ErrExist) {
-			return stay, err
-		}
+	if err := c.enable(); err != nil {
+		c.remove()
+		return nil, err
 	}
-	if err := enterCgroup(child); err != nil {
-		return stay, err
-	}
-	return func() {
-		_ = enterCgroup(root) // refused where controllers were enabled below it
-		_ = os.Remove(child)
-	}, nil
+	return c, nil
 }
 
-func enterCgroup(dir string) error {
-	return os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(os.Getpid())), 0)
+// ownCgroup returns the folder of this process's cgroup in the pure v2 hierarchy
+// that is mounted at root.
+func ownCgroup(root string) (string, error) {
+	var mount unix.Statfs_t
+	if err := unix.Statfs(root, &mount); err != nil {
+		return "", err
+	}
+	if mount.Type != unix.CGROUP2_SUPER_MAGIC {
+		return "", errors.New("not cgroup v2")
+	}
+	lines, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		return "", err
+	}
+	for line := range bytes.Lines(lines) {
+		path, ok := strings.CutPrefix(strings.TrimSuffix(string(line), "\n"), "0::")
+		if !ok {
+			continue
+		}
+		// The mount may show another part of the hierarchy than the path is in.
+		dir := filepath.Join(root, path)
+		members, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+		if err == nil && slices.Contains(strings.Fields(string(members)), strconv.Itoa(os.Getpid())) {
+			return dir, nil
+		}
+	}
+	return "", errors.New("the sidecar's own cgroup is not mounted")
 }
 
-// cgroups are the cgroups that were there before the engine, below the root of
-// each hierarchy.
-type cgroups map[string]bool
-
-// listCgroups lists them by path. v1 has a folder per controller.
-func listCgroups(root string) cgroups {
-	all := cgroups{}
-	hierarchies := []string{root}
-	if _, err := os.Stat(filepath.Join(root, "cgroup.procs")); err != nil {
-		hierarchies, _ = filepath.Glob(filepath.Join(root, "*"))
+// enable makes every controller of base available to the engine's cgroup. Only
+// the hierarchy's real root may have processes next to that, so elsewhere the
+// sidecar moves to a cgroup of its own.
+func (c *engineCgroup) enable() error {
+	controllers, err := os.ReadFile(filepath.Join(c.base, "cgroup.controllers"))
+	if err != nil {
+		return err
 	}
-	for _, h := range hierarchies {
-		entries, _ := os.ReadDir(h)
-		for _, entry := range entries {
-			if entry.IsDir() {
-				all[filepath.Join(h, entry.Name())] = true
+	present, err := os.ReadFile(filepath.Join(c.base, "cgroup.subtree_control"))
+	if err != nil {
+		return err
+	}
+	for _, name := range strings.Fields(string(controllers)) {
+		if slices.Contains(strings.Fields(string(present)), name) {
+			continue
+		}
+		err := c.control("+" + name)
+		if errors.Is(err, syscall.EBUSY) && c.own == "" {
+			if err := c.moveAway(); err != nil {
+				return err
 			}
+			err = c.control("+" + name)
 		}
+		switch {
+		case err == nil:
+			c.enabled = append(c.enabled, name)
+		case errors.Is(err, syscall.EBUSY):
+			return errors.New("other processes share the sidecar's cgroup")
+		}
+		// A controller that this kernel does not let go is missing for the engine.
 	}
-	return all
+	return nil
 }
 
-// sweep removes the cgroups that appeared since and are empty, as the engine's
-// are once all of its processes have ended. The kernel keeps those with a
-// process in them, whosever it is. A name with a dot is a unit of systemd's.
-func (before cgroups) sweep(root string) {
-	for deadline := time.Now().Add(250 * time.Millisecond); ; time.Sleep(10 * time.Millisecond) {
-		left := 0
-		for dir := range listCgroups(root) {
-			name := filepath.Base(dir)
-			if !before[dir] && name != ownCgroup && !strings.Contains(name, ".") && !removeCgroup(dir) {
-				left++
-			}
+// moveAway moves this process from base into a cgroup next to the engine's.
+func (c *engineCgroup) moveAway() error {
+	own := filepath.Join(c.base, fmt.Sprint("mayfly-sidecar-", os.Getpid()))
+	if err := os.Mkdir(own, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	c.own = own
+	return enterCgroup(own, os.Getpid())
+}
+
+// control enables ("+cpu") or disables ("-cpu") a controller below base.
+func (c *engineCgroup) control(change string) error {
+	return os.WriteFile(filepath.Join(c.base, "cgroup.subtree_control"), []byte(change), 0)
+}
+
+// add moves the engine's first process into the cgroup.
+func (c *engineCgroup) add(pid int) error { return enterCgroup(c.dir, pid) }
+
+func enterCgroup(dir string, pid int) error {
+	return os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0)
+}
+
+// remove undoes what newEngineCgroup did, once the engine has ended. It touches
+// no cgroup but the engine's and the sidecar's.
+func (c *engineCgroup) remove() {
+	// The kernel keeps a cgroup until its last process is reaped.
+	for deadline := time.Now().Add(250 * time.Millisecond); !removeCgroup(c.dir) && time.Now().Before(deadline); {
+		time.Sleep(10 * time.Millisecond)
+	}
+	// Other cgroups that appeared in base meanwhile may use the controllers.
+	if entries, err := os.ReadDir(c.base); err == nil && !slices.ContainsFunc(entries, func(entry fs.DirEntry) bool {
+		return entry.IsDir() && filepath.Join(c.base, entry.Name()) != c.own
+	}) {
+		for _, name := range c.enabled {
+			_ = c.control("-" + name)
 		}
-		if left == 0 || time.Now().After(deadline) {
-			return
-		}
+	}
+	if c.own != "" && enterCgroup(c.base, os.Getpid()) == nil {
+		_ = removeCgroup(c.own)
 	}
 }
 
-// removeCgroup removes a cgroup and those below it, the deepest first.
+// removeCgroup removes a cgroup and those below it, the deepest first, and
+// reports whether it is gone.
 func removeCgroup(dir string) bool {
 	entries, _ := os.ReadDir(dir)
 	for _, entry := range entries {
@@ -108,4 +166,25 @@ func removeCgroup(dir string) bool {
 	}
 	err := syscall.Rmdir(dir)
 	return err == nil || errors.Is(err, fs.ErrNotExist)
+}
+
+// enterCgroupNamespace makes the calling thread's cgroup the root of a cgroup
+// namespace and mounts that namespace's view in place of the outer one.
+func enterCgroupNamespace() error {
+	if err := unix.Unshare(unix.CLONE_NEWCGROUP); err != nil {
+		return err
+	}
+	_ = unix.Unmount(cgroupRoot, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW) // one that stays lies below
+	flags := uintptr(unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC)
+	if err := unix.Mount("cgroup2", cgroupRoot, "cgroup2", flags, ""); err != nil {
+		return err
+	}
+	members, err := os.ReadFile(filepath.Join(cgroupRoot, "cgroup.procs"))
+	if err != nil {
+		return err
+	}
+	if !slices.Contains(strings.Fields(string(members)), strconv.Itoa(os.Getpid())) {
+		return errors.New("it is not this cgroup namespace's")
+	}
+	return nil
 }

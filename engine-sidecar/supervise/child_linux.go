@@ -54,6 +54,11 @@ func Child(args []string) int {
 		if op, err := isolate(s.Hide); err != nil {
 			return refuse(link, op, err)
 		}
+		if s.Cgroup {
+			if err := enterCgroupNamespace(); err != nil {
+				return refuse(link, "cgroup namespace", err)
+			}
+		}
 	} else if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return refuse(link, "", fmt.Errorf("become subreaper: %w", err))
 	}

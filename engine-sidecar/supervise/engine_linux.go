@@ -43,8 +43,7 @@ type Engine struct {
 	code    int // after done
 	stop    sync.Once
 	ended   sync.WaitGroup
-	before  cgroups // of an isolated engine
-	back    func()  // to the sidecar's own cgroup
+	cgroup  *engineCgroup // of an isolated engine; nil where none can be made
 }
 
 // Start starts the engine and returns when it runs, or says why it does not;
@@ -70,14 +69,13 @@ func startChild(ctx context.Context, o Options) (*Engine, error) {
 		return nil, &IsolationError{Op: "namespaces", Err: os.ErrPermission}
 	}
 	e := &Engine{opts: o, log: o.logger(), told: make(chan struct{}), done: make(chan struct{})}
-	if o.Isolate {
-		if e.back, err = leaveRootCgroup(cgroupRoot); err != nil {
-			return nil, &IsolationError{Op: "leave the root cgroup", Err: err}
-		}
-		e.before = listCgroups(cgroupRoot)
-	}
 	if e.notify, err = listenNotify(); err != nil {
 		return nil, err
+	}
+	if o.Isolate {
+		if e.cgroup, err = newEngineCgroup(cgroupRoot); err != nil {
+			e.log.Info("the engine shares the sidecar's cgroup", "reason", err)
+		}
 	}
 	env = append(env, notifyVariable+"="+e.notify.LocalAddr().String())
 	e.ended.Go(e.hear)
@@ -108,7 +106,13 @@ func (e *Engine) run(ctx context.Context, env []string, started chan<- error) {
 		return
 	}
 	defer link.Close()
-	if err := e.brief(ctx, link); err != nil {
+	if e.cgroup != nil {
+		err = e.cgroup.add(cmd.Process.Pid)
+	}
+	if err == nil {
+		err = e.brief(ctx, link)
+	}
+	if err != nil {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 		started <- err
@@ -123,9 +127,8 @@ func (e *Engine) run(ctx context.Context, env []string, started chan<- error) {
 
 // tidy removes what an isolated engine left in the kernel.
 func (e *Engine) tidy() {
-	if e.opts.Isolate {
-		e.before.sweep(cgroupRoot)
-		e.back()
+	if e.cgroup != nil {
+		e.cgroup.remove()
 	}
 }
 
@@ -170,7 +173,9 @@ func (e *Engine) spawn(env []string) (*exec.Cmd, *net.UnixConn, error) {
 func (e *Engine) brief(ctx context.Context, link *net.UnixConn) error {
 	_ = link.SetDeadline(time.Now().Add(replyTimeout))
 	defer context.AfterFunc(ctx, func() { _ = link.SetDeadline(time.Unix(1, 0)) })()
-	line, err := json.Marshal(e.opts.spec())
+	orders := e.opts.spec()
+	orders.Cgroup = e.cgroup != nil
+	line, err := json.Marshal(orders)
 	if err != nil {
 		return fmt.Errorf("brief the engine's child: %w", err)
 	}

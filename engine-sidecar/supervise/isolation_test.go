@@ -25,7 +25,8 @@ import (
 func init() {
 	// sidecar ISOLATE SOCKET PIDFILE ENGINE...: a process that holds a secret in
 	// its environment, memory and an inherited descriptor, and supervises ENGINE
-	// as the sidecar does. "-" as SOCKET waits for no answer.
+	// as the sidecar does, hiding the folder token next to PIDFILE. "-" as SOCKET waits
+	// for no answer.
 	actors["sidecar"] = func(args []string) int {
 		ctx, cancel := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 		defer cancel()
@@ -37,7 +38,7 @@ func init() {
 			socket = "/nonexistent"
 		}
 		e, err := Start(ctx, Options{
-			Args: args[3:], Socket: socket, Isolate: args[0] == "isolate", Stdout: os.Stdout, Stderr: os.Stderr,
+			Args: args[3:], Socket: socket, Isolate: args[0] == "isolate", Hide: []string{filepath.Join(filepath.Dir(args[2]), "token")}, Stdout: os.Stdout, Stderr: os.Stderr,
 		})
 		if err != nil {
 			return complain(err)
@@ -88,11 +89,36 @@ type machine struct {
 	pidFile  string
 	secret   string
 	reversed string
+	token    string // the sidecar's token file, which holds the secret
+}
+
+// replaceToken replaces the token file as programs do that renew one.
+func (m *machine) replaceToken(t *testing.T, byLink bool) {
+	t.Helper()
+	next := m.token + ".next"
+	err := os.WriteFile(next, []byte(m.secret+" renewed"), 0o600)
+	if err == nil && byLink {
+		err = os.Remove(m.token)
+		if err == nil {
+			err = os.Link(next, m.token)
+		}
+	} else if err == nil {
+		err = os.Rename(next, m.token)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 }
 
 // newMachine starts the actor with a secret around it; the descriptor is left
 // open by a shell, which knows no close-on-exec.
 func newMachine(t *testing.T, isolate bool, socket string, engine ...string) *machine {
+	t.Helper()
+	return newMachineBehind(t, nil, isolate, socket, engine...)
+}
+
+// newMachineBehind is newMachine whose actor is started by another program.
+func newMachineBehind(t *testing.T, starter []string, isolate bool, socket string, engine ...string) *machine {
 	t.Helper()
 	needRoot(t)
 	dir, err := os.MkdirTemp("", "supervise-")
@@ -105,6 +131,13 @@ func newMachine(t *testing.T, isolate bool, socket string, engine ...string) *ma
 	if err := os.WriteFile(leak, []byte(m.secret), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	m.token = filepath.Join(dir, "token", "jwt")
+	if err := os.Mkdir(filepath.Dir(m.token), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(m.token, []byte(m.secret), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	m.reversed = reverse(m.secret)
 	mode := "isolate"
 	if !isolate {
@@ -115,13 +148,17 @@ func newMachine(t *testing.T, isolate bool, socket string, engine ...string) *ma
 	}
 	socket = strings.ReplaceAll(socket, "{dir}", dir)
 	script := []string{"sh", "-c", `exec 7<"$0"; exec "$@"`, leak}
+	command := actor("sidecar", mode, socket, m.pidFile)
+	if starter != nil {
+		command = append(starter, command[2:]...)
+	}
 	app, err := flytest.ParseApp([]byte("app = \"engine\"\nkill_signal = \"SIGTERM\"\nkill_timeout = 30\n[[restart]]\npolicy = \"never\""))
 	if err != nil {
 		t.Fatal(err)
 	}
 	m.Machine, err = flytest.NewMachine(flytest.MachineConfig{
 		App: app, Dir: dir, Stdout: logWriter{t}, Stderr: logWriter{t},
-		Command: slices.Concat(script, actor("sidecar", mode, socket, m.pidFile), engine),
+		Command: slices.Concat(script, command, engine),
 		Env:     []string{"MAYFLY_SIDECAR_SECRET=" + m.secret, "ACTIONS_ID_TOKEN_REQUEST_TOKEN=" + m.secret, "FLY_API_TOKEN=" + m.secret},
 	})
 	if err != nil {
@@ -197,10 +234,17 @@ func buildProbe(t *testing.T, dir string) string {
 func TestEngineCannotReachSidecar(t *testing.T) {
 	t.Parallel()
 	probe := buildProbe(t, t.TempDir())
-	for _, isolate := range []bool{true, false} {
-		t.Run(fmt.Sprintf("isolate=%v", isolate), func(t *testing.T) {
+	for _, c := range []struct{ isolate, byLink bool }{{true, false}, {true, true}, {false, false}} {
+		isolate := c.isolate
+		t.Run(fmt.Sprintf("isolate=%v, token replaced by a hard link=%v", isolate, c.byLink), func(t *testing.T) {
 			t.Parallel()
-			m := newMachine(t, isolate, "-", probe, "{dir}/report", "{reversed}")
+			m := newMachine(t, isolate, "-", "sh", "-c", `echo > "$0"/up; until [ -e "$0"/go ]; do sleep 0.01; done; exec "$@"`,
+				"{dir}", probe, "{dir}/report", "{reversed}", "{dir}/token/jwt")
+			await(t, "engine", func() bool { _, err := os.Stat(filepath.Join(m.dir, "up")); return err == nil })
+			m.replaceToken(t, c.byLink)
+			if err := os.WriteFile(filepath.Join(m.dir, "go"), nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
 			if _, err := m.Wait(patience(t)); err != nil || m.ExitCode() != 0 {
 				t.Fatalf("%v, exit code %d", err, m.ExitCode())
 			}
@@ -215,7 +259,7 @@ func TestEngineCannotReachSidecar(t *testing.T) {
 				}
 				return
 			}
-			for _, want := range []string{"machine API at /.fly\n", "secret in environment of", "secret in memory of"} {
+			for _, want := range []string{"machine API at /.fly\n", "secret in environment of", "secret in memory of", "token "} {
 				if !strings.Contains(finds, want) {
 					t.Errorf("the probe does not find %q outside of isolation:\n%s", want, finds)
 				}

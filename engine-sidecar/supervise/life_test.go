@@ -91,19 +91,6 @@ func init() {
 		<-done
 		return 0
 	}
-	// cgroup ROOT: leaves the root cgroup of the hierarchy at ROOT, and returns.
-	actors["cgroup"] = func(args []string) int {
-		back, err := leaveRootCgroup(args[0])
-		if err != nil {
-			return complain(err)
-		}
-		own, _ := os.ReadFile("/proc/self/cgroup")
-		fmt.Print(string(own))
-		back()
-		own, _ = os.ReadFile("/proc/self/cgroup")
-		fmt.Print("back\n", string(own))
-		return 0
-	}
 }
 
 func TestStopCutsAfterTheSignal(t *testing.T) {
@@ -314,56 +301,6 @@ func TestHide(t *testing.T) {
 			t.Errorf("the engine saw %q, want %q", report, want)
 		}
 	})
-}
-
-// TestLeaveRootCgroup uses the real cgroup v2 hierarchy, wherever it is.
-func TestLeaveRootCgroup(t *testing.T) {
-	t.Parallel()
-	needRoot(t)
-	for _, root := range []string{cgroupRoot, filepath.Join(cgroupRoot, "unified")} {
-		if _, err := os.Stat(filepath.Join(root, "cgroup.controllers")); err != nil {
-			continue
-		}
-		args := actor("cgroup", root)
-		out, err := exec.CommandContext(patience(t), args[0], args[1:]...).CombinedOutput()
-		if err != nil {
-			t.Fatalf("%v\n%s", err, out)
-		}
-		left, returned, _ := strings.Cut(string(out), "back\n")
-		if strings.Contains(returned, "0::/\n") && !strings.Contains(left, "0::/"+ownCgroup+"\n") {
-			t.Errorf("stayed in the root:\n%s", out)
-		}
-		if _, err := os.Stat(filepath.Join(root, ownCgroup)); err == nil && strings.Contains(returned, "0::/\n") {
-			t.Errorf("the cgroup is left")
-		}
-	}
-	if back, err := leaveRootCgroup(t.TempDir()); err != nil { // no cgroup v2 there
-		t.Error(err)
-	} else {
-		back()
-	}
-}
-
-// TestSweep removes what appeared and keeps what was there.
-func TestSweep(t *testing.T) {
-	t.Parallel()
-	root := t.TempDir()
-	mkdir := func(name string) string {
-		dir := filepath.Join(root, "cpu", name)
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			t.Fatal(err)
-		}
-		return dir
-	}
-	old := mkdir("old/below")
-	before := listCgroups(root)
-	fresh, unit := mkdir("buildkit/step"), mkdir("user.slice")
-	before.sweep(root)
-	for dir, want := range map[string]bool{old: true, unit: true, fresh: false, filepath.Dir(fresh): false} {
-		if _, err := os.Stat(dir); (err == nil) != want {
-			t.Errorf("%s: %v", dir, err)
-		}
-	}
 }
 
 func FuzzIsReady(f *testing.F) {

@@ -78,6 +78,7 @@ type spec struct {
 	Args    []string `json:"args"`
 	Isolate bool     `json:"isolate"`
 	Hide    []string `json:"hide"`
+	Cgroup  bool     `json:"cgroup"` // the child is in a cgroup of its own
 }
 
 // reply is the child's one line of JSON: the engine runs, or why not.

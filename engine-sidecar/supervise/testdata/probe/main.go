@@ -1,8 +1,9 @@
 // Program probe does what a hostile build step would: it looks for the
 // machine's API socket, for the sidecar's environment and memory, and for
-// descriptors left open. It writes one line per find to the file of its first
-// argument. The second is the secret to look for, reversed, so that no copy of
-// it is in the probe's own arguments.
+// descriptors left open, and for the sidecar's token file. It writes one line per
+// find to the file of its first argument. The second is the secret to look for,
+// reversed, so that no copy of it is in the probe's own arguments. The third is
+// the path of the token file.
 package main
 
 import (
@@ -47,6 +48,7 @@ func main() {
 		finds = append(finds, "secret in own environment")
 	}
 	finds = append(finds, descriptors(secret)...)
+	finds = append(finds, token(os.Args[3], secret)...)
 	text := strings.Join(append(finds, "done"), "\n")
 	if err := os.WriteFile(os.Args[1], []byte(text), 0o600); err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -109,6 +111,33 @@ func descriptors(secret []byte) []string {
 		}
 		if data, err := os.ReadFile(fd); err == nil && strings.HasPrefix(target, "/") && bytes.Contains(data, secret) {
 			finds = append(finds, "secret behind descriptor of "+target)
+		}
+	}
+	return finds
+}
+
+// token reads the token file, where it is and after moving or linking it to
+// another place.
+func token(file string, secret []byte) []string {
+	var finds []string
+	other := filepath.Dir(os.Args[1])
+	for way, get := range map[string]func(to string) error{
+		"where it is": func(to string) error { return os.Symlink(file, to) },
+		"by a link":   func(to string) error { return os.Link(file, to) },
+		"renamed":     func(to string) error { return os.Rename(file, to) },
+		"in its folder, renamed": func(to string) error {
+			if err := os.Rename(filepath.Dir(file), to+".folder"); err != nil {
+				return err
+			}
+			return os.Symlink(filepath.Join(to+".folder", filepath.Base(file)), to)
+		},
+	} {
+		to := filepath.Join(other, "stolen "+way)
+		if get(to) != nil {
+			continue
+		}
+		if data, err := os.ReadFile(to); err == nil && bytes.Contains(data, secret) {
+			finds = append(finds, "token "+way)
 		}
 	}
 	return finds
