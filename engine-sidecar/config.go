@@ -97,14 +97,17 @@ type Config struct {
 	// or connect (it accepts a connection). Default answer.
 	EngineProbe string `yaml:"engine_probe" jsonschema:"enum=answer,enum=connect"`
 	// EngineHide are absolute paths that the engine must not see, beside /.fly
-	// and the folder of a token file. Default: none.
+	// and the folder of a token file. Name the folder of a file that is replaced:
+	// a file's own cover is lost then. Default: none.
 	EngineHide []string `yaml:"engine_hide"`
 	// UnsafeNoIsolation runs the engine in the sidecar's own namespaces: a build
 	// step that breaks out of its container then reaches the machine's identity.
 	// Default false.
 	UnsafeNoIsolation bool `yaml:"unsafe_no_isolation"`
 	// TokenSource says where ID tokens come from: auto, fly, file:PATH, env:NAME
-	// or exec:CMD. Default auto, which is fly on a Fly Machine.
+	// or exec:CMD. Default auto, which is fly on a Fly Machine. The folder of PATH
+	// is hidden from an isolated engine, so it must be the token's alone, and must
+	// be there when the engine starts. The file in it may be replaced.
 	TokenSource string `yaml:"token_source"`
 	// FlyAPISocket is the Fly Machine's API socket. Default /.fly/api.
 	FlyAPISocket string `yaml:"fly_api_socket"`

@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
@@ -199,18 +200,61 @@ func TestEveryKeyIsDocumented(t *testing.T) {
 	walk(reflect.TypeFor[Config]())
 }
 
+// TestHidden: the folders of secrets are hidden, and a secret in a folder that the
+// engine needs is refused.
 func TestHidden(t *testing.T) {
 	t.Parallel()
-	c := Config{
-		TokenSource: "file:/var/run/secrets/mayfly/token", FlyAPISocket: "/run/fly/api",
-		EngineHide: []string{"/srv/secret"},
+	dir := t.TempDir()
+	secrets, elsewhere := filepath.Join(dir, "secrets"), filepath.Join(dir, "elsewhere")
+	for _, folder := range []string{secrets, elsewhere} {
+		if err := os.Mkdir(folder, 0o700); err != nil {
+			t.Fatal(err)
+		}
 	}
-	if diff := cmp.Diff([]string{"/srv/secret", "/run/fly", "/var/run/secrets/mayfly"}, c.hidden()); diff != "" {
-		t.Fatal(diff)
+	if err := os.WriteFile(filepath.Join(elsewhere, "jwt"), nil, 0o600); err != nil {
+		t.Fatal(err)
 	}
-	c = Config{TokenSource: "file:/tmp/token"}
-	if diff := cmp.Diff([]string{"/tmp/token"}, c.hidden()); diff != "" {
-		t.Fatal(diff)
+	if err := os.Symlink(filepath.Join(elsewhere, "jwt"), filepath.Join(secrets, "link")); err != nil {
+		t.Fatal(err)
+	}
+	base := DefaultConfig()
+	base.EngineHide = []string{"/srv/secret"}
+	for _, tc := range []struct {
+		name   string
+		change func(*Config)
+		hidden []string // beside /srv/secret
+		says   string   // of the error
+	}{
+		{"Fly's socket", func(*Config) {}, []string{"/.fly"}, ""},
+		{"another socket, and no token file", func(c *Config) { c.FlyAPISocket = "/run/fly/api" }, []string{"/run/fly"}, ""},
+		{"a token file", func(c *Config) { c.TokenSource = "file:" + secrets + "/jwt" }, []string{"/.fly", secrets}, ""},
+		{"a token file that is a link", func(c *Config) { c.TokenSource = "file:" + secrets + "/link" }, []string{"/.fly", secrets, elsewhere}, ""},
+		{"a path that is not clean", func(c *Config) { c.TokenSource = "file:" + secrets + "//../secrets/jwt" }, []string{"/.fly", secrets}, ""},
+		{"a folder that is not there", func(c *Config) { c.TokenSource = "file:" + dir + "/none/jwt" }, nil, "token_source: stat " + dir + "/none: no such file"},
+		{"/tmp", func(c *Config) { c.TokenSource = "file:/tmp/jwt" }, nil, "token_source: /tmp/jwt cannot be hidden from the engine, because /tmp belongs to the system"},
+		{"the root", func(c *Config) { c.TokenSource = "file:/jwt" }, nil, "because / belongs to the system"},
+		{"/run, for the socket", func(c *Config) { c.FlyAPISocket = "/run/api" }, nil, "fly_api_socket: /run/api cannot be hidden"},
+		{"the socket's folder", func(c *Config) { c.EngineSocket, c.TokenSource = secrets+"/engine/e.sock", "file:"+secrets+"/jwt" }, nil, "because engine_socket is in " + secrets},
+		{"the engine's folder", func(c *Config) {
+			c.TokenSource, c.Program.Command = "file:"+secrets+"/jwt", []string{"buildkitd", "--root=" + secrets + "/state"}
+		}, nil, "because the engine's command names " + secrets},
+		{"a link into the engine's folder", func(c *Config) {
+			c.TokenSource, c.Program.Command = "file:"+secrets+"/link", []string{elsewhere + "/engine"}
+		}, nil, "because the engine's command names " + elsewhere},
+	} {
+		c := base
+		c.FlyAPISocket = "/.fly/api"
+		tc.change(&c)
+		got, err := c.hidden()
+		if tc.says != "" {
+			if err == nil || !strings.Contains(err.Error(), tc.says) {
+				t.Errorf("%s: error %v, want %q in it", tc.name, err, tc.says)
+			}
+			continue
+		}
+		if diff := cmp.Diff(append([]string{"/srv/secret"}, tc.hidden...), got); err != nil || diff != "" {
+			t.Errorf("%s: %v %s", tc.name, err, diff)
+		}
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -33,9 +34,16 @@ func (s *sidecar) startEngine(ctx context.Context) (engine, error) {
 	if len(p.Command) == 0 {
 		return &foreignEngine{socket: s.cfg.EngineSocket, cut: s.cutForStop}, nil
 	}
+	var hide []string
+	if !s.cfg.UnsafeNoIsolation {
+		var err error
+		if hide, err = s.cfg.hidden(); err != nil {
+			return nil, err
+		}
+	}
 	started, err := supervise.Start(ctx, supervise.Options{
 		Args: p.Command, Env: s.cfg.EngineEnv, Socket: s.cfg.EngineSocket, Probe: s.socket.probe,
-		Isolate: !s.cfg.UnsafeNoIsolation, Hide: s.cfg.hidden(),
+		Isolate: !s.cfg.UnsafeNoIsolation, Hide: hide,
 		Stdout: p.EngineOut, Stderr: p.EngineErr,
 		Cut: s.cutForStop, Logger: s.log,
 	})
@@ -47,25 +55,69 @@ func (s *sidecar) startEngine(ctx context.Context) (engine, error) {
 
 func (s *sidecar) cutForStop() { s.gate.CutAll(wire.ReasonDraining) }
 
-// hidden are the paths that the engine must not see: the configured ones, the
-// machine's API socket, and where a token file is.
-func (c *Config) hidden() []string {
-	hide := append([]string(nil), c.EngineHide...)
-	folder := func(file string) {
-		dir := filepath.Dir(filepath.Clean(file))
-		if strings.Count(dir, "/") > 1 {
-			hide = append(hide, dir)
-		} else {
-			hide = append(hide, file) // a folder like /tmp is the engine's too
+// hidden returns the paths that the engine must not see: the configured ones, and
+// the folders of the machine's API socket and of a token file. A folder, since a
+// cover over a file is lost when the file is replaced by another. A token file
+// that cannot be hidden so is an error.
+func (c *Config) hidden() ([]string, error) {
+	hide := slices.Clone(c.EngineHide)
+	if c.FlyAPISocket != "" {
+		folders, err := c.foldersToHide(c.FlyAPISocket)
+		if err != nil {
+			return nil, fmt.Errorf("fly_api_socket: %w", err)
+		}
+		hide = append(hide, folders...)
+	}
+	if file, ok := strings.CutPrefix(c.TokenSource, "file:"); ok {
+		folders, err := c.foldersToHide(file)
+		if err == nil {
+			_, err = os.Stat(folders[0]) // what is not there yet cannot be covered
+		}
+		if err != nil {
+			return nil, fmt.Errorf("token_source: %w", err)
+		}
+		hide = append(hide, folders...)
+	}
+	return hide, nil
+}
+
+// foldersToHide returns the folder of file and, where file is a link, the folder
+// that it leads to.
+func (c *Config) foldersToHide(file string) ([]string, error) {
+	file, err := filepath.Abs(file)
+	if err != nil {
+		return nil, err
+	}
+	folders := []string{filepath.Dir(file)}
+	if target, err := filepath.EvalSymlinks(file); err == nil && filepath.Dir(target) != folders[0] {
+		folders = append(folders, filepath.Dir(target))
+	}
+	for _, folder := range folders {
+		if why := c.engineNeeds(folder); why != "" {
+			return nil, fmt.Errorf("%s cannot be hidden from the engine, because %s: put it in a folder of its own", file, why)
 		}
 	}
-	if c.FlyAPISocket != "" {
-		folder(c.FlyAPISocket)
+	return folders, nil
+}
+
+// systemFolders are shared by all programs of a machine.
+var systemFolders = []string{
+	"/", "/bin", "/boot", "/dev", "/etc", "/home", "/lib", "/lib64", "/media", "/mnt", "/opt", "/proc", "/root", "/run",
+	"/sbin", "/srv", "/sys", "/tmp", "/usr", "/var", "/var/lib", "/var/run", "/var/tmp", "/usr/bin", "/usr/local", "/usr/local/bin",
+}
+
+// engineNeeds says why the engine needs folder; empty when nothing is known.
+func (c *Config) engineNeeds(folder string) string {
+	inside := strings.TrimSuffix(folder, "/") + "/"
+	switch {
+	case slices.Contains(systemFolders, folder):
+		return folder + " belongs to the system"
+	case strings.HasPrefix(filepath.Clean(c.EngineSocket), inside):
+		return "engine_socket is in " + folder
+	case slices.ContainsFunc(c.Program.Command, func(arg string) bool { return strings.Contains(arg, inside) }):
+		return "the engine's command names " + folder
 	}
-	if file, ok := strings.CutPrefix(c.TokenSource, "file:"); ok && filepath.IsAbs(file) {
-		folder(file)
-	}
-	return hide
+	return ""
 }
 
 // foreignEngine is one that something else runs, say another container that
