@@ -76,7 +76,7 @@ func Parse(file string, data []byte) (*Document, error) {
 	return d, nil
 }
 
-// Decode sets v, a pointer to a struct whose fields have yaml tags, to what the
+// Decode sets v, a pointer to a map or to a struct with yaml tags, to what the
 // document says, and leaves the fields that it does not name. Unknown keys, keys
 // that occur twice and values of another type are errors: *Error, joined.
 func (d *Document) Decode(v any) error {

@@ -2,13 +2,14 @@ package main
 
 import (
 	"errors"
-	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
 	"strings"
 
 	"go.yaml.in/yaml/v3"
+
+	"github.com/mayfly-ca/mayfly/client/configfile"
 )
 
 // The demonstration's own policy. The issuers and the endpoint are replaced by
@@ -56,17 +57,28 @@ func loadSettings(dir string) (settings, error) {
 		if err != nil {
 			return s, remedy(err, "--config DIR wants DIR/policy.yaml and DIR/issuer.yaml")
 		}
-		if err := yaml.Unmarshal(issuer, &s.issuer); err != nil {
-			return s, fmt.Errorf("%s/issuer.yaml: %w", dir, err)
+		if s.issuer, err = parseMap(filepath.Join(dir, "issuer.yaml"), issuer); err != nil {
+			return s, err
 		}
 	}
-	if err := yaml.Unmarshal(policy, &s.policy); err != nil {
-		return s, fmt.Errorf("policy.yaml: %w", err)
+	var err error
+	if s.policy, err = parseMap(filepath.Join(dir, "policy.yaml"), policy); err != nil {
+		return s, err
 	}
 	if s.trustDomain() == "" || len(section(s.policy, "engines")) == 0 {
 		return s, errors.New("policy.yaml names no trust_domain or no engines")
 	}
 	return s, nil
+}
+
+// parseMap reads the YAML of file into a map that keeps every key.
+func parseMap(file string, data []byte) (map[string]any, error) {
+	doc, err := configfile.Parse(file, data)
+	if err != nil {
+		return nil, err
+	}
+	m := map[string]any{}
+	return m, doc.Decode(&m)
 }
 
 func section(m map[string]any, key string) map[string]any {

@@ -136,6 +136,23 @@ func TestAdminOfTheUser(t *testing.T) {
 	}
 }
 
+// A mistake in the user's files has its place.
+func TestBadSettings(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct{ policy, issuer, want string }{
+		"policy, no YAML":   {"version: 1\nrules: [\n", "{}\n", "policy.yaml:2:8: "},
+		"policy, a list":    {"- a\n", "{}\n", "policy.yaml:1:1: want keys with values"},
+		"issuer, key twice": {"version: 1\n", "listen: a\nlisten: b\n", `issuer.yaml:2:1: key "listen" occurs twice`},
+	} {
+		dir := t.TempDir()
+		write(t, filepath.Join(dir, "policy.yaml"), tc.policy)
+		write(t, filepath.Join(dir, "issuer.yaml"), tc.issuer)
+		if _, err := loadSettings(dir); err == nil || !strings.Contains(err.Error(), tc.want) {
+			t.Errorf("%s: %v, want %s", name, err, tc.want)
+		}
+	}
+}
+
 func TestPostgresStoreStays(t *testing.T) {
 	t.Parallel()
 	s := settings{policy: map[string]any{}, issuer: map[string]any{"store": "postgres://localhost/mayfly"}}

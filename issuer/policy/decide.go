@@ -135,9 +135,9 @@ type outcome struct {
 // judge holds claims against the rules whose grant is what r wants, in file
 // order: the first of their provider that matches decides. Decide, Explain and
 // RunTests all ask it. It looks at neither signature nor times. visit, if not
-// nil, is called for each rule with what the claims miss, nil for a match; then
+// nil, is called for each rule with whether the claims miss it, and where; then
 // the rules after the first match are held against the claims too.
-func (s *Set) judge(c idtoken.Claims, r Request, visit func(*rule, *miss)) (outcome, error) {
+func (s *Set) judge(c idtoken.Claims, r Request, visit func(*rule, bool, miss)) (outcome, error) {
 	p := c.Provider()
 	if r.Want == WantSessions && p.Type == idtoken.People {
 		return outcome{}, &Denial{}
@@ -154,7 +154,7 @@ func (s *Set) judge(c idtoken.Claims, r Request, visit func(*rule, *miss)) (outc
 		}
 		if rule.provider.Name != p.Name {
 			if visit != nil {
-				visit(rule, &miss{claim: idtoken.ClaimIssuer, got: p.Issuer, present: true, want: []value{{text: rule.provider.Issuer}}})
+				visit(rule, true, miss{claim: idtoken.ClaimIssuer, got: p.Issuer, present: true, want: []value{{text: rule.provider.Issuer}}})
 			}
 			continue
 		}
@@ -173,12 +173,8 @@ func (s *Set) judge(c idtoken.Claims, r Request, visit func(*rule, *miss)) (outc
 			}
 			least, err = distance, d
 		}
-		switch {
-		case visit == nil:
-		case missed:
-			visit(rule, &m)
-		default:
-			visit(rule, nil)
+		if visit != nil {
+			visit(rule, missed, m)
 		}
 	}
 	return granted, err

@@ -34,9 +34,9 @@ type ExplainedRule struct {
 func (s *Set) Explain(c idtoken.Claims, r Request) Explanation {
 	var x Explanation
 	first := -1 // the rule that decides
-	o, err := s.judge(c, r, func(rule *rule, m *miss) {
-		e := ExplainedRule{Rule: rule.name, Matched: m == nil}
-		if m != nil {
+	o, err := s.judge(c, r, func(rule *rule, missed bool, m miss) {
+		e := ExplainedRule{Rule: rule.name, Matched: !missed}
+		if missed {
 			e.Claim, e.Got, e.Want = m.claim, m.text(), wanted(m.want)
 		} else if first < 0 {
 			first = len(x.Rules)
