@@ -252,6 +252,64 @@ func TestReleaseScript(t *testing.T) {
 	}
 }
 
+// TestReleaseSteps: what is published was pinned, summed and attested before, and
+// the tag of the major version moves after.
+func TestReleaseSteps(t *testing.T) {
+	t.Parallel()
+	data, err := os.ReadFile("../.github/workflows/release.yml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := 0
+	for _, step := range []string{
+		`.github/release.sh "$GITHUB_REF_NAME" dist`, `pin.js --check "$GITHUB_REF_NAME" dist`, "subject-checksums: dist/SHA256SUMS",
+		`gh release create "$GITHUB_REF_NAME" --draft`, "needs: image", `gh release edit "$GITHUB_REF_NAME" --draft=false`, `.github/major-tag.sh "$GITHUB_REF_NAME"`,
+	} {
+		i := bytes.Index(data[at:], []byte(step))
+		if i < 0 {
+			t.Fatalf("release.yml lacks %q, or has it too early", step)
+		}
+		at += i
+	}
+}
+
+// TestMajorTag: v1 is the newest release of v1, and no other.
+func TestMajorTag(t *testing.T) {
+	t.Parallel()
+	script, err := filepath.Abs("../.github/major-tag.sh")
+	if err != nil {
+		t.Fatal(err)
+	}
+	remote, clone := filepath.Join(t.TempDir(), "remote"), filepath.Join(t.TempDir(), "clone")
+	command(t, ".", "git", "init", "--quiet", "--bare", remote)
+	command(t, ".", "git", "clone", "--quiet", remote, clone)
+	release := func(version string) string {
+		command(t, clone, "git", "-c", "user.name=test", "-c", "user.email=test@example.com", "commit", "--quiet", "--allow-empty", "--message", version)
+		command(t, clone, "git", "-c", "user.name=test", "-c", "user.email=test@example.com", "tag", "--annotate", "--message", version, version)
+		command(t, clone, script, version)
+		return command(t, clone, "git", "rev-parse", "HEAD")
+	}
+	major := func(name string) string {
+		return command(t, remote, "git", "for-each-ref", "--format=%(objectname)", "refs/tags/"+name)
+	}
+	for _, tt := range []struct {
+		version string
+		moves   bool
+	}{
+		{"v1.9.0", true}, {"v1.10.0-rc.1", false}, {"v1.10.0", true}, {"v1.9.1", false}, {"v2.0.0-rc.1", false}, {"v1.10.1", true}, {"v2.0.0", true},
+	} {
+		name, _, _ := strings.Cut(tt.version, ".")
+		before := major(name)
+		want := release(tt.version)
+		if !tt.moves {
+			want = before
+		}
+		if got := major(name); got != want {
+			t.Errorf("after %s, %s is %q, want %q", tt.version, name, got, want)
+		}
+	}
+}
+
 // command runs a program and gives its standard output.
 func command(t *testing.T, dir, name string, args ...string) string {
 	t.Helper()
