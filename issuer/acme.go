@@ -34,7 +34,7 @@ const (
 	// The pause after a failure begins with the first and doubles up to the
 	// second: Let's Encrypt allows five failures of a name in an hour, and
 	// autocert itself does not ask again within a minute.
-	acmeRetryFirst, acmeRetryMost = 90 * time.Second, time.Hour
+	acmeRetryFirst, acmeRetryMost = 2 * time.Minute, time.Hour
 	// acmeFirst is how long a handshake waits for the first try to end.
 	acmeFirst = 10 * time.Second
 )
@@ -192,8 +192,8 @@ func (a *acmeCertificate) use(ctx context.Context, cert *tls.Certificate) {
 	}
 }
 
-// get answers a handshake: an ACME server's with the proof, anybody's else who
-// asks for the host with its certificate.
+// get answers a handshake: an ACME server's with the proof, and any other for the
+// host with its certificate.
 func (a *acmeCertificate) get(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 	if len(hello.SupportedProtos) == 1 && hello.SupportedProtos[0] == acme.ALPNProto {
 		return a.manager.GetCertificate(hello)
@@ -201,12 +201,12 @@ func (a *acmeCertificate) get(hello *tls.ClientHelloInfo) (*tls.Certificate, err
 	if strings.TrimSuffix(strings.ToLower(hello.ServerName), ".") != a.host {
 		return nil, fmt.Errorf("this issuer is %s, not %q", a.host, hello.ServerName)
 	}
-	wait := time.NewTimer(acmeFirst)
-	defer wait.Stop()
-	select {
-	case <-a.first:
-	case <-hello.Context().Done():
-	case <-wait.C:
+	if a.current.Load() == nil {
+		select {
+		case <-a.first:
+		case <-hello.Context().Done():
+		case <-time.After(acmeFirst):
+		}
 	}
 	if cert := a.current.Load(); cert != nil {
 		return cert, nil

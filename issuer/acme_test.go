@@ -359,7 +359,7 @@ func TestACMEUnreachable(t *testing.T) {
 	var log buffer
 	i := acmeIssuer(t, p, acmeAway, freeAddress(t), &log)
 	eventually(t, "the error", func() bool { return strings.Contains(log.String(), "no certificate from the ACME server") })
-	if said := log.String(); !strings.Contains(said, "it connects to "+acmeAway+":443, which must reach this listener at "+i.Config.Listen) || !strings.Contains(said, "retry_in=1m30s") {
+	if said := log.String(); !strings.Contains(said, "it connects to "+acmeAway+":443, which must reach this listener at "+i.Config.Listen) || !strings.Contains(said, "retry_in=2m0s") {
 		t.Errorf("the log has no remedy:\n%s", said)
 	}
 	if _, err := handshake(t, i.Config.Listen, &tls.Config{RootCAs: p.roots, ServerName: acmeAway}); err == nil {

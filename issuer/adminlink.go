@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/mayfly-ca/mayfly/ca"
+	"github.com/mayfly-ca/mayfly/client/wire"
 	"github.com/mayfly-ca/mayfly/issuer/policy"
 	"github.com/mayfly-ca/mayfly/issuer/web"
 )
@@ -36,7 +37,8 @@ func AdminLink(ctx context.Context, c Config, role policy.Role, by string) (stri
 		return "", fmt.Errorf("role %q is neither admin nor viewer", string(role))
 	}
 	if len(c.StateKey) == 0 {
-		return "", errors.New("state_key is missing: the serving issuer could not tell this link from a forged one.\nremedy: openssl rand -hex 32 >state.key && chmod 600 state.key, in issuer.yaml state_key: [state.key], and restart the issuer")
+		return "", wire.WithHint(errors.New("state_key is missing: the serving issuer could not verify the link"),
+			"make a key, name it in issuer.yaml, and restart the issuer:\nopenssl rand -hex 32 >state.key && chmod 600 state.key\nstate_key: [state.key]")
 	}
 	u, err := c.publicURL()
 	if err != nil {

@@ -19,7 +19,7 @@ func (p *Page) link(w http.ResponseWriter, r *http.Request) error {
 	return p.show(w, r, http.StatusOK, "link", nil, view{Title: "Log in", Data: r.URL.Query().Get("code")})
 }
 
-// useLink is POST /link: the link logs in whoever sends it first.
+// useLink is POST /link: the first request with the link's secret is logged in.
 func (p *Page) useLink(w http.ResponseWriter, r *http.Request) error {
 	l, err := p.backend.TakeLink(r.Context(), LinkID(r.PostFormValue("code")))
 	if errors.Is(err, ErrNoLogin) {

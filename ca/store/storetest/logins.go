@@ -59,7 +59,7 @@ func putLogin(t testing.TB, s store.Store, g store.Login) {
 	}
 }
 
-// testTakeLogin: of many callers, in two processes, one takes a login.
+// testTakeLogin: of many callers at two handles, one takes a login.
 func testTakeLogin(t *testing.T, o Open) {
 	ctx := context.Background()
 	one, two := open(t, o), open(t, o)
@@ -94,12 +94,12 @@ func testTakeLogin(t *testing.T, o Open) {
 		t.Errorf("take an expired login: %v", err)
 	}
 	if _, err := two.Login(ctx, "other", time.Now()); err != nil {
-		t.Errorf("another login, which nobody took: %v", err)
+		t.Errorf("another login: %v", err)
 	}
 }
 
 // testForgedLogins: a row that was written or changed by hand is no login, and
-// neither read nor taken. A login that nobody touched stays good.
+// neither read nor taken. An unchanged login stays good.
 func testForgedLogins(t *testing.T, d Database) {
 	ctx := context.Background()
 	s := open(t, d.Open)
@@ -141,7 +141,7 @@ func testForgedLogins(t *testing.T, d Database) {
 		}
 	}
 	if got, err := s.Login(ctx, "admin", time.Now()); err != nil || cmp.Diff(&admin, got) != "" {
-		t.Errorf("the login that nobody changed: %v\n%s", err, cmp.Diff(&admin, got))
+		t.Errorf("the unchanged login: %v\n%s", err, cmp.Diff(&admin, got))
 	}
 }
 

@@ -1,0 +1,81 @@
+package issuer
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"log/slog"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// A name that cannot be proved is tried five times in the first hour, as often as
+// Let's Encrypt allows, and later once an hour.
+func TestACMEPauses(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		a, err := newACMECertificate(Config{ACME: ACMEConfig{Dir: dir}}, "", "issuer.example.com", slog.New(slog.NewTextHandler(&log, nil)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		a.stopped.Store(true) // every request to the ACME server fails
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { defer close(done); a.keep(ctx) }()
+		tries := func() int { return strings.Count(log.String(), "no certificate from the ACME server") }
+		for _, c := range []struct {
+			after time.Duration
+			want  int
+		}{{time.Second, 1}, {time.Hour - time.Second, 5}, {9 * time.Hour, 14}} {
+			time.Sleep(c.after)
+			synctest.Wait()
+			if got := tries(); got != c.want {
+				t.Errorf("%d tries, want %d", got, c.want)
+			}
+		}
+		cancel()
+		<-done
+	})
+}
+
+// A renewed certificate is served from then on; one that is not renewed is served
+// too, and the log says so.
+func TestACMERenewed(t *testing.T) {
+	t.Parallel()
+	var log bytes.Buffer
+	a, err := newACMECertificate(Config{ACME: ACMEConfig{Dir: t.TempDir()}}, "", "issuer.example.com", slog.New(slog.NewTextHandler(&log, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	close(a.first)
+	now := time.Now()
+	certificate := func(id byte, from, until time.Duration) *tls.Certificate {
+		return &tls.Certificate{Leaf: &x509.Certificate{Raw: []byte{id}, NotBefore: now.Add(from), NotAfter: now.Add(until)}}
+	}
+	const day = 24 * time.Hour
+	for _, c := range []struct {
+		name string
+		cert *tls.Certificate
+		want string // in the log, and no other line
+	}{
+		{"first", certificate(1, 0, 90*day), "certificate from the ACME server"},
+		{"the same", certificate(1, 0, 90*day), ""},
+		{"renewed", certificate(2, -60*day, 30*day), "certificate renewed by the ACME server"},
+		{"soon renewed", certificate(2, -60*day, 30*day), ""},
+		{"not renewed", certificate(2, -80*day, 10*day), "certificate is not renewed by the ACME server"},
+	} {
+		log.Reset()
+		a.use(t.Context(), c.cert)
+		if got := log.String(); strings.Count(got, "\n") != min(len(c.want), 1) || !strings.Contains(got, c.want) {
+			t.Errorf("%s: the log says %q, want %q", c.name, got, c.want)
+		}
+		if got, err := a.get(&tls.ClientHelloInfo{ServerName: "issuer.example.com"}); err != nil || got != c.cert {
+			t.Errorf("%s is not served: %v", c.name, err)
+		}
+	}
+}
