@@ -219,11 +219,11 @@ func (c *Client) TLSConfig() *tls.Config {
 		ctx, cancel := context.WithTimeout(context.Background(), issuerTimeout)
 		defer cancel()
 		now := c.cred.Load()
-		feed, err := c.freshFeed(ctx, now)
+		revocation, err := c.revocationCheck(ctx, now, "")
 		if err != nil {
 			return err
 		}
-		return checkEngine(p, engine, feed)
+		return checkEngine(p, engine, revocation)
 	})
 }
 

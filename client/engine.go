@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -71,7 +72,7 @@ func (c *Client) engineFor(cred *Credential, addr string) (wire.Engine, error) {
 
 // checkEngine holds a peer, whose chain, use, trust domain and DNS name have
 // verified, against the engine that was asked for.
-func checkEngine(p mtls.Peer, e wire.Engine, feed *mtls.Feed) error {
+func checkEngine(p mtls.Peer, e wire.Engine, revocation chainCheck) error {
 	switch name, ok := identity.Engine(p.Claims.ID); {
 	case !ok:
 		return fmt.Errorf("its identity is %s, which is no engine's", p.Claims.ID)
@@ -86,10 +87,27 @@ func checkEngine(p mtls.Peer, e wire.Engine, feed *mtls.Feed) error {
 	if !slices.Contains(p.Certificate.DNSNames, e.ServerName) {
 		return fmt.Errorf("its certificate does not name %s", e.ServerName)
 	}
-	if err := feed.CheckChain(p.Chain, time.Now()); err != nil {
+	if err := revocation(p.Chain); err != nil {
 		return fmt.Errorf("its certificate: %w", err)
 	}
 	return nil
+}
+
+// chainCheck returns an error for a verified chain that a revocation list refuses.
+type chainCheck func(chain []*x509.Certificate) error
+
+// revocationCheck returns the check of an engine's chain against a fresh
+// revocation list. A control connection takes the last list at any age: it only
+// keeps relays alive that a fresh list admitted, and the issuer may be away.
+func (c *Client) revocationCheck(ctx context.Context, cred *Credential, alpn string) (chainCheck, error) {
+	if alpn == wire.ALPNControl {
+		return c.feed.Load().CheckChainAtAnyAge, nil
+	}
+	feed, err := c.freshFeed(ctx, cred)
+	if err != nil {
+		return nil, err
+	}
+	return func(chain []*x509.Certificate) error { return feed.CheckChain(chain, time.Now()) }, nil
 }
 
 // Times of one attempt to reach an engine. A proxy that wakes a machine accepts
@@ -154,7 +172,7 @@ func (c *Client) connect(ctx context.Context, cred *Credential, e wire.Engine, a
 	if err != nil {
 		return nil, unreachable(err)
 	}
-	feed, err := c.freshFeed(ctx, cred)
+	revocation, err := c.revocationCheck(ctx, cred, alpn)
 	if err != nil {
 		return nil, err
 	}
@@ -165,7 +183,7 @@ func (c *Client) connect(ctx context.Context, cred *Credential, e wire.Engine, a
 	case err != nil:
 		return nil, err
 	}
-	conn, err := c.secure(ctx, bottom, ep, cred, e, alpn, feed)
+	conn, err := c.secure(ctx, bottom, ep, cred, e, alpn, revocation)
 	if err != nil {
 		_ = bottom.Close()
 		return nil, err
@@ -195,7 +213,7 @@ func (c *Client) dialTCP(ctx context.Context, address string) (net.Conn, error) 
 }
 
 // secure shakes hands over bottom, and reads the verdict.
-func (c *Client) secure(ctx context.Context, bottom net.Conn, ep endpoint, cred *Credential, e wire.Engine, alpn string, feed *mtls.Feed) (*engineConn, error) {
+func (c *Client) secure(ctx context.Context, bottom net.Conn, ep endpoint, cred *Credential, e wire.Engine, alpn string, revocation chainCheck) (*engineConn, error) {
 	// The context's end closes the connection, so that reading the verdict
 	// ends with it too.
 	stop := context.AfterFunc(ctx, func() { _ = bottom.Close() })
@@ -211,7 +229,7 @@ func (c *Client) secure(ctx context.Context, bottom net.Conn, ep endpoint, cred 
 	var refused error
 	below := &endWatch{Conn: under}
 	conn := tls.Client(below, mtls.ClientConfig(cred, cred.TrustDomain, e.ServerName, []string{alpn}, func(p mtls.Peer) error {
-		refused = checkEngine(p, e, feed)
+		refused = checkEngine(p, e, revocation)
 		return refused
 	}))
 	if err := conn.HandshakeContext(ctx); err != nil {

@@ -2,7 +2,9 @@ package client
 
 import (
 	"errors"
+	"fmt"
 	"io"
+	"math/big"
 	"net"
 	"net/http"
 	"slices"
@@ -12,6 +14,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/mayfly-ca/mayfly/client/mtls"
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
@@ -219,6 +222,50 @@ func TestControlReset(t *testing.T) {
 			t.Errorf("%d control connections without a relay", n)
 		}
 	})
+}
+
+// A control connection that is reset while the issuer is away does not end the
+// build, however old the revocation list is; an engine that the last list names
+// is refused all the same, and so is a new dial.
+func TestControlResetWithoutIssuer(t *testing.T) {
+	for _, revoked := range []bool{false, true} {
+		t.Run(fmt.Sprintf("engine revoked: %v", revoked), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, &memory{})
+				w.issuer.set(func(i *fakeIssuer) { i.ttl = 4 * time.Hour }) // no renewal
+				c := w.client()
+				conn := dialed(t, c)
+				w.sidecar.waitHeldBy(t, c.Info().Serial)
+				if revoked {
+					w.issuer.set(func(i *fakeIssuer) {
+						i.feed.Number, i.feed.Revoked = 2, []*big.Int{w.sidecar.cert.Leaf.SerialNumber}
+					})
+					feed, err := mtls.ParseFeed(w.ca.Feed(t, w.issuer.feed), w.ca.RootCertificates())
+					if err != nil {
+						t.Fatal(err)
+					}
+					c.adopt(receivedFeed{feed, time.Now()})
+				}
+				w.issuer.set(func(i *fakeIssuer) { i.away = true })
+				time.Sleep(maxFeedAge + time.Minute)
+				w.sidecar.resetControl()
+				time.Sleep(2 * time.Minute)
+				if revoked {
+					_, err := conn.Read(make([]byte, 1))
+					if cut := as[*CutError](t, err); cut.Reason != ReasonSilence {
+						t.Errorf("%+v", cut)
+					}
+				} else {
+					echo(t, conn, "still here")
+					w.sidecar.waitHeldBy(t, c.Info().Serial)
+				}
+				if _, err := c.DialContext(t.Context(), "tcp", testEngine); err == nil {
+					t.Error("a new dial was admitted without a fresh list")
+				}
+				_ = conn.Close()
+			})
+		})
+	}
 }
 
 // After a renewal the old control connection goes on until the next one holds

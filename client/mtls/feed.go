@@ -136,15 +136,10 @@ func (f *Feed) RevokedIntermediates() []IntermediateID {
 // intermediate, and the CRLs of both authorities are not past their nextUpdate.
 // CoversChain does not look at the leaf.
 func (f *Feed) CoversChain(chain []*x509.Certificate, now time.Time) error {
-	if len(chain) != 3 {
-		return fmt.Errorf("%w: its chain has %d certificates, not 3", ErrNotCovered, len(chain))
-	}
-	issuer, ok := f.intermediates[IntermediateIDOf(chain[1])]
+	issuer, err := f.issuerOf(chain)
 	switch {
-	case f.RevokedIntermediate(chain[1]):
-		return fmt.Errorf("%w: its intermediate %s", ErrRevoked, Serial(chain[1].SerialNumber))
-	case !ok:
-		return fmt.Errorf("%w: intermediate %s", ErrNotCovered, Serial(chain[1].SerialNumber))
+	case err != nil:
+		return err
 	case f.ThisUpdate.After(now.Add(MaxFeedSkew)):
 		return fmt.Errorf("%w: this update %s", ErrClockSkew, f.ThisUpdate.UTC().Format(time.RFC3339))
 	case !now.Before(issuer.nextUpdate):
@@ -155,12 +150,43 @@ func (f *Feed) CoversChain(chain []*x509.Certificate, now time.Time) error {
 	return nil
 }
 
+// issuerOf returns the intermediate of a chain, unless a root's CRL names it or
+// the feed does not hold it.
+func (f *Feed) issuerOf(chain []*x509.Certificate) (feedIntermediate, error) {
+	if len(chain) != 3 {
+		return feedIntermediate{}, fmt.Errorf("%w: its chain has %d certificates, not 3", ErrNotCovered, len(chain))
+	}
+	issuer, ok := f.intermediates[IntermediateIDOf(chain[1])]
+	switch {
+	case f.RevokedIntermediate(chain[1]):
+		return issuer, fmt.Errorf("%w: its intermediate %s", ErrRevoked, Serial(chain[1].SerialNumber))
+	case !ok:
+		return issuer, fmt.Errorf("%w: intermediate %s", ErrNotCovered, Serial(chain[1].SerialNumber))
+	}
+	return issuer, nil
+}
+
 // CheckChain is CoversChain, and that the leaf is neither revoked nor from
 // before the floor.
 func (f *Feed) CheckChain(chain []*x509.Certificate, now time.Time) error {
 	if err := f.CoversChain(chain, now); err != nil {
 		return err
 	}
+	return f.checkLeaf(chain)
+}
+
+// CheckChainAtAnyAge is CheckChain without a look at the feed's times: for a
+// connection that only keeps alive what was admitted by a fresh feed.
+func (f *Feed) CheckChainAtAnyAge(chain []*x509.Certificate) error {
+	if _, err := f.issuerOf(chain); err != nil {
+		return err
+	}
+	return f.checkLeaf(chain)
+}
+
+// checkLeaf returns an error when a chain's leaf is revoked or from before the
+// floor.
+func (f *Feed) checkLeaf(chain []*x509.Certificate) error {
 	serial := Serial(chain[0].SerialNumber)
 	if f.Revoked(serial) {
 		return fmt.Errorf("%w: %s", ErrRevoked, serial)

@@ -171,6 +171,10 @@ func TestCheckChain(t *testing.T) {
 			if err := feed.CheckChain(tt.chain, tt.at); !errors.Is(err, tt.want) {
 				t.Errorf("error %v, want %v", err, tt.want)
 			}
+			ofAge := errors.Is(tt.want, mtls.ErrStale) || errors.Is(tt.want, mtls.ErrClockSkew)
+			if err := feed.CheckChainAtAnyAge(tt.chain); ofAge && err != nil || !ofAge && !errors.Is(err, tt.want) {
+				t.Errorf("at any age: error %v, want %v", err, tt.want)
+			}
 			if !feed.Revoked(mtls.Serial(bad.Leaf.SerialNumber)) || feed.Revoked(mtls.Serial(good.Leaf.SerialNumber)) || feed.Len() != 1 {
 				t.Error("wrong serials are revoked")
 			}
