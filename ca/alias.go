@@ -40,6 +40,7 @@ var (
 	ErrMissing     = store.ErrMissing
 	ErrExists      = store.ErrExists
 	ErrOtherRoot   = store.ErrOtherRoot
+	ErrNewer       = store.ErrNewer
 	ErrBeforeFloor = store.ErrBeforeFloor
 	ErrForged      = store.ErrForged
 	ErrBadCursor   = store.ErrBadCursor

@@ -128,7 +128,7 @@ func (a *Authority) openRoot(certPEM, crlPEM []byte) error {
 		return err
 	}
 	if time.Now().After(a.rootCRL.NextUpdate) {
-		return fmt.Errorf("the root's CRL has lapsed at %v: sign it anew with rotate sign", a.rootCRL.NextUpdate)
+		return fmt.Errorf("root CRL: it ended at %s: sign another with mayfly-issuer rotate sign", a.rootCRL.NextUpdate.UTC().Format(time.RFC3339))
 	}
 	return nil
 }
@@ -142,10 +142,10 @@ func (a *Authority) openCurrent(ctx context.Context, c Config, base string) erro
 		return fmt.Errorf("intermediate: %w", err)
 	}
 	if revokedBy(a.rootCRL, cert) {
-		return errors.New("intermediate: the root's CRL names it as compromised: install another")
+		return errors.New("intermediate: the root's CRL names it as compromised: install another with mayfly-issuer rotate")
 	}
 	if now := time.Now(); !now.Before(cert.NotAfter) || now.Before(cert.NotBefore) {
-		return fmt.Errorf("intermediate: valid from %v to %v only", cert.NotBefore, cert.NotAfter)
+		return fmt.Errorf("intermediate: it is valid from %s to %s: rotate it, or set this machine's clock", cert.NotBefore.UTC().Format(time.RFC3339), cert.NotAfter.UTC().Format(time.RFC3339))
 	}
 	a.current, err = openIntermediate(ctx, cert, c.Key, a.constraints.TrustDomain, base)
 	if err != nil {
@@ -166,7 +166,7 @@ func (a *Authority) openPrevious(ctx context.Context, previous []Previous, base 
 			return fmt.Errorf("previous intermediate %d: %w", i+1, err)
 		}
 		if constraints.TrustDomain != a.constraints.TrustDomain {
-			return fmt.Errorf("previous intermediate %d: trust domain %s", i+1, constraints.TrustDomain.Name())
+			return fmt.Errorf("previous intermediate %d: it is of trust domain %s", i+1, constraints.TrustDomain.Name())
 		}
 		if a.line(cert.SubjectKeyId) != nil {
 			return fmt.Errorf("previous intermediate %d: configured twice", i+1)
@@ -259,7 +259,7 @@ func (a *Authority) Ready(ctx context.Context) error {
 	now := time.Now()
 	for _, e := range a.Expiries() {
 		if !now.Before(e.NotAfter) {
-			return fmt.Errorf("%s ended at %v", e.What, e.NotAfter)
+			return fmt.Errorf("%s ended at %s", e.What, e.NotAfter.UTC().Format(time.RFC3339))
 		}
 	}
 	_, err := a.CRLs(ctx)

@@ -105,7 +105,7 @@ func (f *issuerFiles) install(ctx context.Context, certPEM []byte, list *x509.Re
 	case err != nil:
 		return nil, fmt.Errorf("intermediate: %w", err)
 	case c.TrustDomain != f.constraints.TrustDomain:
-		return nil, fmt.Errorf("intermediate: trust domain %s", c.TrustDomain.Name())
+		return nil, fmt.Errorf("intermediate: it is of trust domain %s", c.TrustDomain.Name())
 	case revokedBy(list, next):
 		return nil, errors.New("intermediate: the root's CRL names it as compromised")
 	}

@@ -216,7 +216,7 @@ func (r *offlineRoot) signNext(o RotationOptions, now time.Time) (*x509.Certific
 		return nil, fmt.Errorf("request: %w", err)
 	}
 	if equalKeys(csr.PublicKey, r.cert.PublicKey) || equalKeys(csr.PublicKey, r.intermediate.PublicKey) {
-		return nil, errors.New("request: a rotation wants a new key")
+		return nil, errors.New("request: its key is the one in use: make another with mayfly-issuer rotate request")
 	}
 	c := r.constraints
 	if len(o.EngineDNS) > 0 {

@@ -62,7 +62,7 @@ func (a *Authority) Verify(ctx context.Context) (*Verified, error) {
 		faults = append(faults, fmt.Errorf("read certificates: %w", err))
 	} else if told != nil {
 		for _, serial := range slices.Sorted(maps.Keys(told.issued)) {
-			fault(serial, errors.New("an event tells of it, and there is no record"))
+			fault(serial, errors.New("issue event without a record"))
 		}
 	}
 	if v.Events, err = a.store.VerifyEvents(ctx); err != nil {

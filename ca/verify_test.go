@@ -63,7 +63,7 @@ func TestVerifyFindsDamage(t *testing.T) {
 func TestVerifyFindsWhatIsGone(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct{ statement, want string }{
-		"certificate": {"DELETE FROM certificates WHERE serial = x'SERIAL'", "there is no record"},
+		"certificate": {"DELETE FROM certificates WHERE serial = x'SERIAL'", "issue event without a record"},
 		"revocation":  {"DELETE FROM revocations WHERE serial = x'SERIAL'", "its revocation is gone"},
 		"event":       {"UPDATE certificates SET event_seq = 0 WHERE serial = x'SERIAL'; UPDATE events SET type = 'login' WHERE serial = 'SERIAL' AND type = 'issued'", "no event tells of its issuing"},
 	} {

@@ -248,7 +248,7 @@ func parseConfig(file string, data []byte, environ []string) (Config, error) {
 		return Config{}, err
 	}
 	for name := range vars {
-		return Config{}, fmt.Errorf("configuration: %s names no key", name)
+		return Config{}, fmt.Errorf("configuration: there is no key for the variable %s", name)
 	}
 	return c, c.Validate()
 }
@@ -370,7 +370,7 @@ func (c *Config) checkDurations() error {
 		case d.value < 0:
 			errs = append(errs, fmt.Errorf("configuration: %s: %v is negative", d.key, d.value))
 		case d.value == 0 && !d.zero:
-			errs = append(errs, fmt.Errorf("configuration: %s: 0 is no time: leave the key out for its default", d.key))
+			errs = append(errs, fmt.Errorf("configuration: %s: 0 is not a duration for it: leave the key out for its default", d.key))
 		case d.value > d.most:
 			errs = append(errs, fmt.Errorf("configuration: %s: %v is more than %v", d.key, d.value, d.most))
 		}

@@ -89,7 +89,7 @@ func TestParseConfigRefuses(t *testing.T) {
 		"unknown limit":        {minimal + "limits: {conections: 1}\n", "", `sidecar.yaml:3:10: unknown key "conections" in limits; did you mean "connections"?`},
 		"duplicate key":        {minimal + "engine: b\n", "", `sidecar.yaml:3:1: key "engine" occurs twice, first on line 2; keep one`},
 		"second document":      {minimal + "---\nengine: b\n", "", "sidecar.yaml:3:1: a second document"},
-		"unknown variable":     {minimal, "MAYFLY_SIDECAR_ENGIN=x", "names no key"},
+		"unknown variable":     {minimal, "MAYFLY_SIDECAR_ENGIN=x", "no key for the variable MAYFLY_SIDECAR_ENGIN"},
 		"issuer over http":     {strings.Replace(minimal, "https://", "http://", 1), "", "is http, which is for loopback only"},
 		"trust anchor":         {minimal + "trust_anchor: abcd\n", "", "trust anchor is not sha256:"},
 		"audience of another":  {minimal + "audience: sts.amazonaws.com\n", "", "audience \"sts.amazonaws.com\" does not begin with \"mayfly:\""},

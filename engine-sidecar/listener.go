@@ -122,7 +122,7 @@ func (r *refusedPeer) Unwrap() error { return r.Refusal }
 func (f *front) open() (net.Addr, error) {
 	ln, err := relay.ListenConfig(deadPeer).Listen(context.Background(), "tcp", f.addr)
 	if err != nil {
-		return nil, err
+		return nil, wire.ListenError("listen", err)
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -119,7 +119,7 @@ func (s *sidecar) serveStatus(life context.Context) error {
 	}
 	ln, err := net.Listen("tcp", s.cfg.StatusListen)
 	if err != nil {
-		return fmt.Errorf("status listener: %w", err)
+		return wire.ListenError("status_listen", err)
 	}
 	s.statusAddr = ln.Addr()
 	s.workers.Go(func() { s.status(life, ln) })
@@ -185,7 +185,7 @@ func (s *sidecar) boot(ctx, life context.Context) (ready bool, err error) {
 	case <-s.engine.Done():
 		return false, &supervise.ExitError{Code: s.engine.ExitCode()}
 	case <-limit.Done():
-		return false, s.bootError(ctx, limit, errors.New("no fresh revocation feed"))
+		return false, s.bootError(ctx, limit, errors.New("no fresh revocation list"))
 	}
 }
 
@@ -279,7 +279,7 @@ func (s *sidecar) holdGround(away *time.Time) error {
 	out := s.checker.Revoked(revocation.CertificateOf(s.own.now.Load().Chain()))
 	switch {
 	case out && away.IsZero():
-		s.log.Error("own certificate is revoked: not listening until there is another")
+		s.log.Error("server certificate revoked; not listening until renewed")
 		*away = time.Now()
 		s.front.close()
 		s.gate.Shut()
@@ -292,7 +292,7 @@ func (s *sidecar) holdGround(away *time.Time) error {
 		}
 		*away = time.Time{}
 	case out && time.Since(*away) > s.cfg.BootTimeout:
-		err := errors.New("own certificate is revoked")
+		err := errors.New("the server certificate is revoked")
 		if last := s.mintError.Load(); last != nil {
 			err = fmt.Errorf("%w: %w", err, *last)
 		}

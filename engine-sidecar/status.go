@@ -23,7 +23,7 @@ func (s *sidecar) unready() string {
 	case time.Now().After(own.Response.NotAfter):
 		return "own certificate has expired"
 	case s.checker.Revoked(revocation.CertificateOf(own.Chain())):
-		return "own certificate is revoked"
+		return "server certificate is revoked"
 	case s.checker.Stale():
 		return "revocation feed is stale"
 	case s.gate.Draining():

@@ -79,6 +79,9 @@ func storeRemedy(err error) error {
 	case errors.Is(err, ca.ErrOtherRoot):
 		return wire.WithHint(err, "in issuer.yaml, correct store or ca.root: they belong to two CAs")
 	}
+	if errors.Is(err, ca.ErrNewer) {
+		return wire.WithHint(err, "run that version of mayfly-issuer, or a later one")
+	}
 	return fmt.Errorf("store: %w", err)
 }
 

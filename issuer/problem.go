@@ -94,11 +94,11 @@ func named(err error) (*Error, bool) {
 	case errors.Is(err, ca.ErrBeforeFloor):
 		return &Error{Name: wire.ProblemBadToken, Detail: "the token was issued before everything was revoked; ask for a fresh one", Err: err}, true
 	case errors.Is(err, ca.ErrNotFound):
-		return &Error{Name: wire.ProblemNotFound, Detail: "there is no such thing here", Err: err}, true
+		return &Error{Name: wire.ProblemNotFound, Detail: "nothing with this name is recorded here", Err: err}, true
 	case errors.Is(err, ca.ErrBadCursor):
 		return &Error{Name: wire.ProblemBadRequest, Detail: "cursor: not one that this issuer gave", Err: err}, true
 	case errors.Is(err, context.DeadlineExceeded):
-		return &Error{Name: wire.ProblemUnavailable, Detail: "the issuer did not get to it in time; try again", RetryAfter: 1, Err: err}, true
+		return &Error{Name: wire.ProblemUnavailable, Detail: "the issuer was too busy to answer in time; try again", RetryAfter: 1, Err: err}, true
 	case errors.As(err, &tooLarge):
 		return &Error{Name: wire.ProblemTooLarge, Detail: fmt.Sprintf("the body is larger than %d bytes", tooLarge.Limit), Err: err}, true
 	}
@@ -124,13 +124,13 @@ func blockedDetail(e *ca.BlockedError) string {
 func replayDetail(e *ca.ReplayError) string {
 	switch e.Why {
 	case "another key":
-		return "this token has bought a certificate for another key; ask for a fresh token for each certificate"
+		return "this token was used for a certificate with another key; get a fresh token for each certificate"
 	case "another grant":
 		return "this token was used for a certificate that the policy or the issuer's key does not give now; ask for a fresh token"
 	case "":
-		return "this token was used before; ask for a fresh one"
+		return "this token was used before; get a fresh one"
 	}
-	return "the certificate that this token bought is " + e.Why + "; ask for a fresh token"
+	return "this token was used for a certificate that is " + e.Why + "; get a fresh token"
 }
 
 // problemOf makes the document that the client sees.

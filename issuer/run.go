@@ -163,7 +163,7 @@ func (svc *Service) listen(ctx context.Context, dsn, host string) error {
 	if l == nil {
 		made, err := lc.Listen(ctx, "tcp", c.Listen)
 		if err != nil {
-			return fmt.Errorf("listen: %w", err)
+			return wire.ListenError("listen", err)
 		}
 		l = made.(*net.TCPListener) // of network tcp
 	}
@@ -171,7 +171,7 @@ func (svc *Service) listen(ctx context.Context, dsn, host string) error {
 	svc.closers = append(svc.closers, func() { _ = l.Close() })
 	if c.MetricsListen != "" {
 		if svc.scrape, err = lc.Listen(ctx, "tcp", c.MetricsListen); err != nil {
-			return fmt.Errorf("metrics_listen: %w", err)
+			return wire.ListenError("metrics_listen", err)
 		}
 		svc.closers = append(svc.closers, func() { _ = svc.scrape.Close() })
 	}

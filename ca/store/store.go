@@ -31,7 +31,7 @@ var (
 	// ErrOtherRoot: the store belongs to another root.
 	ErrOtherRoot = errors.New("store belongs to another root")
 	// ErrNewer: a later program has opened the store and changed its shape.
-	ErrNewer = errors.New("store is of a later version of mayfly-issuer")
+	ErrNewer = errors.New("a later version of mayfly-issuer has changed the store")
 	// ErrBeforeFloor: the token or the issuing time is before the floor.
 	ErrBeforeFloor = errors.New("before the revocation floor")
 	// ErrForged: a row whose MAC no state key verifies: it was written or

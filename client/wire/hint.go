@@ -1,6 +1,10 @@
 package wire
 
-import "errors"
+import (
+	"errors"
+	"fmt"
+	"syscall"
+)
 
 // WithHint returns err with the one thing to do about it. Settings in a hint
 // have the names of configuration keys.
@@ -26,3 +30,18 @@ func (e *hintedError) Hint() string { return e.hint }
 
 // Unwrap returns the error without its hint.
 func (e *hintedError) Unwrap() error { return e.error }
+
+// ListenError explains why a program cannot listen. key is the setting that has
+// the address.
+func ListenError(key string, err error) error {
+	err = fmt.Errorf("%s: %w", key, err)
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		return WithHint(err, "end the other program that has this address, or change "+key)
+	case errors.Is(err, syscall.EADDRNOTAVAIL):
+		return WithHint(err, "change "+key+" to an address of this machine")
+	case errors.Is(err, syscall.EACCES):
+		return WithHint(err, "change "+key+" to a port above 1023, or give the program CAP_NET_BIND_SERVICE")
+	}
+	return err
+}

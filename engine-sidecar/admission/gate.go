@@ -118,7 +118,7 @@ func (g *Gate) judge(p mtls.Peer) *Refusal {
 	case g.draining:
 		return &Refusal{wire.ReasonDraining, errors.New("the engine is stopping")}
 	case g.shut:
-		return &Refusal{wire.ReasonDraining, errors.New("the sidecar's own certificate is revoked")}
+		return &Refusal{wire.ReasonDraining, errors.New("the server certificate is revoked")}
 	case len(g.relays) >= g.o.MaxRelays:
 		return &Refusal{wire.ReasonLimit, fmt.Errorf("%d connections", len(g.relays))}
 	case g.perRun[keyOf(p)] >= g.o.MaxPerRun:

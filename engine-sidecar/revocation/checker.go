@@ -239,7 +239,7 @@ func (c *Checker) compare(feed *mtls.Feed, now time.Time) {
 
 func (c *Checker) rolledBack(why string, args ...any) {
 	c.o.Report(EventRolledBack)
-	c.o.Logger.Error("revocation feed rolled back: what was seen as revoked stays so", append([]any{"why", why}, args...)...)
+	c.o.Logger.Error("revocation feed rolled back; keeping known revocations", append([]any{"why", why}, args...)...)
 }
 
 func (c *Checker) remember(feed *mtls.Feed, now time.Time) {

@@ -33,7 +33,7 @@ type commands struct {
 	Revoke    revokeCommand    `cmd:"" help:"Revoke on the host, as when the login provider is down." group:"host"`
 	AdminLink adminLinkCommand `cmd:"" help:"Print a link that logs in one person to the admin page, once, within ten minutes." group:"host"`
 	Backup    backupCommand    `cmd:"" help:"Copy the store while it is in use." group:"host"`
-	Restore   restoreCommand   `cmd:"" help:"Put a backup back and raise the floor." group:"host"`
+	Restore   restoreCommand   `cmd:"" help:"Put a backup back, and revoke what was issued before now." group:"host"`
 	Verify    verifyCommand    `cmd:"" help:"Check every stored certificate and the chain of events." group:"host"`
 
 	command.Common

@@ -53,7 +53,7 @@ func (c *revokeCommand) Run(ctx context.Context, i *invocation) error {
 	}
 	res, number, err := h.authority.Revoke(ctx, order)
 	if errors.Is(err, ca.ErrNotFound) {
-		return fmt.Errorf("no certificate %s was issued here; mayfly-issuer verify reads them all", req.Serial)
+		return command.WithHint(fmt.Errorf("no certificate has the serial %s", req.Serial), "copy the serial from `mayfly certs list`, the page, or the sidecar's log")
 	}
 	if err != nil {
 		return err

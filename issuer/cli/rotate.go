@@ -165,7 +165,7 @@ func (c *rotateInstallCommand) Run(ctx context.Context, i *invocation) error {
 	}
 	h, err := openHost(ctx, c.configFlag)
 	if err != nil {
-		return command.WithHint(fmt.Errorf("the files are in place, but the authority does not open: %w", err), "see that ca.key names the new key, and run rotate install again")
+		return command.WithHint(fmt.Errorf("the new files are in place, but the CA cannot be opened: %w", err), "correct ca.key so that it names the new key, and run rotate install again")
 	}
 	defer h.Close()
 	crls, err := h.authority.Publish(ctx, "host/"+hostUser())

@@ -84,7 +84,7 @@ func backupTo(ctx context.Context, st ca.Store, path string) (err error) {
 type restoreCommand struct {
 	configFlag
 	From    string `help:"The backup; - reads it from the input." placeholder:"FILE"`
-	InPlace bool   `help:"The database was restored by its own means: raise the floor only."`
+	InPlace bool   `help:"The database was restored by its own means: only revoke what was issued before now."`
 }
 
 // Run puts a backup in the place of a store that is not there, or takes a store
@@ -120,7 +120,7 @@ func restoreInPlace(ctx context.Context, cfg issuer.Config, by string) (time.Tim
 	defer st.Close()
 	floor, err := ca.RestoreInPlace(ctx, st, by)
 	if err != nil {
-		return time.Time{}, command.WithHint(fmt.Errorf("raise the floor: %w", err), "do not serve this store: run restore --in-place until it succeeds")
+		return time.Time{}, command.WithHint(fmt.Errorf("revoke what was issued before the restore: %w", err), "do not serve this store: run restore --in-place until it succeeds")
 	}
 	return floor, nil
 }
