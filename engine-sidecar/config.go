@@ -86,6 +86,10 @@ type Config struct {
 	// EngineSocket is the absolute path of the engine's unix socket. Default
 	// /run/dagger/engine.sock.
 	EngineSocket string `yaml:"engine_socket"`
+	// EngineVersion is what the engine is, for the issuer to show and for mayfly
+	// doctor to compare: a version, or an image's reference, of which the name and
+	// the tag are reported. Default: not known.
+	EngineVersion string `yaml:"engine_version"`
 	// EngineEnv are variables for the engine beside those that every engine gets
 	// (mayfly-sidecar check lists them): NAME=VALUE, NAME to pass on the sidecar's
 	// own value, or PREFIX* for all of its variables that begin so. Names that look
@@ -150,6 +154,9 @@ type Program struct {
 	EngineOut, EngineErr io.Writer
 	// Logger is the sidecar's log. Nil discards it.
 	Logger *slog.Logger
+	// Version is the sidecar's own, without spaces, for the issuer to show. Empty:
+	// not known.
+	Version string
 	// Signals are passed on to the engine. May be nil.
 	Signals <-chan os.Signal
 	// Listening, if not nil, hears of each start of listening, and of the
@@ -345,6 +352,7 @@ func (c *Config) Validate() error {
 	for _, p := range c.EngineHide {
 		wrong(!filepath.IsAbs(p), "engine_hide: %q is not an absolute path", p)
 	}
+	wrong(!validVersion(c.EngineVersion), "engine_version %q is not a version or an image's reference of at most %d characters", c.EngineVersion, maxEngineVersion)
 	err = supervise.CheckEnvironment(c.EngineEnv)
 	wrong(err != nil, "engine_env: %v", err)
 	return errors.Join(append(errs, c.checkIssuer(), c.checkDurations(), c.Limits.check())...)

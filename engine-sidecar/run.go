@@ -285,6 +285,7 @@ func (s *sidecar) holdGround(away *time.Time) error {
 		s.gate.Shut()
 		s.gate.CutAll(wire.ReasonDraining)
 		s.gate.EndControls()
+		s.reporter.announce()
 	case !out && !away.IsZero():
 		s.gate.Reopen()
 		if err := s.listen(); err != nil {
@@ -307,6 +308,7 @@ func (s *sidecar) listen() error {
 		return err
 	}
 	s.log.Info("listening", "addr", addr.String(), "engine", s.cfg.Engine)
+	s.reporter.announce()
 	if f := s.cfg.Program.Listening; f != nil {
 		f(addr, s.statusAddr)
 	}

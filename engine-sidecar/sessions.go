@@ -65,8 +65,9 @@ type session struct {
 // reporter tells the issuer of sessions. Relays never wait for it: it holds
 // what it could not tell yet, within bounds.
 type reporter struct {
-	s    *sidecar
-	wake chan struct{}
+	s      *sidecar
+	wake   chan struct{}
+	status statusReports
 
 	mu    sync.Mutex
 	live  map[*session]struct{}
@@ -81,7 +82,9 @@ type reporter struct {
 }
 
 func newReporter(s *sidecar) *reporter {
-	return &reporter{s: s, wake: make(chan struct{}, 1), live: map[*session]struct{}{}, most: wire.MaxSessionReports}
+	r := &reporter{s: s, wake: make(chan struct{}, 1), live: map[*session]struct{}{}, most: wire.MaxSessionReports}
+	r.status.changed, r.status.send = make(chan struct{}, 1), r.sendStatus
+	return r
 }
 
 // open notes a new relay.
@@ -168,8 +171,9 @@ func (r *reporter) waiting() int {
 // run tells until ctx ends, and then what is left, a last time.
 func (r *reporter) run(ctx context.Context) {
 	defer r.last(ctx)
-	progress := time.NewTicker(reportProgress)
+	progress, status := time.NewTicker(reportProgress), time.NewTicker(wire.StatusEvery)
 	defer progress.Stop()
+	defer status.Stop()
 	retry := reportDelay
 	failing := false
 	for {
@@ -179,12 +183,17 @@ func (r *reporter) run(ctx context.Context) {
 		case <-r.wake:
 		case <-progress.C:
 			r.progress()
+		case <-r.status.changed:
+			r.status.due = true
+		case <-status.C:
+			r.status.due = r.status.listened.Load()
 		}
 		if !sleep(ctx, reportDelay) {
 			return
 		}
 		if err := r.flush(ctx); err == nil {
 			retry, failing = reportDelay, false
+			r.reportStatus(ctx)
 			continue
 		} else if !failing && ctx.Err() == nil {
 			r.s.log.Warn("sessions are not reported", "error", err, "waiting", r.waiting())
@@ -204,7 +213,10 @@ func (r *reporter) last(ctx context.Context) {
 	defer cancel()
 	if err := r.flush(ctx); err != nil {
 		r.s.log.Warn("last sessions are not reported", "error", err, "waiting", r.waiting())
+		return
 	}
+	r.status.stopped, r.status.due = true, r.status.listened.Load()
+	r.reportStatus(ctx)
 }
 
 // progress puts the live sessions among the news whose bytes have moved, or of

@@ -48,9 +48,12 @@ type fakeIssuer struct {
 	changed      chan struct{} // closed at each change of the feed
 	feed         mtlstest.Feed
 	feedPEM      []byte
-	down         bool                          // answers 503 to everything
-	frozen       bool                          // answers 204 to every wait, whatever the feed says
-	denied       bool                          // issues nothing
+	down         bool   // answers 503 to everything
+	frozen       bool   // answers 204 to every wait, whatever the feed says
+	denied       bool   // issues nothing
+	earlier      bool   // is of a version that knows no status
+	refusal      string // of every status
+	statuses     []wire.SidecarStatus
 	misreads     func(wire.SessionReport) bool // session reports that it does not understand; nil: it does them all
 	ttl          time.Duration                 // of server certificates
 	intermediate int                           // that signs them
@@ -186,7 +189,7 @@ func (f *fakeIssuer) sessions(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case errors.As(err, new(*http.MaxBytesError)):
 		status = http.StatusRequestEntityTooLarge
-	case err != nil, len(req.Reports) > wire.MaxSessionReports, f.misreads != nil && slices.ContainsFunc(req.Reports, f.misreads):
+	case err != nil, f.earlier && req.Status != nil, len(req.Reports) > wire.MaxSessionReports, f.misreads != nil && slices.ContainsFunc(req.Reports, f.misreads):
 		status = http.StatusBadRequest
 	}
 	f.reportCalls = append(f.reportCalls, reportCall{token: strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer "), status: status, reports: len(req.Reports)})
@@ -197,7 +200,12 @@ func (f *fakeIssuer) sessions(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	f.reports = append(f.reports, req.Reports...)
-	_ = json.NewEncoder(w).Encode(wire.SessionsResponse{Accepted: len(req.Reports)})
+	answer := wire.SessionsResponse{Accepted: len(req.Reports)}
+	if req.Status != nil {
+		f.statuses = append(f.statuses, *req.Status)
+		answer.StatusRefused = f.refusal
+	}
+	_ = json.NewEncoder(w).Encode(answer)
 }
 
 // reportCall is one POST of session reports.

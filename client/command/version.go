@@ -50,6 +50,15 @@ func ReadBuild() Build {
 	return b
 }
 
+// Short is the version in one word: of a program that was built from a commit
+// and is no release, with the commit.
+func (b Build) Short() string {
+	if b.Version != "(devel)" || len(b.Revision) < 12 {
+		return b.Version
+	}
+	return "devel-" + b.Revision[:12]
+}
+
 // Version is the command version.
 type Version struct {
 	JSON bool `help:"Print one JSON document." name:"json"`

@@ -137,7 +137,7 @@ func (c *runCommand) Run(ctx context.Context, stdio Stdio, flags command.Log) er
 	signal.Notify(others, syscall.SIGHUP, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGQUIT)
 	defer signal.Stop(others)
 	cfg.Program = sidecar.Program{
-		Command: engine, EngineOut: stdio.Out, EngineErr: stdio.Err, Logger: log, Signals: others,
+		Command: engine, EngineOut: stdio.Out, EngineErr: stdio.Err, Logger: log, Signals: others, Version: command.ReadBuild().Short(),
 	}
 	exit, err := sidecar.Run(ctx, cfg)
 	if err != nil {

@@ -73,6 +73,9 @@ func TestDockerfiles(t *testing.T) {
 			if diff := cmp.Diff([][]string{c.entrypoint, c.cmd}, [][]string{config.Config.Entrypoint, config.Config.Cmd}); diff != "" {
 				t.Error(diff)
 			}
+			if c.program == "mayfly-sidecar" && !slices.Contains(config.Config.Env, "MAYFLY_SIDECAR_ENGINE_VERSION=base") {
+				t.Errorf("the image's environment is %q: it does not name the engine's version", config.Config.Env)
+			}
 			want := append([]string{"base", "usr/local/bin/" + c.program}, c.files...)
 			got := filesOf(t, image)
 			for _, file := range want {
