@@ -25,6 +25,7 @@ type statusReports struct {
 
 	// Owned by reporter.run.
 	due     bool
+	sent    bool // one or more
 	stopped bool
 	failing bool      // the last one was not taken
 	paused  time.Time // until when none is sent
@@ -64,14 +65,15 @@ func (r *reporter) sendStatus(ctx context.Context, stopped bool) (refused string
 	if err != nil {
 		return "", err
 	}
-	status := r.s.ownStatus(stopped)
+	status := r.s.ownStatus(!r.status.sent, stopped)
+	r.status.sent = true
 	answer, err := r.s.issuer.Report(ctx, token, wire.SessionsRequest{Status: &status})
 	return answer.StatusRefused, err
 }
 
-// ownStatus is what the sidecar reports of itself. One that stops has stopped its
-// engine before.
-func (s *sidecar) ownStatus(stopped bool) wire.SidecarStatus {
+// ownStatus is what the sidecar reports of itself: the first time, when it stops,
+// or in between. One that stops has stopped its engine before.
+func (s *sidecar) ownStatus(first, stopped bool) wire.SidecarStatus {
 	own := s.own.now.Load()
 	status := wire.SidecarStatus{
 		State: wire.SidecarListening, Version: s.cfg.Program.Version, EngineVersion: reportedVersion(s.cfg.EngineVersion),
@@ -83,6 +85,9 @@ func (s *sidecar) ownStatus(stopped bool) wire.SidecarStatus {
 	switch {
 	case stopped:
 		status.State = wire.SidecarStopped
+		return status
+	case first:
+		status.EngineSocket = wire.SocketOK // it has just answered, or nothing would listen
 		return status
 	case s.checker.Revoked(revocation.CertificateOf(own.Chain())):
 		status.State = wire.SidecarPaused
