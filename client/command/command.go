@@ -66,10 +66,38 @@ func (p Program) Parse(grammar any, args []string, s Stdio) (*kong.Context, erro
 	if left {
 		return nil, nil
 	}
+	if err == nil {
+		err = refuseEmpty(k)
+	}
 	if err != nil {
 		return nil, p.usageError(err)
 	}
 	return k, nil
+}
+
+// refuseEmpty refuses an empty value of a flag or argument that is needed:
+// --dir "$DIR" with DIR unset names no folder.
+func refuseEmpty(k *kong.Context) error {
+	for _, at := range k.Path {
+		var v *kong.Value
+		switch {
+		case at.Flag != nil:
+			v = at.Flag.Value
+		case at.Positional != nil:
+			v = at.Positional
+		default:
+			continue
+		}
+		// Kong makes no element of an empty value of a list.
+		if kind := v.Target.Kind(); !v.Required || kind != reflect.String && kind != reflect.Slice || v.Target.Len() > 0 {
+			continue
+		}
+		if at.Flag != nil {
+			return fmt.Errorf("--%s is empty", at.Flag.Name)
+		}
+		return fmt.Errorf("<%s> is empty", v.Name)
+	}
+	return nil
 }
 
 // parser is kong for this program's grammar.

@@ -5,10 +5,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -103,8 +105,46 @@ func TestEnd(t *testing.T) {
 		{&UsageError{What: "odd", Hint: "be even"}, 2, "prog: error: odd\nprog: hint: be even\n"},
 	} {
 		var out bytes.Buffer
-		if code := p.End(&out, tt.err); code != tt.code || out.String() != tt.want {
+		if code := p.End(&out, Log{}, tt.err); code != tt.code || out.String() != tt.want {
 			t.Errorf("%v: %d %q, want %d %q", tt.err, code, out.String(), tt.code, tt.want)
+		}
+	}
+}
+
+// With --log-format json what ends a program is a record of its log.
+func TestEndAsJSON(t *testing.T) {
+	t.Parallel()
+	var out bytes.Buffer
+	var record struct {
+		Level, Msg string
+		Hints      []string
+		ExitCode   int `json:"exit_code"`
+	}
+	code := Program{Name: "prog"}.End(&out, Log{LogFormat: "json"}, WithHint(errors.New("no store"), "make one"))
+	if err := json.Unmarshal(out.Bytes(), &record); err != nil || code != 1 || record.ExitCode != 1 || record.Level != "ERROR" || record.Msg != "no store" || !slices.Equal(record.Hints, []string{"make one"}) {
+		t.Errorf("%d %v %s", code, err, out.String())
+	}
+}
+
+// What is needed is not empty: a variable that is not set is no value.
+func TestNeededIsNotEmpty(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		args []string
+		want string // part of the error; empty: accepted
+	}{
+		{[]string{"need", "--out", "a", "--names", "b", "c"}, ""},
+		{[]string{"need", "--out", "", "--names", "b", "c"}, "--out is empty"},
+		{[]string{"need", "--out=", "--names", "b", "c"}, "--out is empty"},
+		{[]string{"need", "--out", "a", "--names", "", "c"}, "--names is empty"},
+		{[]string{"need", "--out", "a", "--names", "b", ""}, "<what> is empty"},
+		{[]string{"need", "--names", "b", "c"}, "--out"},
+		{[]string{"--file", "", "ring", "bell"}, ""},
+	} {
+		var g grammar
+		_, err := prog.Parse(&g, tt.args, Stdio{Out: io.Discard, Err: io.Discard})
+		if got := fmt.Sprint(err); (err == nil) != (tt.want == "") || err != nil && !strings.Contains(got, tt.want) {
+			t.Errorf("%q: %v, want %q", tt.args, err, tt.want)
 		}
 	}
 }

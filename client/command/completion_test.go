@@ -26,6 +26,11 @@ type grammar struct {
 		} `cmd:"" help:"Ring a book."`
 		Spare struct{} `cmd:"" hidden:""`
 	} `cmd:"" help:"Ring it: now."`
+	Need struct {
+		Out   string   `required:""`
+		Names []string `required:""`
+		What  string   `arg:""`
+	} `cmd:"" hidden:""`
 	Run struct {
 		Args []string `arg:"" optional:"" passthrough:""`
 	} `cmd:"" help:"Run it."`
@@ -43,7 +48,7 @@ func TestMain(m *testing.M) {
 		if err == nil && k != nil {
 			err = k.Run()
 		}
-		os.Exit(prog.End(os.Stderr, err))
+		os.Exit(prog.End(os.Stderr, g.Log, err))
 	}})
 }
 

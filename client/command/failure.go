@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/alecthomas/kong"
@@ -74,20 +75,15 @@ func (h *hinted) Unwrap() error { return h.error }
 // does that of any error with a method Hint.
 func WithHint(err error, hint string) error { return &hinted{err, hint} }
 
-// End prints err and its hint, unless err is nil or an Exit, and returns the exit
-// code.
-func (p Program) End(w io.Writer, err error) int {
+// End prints err and its hint to stderr, unless err is nil or an Exit, and returns
+// the exit code. With --log-format json both are one record of the log.
+func (p Program) End(stderr io.Writer, log Log, err error) int {
 	if err == nil {
 		return ExitOK
 	}
 	var exit Exit
 	if errors.As(err, &exit) {
 		return int(exit)
-	}
-	prefix := p.Name + ": error:"
-	for line := range strings.Lines(err.Error()) {
-		fmt.Fprintf(w, "%s %s\n", prefix, Printable(strings.TrimRight(line, "\n")))
-		prefix = " "
 	}
 	code, hint := ExitFailed, ""
 	var usage *UsageError
@@ -101,10 +97,22 @@ func (p Program) End(w io.Writer, err error) int {
 	case errors.As(err, &h):
 		hint = h.Hint()
 	}
-	prefix = p.Name + ": hint:"
-	for line := range strings.Lines(hint) {
+	if log.LogFormat == "json" {
+		hints := slices.Collect(strings.Lines(hint))
+		log.Logger(stderr).Error(err.Error(), "hints", hints, "exit_code", code)
+		return code
+	}
+	p.print(stderr, ": error:", err.Error())
+	p.print(stderr, ": hint:", hint)
+	return code
+}
+
+// print writes text after the program's name and kind; further lines are
+// indented.
+func (p Program) print(w io.Writer, kind, text string) {
+	prefix := p.Name + kind
+	for line := range strings.Lines(text) {
 		fmt.Fprintf(w, "%s %s\n", prefix, Printable(strings.TrimRight(line, "\n")))
 		prefix = " "
 	}
-	return code
 }

@@ -59,7 +59,7 @@ func Run(ctx context.Context, args []string, stdio Stdio) int {
 		k.BindTo(ctx, (*context.Context)(nil))
 		err = k.Run(stdio, c.Log)
 	}
-	return program.End(stdio.Err, err)
+	return program.End(stdio.Err, c.Log, err)
 }
 
 // configFlag names the configuration file.

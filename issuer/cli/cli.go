@@ -63,7 +63,7 @@ func Run(ctx context.Context, args []string, stdio Stdio) int {
 		k.BindTo(ctx, (*context.Context)(nil))
 		err = k.Run(&invocation{Stdio: stdio, log: c.Log})
 	}
-	return program.End(stdio.Err, err)
+	return program.End(stdio.Err, c.Log, err)
 }
 
 // invocation is one run of a command.
