@@ -58,7 +58,7 @@ type Service struct {
 	closers   []func()
 }
 
-// Open checks c, drops to run_as, opens store, keys and policy, and listens.
+// Open checks c, listens, drops to run_as, and opens store, keys and policy.
 func Open(ctx context.Context, c Config) (*Service, error) {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
@@ -84,6 +84,9 @@ func (svc *Service) open(ctx context.Context) error {
 	c := svc.config
 	dsn, err := c.StoreDSN()
 	if err != nil {
+		return err
+	}
+	if err := svc.listen(ctx); err != nil { // while root still may take port 443
 		return err
 	}
 	if err := becomeUser(c.RunAs, dsn, svc.logger); err != nil {
@@ -124,7 +127,7 @@ func (svc *Service) open(ctx context.Context) error {
 	if _, err := svc.authority.CRLs(ctx); err != nil {
 		return fmt.Errorf("sign the first CRL: %w", err)
 	}
-	return svc.listen(ctx, dsn, u.Hostname())
+	return svc.openKeeper(ctx, dsn, u.Hostname())
 }
 
 // PolicyOptions are what the authority's certificates demand of a policy.
@@ -144,10 +147,9 @@ func PolicyOptionsOf(intermediate *x509.Certificate) policy.Options {
 	return o
 }
 
-func (svc *Service) listen(ctx context.Context, dsn, host string) error {
-	c := svc.config
-	var err error
-	switch c.TLS.Mode {
+// openKeeper opens the listener's certificate for host.
+func (svc *Service) openKeeper(ctx context.Context, dsn, host string) (err error) {
+	switch c := svc.config; c.TLS.Mode {
 	case TLSSelf:
 		svc.keeper, err = selfKeeper(ctx, svc.authority, host, svc.logger)
 	case TLSACME:
@@ -155,9 +157,12 @@ func (svc *Service) listen(ctx context.Context, dsn, host string) error {
 	case TLSFiles:
 		svc.keeper, err = fileKeeper(ctx, c.TLS.Cert, c.TLS.Key, svc.logger)
 	}
-	if err != nil {
-		return err
-	}
+	return err
+}
+
+// listen takes the ports. Serve answers on them.
+func (svc *Service) listen(ctx context.Context) (err error) {
+	c := svc.config
 	var lc net.ListenConfig
 	l := c.Listener
 	if l == nil {
