@@ -24,7 +24,7 @@ type doctorCommand struct {
 }
 
 func (doctorCommand) Help() string {
-	return `Goes the way of a build, one step after the other, and stops at the first that is broken, with its remedy: variables, issuer, clock, token, its claims (without the signature), the policy's decision, the CA's expiry, the engine's address, TLS and the engine's admission. It buys one certificate and wakes the engine.
+	return `Goes the way of a build, one step after the other, and stops at the first that is broken, with its remedy: variables, issuer, clock, token, its claims (without the signature), the policy's decision, the CA's expiry, the engine's address, TLS and the engine's admission. It buys one certificate and wakes the engine. Where dagger is in PATH it warns when the engine's version is another.
 
 Exit codes are those of the step that is broken.`
 }
@@ -348,5 +348,11 @@ func (d *checkup) admitted(ctx context.Context) (string, error) {
 		return "", err
 	}
 	conn.Close()
-	return fmt.Sprintf("engine %s proved its name and admits the certificate, in %d ms", d.client.Info().Engines[0].Name, time.Since(start).Milliseconds()), nil
+	took := time.Since(start).Milliseconds()
+	e := d.client.Info().Engines[0]
+	runs := d.p.compareDagger(ctx, e.Name, e.Version)
+	if runs != "" {
+		runs += " and"
+	}
+	return fmt.Sprintf("engine %s%s proved its name and admits the certificate, in %d ms", e.Name, runs, took), nil
 }
