@@ -151,7 +151,10 @@ func (e *CutError) Error() string {
 	if e.Reason == wire.ReasonExpired && !e.NotAfter.IsZero() {
 		what += " at " + stamp(e.NotAfter)
 	}
-	s := fmt.Sprintf("engine %s: %s, serial %s: it ended the connection", e.Engine, what, e.Serial)
+	s := fmt.Sprintf("engine %s: %s, serial %s", e.Engine, what, e.Serial)
+	if e.Reason != ReasonSilence && e.Reason != ReasonLost {
+		s += ": it ended the connection"
+	}
 	if e.Renewal != nil {
 		s += fmt.Sprintf("; renewing the certificate fails: %v", e.Renewal)
 	}

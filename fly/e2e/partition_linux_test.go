@@ -48,7 +48,7 @@ func TestPacketsLost(t *testing.T) {
 	d.buildctlWithFiles("6102")
 	d.engine.drop("toRunner")
 	lost := time.Now()
-	build.out.await(patience, "engine default: its machine has said nothing for")
+	build.out.await(patience, "machine did not answer for 20s")
 	t.Logf("the job knew after %v", time.Since(lost))
 	d.sidecarLog.await(patience, `"relay ended"`, `"reason":"silence"`, `"run":"6100/`)
 	t.Logf("the sidecar knew after %v", time.Since(lost))
