@@ -70,7 +70,23 @@ func TestActionMetadata(t *testing.T) {
 			}
 		}
 	}
+	page, err := os.ReadFile(filepath.Join(dir, "README.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name := range action.Outputs {
+		if !regexp.MustCompile("(?m)^\\| `" + name + "` \\| .+ \\|$").Match(page) {
+			t.Errorf("the page's table lacks output %s", name)
+		}
+	}
 	for name, in := range action.Inputs {
+		value := ""
+		if in.Default != nil && *in.Default != "" {
+			value = "`" + *in.Default + "` "
+		}
+		if !regexp.MustCompile("(?m)^\\| `" + name + "` \\| " + value + "\\| .+ \\|$").Match(page) {
+			t.Errorf("the page's table lacks input %s with default %q", name, value)
+		}
 		if in.Required == (in.Default != nil) {
 			t.Errorf("input %s must be required or have a default", name)
 		}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/cgi"
 	"net/http/httptest"
 	"os"
 	"os/exec"
@@ -17,12 +18,14 @@ import (
 )
 
 // testRelease is the version that releases of tests have.
-const testRelease = "v9.8.7-test.1"
+const testRelease = "v1.98.7"
 
 // releaseHost serves a release as GitHub does: its own host answers with a
 // redirect to another, whose address is signed.
 type releaseHost struct {
+	host   string // name and port of the host that releases and repositories are at
 	action string // a copy of the action that pins this release
+	git    string // folder of the repositories; empty until publish
 	asset  string // what this machine's program is called
 	bytes  []byte // the program
 	ca     string // PEM file that both hosts verify by
@@ -81,16 +84,54 @@ func (h *releaseHost) serve(t *testing.T) {
 	}))
 	t.Cleanup(assets.Close)
 	host := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path != "/releases/download/"+testRelease+"/"+h.asset {
+		switch {
+		case r.URL.Path == "/mayfly-ca/mayfly/releases/download/"+testRelease+"/"+h.asset:
+			http.Redirect(w, r, assets.URL+"/object?sig=signed-secret", http.StatusFound)
+		case h.git != "" && strings.HasPrefix(r.URL.Path, "/mayfly-ca/"):
+			h.serveGit(w, r)
+		default:
 			http.NotFound(w, r)
-			return
 		}
-		http.Redirect(w, r, assets.URL+"/object?sig=signed-secret", http.StatusFound)
 	}))
 	t.Cleanup(host.Close)
 	h.ca = filepath.Join(t.TempDir(), "ca.pem")
 	writeFile(t, h.ca, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: host.Certificate().Raw})))
-	h.pin(t, func(c *checksums) { c.Base = host.URL + "/releases/download" })
+	h.host = host.Listener.Addr().String()
+	h.pin(t, func(c *checksums) { c.Base = strings.Replace(c.Base, "https://github.com", host.URL, 1) })
+}
+
+// publish makes the host serve the action as the repository mayfly-ca/mayfly, in
+// which v1 was moved to the release as release.yml moves it.
+func (h *releaseHost) publish(t *testing.T) {
+	t.Helper()
+	script, err := filepath.Abs("../../.github/major-tag.sh")
+	if err != nil {
+		t.Fatal(err)
+	}
+	clone, folder := filepath.Join(h.action, "..", ".."), t.TempDir()
+	remote := filepath.Join(folder, "mayfly-ca", "mayfly")
+	must(t, "git", "init", "-q", "--bare", "--initial-branch", "main", remote)
+	for _, args := range [][]string{
+		{"init", "-q"}, {"add", "-A"}, {"-c", "user.name=e2e", "-c", "user.email=e2e@example.com", "commit", "-q", "-m", testRelease}, {"tag", testRelease},
+		{"remote", "add", "origin", remote}, {"push", "-q", "origin", "HEAD:refs/heads/main", testRelease},
+	} {
+		must(t, "git", append([]string{"-C", clone}, args...)...)
+	}
+	must(t, "sh", "-c", `cd "$0" && "$1" "$2"`, clone, script, testRelease)
+	h.git = folder
+}
+
+// serveGit answers git's client, and act's, as GitHub does.
+func (h *releaseHost) serveGit(w http.ResponseWriter, r *http.Request) {
+	path, err := exec.Command("git", "--exec-path").Output()
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	(&cgi.Handler{
+		Path: filepath.Join(strings.TrimSpace(string(path)), "git-http-backend"), Root: "/",
+		Env: []string{"GIT_PROJECT_ROOT=" + h.git, "GIT_HTTP_EXPORT_ALL=1", "GIT_CONFIG_COUNT=1", "GIT_CONFIG_KEY_0=safe.directory", "GIT_CONFIG_VALUE_0=*"},
+	}).ServeHTTP(w, r)
 }
 
 // checksums is client/action/checksums.json.

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
@@ -14,66 +15,100 @@ import (
 // act runs workflows without GitHub and, in host mode, without Docker.
 const act = "github.com/nektos/act@v0.2.89"
 
-// readmeWorkflow is what the README tells people to paste.
-func readmeWorkflow(t *testing.T) string {
+// workflows are those that a page tells people to paste: its YAML that begins
+// with on:, by the heading above it.
+func workflows(t *testing.T, page string) map[string]string {
 	t.Helper()
-	data, err := os.ReadFile("../../README.md")
+	data, err := os.ReadFile(page)
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, rest, found := strings.Cut(string(data), "## In your workflow\n\n```yaml\n")
-	text, _, closed := strings.Cut(rest, "```\n")
-	if !found || !closed {
-		t.Fatal("the README has no workflow under its heading")
-	}
-	return text
-}
-
-// The README's workflow as it stands is a workflow.
-func TestReadmeWorkflowLints(t *testing.T) {
-	t.Parallel()
-	repo := t.TempDir()
-	must(t, "git", "init", "-q", repo)
-	writeFile(t, filepath.Join(repo, ".github", "workflows", "build.yml"), readmeWorkflow(t))
-	lint(t, repo)
-}
-
-// localWorkflow makes the README's workflow one for this machine: the action's
-// path, the issuer, and, since there is no Docker here, buildctl.
-func localWorkflow(t *testing.T, issuer string) string {
-	t.Helper()
-	text := readmeWorkflow(t)
-	for _, change := range [][2]string{
-		{"mayfly-ca/mayfly/client/action@v1", "./client/action"},
-		{"https://issuer.example.com", issuer},
-		{`docker buildx create --use --driver remote "$BUILDKIT_HOST"`, `"$BUILDCTL" build --progress plain --frontend dockerfile.v0 --local context=context --local dockerfile=context --output type=local,dest=out`},
-		{"docker buildx build .", "./out/artifact"},
-		{"          trust-anchor: sha256:... # printed by mayfly-issuer init\n", ""}, // the issuer's CA file is in the environment
-	} {
-		if strings.Count(text, change[0]) != 1 {
-			t.Fatalf("the README's workflow has not one %q:\n%s", change[0], text)
+	found := map[string]string{}
+	heading := ""
+	for part := range strings.SplitSeq(string(data), "\n```") {
+		if text, ok := strings.CutPrefix(part, "yaml\non: "); ok {
+			found[heading] = "on: " + text + "\n"
+			continue
 		}
-		text = strings.Replace(text, change[0], change[1], 1)
+		for line := range strings.Lines(part) {
+			if strings.HasPrefix(line, "#") {
+				heading = strings.TrimSpace(strings.TrimLeft(line, "#"))
+			}
+		}
 	}
-	return text
+	return found
+}
+
+// pages have workflows, and so many.
+var pages = map[string]int{"../../README.md": 1, "../../client/action/README.md": 4}
+
+// The pages' workflows as they stand are workflows.
+func TestReadmeWorkflowsLint(t *testing.T) {
+	t.Parallel()
+	for page, want := range pages {
+		repo := t.TempDir()
+		must(t, "git", "init", "-q", repo)
+		found := workflows(t, page)
+		if len(found) != want {
+			t.Errorf("%s has %d workflows, want %d", page, len(found), want)
+		}
+		for heading, text := range found {
+			writeFile(t, filepath.Join(repo, ".github", "workflows", strings.ReplaceAll(heading, " ", "-")+".yml"), text)
+		}
+		lint(t, repo)
+	}
+}
+
+// Until there is a release the pages say what works without one.
+func TestReadmeNamesARef(t *testing.T) {
+	t.Parallel()
+	data, err := os.ReadFile("../../client/action/checksums.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var pinned checksums
+	if err := json.Unmarshal(data, &pinned); err != nil {
+		t.Fatal(err)
+	}
+	for page := range pages {
+		text, err := os.ReadFile(page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		said := strings.Contains(string(text), "Until the first release") && strings.Contains(string(text), "client/action@main")
+		if want := pinned.Latest == ""; said != want {
+			t.Errorf("%s says what to use before the first release: %v, want %v", page, said, want)
+		}
+	}
 }
 
 // What a job does, against a real engine: one stack serves all of it.
 func TestJob(t *testing.T) {
 	needRoot(t)
-	repo := t.TempDir()
-	release := newReleaseHost(t, filepath.Join(repo, "client", "action"))
+	release := newReleaseHost(t, filepath.Join(t.TempDir(), "client", "action"))
+	release.publish(t)
 	s := startStack(t)
-	t.Run("workflow", func(t *testing.T) { testWorkflow(t, s, release, repo) })
+	t.Run("workflows", func(t *testing.T) { testWorkflows(t, s, release) })
 	t.Run("files", func(t *testing.T) { testFiles(t, s) })
 }
 
-// The workflow that the README shows, run as GitHub runs it: the action brings
-// the program from a release, a build goes through the tunnel, and the post step
-// reports what went through.
-func testWorkflow(t *testing.T, s *stack, release *releaseHost, repo string) {
-	copyTree(t, filepath.Join(s.dir, "state", "context"), filepath.Join(repo, "context"))
-	writeFile(t, filepath.Join(repo, ".github", "workflows", "build.yml"), localWorkflow(t, s.env["MAYFLY_ISSUER"]))
+// The workflows of the pages, run as GitHub runs them: @v1 is fetched and brings
+// the program from its release, a build goes through the tunnel, and the post
+// step reports what went through.
+func testWorkflows(t *testing.T, s *stack, release *releaseHost) {
+	_, err := exec.LookPath("docker")
+	need(t, err == nil, "it builds with Docker's client: apt-get install docker-cli, or docker.io where there is none")
+	repo := t.TempDir()
+	copyTree(t, filepath.Join(s.dir, "state", "context"), repo)
+	for name, text := range map[string]string{
+		"readme":   workflows(t, "../../README.md")["In your workflow"],
+		"buildctl": workflows(t, "../../client/action/README.md")["buildctl"],
+	} {
+		text = strings.Replace(text, "https://issuer.example.com", s.env["MAYFLY_ISSUER"], 1)
+		text = strings.Replace(text, "          trust-anchor: sha256:... # printed by mayfly-issuer init\n", "", 1) // the CA file is in the environment
+		text = strings.Replace(text, "  build:", "  "+name+":", 1)
+		writeFile(t, filepath.Join(repo, ".github", "workflows", name+".yml"), text)
+	}
 	must(t, "git", "-C", repo, "init", "-q")
 	must(t, "git", "-C", repo, "add", "-A")
 	must(t, "git", "-C", repo, "-c", "user.name=e2e", "-c", "user.email=e2e@example.com", "commit", "-q", "-m", "e2e")
@@ -83,11 +118,13 @@ func testWorkflow(t *testing.T, s *stack, release *releaseHost, repo string) {
 		t.Fatalf("act: %v\n%s", err, out)
 	}
 	for _, want := range []string{
-		"mayfly from release " + testRelease, "hello from mayfly: built in container",
-		"who: ", "rule: app-main", "serial: ", "connections: 1", "bytes sent: 1.", "ended by: the end of the job", "time to wake: ",
+		"mayfly from release " + testRelease, "waking engine default at ", "built in container", "engine default proved its name",
+		"who: ", "rule: app-main", "serial: ", "connections: ", "bytes sent: ", "ended by: the end of the job", "time to wake: ",
 	} {
-		if !strings.Contains(out, want) {
-			t.Errorf("the workflow's log lacks %q\n%s", want, out)
+		for _, job := range []string{"readme", "buildctl"} {
+			if !strings.Contains(jobLog(out, job), want) && !(job == "readme" && want == "engine default proved its name") {
+				t.Errorf("the log of job %s lacks %q\n%s", job, want, out)
+			}
 		}
 	}
 	if strings.Contains(out, s.env["ACTIONS_ID_TOKEN_REQUEST_TOKEN"]) {
@@ -98,23 +135,50 @@ func testWorkflow(t *testing.T, s *stack, release *releaseHost, repo string) {
 	}
 }
 
-// runAct runs the workflow of a repository for a push.
+// jobLog is what act printed of one job: lines begin [workflow/job].
+func jobLog(out, job string) string {
+	var lines strings.Builder
+	for line := range strings.Lines(out) {
+		if name, _, _ := strings.Cut(line, "]"); strings.HasSuffix(strings.TrimSpace(name), "/"+job) {
+			lines.WriteString(line)
+		}
+	}
+	return lines.String()
+}
+
+// runAct runs the workflows of a repository for a push. Its GitHub is the
+// release's host.
 func runAct(t *testing.T, repo string, s *stack, release *releaseHost) (string, error) {
 	t.Helper()
 	node, err := exec.LookPath("node")
 	if err != nil {
 		t.Fatal(err)
 	}
-	args := []string{"run", act, "push", "-P", "ubuntu-latest=-self-hosted", "-C", repo}
+	docker := t.TempDir() // Docker's client finds buildx among its plugins
+	if err := os.Mkdir(filepath.Join(docker, "cli-plugins"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(tool(t, "buildx", "buildx"), filepath.Join(docker, "cli-plugins", "docker-buildx")); err != nil {
+		t.Fatal(err)
+	}
+	args := []string{"run", act, "push", "-P", "ubuntu-latest=-self-hosted", "-C", repo, "--github-instance", release.host}
 	for name, value := range map[string]string{
-		"MAYFLY_CA_FILE": s.env["MAYFLY_CA_FILE"], "BUILDCTL": engineTool(t, "buildctl"), "NODE_EXTRA_CA_CERTS": release.ca,
+		"MAYFLY_CA_FILE": s.env["MAYFLY_CA_FILE"], "NODE_EXTRA_CA_CERTS": release.ca, "DOCKER_CONFIG": docker, "BUILDKIT_PROGRESS": "plain",
 		"ACTIONS_ID_TOKEN_REQUEST_URL": s.env["ACTIONS_ID_TOKEN_REQUEST_URL"], "ACTIONS_ID_TOKEN_REQUEST_TOKEN": s.env["ACTIONS_ID_TOKEN_REQUEST_TOKEN"],
 	} {
 		args = append(args, "--env", name+"="+value)
 	}
+	roots := filepath.Join(t.TempDir(), "roots.pem") // Go's modules come from a public host
+	public, _ := os.ReadFile("/etc/ssl/certs/ca-certificates.crt")
+	own, err := os.ReadFile(release.ca)
+	if err != nil {
+		t.Fatal(err)
+	}
+	writeFile(t, roots, string(public)+"\n"+string(own))
+	home := goHome(t) // sets variables that os.Environ then has
 	cmd := exec.CommandContext(t.Context(), "go", args...)
-	cmd.Env = append(os.Environ(), "GOFLAGS=", "HOME="+goHome(t), "XDG_CACHE_HOME="+t.TempDir(), "XDG_CONFIG_HOME="+t.TempDir(),
-		"PATH="+filepath.Dir(node)+string(filepath.ListSeparator)+os.Getenv("PATH"))
+	cmd.Env = append(os.Environ(), "GOFLAGS=", "HOME="+home, "XDG_CACHE_HOME="+t.TempDir(), "XDG_CONFIG_HOME="+t.TempDir(), "SSL_CERT_FILE="+roots,
+		"PATH="+strings.Join([]string{filepath.Dir(node), filepath.Dir(engineTool(t, "buildctl")), os.Getenv("PATH")}, string(filepath.ListSeparator)))
 	out, err := cmd.CombinedOutput()
 	return string(out), err
 }
