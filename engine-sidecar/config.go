@@ -255,9 +255,29 @@ func parseConfig(file string, data []byte, environ []string) (Config, error) {
 		return Config{}, err
 	}
 	for name := range vars {
-		return Config{}, fmt.Errorf("configuration: there is no key for the variable %s", name)
+		hint := "unset it"
+		if near := configfile.Nearest(strings.TrimPrefix(name, EnvPrefix), envNames(reflect.TypeFor[Config](), "")); near != "" {
+			hint = "did you mean " + EnvPrefix + near + "?"
+		}
+		return Config{}, fmt.Errorf("configuration: there is no key for the variable %s; %s", name, hint)
 	}
 	return c, c.Validate()
+}
+
+// envNames lists the keys of t as variables name them, without EnvPrefix.
+func envNames(t reflect.Type, prefix string) []string {
+	var out []string
+	for i := range t.NumField() {
+		f := t.Field(i)
+		switch key := f.Tag.Get("yaml"); {
+		case key == "-":
+		case f.Type.Kind() == reflect.Struct:
+			out = append(out, envNames(f.Type, prefix+strings.ToUpper(key)+"_")...)
+		default:
+			out = append(out, prefix+strings.ToUpper(key))
+		}
+	}
+	return out
 }
 
 // fromEnv sets the fields of v whose variables are set, and takes those from

@@ -324,7 +324,7 @@ func TestProblemsAreToldAtOnce(t *testing.T) {
 	t.Parallel()
 	text := strings.NewReplacer("ttl: 1h", "ttl: 2h", "version: 1", "version: 3", `app_id: "22222222"`, `app_id: 22222222`).Replace(example)
 	_, err := policy.Parse([]byte(text), policy.Options{})
-	for _, part := range []string{"policy.yaml:1:10: version", "policy.yaml:13:12: rule app-main.grant: ttl", "policy.yaml:16:41: rule engine.match.app_id: 22222222 is a number"} {
+	for _, part := range []string{"policy.yaml:1:10: version", "policy.yaml:13:55: rule app-main.grant: ttl", "policy.yaml:16:41: rule engine.match.app_id: 22222222 is a number"} {
 		if err == nil || !strings.Contains(err.Error(), part) {
 			t.Errorf("%q is not told: %v", part, err)
 		}

@@ -67,7 +67,8 @@ func (l *loader) loadRule(where string, at path, f fileRule) {
 		l.bad(at.to("match", idtoken.ClaimEventName), "%s: %v", where, err)
 	}
 	if err := l.loadGrant(r, f.Grant); err != nil {
-		l.bad(at.to("grant"), "%s.grant: %v", where, err)
+		key, _, _ := strings.Cut(err.Error(), ":") // where the error begins with one
+		l.bad(at.to("grant", key), "%s.grant: %v", where, err)
 	}
 	l.set.rules = append(l.set.rules, r)
 }
