@@ -54,7 +54,7 @@ var reasonTexts = map[string]struct{ what, hint string }{
 	ReasonTLS: {"the engine refused the TLS handshake",
 		"look in the sidecar's log for serial SERIAL: it has the reason"},
 	ReasonSilence: {fmt.Sprintf("the engine's machine did not answer for %v", wire.ControlSilence),
-		"look whether the engine's machine still runs; if it does, the network to it is interrupted"},
+		"check that the engine's machine runs; if it does, the network to it is interrupted"},
 	ReasonLost: {"the connection broke, and the engine gave no reason",
 		"look in the sidecar's log for serial SERIAL; if it has nothing, the network to the engine is interrupted"},
 }
@@ -228,8 +228,12 @@ func (e *EngineUnreachableError) Error() string {
 	if e.Attempts == 1 {
 		attempts = "attempt"
 	}
-	return fmt.Sprintf("engine %s at %s did not answer within %v (%d %s): %v",
-		e.Engine, e.Endpoint, e.Waited.Round(time.Second), e.Attempts, attempts, e.Err)
+	s := fmt.Sprintf("engine %s at %s did not answer within %v (%d %s)", e.Engine, e.Endpoint, e.Waited.Round(time.Second), e.Attempts, attempts)
+	var silent silence
+	if errors.As(e.Err, &silent) {
+		return s
+	}
+	return s + ": " + e.Err.Error()
 }
 
 // Hint returns what to do about the last attempt's error.
@@ -246,7 +250,7 @@ func (e *EngineUnreachableError) Hint() string {
 	case errors.Is(e.Err, syscall.ECONNREFUSED):
 		return fmt.Sprintf("nothing listens at %s: start the engine's sidecar, or correct the port of engine %s in the issuer's policy", e.Endpoint, e.Engine)
 	case Asleep(e.Err):
-		return fmt.Sprintf("look whether the engine's machine runs, and whether this network may reach %s; wake_timeout waits longer", e.Endpoint)
+		return fmt.Sprintf("check that the engine's machine runs, and that this network may reach %s; wake_timeout waits longer", e.Endpoint)
 	}
 	return fmt.Sprintf("correct the endpoint of engine %s in the issuer's policy", e.Engine)
 }

@@ -15,6 +15,8 @@ import (
 type claimSet struct {
 	raw    json.RawMessage
 	values map[string]json.RawMessage
+	// person: the token is a login's, of a provider of type people.
+	person bool
 }
 
 // readClaims takes the payload out of a compact JWS and leaves the signature.

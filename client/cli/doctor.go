@@ -266,6 +266,7 @@ func (d *checkup) decide(ctx context.Context) (string, error) {
 	})
 	if err != nil {
 		claims, _ := readClaims(d.token) // checkClaims has read them
+		_, claims.person = d.source.(tokensource.LoginSource)
 		return "", told(err).admitting(claims, d.flags.Engine)
 	}
 	d.client = c

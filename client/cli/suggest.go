@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -46,6 +47,7 @@ func (c *suggestCommand) Run(ctx context.Context, p *program) error {
 		return err
 	}
 	claims, err := readClaims(token)
+	_, claims.person = source.(tokensource.LoginSource)
 	if err != nil {
 		return failf(exitFailed, "name a source of ID tokens with --token-source", "what %s gave is no ID token: %w", source, err)
 	}
@@ -67,6 +69,7 @@ type suggestion struct {
 	Provider string           `json:"provider"`
 	Issuer   string           `json:"issuer"`
 	Type     string           `json:"type"`
+	ClientID string           `json:"client_id,omitempty"` // of type people
 	Match    []suggestedClaim `json:"match"`
 	Engine   string           `json:"engine"`
 	Profile  string           `json:"profile"`
@@ -101,6 +104,13 @@ func suggest(c claimSet, name, engine string) (*suggestion, error) {
 		keys = []string{"project_id", "ref", "ref_type"}
 		s.Remarks = []string{"project " + c.text("project_path")}
 		s.defaultName(c.text("project_path") + "-" + c.text("ref"))
+	case c.person:
+		s.Provider, s.Type, s.ClientID = "staff", "people", c.audience()
+		keys = []string{"sub"}
+		if email := c.text("email"); email != "" {
+			s.Remarks = []string{email}
+		}
+		s.defaultName(cmp.Or(c.text("email"), c.text("sub")))
 	default:
 		s.Provider, s.Type = "workloads", "oidc"
 		keys = []string{"sub"}
@@ -160,7 +170,11 @@ func (s *suggestion) yaml() string {
 	for _, r := range s.Remarks {
 		fmt.Fprintf(&b, "  # %s\n", visible(r))
 	}
-	fmt.Fprintf(&b, "  # under providers, if it is not there: %s: {type: %s, issuer: %s}\n", s.Provider, s.Type, visible(yamlString(s.Issuer)))
+	client := ""
+	if s.ClientID != "" {
+		client = ", client_id: " + yamlString(s.ClientID)
+	}
+	fmt.Fprintf(&b, "  # under providers, if it is not there: %s: {type: %s, issuer: %s%s}\n", s.Provider, s.Type, visible(yamlString(s.Issuer)), visible(client))
 	fmt.Fprintf(&b, "  - name: %s\n    provider: %s\n    match:\n", yamlString(s.Name), s.Provider)
 	for _, m := range s.Match {
 		fmt.Fprintf(&b, "      %s: %s\n", m.Claim, yamlValue(m.Value))

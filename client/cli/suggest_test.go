@@ -126,3 +126,24 @@ func FuzzReadClaims(f *testing.F) {
 		}
 	})
 }
+
+// A person's login gets a rule of type people, which names the client too.
+func TestSuggestPerson(t *testing.T) {
+	t.Parallel()
+	c, err := readClaims(compact(`{"iss":"https://accounts.example.com","sub":"1042","aud":"mayfly","email":"ann@example.com"}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.person = true
+	s, err := suggest(c, "", "default")
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := s.yaml()
+	got := rules(t, text)
+	match, _ := got[0]["match"].(map[string]any)
+	if got[0]["name"] != "ann-example-com" || got[0]["provider"] != "staff" || match["sub"] != "1042" ||
+		!strings.Contains(text, `staff: {type: people, issuer: "https://accounts.example.com", client_id: "mayfly"}`) {
+		t.Errorf("%s", text)
+	}
+}

@@ -101,6 +101,7 @@ func (s *jobSource) Token(ctx context.Context, audience string) (string, error) 
 	defer t.Stop()
 	token, err := s.Source.Token(ctx, audience)
 	if c, cerr := readClaims(token); err == nil && cerr == nil {
+		_, c.person = s.Source.(tokensource.LoginSource)
 		s.last.Store(&c)
 	}
 	return token, err
