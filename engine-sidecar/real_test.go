@@ -41,6 +41,13 @@ func realWorldOf(t *testing.T, o issuertest.Options) (*world, *issuertest.Issuer
 	issuer := issuertest.Start(t, o)
 	w := setUp(t)
 	w.echo()
+	return w.runAt(issuer), issuer
+}
+
+// runAt starts the sidecar at a real issuer.
+func (w *world) runAt(issuer *issuertest.Issuer) *world {
+	t := w.tb
+	t.Helper()
 	socket := filepath.Join(filepath.Dir(w.cfg.EngineSocket), "fly.sock")
 	fly, err := issuer.Fly.ServeFlySocket(socket, nil)
 	if err != nil {
@@ -49,7 +56,7 @@ func realWorldOf(t *testing.T, o issuertest.Options) (*world, *issuertest.Issuer
 	t.Cleanup(func() { fly.Close() })
 	w.cfg.Issuer, w.cfg.CAFile, w.cfg.TrustAnchor = issuer.URL, issuer.CAFile, issuer.TrustAnchor
 	w.cfg.TokenSource, w.cfg.FlyAPISocket = "fly", socket
-	return w.run(), issuer
+	return w.run()
 }
 
 // realClient is package client as a job uses it, of a run of its own.
@@ -137,6 +144,38 @@ func TestRealSessions(t *testing.T) {
 	eventually(t, "its end to be told", func() bool { return find().ClosedAt != nil })
 	if s := find(); s.BytesIn != 4 || s.BytesOut != 4 || s.Engine != "default" {
 		t.Fatalf("session %+v\n%s", s, w.log)
+	}
+}
+
+// TestRealStatus: what a viewer and a job see of an engine.
+func TestRealStatus(t *testing.T) {
+	t.Parallel()
+	issuer := issuertest.Start(t, issuertest.Options{})
+	w := setUp(t)
+	w.cfg.EngineVersion = "registry.dagger.io/engine:v0.21.8"
+	w.echo()
+	w.runAt(issuer)
+	machine := func() (m wire.MachineStatus) {
+		var list wire.List[wire.EngineStatus]
+		if err := issuer.Call(http.MethodGet, wire.PathEngines, issuer.ViewerToken(), nil, &list); err != nil {
+			t.Fatal(err)
+		}
+		if len(list.Items) == 1 && len(list.Items[0].Machines) == 1 {
+			m = list.Items[0].Machines[0]
+		}
+		return m
+	}
+	eventually(t, "the engine to be awake", func() bool { return machine().State == wire.EngineAwake })
+	if m := machine(); m.EngineVersion != "engine:v0.21.8" || m.EngineSocket != wire.SocketOK || time.Until(m.CertificateNotAfter) < time.Hour || time.Since(m.FeedAt) > time.Minute {
+		t.Errorf("%+v", m)
+	}
+	if got := w.realClient(issuer, "4000").Info().Engines[0].Version; got != "engine:v0.21.8" {
+		t.Errorf("a job hears of version %q", got)
+	}
+	w.stop()
+	w.wantEnd(0, "")
+	if m := machine(); m.State != wire.EngineAsleep {
+		t.Errorf("after the stop: %+v", m)
 	}
 }
 

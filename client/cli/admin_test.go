@@ -185,6 +185,39 @@ func TestSessionsOfEnginesThatReport(t *testing.T) {
 	s.run("sessions").check(t, 0, "nobody is connected")
 }
 
+// TestAdminEngines: what sidecars reported of themselves, in a table.
+func TestAdminEngines(t *testing.T) {
+	t.Parallel()
+	a := newAdmins(t)
+	o := a.s.run("engines")
+	if o.check(t, 0); !strings.Contains(o.stdout, "no report") {
+		t.Errorf("before any report:\n%s", o.stdout)
+	}
+	for machine, state := range map[string]string{"m1": wire.SidecarListening, "m2": wire.SidecarStopped} {
+		report := wire.SessionsRequest{Status: &wire.SidecarStatus{
+			State: state, Version: "v1.2.3", EngineVersion: "engine:v0.21.8", EngineSocket: wire.SocketUnreachable,
+			CertificateNotAfter: time.Now().Add(time.Hour), FeedAgeSeconds: 7,
+		}}
+		if err := a.Call("POST", wire.PathSessions, a.SessionsToken(map[string]any{"machine_id": machine}), report, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	o = a.s.run("engines")
+	o.check(t, 0)
+	for _, want := range []string{"default", "awake", "/m1", "asleep", "/m2", "engine:v0.21.8", "v1.2.3", "unreachable", "7s"} {
+		if !strings.Contains(o.stdout, want) {
+			t.Errorf("the table lacks %s:\n%s", want, o.stdout)
+		}
+	}
+	if strings.Count(o.stdout, "unreachable") != 1 {
+		t.Errorf("the socket of a machine that is asleep is shown:\n%s", o.stdout)
+	}
+	var list wire.List[wire.EngineStatus]
+	if err := json.Unmarshal([]byte(a.s.run("engines", "--json").stdout), &list); err != nil || len(list.Items) != 1 || len(list.Items[0].Machines) != 2 {
+		t.Errorf("%v: %+v", err, list)
+	}
+}
+
 func TestAdminBlocksAndEvents(t *testing.T) {
 	t.Parallel()
 	a := newAdmins(t)

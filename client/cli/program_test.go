@@ -21,7 +21,7 @@ func TestVersionAndHelp(t *testing.T) {
 		t.Errorf("%s", o.stdout)
 	}
 	for _, c := range []string{"", "exec", "proxy", "cert", "wake", "policy suggest", "doctor", "certs list", "certs show", "certs revoke",
-		"sessions", "events", "blocks list", "blocks remove", "login", "whoami", "logout", "inspect", "help", "completion", "man", "version"} {
+		"sessions", "engines", "events", "blocks list", "blocks remove", "login", "whoami", "logout", "inspect", "help", "completion", "man", "version"} {
 		o := s.run(append(strings.Fields(c), "--help")...)
 		if o.code != 0 || !strings.Contains(o.stdout, "Usage: mayfly") || !strings.Contains(o.stdout, "MAYFLY_ISSUER") || o.stderr != "" {
 			t.Errorf("%s --help: %+v", c, o)

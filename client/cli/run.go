@@ -43,6 +43,7 @@ type commands struct {
 	Doctor   doctorCommand   `cmd:"" help:"Check the way to the engine step by step." group:"job"`
 	Certs    certsCommands   `cmd:"" help:"List, show and revoke certificates." group:"admin"`
 	Sessions sessionsCommand `cmd:"" help:"Show who is connected to the engines." group:"admin"`
+	Engines  enginesCommand  `cmd:"" help:"Show the engines and their machines, awake, asleep or silent." group:"admin"`
 	Events   eventsCommand   `cmd:"" help:"Show what happened." group:"admin"`
 	Blocks   blocksCommands  `cmd:"" help:"Show and end blocks: who is refused new certificates." group:"admin"`
 	Login    loginCommand    `cmd:"" help:"Log in as a person." group:"admin"`

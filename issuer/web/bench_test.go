@@ -43,6 +43,7 @@ func benchmarkPages(b *testing.B, dsn, driver string) {
 	}
 	admin := loggedIn(b, i, issuertest.Admin)
 	run := fmt.Sprint("run", rows/8)
+	ago := func(days int) string { return time.Now().AddDate(0, 0, -days).UTC().Format("2006-01-02T15:04") }
 	for _, p := range []struct{ name, path string }{
 		{"overview", "/"},
 		{"certificates", "/certificates"},
@@ -56,6 +57,8 @@ func benchmarkPages(b *testing.B, dsn, driver string) {
 		{"certificates/revoked", "/certificates?status=revoked"},
 		{"certificates/revoked-repository", "/certificates?status=revoked&repository=octo%2Fbig"},
 		{"certificates/repository-actor", "/certificates?repository=octo%2Fbig&actor=a5"},
+		{"certificates/day", "/certificates?time=day"},
+		{"certificates/between-repository", "/certificates?repository=octo%2Fbig&from=" + ago(200) + "&to=" + ago(100)},
 		{"certificates/none", "/certificates?repository=octo%2Fnone"},
 		{"certificate", "/certificates/" + issued.Serial},
 		{"revoke/serial", "/revocations?serial=" + issued.Serial},
@@ -64,7 +67,13 @@ func benchmarkPages(b *testing.B, dsn, driver string) {
 		{"sessions/ended", "/sessions?ended=yes"},
 		{"sessions/ended-repository", "/sessions?ended=yes&repository=octo%2Fr77"},
 		{"sessions/ended-engine-repository", "/sessions?ended=yes&engine=other&repository=octo%2Fbig"},
+		{"sessions/cut", "/sessions?cut=yes"},
+		{"sessions/day", "/sessions?ended=yes&time=day"},
+		{"sessions/between-engine", "/sessions?ended=yes&engine=other&from=" + ago(200) + "&to=" + ago(100)},
+		{"engines", "/engines"},
 		{"events", "/events"},
+		{"events/day", "/events?time=day"},
+		{"events/denied-between", "/events?type=denied&from=" + ago(200) + "&to=" + ago(100)},
 		{"events/denied", "/events?type=denied"},
 		{"events/repository", "/events?repository=octo%2Fr77"},
 		{"events/run", "/events?run_id=" + run},

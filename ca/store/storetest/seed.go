@@ -172,19 +172,26 @@ func (s *seeder) events() []string {
 // seededBlocks is how many blocks Seed makes: more than a page.
 const seededBlocks = 200
 
+// seededMachines is how many machines have a status.
+const seededMachines = 100
+
 // sessions makes ended ones, some that nobody reported the end of, as many live
-// ones, seen ahead of now for as long as a benchmark may run, and blocks.
+// ones, seen ahead of now for as long as a benchmark may run, blocks, and statuses.
 func (s *seeder) sessions() []string {
 	later := s.now.Add(2 * time.Hour).UnixMicro()
 	return []string{
 		s.numbered(s.rows) + fmt.Sprintf(`INSERT INTO sessions (id, engine, machine, serial, run, run_id, repository, identity, remote_addr, reason, opened_at, seen_at, closed_at, bytes_in, bytes_out)
 			SELECT 'c' || i, CASE WHEN i %% 10 = 0 THEN 'other' ELSE 'default' END, 'spiffe://ci.example.com/engine/default/fly/2/m', 'serial-' || CASE WHEN kind LIKE 'r%%' THEN '' || i ELSE kind END,
-			'run/1/1', CASE WHEN kind LIKE 'r%%' THEN 'run' || (i / 4) ELSE 'run-' || kind END, 'octo/' || kind, 'spiffe://ci.example.com/github/1/' || kind, '192.0.2.7:4242', 'end',
+			'run/1/1', CASE WHEN kind LIKE 'r%%' THEN 'run' || (i / 4) ELSE 'run-' || kind END, 'octo/' || kind, 'spiffe://ci.example.com/github/1/' || kind, '192.0.2.7:4242', CASE WHEN kind = 'half' AND i %% 64 = 11 THEN 'revoked' ELSE 'end' END,
 			at, CASE WHEN kind = 'live' AND i %% 2 = 0 THEN %d ELSE at + 1000000 END,
 			CASE WHEN kind = 'live' AND i %% 2 = 0 OR kind = 'half' AND i %% 16 = 3 THEN 0 ELSE at + 600000000 END, i, i * 100 FROM k`, later),
 		fmt.Sprintf(`WITH RECURSIVE n(i) AS (SELECT CAST(1 AS BIGINT) UNION ALL SELECT i + 1 FROM n WHERE i < %d)
 			INSERT INTO blocks (id, created_at, until, match, reason, created_by) SELECT 'b' || i, %d - i, %d, '{"run_id":"run' || i || '"}', 'why', 'ann' FROM n`,
 			seededBlocks, s.now.UnixMicro(), s.now.Add(24*time.Hour).UnixMicro()),
 		"UPDATE state SET blocks_version = blocks_version + 1",
+		fmt.Sprintf(`WITH RECURSIVE n(i) AS (SELECT CAST(1 AS BIGINT) UNION ALL SELECT i + 1 FROM n WHERE i < %d)
+			INSERT INTO statuses (engine, machine, state, version, engine_version, engine_socket, certificate_not_after, feed_at, seen_at)
+			SELECT 'default', 'spiffe://ci.example.com/engine/default/fly/2/m' || i, 'listening', 'v1.2.3', 'engine:v0.21.8', 'ok', %d, %d, %d + i FROM n`,
+			seededMachines, s.now.Add(24*time.Hour).UnixMicro(), s.now.UnixMicro(), s.now.UnixMicro()),
 	}
 }
