@@ -82,6 +82,11 @@ func (p *program) source() (tokensource.Source, error) {
 	if serr != nil {
 		return nil, err
 	}
+	if p.Issuer == "" {
+		if err := p.recallIssuer(); err != nil {
+			return nil, err
+		}
+	}
 	if _, ferr := store.Find(p.issuerKey(), time.Now()); ferr != nil {
 		if errors.Is(ferr, tokensource.ErrNoLogin) {
 			return nil, err

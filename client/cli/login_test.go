@@ -54,6 +54,9 @@ func TestLogin(t *testing.T) {
 			t.Errorf("whoami lacks %q:\n%s", want, o.stdout)
 		}
 	}
+	if o := remembered.run("policy", "suggest"); o.code != 0 || !strings.Contains(o.stdout, "ops@example.com") {
+		t.Errorf("the stored login is no source of tokens: %+v", o)
+	}
 	var who wire.Whoami
 	o = remembered.run("whoami", "--json")
 	if err := json.Unmarshal([]byte(o.stdout), &who); err != nil || who.Role != "admin" || time.Until(who.Until) > time.Hour {
