@@ -121,6 +121,8 @@ tests:`, 1))
 		{"explain hostile claims", "", []string{"policy", "explain", good, "--claims", hostile}, command.ExitDenied, "ref is", ""},
 		{"explain nothing", "", []string{"policy", "explain", good}, command.ExitUsage, "", "--claims or --token-file"},
 		{"explain of no provider", `{"iss":"https://evil"}`, []string{"policy", "explain", good, "--claims", "-"}, command.ExitFailed, "", "no provider"},
+		{"explain claims without iss", `{}`, []string{"policy", "explain", good, "--claims", "-"}, command.ExitFailed, "", "have no iss; name the provider with --provider"},
+		{"explain what are no claims", `{"iss": 1}`, []string{"policy", "explain", good, "--claims", "-"}, command.ExitFailed, "", "want a JSON object with iss, a text"},
 		{"explain no token", "x.y", []string{"policy", "explain", good, "--token-file", "-"}, command.ExitFailed, "", "compact JWS"},
 		{"serve without a config", "", []string{"serve"}, command.ExitUsage, "", "--config"},
 		{"revoke nothing", "", []string{"revoke", "--config", good}, command.ExitUsage, "", "give a serial, or --all"},

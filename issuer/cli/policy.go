@@ -182,8 +182,11 @@ func providerOf(set *policy.Set, payload []byte) (string, error) {
 	var claims struct {
 		Issuer string `json:"iss"`
 	}
-	if err := json.Unmarshal(payload, &claims); err != nil {
-		return "", fmt.Errorf("claims: %w", err)
+	if json.Unmarshal(payload, &claims) != nil {
+		return "", errors.New("the claims are not a token's payload: want a JSON object with iss, a text")
+	}
+	if claims.Issuer == "" {
+		return "", errors.New("the claims have no iss; name the provider with --provider")
 	}
 	for _, p := range set.Providers() {
 		if p.Issuer == claims.Issuer {
