@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"net/mail"
@@ -126,24 +127,34 @@ func newACMECertificate(c Config, dsn, host string, logger *slog.Logger) (*acmeC
 		Client: &acme.Client{
 			DirectoryURL: c.ACME.DirectoryURL, // "" is Let's Encrypt's
 			UserAgent:    "mayfly-issuer/" + Version(),
-			HTTPClient:   &http.Client{Timeout: acmeRequest, Transport: &stoppable{transport, &a.stopped}},
+			HTTPClient: &http.Client{
+				Timeout: acmeRequest, Transport: &acmeTransport{transport, &a.stopped},
+				CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+			},
 		},
 	}
 	return a, nil
 }
 
-// stoppable is a transport that begins no request once stopped is set: autocert
-// takes no context.
-type stoppable struct {
+// acmeTransport bounds the size of each answer, and begins no request once
+// stopped is set, since autocert takes no context.
+type acmeTransport struct {
 	http.RoundTripper
 	stopped *atomic.Bool
 }
 
-func (s *stoppable) RoundTrip(r *http.Request) (*http.Response, error) {
-	if s.stopped.Load() {
+func (t *acmeTransport) RoundTrip(r *http.Request) (*http.Response, error) {
+	if t.stopped.Load() {
 		return nil, http.ErrServerClosed
 	}
-	return s.RoundTripper.RoundTrip(r)
+	resp, err := t.RoundTripper.RoundTrip(r)
+	if err == nil {
+		resp.Body = struct {
+			io.Reader
+			io.Closer
+		}{io.LimitReader(resp.Body, maxPEMBytes), resp.Body}
+	}
+	return resp, err
 }
 
 // keep gets the certificate and follows its renewals, which autocert makes by

@@ -5,7 +5,9 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"io"
 	"log/slog"
+	"net/http"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -84,6 +86,44 @@ func TestACMERenewed(t *testing.T) {
 		}
 		if got, err := a.get(&tls.ClientHelloInfo{ServerName: "issuer.example.com"}); err != nil || got != c.cert {
 			t.Errorf("%s is not served: %v", c.name, err)
+		}
+	}
+}
+
+// endless answers every request with a redirect or without end.
+type endless struct{ redirect bool }
+
+func (e endless) RoundTrip(r *http.Request) (*http.Response, error) {
+	resp := &http.Response{StatusCode: http.StatusOK, Header: http.Header{}, Body: io.NopCloser(zeros{}), Request: r}
+	if e.redirect {
+		resp.StatusCode = http.StatusFound
+		resp.Header.Set("Location", "http://192.0.2.1/")
+		resp.Body = http.NoBody
+	}
+	return resp, nil
+}
+
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) { return len(p), nil }
+
+// What an ACME server answers is bounded, and it sends us to no other server.
+func TestACMEAnswers(t *testing.T) {
+	t.Parallel()
+	a, err := newACMECertificate(Config{ACME: ACMEConfig{Dir: t.TempDir()}}, "", "issuer.example.com", slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := a.manager.Client.HTTPClient
+	for _, e := range []endless{{}, {redirect: true}} {
+		c.Transport.(*acmeTransport).RoundTripper = e
+		resp, err := c.Get("https://acme.example.com/dir")
+		if err != nil {
+			t.Fatal(err)
+		}
+		n, err := io.Copy(io.Discard, resp.Body)
+		if err != nil || n > maxPEMBytes || e.redirect != (resp.StatusCode == http.StatusFound) {
+			t.Errorf("%+v: status %d, %d bytes, %v", e, resp.StatusCode, n, err)
 		}
 	}
 }
