@@ -27,11 +27,14 @@ const (
 type Finding struct {
 	Severity Severity
 	Rule     string // "" where it is not of one rule
-	Place    *configfile.Error
+	Place    configfile.Error
 }
 
 // String is the text without its place.
 func (f Finding) String() string { return f.Place.Text }
+
+// maxFindings bounds the lines of the log that one file makes.
+const maxFindings = 100
 
 // checker gathers findings.
 type checker struct {
@@ -47,6 +50,9 @@ func check(doc *configfile.Document, s *Set) []Finding {
 	c.engines()
 	for i, r := range s.rules {
 		at := path{"rules", i}
+		if len(c.out) > maxFindings {
+			break
+		}
 		if r.privilegedEvents {
 			c.foundKey(SeverityWarning, r.name, at.to("unsafe_allow_privileged_events"), "unsafe_allow_privileged_events: such a run may build what a stranger wrote, under the base branch's name")
 		}
@@ -59,19 +65,27 @@ func check(doc *configfile.Document, s *Set) []Finding {
 	return c.out
 }
 
+// found adds a finding at a value.
 func (c *checker) found(s Severity, rule string, at path, format string, args ...any) {
-	text := fmt.Sprintf(format, args...)
-	if rule != "" {
-		text = "rule " + rule + ": " + text
-	}
-	c.out = append(c.out, Finding{Severity: s, Rule: rule, Place: c.doc.Errorf(at, "%s", text)})
+	c.add(s, rule, c.doc.Errorf(at, format, args...))
 }
 
-// foundKey is found for the key that at ends with.
+// foundKey adds a finding at the key that at ends with.
 func (c *checker) foundKey(s Severity, rule string, at path, format string, args ...any) {
-	c.found(s, rule, at, format, args...)
-	f := &c.out[len(c.out)-1]
-	f.Place = c.doc.KeyErrorf(at, "%s", f.Place.Text)
+	c.add(s, rule, c.doc.KeyErrorf(at, format, args...))
+}
+
+func (c *checker) add(s Severity, rule string, place *configfile.Error) {
+	if len(c.out) > maxFindings {
+		return
+	}
+	if rule != "" {
+		place.Text = "rule " + rule + ": " + place.Text
+	}
+	if len(c.out) == maxFindings {
+		s, place.Text = SeverityWarning, fmt.Sprintf("there are more than %d findings; what follows was not checked", maxFindings)
+	}
+	c.out = append(c.out, Finding{Severity: s, Rule: rule, Place: *place})
 }
 
 func (c *checker) providers() {

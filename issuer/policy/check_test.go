@@ -153,6 +153,19 @@ func TestFindingsOfEngines(t *testing.T) {
 	}
 }
 
+// A file of thousands of faults does not fill the log.
+func TestFindingsAreBounded(t *testing.T) {
+	t.Parallel()
+	var rules strings.Builder
+	for i := range 2000 {
+		rules.WriteString(jobOn("default", fmt.Sprintf("r%d", i), "event_name: push, ref: main, xyzzy: a"))
+	}
+	got := found(t, checked+rules.String())
+	if len(got) != 101 || !strings.Contains(got[len(got)-1], "more than 100 findings") {
+		t.Errorf("%d findings, the last %s", len(got), got[len(got)-1])
+	}
+}
+
 // The trust domain is the CA's, where that is known.
 func TestTrustDomain(t *testing.T) {
 	t.Parallel()
