@@ -16,3 +16,7 @@ CREATE INDEX statuses_seen ON statuses (seen_at);
 
 -- The sessions that an engine cut, of which there are few among many.
 CREATE INDEX sessions_cut ON sessions (opened_at, id, closed_at) WHERE reason IN ('revoked', 'expired', 'feed_stale', 'max_age');
+
+-- The live sessions of each machine are counted along the index alone.
+DROP INDEX sessions_live;
+CREATE INDEX sessions_live ON sessions (seen_at, opened_at, id, engine, machine) WHERE closed_at = 0;
