@@ -7,8 +7,8 @@
 // key is used; nothing is signed before its record is durable. Revoke returns
 // when a committed CRL holds what was revoked.
 //
-// It imports ca/issuance, ca/guard, ca/store and ca/internal/step. It knows
-// neither tokens nor HTTP.
+// It imports ca/issuance, ca/guard, ca/store, ca/internal/step and
+// ca/internal/sqlstore. It knows neither tokens nor HTTP.
 package ca
 
 import (

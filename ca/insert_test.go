@@ -16,7 +16,6 @@ import (
 
 	"github.com/mayfly-ca/mayfly/ca"
 	"github.com/mayfly-ca/mayfly/ca/catest"
-	"github.com/mayfly-ca/mayfly/ca/store/postgres/postgrestest"
 )
 
 // countingKMS is opaqueKMS that notes what it signs, per key.
@@ -106,7 +105,7 @@ func sqliteDatabase(_ *testing.T, c *catest.CA) database {
 }
 
 func postgresDatabase(t *testing.T, c *catest.CA) database {
-	d := database{dsn: postgrestest.Start(t).Database(t), faults: map[string][2]string{}}
+	d := database{dsn: catest.StartPostgres(t).Database(t), faults: map[string][2]string{}}
 	d.exec = func(t *testing.T, statement string) {
 		t.Helper()
 		conn, err := pgx.Connect(t.Context(), d.dsn)

@@ -1,6 +1,7 @@
 // Package catest makes real authorities for tests: ca.Init and ca.Open over a
 // SQLite store in the test's folder, and leaves for given engines without any
-// token. It imports ca and what ca's callers use; only tests import it.
+// token. It also starts PostgreSQL servers. It imports ca and what ca's callers
+// use; only tests and benches import it.
 package catest
 
 import (

@@ -1,8 +1,8 @@
-// Package store is the contract of mayfly's durable state and its SQL shape.
+// Package store is the contract of mayfly's durable state.
 //
-// Two drivers implement it, store/sqlite and store/postgres, over the same
-// queries and migrations; storetest runs one conformance suite over both. A
-// store knows nothing of signing: whoever signs hands it bytes.
+// ca/internal/sqlstore implements it over SQLite and over PostgreSQL; storetest
+// runs one conformance suite over both. A store knows nothing of signing: its
+// caller gives it bytes.
 package store
 
 import (

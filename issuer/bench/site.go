@@ -10,7 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/mayfly-ca/mayfly/ca/store/postgres/postgrestest"
+	"github.com/mayfly-ca/mayfly/ca/catest"
 	"github.com/mayfly-ca/mayfly/issuer/idtoken"
 	"github.com/mayfly-ca/mayfly/issuer/idtoken/idtokentest"
 )
@@ -29,8 +29,8 @@ type site struct {
 	dir      string // of everything that is written
 	module   string // the checkout
 	tokens   *idtokentest.Provider
-	postgres *postgrestest.Server // nil until somebody wants a database
-	built    map[string]string    // programs by name
+	postgres *catest.Postgres  // nil until somebody wants a database
+	built    map[string]string // programs by name
 	progress io.Writer
 }
 
@@ -71,7 +71,7 @@ func (s *site) folder(name string) (string, error) {
 func (s *site) database(ctx context.Context) (string, error) {
 	if s.postgres == nil {
 		var err error
-		if s.postgres, err = postgrestest.New(); err != nil {
+		if s.postgres, err = catest.NewPostgres(); err != nil {
 			return "", err
 		}
 	}

@@ -10,7 +10,7 @@ import (
 	_ "github.com/jackc/pgx/v5/stdlib"
 	_ "modernc.org/sqlite"
 
-	"github.com/mayfly-ca/mayfly/ca/store/postgres/postgrestest"
+	"github.com/mayfly-ca/mayfly/ca/catest"
 	"github.com/mayfly-ca/mayfly/ca/store/storetest"
 	"github.com/mayfly-ca/mayfly/issuer"
 	"github.com/mayfly-ca/mayfly/issuer/issuertest"
@@ -25,7 +25,7 @@ func BenchmarkPages(b *testing.B) {
 		benchmarkPages(b, "", "sqlite")
 	})
 	b.Run("postgres", func(b *testing.B) {
-		benchmarkPages(b, postgrestest.Start(b).Database(b), "pgx")
+		benchmarkPages(b, catest.StartPostgres(b).Database(b), "pgx")
 	})
 }
 

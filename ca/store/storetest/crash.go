@@ -17,12 +17,9 @@ const crashEnv = "MAYFLY_STORETEST_CRASH"
 
 // RunCrash kills a process that records, again and again, and looks for every
 // certificate that it had the acknowledgement of. test is the name of the
-// calling test, which this runs anew in a process of its own; open opens the
-// database dsn there and here.
+// calling test, which RunCrash runs again in a process of its own, where
+// CrashChild returns dsn; open opens that database here.
 func RunCrash(t *testing.T, test, dsn string, rounds int, open func(t testing.TB, dsn string) store.Store) {
-	if dsn := os.Getenv(crashEnv); dsn != "" {
-		recordForEver(t, open(t, dsn))
-	}
 	lost := 0
 	for round := range rounds {
 		acknowledged := recordAndKill(t, test, dsn, 20+round*7%60)
@@ -44,12 +41,13 @@ func RunCrash(t *testing.T, test, dsn string, rounds int, open func(t testing.TB
 	t.Logf("%d kills, %d acknowledged records lost", rounds, lost)
 }
 
-// IsCrashChild tells whether this process is the one to be killed.
-func IsCrashChild() bool { return os.Getenv(crashEnv) != "" }
+// CrashChild returns the database that this process is to record in until it is
+// killed; "" in any other process.
+func CrashChild() (dsn string) { return os.Getenv(crashEnv) }
 
-// recordForEver records from eight goroutines and prints each acknowledged
+// RecordForEver records from eight goroutines and prints each acknowledged
 // serial, until it is killed.
-func recordForEver(t testing.TB, s store.Store) {
+func RecordForEver(s store.Store) {
 	for range 8 {
 		go func() {
 			for {

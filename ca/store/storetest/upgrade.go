@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/mayfly-ca/mayfly/ca/store"
-	"github.com/mayfly-ca/mayfly/ca/store/internal/ledger"
 )
 
 // shape1 is a backup that the program of the first shape made: twelve
@@ -28,13 +27,15 @@ var shape1 []byte
 type Older struct {
 	Database
 	Driver, DSN string // of database/sql
+	// ParseRow reads a line of a backup that is a row of table.
+	ParseRow func(table string, line []byte) ([]any, error)
 }
 
-// RunUpgrade runs the tests of databases of other shapes. older makes an empty
-// database of a shape.
-func RunUpgrade(t *testing.T, older func(t testing.TB, version int64) Older) {
+// RunUpgrade runs the tests of databases of other shapes, of which newest is that
+// of this program. older makes an empty database of a shape.
+func RunUpgrade(t *testing.T, newest int64, older func(t testing.TB, version int64) Older) {
 	backup := unpack(t)
-	for version := int64(1); version <= ledger.Version; version++ {
+	for version := int64(1); version <= newest; version++ {
 		t.Run(fmt.Sprint("shape ", version), func(t *testing.T) {
 			t.Parallel()
 			o := older(t, version)
@@ -47,7 +48,7 @@ func RunUpgrade(t *testing.T, older func(t testing.TB, version int64) Older) {
 	}
 	t.Run("backup of shape 1", func(t *testing.T) {
 		t.Parallel()
-		again, _, err := older(t, ledger.Version).Restore(t, bytes.NewReader(backup))
+		again, _, err := older(t, newest).Restore(t, bytes.NewReader(backup))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -68,14 +69,14 @@ func RunUpgrade(t *testing.T, older func(t testing.TB, version int64) Older) {
 	})
 	t.Run("of a later program", func(t *testing.T) {
 		t.Parallel()
-		o := older(t, ledger.Version)
+		o := older(t, newest)
 		load(t, o, backup)
-		o.Exec(t, fmt.Sprintf("INSERT INTO goose_db_version (version_id, is_applied) VALUES (%d, true)", ledger.Version+1))
+		o.Exec(t, fmt.Sprintf("INSERT INTO goose_db_version (version_id, is_applied) VALUES (%d, true)", newest+1))
 		_, err := o.Try(t, StateKey)
-		if !errors.Is(err, store.ErrNewer) || !strings.Contains(err.Error(), fmt.Sprint("shape ", ledger.Version+1)) || !strings.Contains(err.Error(), "mayfly-issuer") {
+		if !errors.Is(err, store.ErrNewer) || !strings.Contains(err.Error(), fmt.Sprint("shape ", newest+1)) || !strings.Contains(err.Error(), "mayfly-issuer") {
 			t.Fatalf("a store of a later shape: %v", err)
 		}
-		o.Exec(t, fmt.Sprintf("DELETE FROM goose_db_version WHERE version_id = %d", ledger.Version+1))
+		o.Exec(t, fmt.Sprintf("DELETE FROM goose_db_version WHERE version_id = %d", newest+1))
 		if got := len(walk(t, open(t, o.Open), store.CertificateFilter{Limit: 5})); got != 12 {
 			t.Errorf("%d certificates, want 12: the refusal changed something", got)
 		}
@@ -171,17 +172,17 @@ func load(t testing.TB, o Older, backup []byte) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	err = loadRows(t.Context(), db, backup)
+	err = loadRows(t.Context(), db, o, backup)
 	if err := errors.Join(err, db.Close()); err != nil {
 		t.Fatal(err)
 	}
 }
 
-func loadRows(ctx context.Context, db *sql.DB, backup []byte) error {
+func loadRows(ctx context.Context, db *sql.DB, o Older, backup []byte) error {
 	insert, table := "", ""
 	for line := range bytes.Lines(backup) {
 		if line[0] == '[' {
-			row, err := ledger.ParseRow(table, line)
+			row, err := o.ParseRow(table, line)
 			if err != nil {
 				return err
 			}

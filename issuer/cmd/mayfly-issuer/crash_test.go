@@ -13,7 +13,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/mayfly-ca/mayfly/ca/store/postgres/postgrestest"
+	"github.com/mayfly-ca/mayfly/ca/catest"
 	"github.com/mayfly-ca/mayfly/client/wire"
 	"github.com/mayfly-ca/mayfly/issuer/issuertest"
 )
@@ -43,7 +43,7 @@ func kills(t *testing.T) int {
 func TestKilledUnderLoad(t *testing.T) {
 	t.Parallel()
 	t.Run("sqlite", func(t *testing.T) { killAgainAndAgain(t, newAuthority(t, "")) })
-	t.Run("postgres", func(t *testing.T) { killAgainAndAgain(t, newAuthority(t, postgrestest.Start(t).Database(t))) })
+	t.Run("postgres", func(t *testing.T) { killAgainAndAgain(t, newAuthority(t, catest.StartPostgres(t).Database(t))) })
 }
 
 func killAgainAndAgain(t *testing.T, a *authority) {

@@ -16,7 +16,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/mayfly-ca/mayfly/ca/store/postgres/postgrestest"
+	"github.com/mayfly-ca/mayfly/ca/catest"
 	"github.com/mayfly-ca/mayfly/client/wire"
 	"github.com/mayfly-ca/mayfly/issuer/issuertest"
 )
@@ -24,7 +24,7 @@ import (
 // Two processes over one PostgreSQL behave as one issuer: ATTACKS 24, 54, 55, 59.
 func TestTwoProcesses(t *testing.T) {
 	t.Parallel()
-	a := newAuthority(t, postgrestest.Start(t).Database(t))
+	a := newAuthority(t, catest.StartPostgres(t).Database(t))
 	both := []*process{a.serve(t), a.serve(t)}
 	t.Run("one token, two keys, at once", func(t *testing.T) { oneTokenAtOnce(t, a, both, 200) })
 	t.Run("revoked while both issue", func(t *testing.T) { revokedWhileIssuing(t, a, both, 200) })

@@ -12,7 +12,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"github.com/mayfly-ca/mayfly/ca/store/postgres/postgrestest"
+	"github.com/mayfly-ca/mayfly/ca/catest"
 	"github.com/mayfly-ca/mayfly/client/wire"
 	"github.com/mayfly-ca/mayfly/issuer/issuertest"
 )
@@ -82,7 +82,7 @@ func TestStoppedUnderLoad(t *testing.T) {
 // used token is still used.
 func TestDatabaseGone(t *testing.T) {
 	t.Parallel()
-	server := postgrestest.Start(t)
+	server := catest.StartPostgres(t)
 	url := server.Database(t)
 	a := newAuthority(t, url)
 	p := a.serve(t)

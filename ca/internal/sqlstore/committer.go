@@ -1,0 +1,219 @@
+package sqlstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/mayfly-ca/mayfly/ca/store"
+)
+
+const (
+	// maxBatch bounds the ops of one commit, and so how long the ledger lock
+	// is held.
+	maxBatch = 256
+	// maxWait bounds how long a commit waits for calls that are on their way.
+	maxWait = 2 * time.Millisecond
+	// commitTimeout ends a commit that the database does not answer.
+	commitTimeout = 15 * time.Second
+)
+
+// pendingWrite is one call that may share a commit with others: a certificate with its
+// events, or events alone.
+type pendingWrite struct {
+	cert   *store.Certificate
+	events []store.Event
+
+	taken  atomic.Bool // by the committer, or by the caller who gave up
+	done   chan struct{}
+	result *store.Certificate
+	err    error
+
+	id     int64 // of cert
+	serial []byte
+	aki    []byte
+	listed string // engines, JSON
+	token  []byte // tokenHash
+}
+
+// committer makes one commit of all the calls that wait for one.
+type committer struct {
+	ledger *ledger
+	wake   chan struct{}
+
+	mu     sync.Mutex
+	queue  []*pendingWrite
+	closed bool
+}
+
+func newCommitter(l *ledger) *committer {
+	return &committer{ledger: l, wake: make(chan struct{}, 1)}
+}
+
+// do queues o and waits for its commit. When ctx ends before the commit has
+// begun, o is withdrawn and nothing of it is written; from then on do waits
+// for the outcome, whatever ctx says.
+func (c *committer) do(ctx context.Context, o *pendingWrite) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	o.done = make(chan struct{})
+	c.mu.Lock()
+	if c.closed {
+		c.mu.Unlock()
+		return errClosed
+	}
+	c.queue = append(c.queue, o)
+	c.mu.Unlock()
+	c.notify()
+	select {
+	case <-o.done:
+	case <-ctx.Done():
+		if o.taken.CompareAndSwap(false, true) {
+			return ctx.Err()
+		}
+		<-o.done
+	}
+	return o.err
+}
+
+func (c *committer) notify() {
+	select {
+	case c.wake <- struct{}{}:
+	default:
+	}
+}
+
+// close refuses further calls; run returns when the queue is empty.
+func (c *committer) close() {
+	c.mu.Lock()
+	c.closed = true
+	c.mu.Unlock()
+	c.notify()
+}
+
+func (c *committer) run() {
+	for range c.wake {
+		for {
+			c.waitForMore()
+			batch, last := c.take()
+			if len(batch) > 0 {
+				c.commit(batch)
+				continue
+			}
+			if last {
+				return
+			}
+			break
+		}
+	}
+}
+
+// waitForMore lets every goroutine that can run do so, again as long as that brings
+// further calls: what a commit costs, they share. On an idle processor nothing
+// can run, and nothing waits.
+func (c *committer) waitForMore() {
+	for n, until := c.waiting(), time.Now().Add(maxWait); n > 0 && n < maxBatch; {
+		runtime.Gosched()
+		more := c.waiting()
+		if more == n || time.Now().After(until) {
+			return
+		}
+		n = more
+	}
+}
+
+func (c *committer) waiting() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.queue)
+}
+
+// take returns up to maxBatch ops that nobody has withdrawn, and whether the
+// committer is closed and its queue empty.
+func (c *committer) take() (batch []*pendingWrite, last bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	n := 0
+	for _, o := range c.queue {
+		if len(batch) == maxBatch {
+			break
+		}
+		n++
+		if o.taken.CompareAndSwap(false, true) {
+			batch = append(batch, o)
+		}
+	}
+	c.queue = append(c.queue[:0], c.queue[n:]...)
+	clear(c.queue[len(c.queue):cap(c.queue)])
+	return batch, c.closed && len(c.queue) == 0
+}
+
+// commit writes batch and answers every op of it. When the database refuses
+// what one of them wrote, each gets a commit of its own.
+func (c *committer) commit(batch []*pendingWrite) {
+	err := c.attempt(batch, false)
+	var uncertain *uncertainError
+	switch {
+	case err == nil:
+	case errors.As(err, &uncertain):
+		c.resolveUncertain(batch, err)
+	case c.ledger.db.refused(err):
+		for _, o := range batch {
+			o.result, o.err = nil, nil
+			if err := c.attempt([]*pendingWrite{o}, true); err != nil {
+				o.err = err
+			}
+		}
+	default:
+		for _, o := range batch {
+			o.result, o.err = nil, err
+		}
+	}
+	for _, o := range batch {
+		close(o.done)
+	}
+}
+
+func (c *committer) attempt(batch []*pendingWrite, careful bool) error {
+	ctx, cancel := context.WithTimeout(context.Background(), commitTimeout)
+	defer cancel()
+	return c.ledger.update(ctx, "commit", func(tx transaction, h *chainHead) ([]store.Event, error) {
+		return c.ledger.apply(ctx, tx, h, batch, careful)
+	})
+}
+
+// resolveUncertain finds out which certificates of a commit, whose answer was lost, are
+// there. The commit is all or nothing, so one speaks for the others; a batch
+// without a certificate stays an error.
+func (c *committer) resolveUncertain(batch []*pendingWrite, cause error) {
+	ctx, cancel := context.WithTimeout(context.Background(), commitTimeout)
+	defer cancel()
+	committed := false
+	err := c.ledger.db.update(ctx, func(tx transaction) error { // under the lock: the lost commit is over
+		for _, o := range batch {
+			if o.cert == nil || o.result != o.cert {
+				continue
+			}
+			recorded, err := certificateBySerial(ctx, tx, o.serial)
+			if err != nil {
+				return err
+			}
+			committed = recorded != nil && string(recorded.TBS) == string(o.cert.TBS)
+			return nil
+		}
+		return nil
+	})
+	if err == nil && committed {
+		return
+	}
+	for _, o := range batch {
+		if o.err == nil {
+			o.result, o.err = nil, fmt.Errorf("commit: %w", errors.Join(cause, err))
+		}
+	}
+}

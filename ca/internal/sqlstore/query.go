@@ -1,0 +1,167 @@
+package sqlstore
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/binary"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/mayfly-ca/mayfly/ca/store"
+)
+
+const (
+	defaultLimit = 100
+	maxLimit     = 500
+)
+
+// list describes one of the lists that a store returns in pages.
+type list[T any] struct {
+	name  string
+	scope []byte // of its cursors
+	// query builds the query of a page that begins after below, which is nil for
+	// the first page. A nil query is an empty page.
+	query func(ctx context.Context, r reader, below *position, limit int) (*query, error)
+	scan  func(row) (T, error)
+	end   func(T) position
+}
+
+// page returns a page of up to limit rows, and the cursor of the next page, which
+// is "" after the last.
+func (s list[T]) page(ctx context.Context, l *ledger, cursor string, limit int) (rows []T, next string, _ error) {
+	if limit <= 0 {
+		limit = defaultLimit
+	}
+	limit = min(limit, maxLimit)
+	below, err := l.parseCursor(s.scope, cursor)
+	if err != nil {
+		return nil, "", fmt.Errorf("%s: %w", s.name, err)
+	}
+	rows, err = read(ctx, l, s.name, func(r reader) ([]T, error) {
+		q, err := s.query(ctx, r, below, limit+1)
+		if err != nil || q == nil {
+			return nil, err
+		}
+		return collect(ctx, r, s.scan, q.text, q.args...)
+	})
+	if err == nil && len(rows) > limit {
+		rows = rows[:limit]
+		next = l.cursor(s.scope, s.end(rows[limit-1]))
+	}
+	return rows, next, err
+}
+
+// query is a SELECT in the making.
+type query struct {
+	text  string
+	args  []any
+	terms []string
+	index string // that the database shall go by
+}
+
+// arg adds a parameter and returns its name.
+func (q *query) arg(v any) string {
+	q.args = append(q.args, v)
+	return "$" + strconv.Itoa(len(q.args))
+}
+
+func (q *query) where(terms ...string) { q.terms = append(q.terms, terms...) }
+
+func (q *query) conditions() string {
+	if len(q.terms) == 0 {
+		return ""
+	}
+	return " WHERE " + strings.Join(q.terms, " AND ")
+}
+
+func (q *query) hint(d *dialect) string {
+	if !d.indexHints || q.index == "" {
+		return ""
+	}
+	return " INDEXED BY " + q.index
+}
+
+// equal is a column and the value that it must have.
+type equal struct{ column, value string }
+
+// page returns the newest limit rows, or with direction ASC the oldest, of
+// columns of table whose columns are equal and for which the terms of q hold, by
+// order. It changes nothing of q, since a list may be made of several. Where q
+// names no index, the page goes along the table.
+func (q *query) page(d *dialect, table, columns string, by []equal, order, direction string, limit int) string {
+	terms := make([]string, 0, len(by)+len(q.terms))
+	for _, c := range by {
+		terms = append(terms, c.column+" = "+c.value)
+	}
+	hint := q.hint(d)
+	if d.indexHints && hint == "" {
+		hint = " NOT INDEXED" // but for the primary key
+	}
+	whole := query{terms: append(terms, q.terms...)}
+	return fmt.Sprintf("SELECT * FROM (SELECT %s FROM %s%s%s ORDER BY %s %s LIMIT %d) AS page", columns, table, hint, whole.conditions(), order, direction, limit)
+}
+
+// position is where a page ended: an id, and a text where ids are not unique.
+type position struct {
+	id   int64
+	text string
+}
+
+// cursorScope names a list and its filters; a cursor is good for one scope.
+func cursorScope(parts ...string) []byte {
+	h := sha256.New()
+	for _, p := range parts {
+		var n [8]byte
+		binary.BigEndian.PutUint64(n[:], uint64(len(p)))
+		h.Write(n[:])
+		h.Write([]byte(p))
+	}
+	return h.Sum(nil)
+}
+
+const cursorMAC = 12
+
+// cursor encodes p: its id, its text, and a MAC over both and the scope, under
+// a key that only the store has.
+func (l *ledger) cursor(scope []byte, p position) string {
+	b := binary.BigEndian.AppendUint64(nil, uint64(p.id))
+	b = append(b, p.text...)
+	return base64.RawURLEncoding.EncodeToString(append(b, l.cursorSum(scope, b)...))
+}
+
+func (l *ledger) cursorSum(scope, b []byte) []byte {
+	m := hmac.New(sha256.New, l.cursorKey)
+	m.Write(scope)
+	m.Write(b)
+	return m.Sum(nil)[:cursorMAC]
+}
+
+// parseCursor is the reverse of cursor; nil for "", else ErrBadCursor.
+func (l *ledger) parseCursor(scope []byte, s string) (*position, error) {
+	if s == "" {
+		return nil, nil
+	}
+	if len(s) > 256 {
+		return nil, store.ErrBadCursor
+	}
+	b, err := base64.RawURLEncoding.Strict().DecodeString(s)
+	if err != nil || len(b) < 8+cursorMAC {
+		return nil, store.ErrBadCursor
+	}
+	body, mac := b[:len(b)-cursorMAC], b[len(b)-cursorMAC:]
+	if !hmac.Equal(mac, l.cursorSum(scope, body)) {
+		return nil, store.ErrBadCursor
+	}
+	return &position{int64(binary.BigEndian.Uint64(body)), string(body[8:])}, nil
+}
+
+func timeText(t *time.Time) string {
+	if t == nil {
+		return ""
+	}
+	return strconv.FormatInt(micro(*t), 10)
+}

@@ -1,0 +1,309 @@
+package sqlstore
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/mayfly-ca/mayfly/ca/store"
+)
+
+const (
+	idShift = 10
+	idSlots = 1 << idShift
+	// maxField bounds every text of a record, in bytes.
+	maxField = 4096
+	// maxBody bounds claims and TBS, in bytes each.
+	maxBody = 64 << 10
+)
+
+// Record implements store.Store.
+func (l *ledger) Record(ctx context.Context, c *store.Certificate, ev store.Event) (*store.Certificate, error) {
+	o := &pendingWrite{cert: c}
+	if err := o.prepare(); err != nil {
+		return nil, fmt.Errorf("record certificate: %w", err)
+	}
+	o.events = []store.Event{issued(c, ev)}
+	if err := l.committer.do(ctx, o); err != nil {
+		return nil, fmt.Errorf("record certificate: %w", err)
+	}
+	return o.result, nil
+}
+
+// Append implements store.Store.
+func (l *ledger) Append(ctx context.Context, ev ...store.Event) error {
+	if len(ev) == 0 {
+		return nil
+	}
+	if err := l.committer.do(ctx, &pendingWrite{events: ev}); err != nil {
+		return fmt.Errorf("append events: %w", err)
+	}
+	return nil
+}
+
+// issued fills what ev leaves empty from the certificate that it tells of.
+func issued(c *store.Certificate, ev store.Event) store.Event {
+	fill := func(field *string, v string) {
+		if *field == "" {
+			*field = v
+		}
+	}
+	fill(&ev.Type, store.EventIssued)
+	fill(&ev.Serial, c.Serial)
+	fill(&ev.Identity, c.Identity)
+	fill(&ev.Repository, c.Repository)
+	fill(&ev.RunID, c.RunID)
+	fill(&ev.Rule, c.Rule)
+	if ev.Time.IsZero() {
+		ev.Time = c.IssuedAt
+	}
+	return ev
+}
+
+// prepare checks a record for completeness, so that what remains for the
+// database to refuse is rare, and the same for every driver.
+func (o *pendingWrite) prepare() error {
+	c := o.cert
+	var err error
+	if o.serial, err = parseSerial(c.Serial); err != nil {
+		return err
+	}
+	if o.aki, err = hex.DecodeString(c.AKI); err != nil || len(o.aki) == 0 {
+		return fmt.Errorf("authority key id %q is not hex", c.AKI)
+	}
+	switch {
+	case c.IssuedAt.UnixMicro() <= 0 || c.IssuedAt.UnixMicro() >= 1<<(63-idShift):
+		return fmt.Errorf("issued at %v", c.IssuedAt)
+	case !c.NotAfter.After(c.NotBefore) || c.NotAfter.Sub(c.IssuedAt) > maxLifetime:
+		return fmt.Errorf("validity from %v to %v", c.NotBefore, c.NotAfter)
+	case len(c.SPKI) != 32:
+		return fmt.Errorf("SPKI hash of %d bytes", len(c.SPKI))
+	case len(c.TBS) == 0 || len(c.TBS) > maxBody || len(c.Claims) > maxBody:
+		return errors.New("TBS missing, or TBS or claims too large")
+	case c.Identity == "" || c.Profile == "" || c.TokenIssuer == "":
+		return errors.New("no identity, profile or token issuer")
+	case c.SingleUse && c.TokenID == "":
+		return errors.New("a single-use token needs an id")
+	}
+	engines, err := json.Marshal(c.Engines)
+	if err != nil {
+		return err
+	}
+	o.listed = string(engines)
+	o.token = tokenHash(c.TokenIssuer, c.TokenID)
+	for _, s := range []string{c.Profile, c.Provider, c.Identity, c.Rule, c.Run, o.listed, c.Repository, c.RepositoryID, c.RunID, c.Actor, c.TokenIssuer, c.TokenID} {
+		if len(s) > maxField || !utf8.ValidString(s) || strings.IndexByte(s, 0) >= 0 {
+			return fmt.Errorf("a text of the record is no UTF-8, holds NUL or is over %d bytes", maxField)
+		}
+	}
+	return nil
+}
+
+// tokenHash is what a single-use token is known by: 128 bits of SHA-256 over
+// its issuer and id.
+func tokenHash(issuer, id string) []byte {
+	b := binary.BigEndian.AppendUint32(nil, uint32(len(issuer)))
+	b = append(append(b, issuer...), id...)
+	sum := sha256.Sum256(b)
+	return sum[:16]
+}
+
+// apply writes what batch asks for into tx, leaving results and refusals in
+// its ops, and returns the events of the commit. Only the database's own
+// errors are returned. careful looks for what an earlier, lost attempt left.
+func (l *ledger) apply(ctx context.Context, tx transaction, h *chainHead, batch []*pendingWrite, careful bool) ([]store.Event, error) {
+	if err := l.blocks.refresh(ctx, tx, h.blocksVersion); err != nil {
+		return nil, err
+	}
+	used, err := findTokens(ctx, tx, batch)
+	if err != nil {
+		return nil, err
+	}
+	w := recordWriter{now: time.Now(), firstSeq: h.seq + 1}
+	for i, o := range batch {
+		o.result, o.err = nil, nil
+		switch {
+		case o.cert != nil:
+			if careful {
+				if o.id, err = freeID(ctx, tx, o.cert.IssuedAt); err != nil {
+					return nil, err
+				}
+			} else {
+				o.id = micro(o.cert.IssuedAt)<<idShift | l.nonce.Add(1)&(idSlots-1)
+			}
+			if err := l.admit(ctx, tx, h, &w, o, used[i]); err != nil {
+				return nil, err
+			}
+		default:
+			w.events = append(w.events, o.events...)
+		}
+	}
+	return w.events, w.write(ctx, tx)
+}
+
+// admit decides about one record in the order floor, block, token.
+func (l *ledger) admit(ctx context.Context, tx transaction, h *chainHead, w *recordWriter, o *pendingWrite, used int64) error {
+	c := o.cert
+	if micro(c.TokenIAT) < h.floor || micro(c.IssuedAt) < h.floor {
+		o.err = store.ErrBeforeFloor
+		return nil
+	}
+	if b := l.blocks.covers(c, w.now); b != nil {
+		o.err = &store.BlockedError{Block: *b}
+		return nil
+	}
+	if c.SingleUse {
+		if first := w.token(o); first != nil {
+			o.result, o.err = checkReplay(first, c.SPKI, h.floor, w.now)
+			return nil
+		}
+		if used != 0 {
+			recorded, err := certificateByID(ctx, tx, used)
+			if err != nil {
+				return err
+			}
+			if recorded == nil {
+				return fmt.Errorf("token names certificate %d, which is gone", used)
+			}
+			o.result, o.err = checkReplay(recorded, c.SPKI, h.floor, w.now)
+			return nil
+		}
+	}
+	w.add(o)
+	o.result = c
+	return nil
+}
+
+// checkReplay decides about a token that was used for recorded before. What was
+// issued before the floor is revoked, with or without an entry.
+func checkReplay(recorded *store.Certificate, spki []byte, floor int64, now time.Time) (*store.Certificate, error) {
+	why := ""
+	switch {
+	case !bytes.Equal(recorded.SPKI, spki):
+		why = "another key"
+	case recorded.RevokedAt != nil || micro(recorded.IssuedAt) < floor:
+		why = "revoked"
+	case now.After(recorded.NotAfter):
+		why = "expired"
+	default:
+		return recorded, nil
+	}
+	return nil, &store.ReplayError{Serial: recorded.Serial, Why: why}
+}
+
+// findTokens looks up the single-use tokens of batch: the certificate that
+// each has bought, 0 where unused.
+func findTokens(ctx context.Context, tx transaction, batch []*pendingWrite) ([]int64, error) {
+	used := make([]int64, len(batch))
+	var args [][]any
+	var at []int
+	for i, o := range batch {
+		if o.cert != nil && o.cert.SingleUse {
+			args = append(args, []any{o.token})
+			at = append(at, i)
+		}
+	}
+	if len(args) == 0 {
+		return used, nil
+	}
+	return used, tx.lookup(ctx, `SELECT cert_id FROM tokens WHERE token = $1`, args, func(i int, r row) error {
+		return r.Scan(&used[at[i]])
+	})
+}
+
+// freeID finds an id that nothing has for what was issued at t.
+func freeID(ctx context.Context, tx transaction, t time.Time) (int64, error) {
+	from := micro(t) << idShift
+	taken, err := collect(ctx, tx, func(r row) (int64, error) {
+		var id int64
+		return id, r.Scan(&id)
+	}, `SELECT id FROM certificates WHERE id >= $1 AND id < $2 ORDER BY id`, from, from+idSlots)
+	if err != nil {
+		return 0, err
+	}
+	for i := range int64(idSlots) {
+		if i >= int64(len(taken)) || taken[i] != from+i {
+			return from + i, nil
+		}
+	}
+	return 0, fmt.Errorf("%d certificates were issued at %v", idSlots, t)
+}
+
+// recordWriter gathers the rows of one commit.
+type recordWriter struct {
+	now          time.Time
+	certificates [][]any
+	bodies       [][]any
+	tokens       [][]any
+	events       []store.Event
+	usedInBatch  map[string]*store.Certificate // by token hash
+	firstSeq     int64                         // of events
+}
+
+// token returns what the token of o has bought within this commit.
+func (w *recordWriter) token(o *pendingWrite) *store.Certificate {
+	return w.usedInBatch[string(o.token)]
+}
+
+func (w *recordWriter) add(o *pendingWrite) {
+	c := o.cert
+	single := int64(0)
+	if c.SingleUse {
+		single = 1
+		if w.usedInBatch == nil {
+			w.usedInBatch = make(map[string]*store.Certificate)
+		}
+		w.usedInBatch[string(o.token)] = c
+		w.tokens = append(w.tokens, []any{o.token, o.id})
+	}
+	w.certificates = append(w.certificates, []any{
+		o.id, o.serial, c.Profile, c.Provider, c.Identity, c.Rule, c.Run, o.listed, c.Repository, c.RepositoryID, c.RunID,
+		c.Actor, c.TokenIssuer, c.TokenID, single, micro(c.TokenIAT), c.SPKI, o.aki, micro(c.NotBefore), micro(c.NotAfter),
+		w.firstSeq + int64(len(w.events)),
+	})
+	w.bodies = append(w.bodies, []any{o.id, nonNil(c.Claims), c.TBS, []byte{}})
+	w.events = append(w.events, o.events...)
+}
+
+func (w *recordWriter) write(ctx context.Context, tx transaction) error {
+	for _, t := range []struct {
+		table *table
+		rows  [][]any
+	}{{tableCertificates, w.certificates}, {tableBodies, w.bodies}, {tableTokens, w.tokens}} {
+		if len(t.rows) == 0 {
+			continue
+		}
+		if err := tx.insert(ctx, t.table, t.rows); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// nonNil keeps an empty byte string from becoming NULL.
+func nonNil(b []byte) []byte {
+	if b == nil {
+		return []byte{}
+	}
+	return b
+}
+
+// parseSerial reads 32 lower-case hex digits.
+func parseSerial(s string) ([]byte, error) {
+	if len(s) != 32 || strings.ToLower(s) != s {
+		return nil, fmt.Errorf("serial %q is not 32 lower-case hex digits", s)
+	}
+	raw, err := hex.DecodeString(s)
+	if err != nil {
+		return nil, fmt.Errorf("serial %q is not 32 lower-case hex digits", s)
+	}
+	return raw, nil
+}

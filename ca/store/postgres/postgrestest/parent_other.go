@@ -1,8 +1,0 @@
-//go:build !linux
-
-package postgrestest
-
-import "syscall"
-
-// endWithParent does nothing: only Linux tells a child of its parent's end.
-func endWithParent(*syscall.SysProcAttr) {}
