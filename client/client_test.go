@@ -1,10 +1,12 @@
 package client
 
 import (
+	"bytes"
 	"crypto/tls"
 	"errors"
 	"io"
 	"net"
+	"net/http"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -340,6 +342,24 @@ func TestOneEngine(t *testing.T) {
 	w := newWorld(t, loopback{})
 	oneEngine := func(c *Config) { c.OneEngine = true }
 	c := w.client(oneEngine)
+	// An issuer that is older than the member is asked without it.
+	w.issuer.set(func(i *fakeIssuer) {
+		i.answer = func(_ int, w http.ResponseWriter, r *http.Request) bool {
+			body, err := io.ReadAll(r.Body)
+			if err != nil {
+				t.Error(err)
+			}
+			r.Body = io.NopCloser(bytes.NewReader(body))
+			if !bytes.Contains(body, []byte(`"one_engine"`)) {
+				return false
+			}
+			problem(w, wire.ProblemBadRequest, `unknown field "one_engine"`)
+			return true
+		}
+	})
+	if n := len(w.client(oneEngine).Info().Engines); n != 1 {
+		t.Errorf("%d engines", n)
+	}
 	w.issuer.set(func(i *fakeIssuer) { i.engines = append(i.engines, wire.Engine{Name: "arm"}) })
 	if cred, err := c.mint(t.Context()); err != nil || len(cred.Response.Engines) != 1 {
 		t.Errorf("renewed: %v", err)

@@ -199,12 +199,16 @@ func (i *Issuer) buy(ctx context.Context, r MintRequest, req wire.IssueRequest) 
 		if err == nil {
 			return resp, nil
 		}
+		var p *wire.Problem
+		if errors.As(err, &p) && p.Name() == wire.ProblemBadRequest && req.OneEngine {
+			req.OneEngine = false // an older issuer refuses the member; identify checks its answer
+			continue
+		}
 		if attempt == mintAttempts || !mintAgain(err, !replayed) {
 			return wire.IssueResponse{}, err
 		}
 		wait := b.next()
-		var p *wire.Problem
-		if errors.As(err, &p) {
+		if p != nil {
 			replayed = replayed || p.Name() == wire.ProblemReplay
 			wait = max(wait, time.Duration(min(p.RetryAfter, int(mintTotal/time.Second)))*time.Second)
 		}

@@ -62,6 +62,11 @@ function fromSource(folder) {
   return { file, from: 'the action\'s own source' };
 }
 
+// checkSystem refuses a system that has no mayfly, wherever it would come from.
+function checkSystem() {
+  if (!OS.includes(process.platform)) throw new Error(`mayfly has no program for ${process.platform}: build jobs on Linux or macOS`);
+}
+
 const supported = () => OS.includes(process.platform) && process.arch in ARCH;
 
 async function fromRelease(version, pinned, folder) {
@@ -127,4 +132,4 @@ function keep(file, bytes) {
   }
 }
 
-module.exports = { find, ASSETS, MAX_BYTES, RELEASE };
+module.exports = { checkSystem, find, ASSETS, MAX_BYTES, RELEASE };

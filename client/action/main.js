@@ -19,6 +19,7 @@ const WAKE_MS = 180_000;
 const VARIABLES = [['issuer', 'MAYFLY_ISSUER'], ['trust-anchor', 'MAYFLY_TRUST_ANCHOR'], ['audience', 'MAYFLY_AUDIENCE'], ['ca-file', 'MAYFLY_CA_FILE']];
 
 async function main() {
+  binary.checkSystem();
   const mode = runner.input('mode', 'proxy');
   if (!MODES.includes(mode)) throw new Error(`input mode: "${mode}" is none of ${MODES.join(', ')}`);
   const exportEnv = runner.boolean('export-env', true);

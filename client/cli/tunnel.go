@@ -140,7 +140,7 @@ func (t *tunnel) hear(e client.Event) {
 		t.refused = nil
 		t.mu.Unlock()
 		if t.wasWaking(e.Engine) {
-			p.note("engine %s is awake after %v", e.Engine, e.Elapsed.Round(100*time.Millisecond))
+			p.note("engine %s is awake after %v", e.Engine, e.Elapsed.Round(time.Millisecond))
 		}
 	case client.EventRenewed:
 		p.note("renewed the certificate: %s, until %s", e.Serial, e.NotAfter.UTC().Format(time.RFC3339))
