@@ -135,7 +135,7 @@ policy: policy.yaml
 `
 
 const firstPolicy = `# yaml-language-server: $schema=policy.schema.json
-# mayfly-issuer policy check policy.yaml
+# mayfly-issuer policy check policy.yaml --config issuer.yaml
 # The ids below admit nobody. In a job, "mayfly policy suggest" prints the rule
 # that would admit it.
 version: 1
