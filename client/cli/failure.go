@@ -171,7 +171,7 @@ func toldByIssuer(err error) *failure {
 		f.hints = deniedHints(p)
 	case wire.ProblemSeveralEngines:
 		f.code = exitUsage
-		f.hints = []string{"choose one with --engine or MAYFLY_ENGINE"}
+		f.hints = []string{"choose one with --engine, MAYFLY_ENGINE, or the action's input engine"}
 	case wire.ProblemBlocked:
 		f.hints = []string{"ask an admin, who revoked this run or identity: `mayfly blocks list` shows the reason, and `mayfly blocks remove` ends the block"}
 	case wire.ProblemForbiddenRole:

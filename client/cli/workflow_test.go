@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -87,4 +88,27 @@ func TestNoWorkflowCommand(t *testing.T) {
 	run(5, `\u0023#[add-path]`, "--log-format", "json", "exec", "--", "true")
 	s.set(func() { s.token = answer(http.StatusForbidden, "text/plain", command) })
 	run(1, "id token from", "exec", "--", "true")
+}
+
+// TestOneFilePrints: what mayfly prints goes through terminal.go, where workflow
+// commands are written out. exec's command has the streams themselves.
+func TestOneFilePrints(t *testing.T) {
+	t.Parallel()
+	files, err := filepath.Glob("*.go")
+	if err != nil || len(files) < 20 {
+		t.Fatalf("%d files, %v", len(files), err)
+	}
+	prints := regexp.MustCompile(`fmt\.Print|Fprint\w*\((p|t|os)\.(out|err|Std)|\.(out|err|Stdout|Stderr)\.Write|WriteString\((p|t|os)\.(out|err|Std)`)
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if found := prints.Find(text); found != nil && file != "terminal.go" && !strings.HasSuffix(file, "_test.go") {
+			t.Errorf("%s prints by itself: %s", file, found)
+		}
+		if file == "terminal.go" && !prints.Match(text) {
+			t.Error("the pattern does not find what terminal.go does")
+		}
+	}
 }

@@ -70,6 +70,16 @@ func TestActionMetadata(t *testing.T) {
 			}
 		}
 	}
+	// What is printed goes through runner.js, which takes workflow commands away.
+	for _, script := range []string{"main.js", "post.js", "binary.js", "download.js"} {
+		text, err := os.ReadFile(filepath.Join(dir, script))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if found := regexp.MustCompile(`console\.|process\.std`).Find(text); found != nil {
+			t.Errorf("%s prints by itself: %s", script, found)
+		}
+	}
 	page, err := os.ReadFile(filepath.Join(dir, "README.md"))
 	if err != nil {
 		t.Fatal(err)

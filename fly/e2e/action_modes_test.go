@@ -114,8 +114,19 @@ func TestActionHostileValues(t *testing.T) {
 	if err != nil {
 		t.Fatalf("post.js: %v\n%s", err, post)
 	}
+	// And where mayfly fails, or ends before the job does.
+	for _, script := range []string{"exit 3", "cat " + filepath.Join(bin, "line")} {
+		program(t, filepath.Join(bin, "mayfly"), "#!/bin/sh\nprintf '::add-path::/tmp\\nx ##[add-path]/tmp\\n' >&2\n"+script+"\n")
+		r := newRunner(t, "PATH="+bin+string(filepath.ListSeparator)+os.Getenv("PATH"), "ACTIONS_ID_TOKEN_REQUEST_URL=https://example.com", "ACTIONS_ID_TOKEN_REQUEST_TOKEN=job-secret")
+		said, _ := r.node(t, "main.js", map[string]string{"issuer": "https://issuer.example.com", "version": "path"})
+		ended, err := r.node(t, "post.js", nil)
+		if err != nil || !strings.Contains(said+ended, "x # #[add-path]/tmp") {
+			t.Errorf("%s: %v\n%s%s", script, err, said, ended)
+		}
+		post += said + ended
+	}
 	for l := range strings.Lines(out + post) {
-		if l = strings.TrimSpace(l); strings.HasPrefix(l, "::") && l != "::add-mask::job-secret" || strings.Contains(l, "##[") {
+		if l = strings.TrimSpace(l); strings.HasPrefix(l, "::") && l != "::add-mask::job-secret" && !strings.HasPrefix(l, "::error title=mayfly::") && !strings.HasPrefix(l, "::warning title=mayfly::") || strings.Contains(l, "##[") {
 			t.Errorf("the runner obeys %q", l)
 		}
 	}
