@@ -7,15 +7,15 @@ import (
 	"crypto/sha256"
 	"testing"
 
-	"github.com/mayfly-ca/mayfly/ca"
 	"github.com/mayfly-ca/mayfly/ca/catest"
+	"github.com/mayfly-ca/mayfly/ca/store"
 )
 
 // forgetful is a store that records nothing, so that BenchmarkIssue measures the
 // authority's own work.
-type forgetful struct{ ca.Store }
+type forgetful struct{ store.Store }
 
-func (forgetful) Record(_ context.Context, c *ca.Certificate, _ ca.Event) (*ca.Certificate, error) {
+func (forgetful) Record(_ context.Context, c *store.Certificate, _ store.Event) (*store.Certificate, error) {
 	return c, nil
 }
 

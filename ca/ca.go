@@ -29,6 +29,8 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"golang.org/x/sync/singleflight"
+
+	"github.com/mayfly-ca/mayfly/ca/store"
 )
 
 // ExpiryWarning is how long before the end of a certificate or of the root's CRL
@@ -52,7 +54,7 @@ type Config struct {
 	Key      string
 	Previous []Previous
 	// Store stays the caller's: Close does not close it.
-	Store Store
+	Store store.Store
 	// PublicURL is where the issuer is reached. Leaves name
 	// PublicURL + "/v1/crl/" + the intermediate's key id as their CRL.
 	PublicURL string
@@ -67,7 +69,7 @@ type Authority struct {
 	current     *intermediate
 	// lines are all intermediates that sign CRLs, current first.
 	lines []*intermediate
-	store Store
+	store store.Store
 	log   *slog.Logger
 
 	crls   atomic.Pointer[CRLs]
@@ -110,7 +112,7 @@ func Open(ctx context.Context, c Config) (_ *Authority, err error) {
 	}
 	m := a.store.Meta()
 	if m.RootFingerprint != Fingerprint(a.root) || m.TrustDomain != a.constraints.TrustDomain.Name() {
-		return nil, ErrOtherRoot
+		return nil, store.ErrOtherRoot
 	}
 	return a, nil
 }
@@ -233,7 +235,7 @@ func (a *Authority) Intermediates() []*x509.Certificate {
 }
 
 // Store is the authority's store, for lists, events, sessions and logins.
-func (a *Authority) Store() Store { return a.store }
+func (a *Authority) Store() store.Store { return a.store }
 
 // Expiry is an end that somebody must act before.
 type Expiry struct {

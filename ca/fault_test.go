@@ -7,20 +7,19 @@ import (
 	"testing"
 	"time"
 
-	"github.com/mayfly-ca/mayfly/ca"
 	"github.com/mayfly-ca/mayfly/ca/catest"
 	"github.com/mayfly-ca/mayfly/ca/store"
 )
 
 // brokenStore fails where a test says.
 type brokenStore struct {
-	ca.Store
+	store.Store
 	record  error // before anything is written
 	lost    error // after the record is durable
 	publish error
 }
 
-func (b *brokenStore) Record(ctx context.Context, c *ca.Certificate, ev ca.Event) (*ca.Certificate, error) {
+func (b *brokenStore) Record(ctx context.Context, c *store.Certificate, ev store.Event) (*store.Certificate, error) {
 	if b.record != nil {
 		return nil, b.record
 	}
@@ -56,7 +55,7 @@ func TestStoreFails(t *testing.T) {
 	if issued, err := a.Issue(ctx, g, csr); issued != nil || err == nil {
 		t.Errorf("issued for a caller who had gone: %v", issued)
 	}
-	if certs, _, err := c.Store().Certificates(t.Context(), ca.CertificateFilter{Limit: 10}); err != nil || len(certs) != 0 {
+	if certs, _, err := c.Store().Certificates(t.Context(), store.CertificateFilter{Limit: 10}); err != nil || len(certs) != 0 {
 		t.Errorf("%d records, %v", len(certs), err)
 	}
 	if _, err := a.Issue(t.Context(), g, csr); err != nil {
@@ -78,7 +77,7 @@ func TestCrashBetweenRecordAndSignature(t *testing.T) {
 	if issued, err := crashing.Issue(t.Context(), g, catest.CSR(t, key)); err == nil {
 		t.Fatalf("issued %v", issued)
 	}
-	certs, _, err := c.Store().Certificates(t.Context(), ca.CertificateFilter{Limit: 10})
+	certs, _, err := c.Store().Certificates(t.Context(), store.CertificateFilter{Limit: 10})
 	if err != nil || len(certs) != 1 {
 		t.Fatalf("%d records, %v", len(certs), err)
 	}
@@ -96,7 +95,7 @@ func TestCrashBetweenRecordAndSignature(t *testing.T) {
 	if !bytes.Equal(first.Certificate.RawTBSCertificate, second.Certificate.RawTBSCertificate) {
 		t.Error("replicas give out different certificates")
 	}
-	revoke(t, c.Authority, ca.Revocation{Serial: certs[0].Serial})
+	revoke(t, c.Authority, store.Revocation{Serial: certs[0].Serial})
 	crls, err := c.CRLs(t.Context())
 	if err != nil {
 		t.Fatal(err)

@@ -15,6 +15,7 @@ import (
 	"github.com/mayfly-ca/mayfly/ca"
 	"github.com/mayfly-ca/mayfly/ca/catest"
 	"github.com/mayfly-ca/mayfly/ca/issuance"
+	"github.com/mayfly-ca/mayfly/ca/store"
 )
 
 // Whoever writes to the database gets no signature: rows written by hand, with a
@@ -74,13 +75,13 @@ func TestForgedRowsAreNotSigned(t *testing.T) {
 					if chain := a.Chain(stored); chain != nil {
 						t.Errorf("read: %v", chain)
 					}
-					var replay *ca.ReplayError
+					var replay *store.ReplayError
 					if issued, err := a.Issue(t.Context(), g, catest.CSR(t, key)); !errors.As(err, &replay) || replay.Serial != number {
 						t.Errorf("retry: %v, %v", issued, err)
 					}
-					revoke(t, a, ca.Revocation{Serial: number, DryRun: true})
-					revoke(t, a, ca.Revocation{Serial: number})
-					revoke(t, a, ca.Revocation{Match: ca.Match{RunID: "forged"}})
+					revoke(t, a, store.Revocation{Serial: number, DryRun: true})
+					revoke(t, a, store.Revocation{Serial: number})
+					revoke(t, a, store.Revocation{Match: store.Match{RunID: "forged"}})
 					if issued, err := a.Issue(t.Context(), g, catest.CSR(t, key)); !errors.As(err, &replay) {
 						t.Errorf("retry, revoked: %v, %v", issued, err)
 					}
@@ -139,12 +140,12 @@ func forgeRow(t *testing.T, a *ca.Authority, d database, key *ecdsa.PrivateKey, 
 	}
 	spki := sha256.Sum256(cert.RawSubjectPublicKeyInfo)
 	number := fmt.Sprintf("%032x", leaf.SerialNumber)
-	if _, err := a.Store().Record(t.Context(), &ca.Certificate{
+	if _, err := a.Store().Record(t.Context(), &store.Certificate{
 		Serial: number, Profile: string(forged.Profile), Provider: p.Provider, Identity: forged.Identity.ID.String(), Rule: "forged",
 		Engines: forged.Identity.Grant.Engines, Repository: "example-org/app", RepositoryID: "1", RunID: "forged",
 		TokenIssuer: p.Token.Issuer, TokenID: p.Token.ID, SingleUse: true, TokenIAT: p.Token.IssuedAt, SPKI: spki[:], AKI: aki,
 		Claims: p.Claims, TBS: cert.RawTBSCertificate, NotBefore: now.Add(-issuance.Backdate), NotAfter: now.Add(p.TTL), IssuedAt: now,
-	}, ca.Event{}); err != nil {
+	}, store.Event{}); err != nil {
 		t.Fatal(err)
 	}
 	row := "x'" + number + "'"

@@ -143,7 +143,7 @@ func initResult(dir string) *InitResult {
 // authorityFiles are the contents of the files of a new authority.
 type authorityFiles struct {
 	root, rootKey, rootCRL, intermediate, key []byte
-	meta                                      Meta
+	meta                                      store.Meta
 	fingerprint                               string
 }
 
@@ -203,7 +203,7 @@ func makeAuthority(ctx context.Context, c Constraints, password []byte, now time
 		root:         encodePEM(blockCertificate, root.Raw),
 		intermediate: encodePEM(blockCertificate, intermediate.Raw),
 		fingerprint:  Fingerprint(root),
-		meta: Meta{
+		meta: store.Meta{
 			RootFingerprint: Fingerprint(root),
 			TrustDomain:     c.TrustDomain.Name(),
 			CreatedAt:       now.UTC().Truncate(time.Second),

@@ -16,6 +16,7 @@ import (
 
 	"github.com/mayfly-ca/mayfly/ca"
 	"github.com/mayfly-ca/mayfly/ca/catest"
+	"github.com/mayfly-ca/mayfly/ca/store"
 )
 
 // countingKMS is opaqueKMS that notes what it signs, per key.
@@ -144,7 +145,7 @@ func countingAuthority(t *testing.T, c *catest.CA, d database) (*ca.Authority, *
 	t.Helper()
 	config := c.Config
 	var err error
-	if config.Store, err = ca.OpenStore(t.Context(), d.dsn, c.Root(), ca.StateKey{}); err != nil {
+	if config.Store, err = ca.OpenStore(t.Context(), d.dsn, c.Root(), store.StateKey{}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -187,7 +188,7 @@ func TestInsertFails(t *testing.T) {
 				}
 				recorded++
 			}
-			all, _, err := a.Store().Certificates(t.Context(), ca.CertificateFilter{Limit: 100})
+			all, _, err := a.Store().Certificates(t.Context(), store.CertificateFilter{Limit: 100})
 			if err != nil || len(all) != recorded {
 				t.Errorf("%d records, want %d: %v", len(all), recorded, err)
 			}

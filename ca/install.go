@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/mayfly-ca/mayfly/ca/internal/step"
+	"github.com/mayfly-ca/mayfly/ca/store"
 )
 
 // Installed says what InstallRotation did in the issuer's folder.
@@ -199,8 +200,8 @@ func LoadPrevious(dir string) ([]Previous, error) {
 // Publish signs and commits a new set of CRLs, whatever the age of the last, and
 // records that as a rotation: what rotate install ends with.
 func (a *Authority) Publish(ctx context.Context, by string) (*CRLs, error) {
-	err := a.store.Append(ctx, Event{
-		Time: time.Now().UTC(), Type: EventRotation, By: by, Reason: "intermediate or root CRL installed",
+	err := a.store.Append(ctx, store.Event{
+		Time: time.Now().UTC(), Type: store.EventRotation, By: by, Reason: "intermediate or root CRL installed",
 		Detail: map[string]string{"authority_key_id": a.current.aki, "root_crl_number": a.rootCRL.Number.String()},
 	})
 	if err != nil {

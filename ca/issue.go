@@ -14,17 +14,21 @@ import (
 	"github.com/mayfly-ca/mayfly/ca/guard"
 	"github.com/mayfly-ca/mayfly/ca/internal/step"
 	"github.com/mayfly-ca/mayfly/ca/issuance"
+	"github.com/mayfly-ca/mayfly/ca/store"
 )
 
 // Issued is a certificate and its durable record.
 type Issued struct {
 	Certificate *x509.Certificate
 	Chain       []*x509.Certificate // leaf, intermediate
-	Record      *Certificate
+	Record      *store.Certificate
 	// Repeated: the token was used for this certificate before. Its
 	// to-be-signed bytes are the same, its signature may be another.
 	Repeated bool
 }
+
+// RefusedError is the guard's: a fault of mayfly, which a retry does not mend.
+type RefusedError = guard.RefusedError
 
 // Issue records and then signs a leaf for g, for the public key of csr. A token
 // that was used before, for the same key, gets the leaf of that time again: the
@@ -78,7 +82,7 @@ func (a *Authority) retry(ctx context.Context, template *x509.Certificate, want 
 	issued, err := a.signLeaf(ctx, template, want, r)
 	var refused *guard.RefusedError
 	if errors.Is(err, errOtherRecorded) || errors.As(err, &refused) {
-		return nil, &ReplayError{Serial: recorded.Serial, Why: "another grant"}
+		return nil, &store.ReplayError{Serial: recorded.Serial, Why: "another grant"}
 	}
 	if err != nil {
 		return nil, err
@@ -150,12 +154,12 @@ var errOtherRecorded = errors.New("the token was used for another certificate")
 
 // recorder writes the record of one issuance.
 type recorder struct {
-	store    Store
+	store    store.Store
 	params   issuance.Params
 	aki      string
 	issuedAt time.Time
 	// stored is what the store holds for the token, once record has returned.
-	stored *Certificate
+	stored *store.Certificate
 }
 
 // record returns nil once a record of leaf's to-be-signed bytes is durable: a new
@@ -164,7 +168,7 @@ type recorder struct {
 func (r *recorder) record(ctx context.Context, leaf *x509.Certificate) error {
 	p := r.params
 	spki := sha256.Sum256(leaf.RawSubjectPublicKeyInfo)
-	c := &Certificate{
+	c := &store.Certificate{
 		Serial:       guard.Serial(leaf),
 		Profile:      string(p.Profile),
 		Provider:     p.Provider,
@@ -188,9 +192,9 @@ func (r *recorder) record(ctx context.Context, leaf *x509.Certificate) error {
 		NotAfter:     leaf.NotAfter,
 		IssuedAt:     r.issuedAt.Truncate(time.Microsecond),
 	}
-	stored, err := r.store.Record(ctx, c, Event{
+	stored, err := r.store.Record(ctx, c, store.Event{
 		Time:       c.IssuedAt,
-		Type:       EventIssued,
+		Type:       store.EventIssued,
 		By:         c.Identity,
 		Serial:     c.Serial,
 		Identity:   c.Identity,

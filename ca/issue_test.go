@@ -28,6 +28,7 @@ import (
 	"github.com/mayfly-ca/mayfly/ca/catest"
 	"github.com/mayfly-ca/mayfly/ca/identity"
 	"github.com/mayfly-ca/mayfly/ca/issuance"
+	"github.com/mayfly-ca/mayfly/ca/store"
 )
 
 var compareIDs = cmp.Comparer(func(a, b spiffeid.ID) bool { return a == b })
@@ -299,7 +300,7 @@ func TestIssueOncePerToken(t *testing.T) {
 		})
 	}
 	t.Run("revoked", func(t *testing.T) {
-		if _, _, err := c.Revoke(t.Context(), ca.Revocation{Serial: first.Record.Serial, Reason: "test", By: "test"}); err != nil {
+		if _, _, err := c.Revoke(t.Context(), store.Revocation{Serial: first.Record.Serial, Reason: "test", By: "test"}); err != nil {
 			t.Fatal(err)
 		}
 		wantReplay(t, c, g, key, "revoked")
@@ -339,7 +340,7 @@ func TestRetryFromBeforeTheFloor(t *testing.T) {
 func wantReplay(t *testing.T, c *catest.CA, g issuance.Grant, key crypto.Signer, why string) {
 	t.Helper()
 	_, err := c.Issue(t.Context(), g, catest.CSR(t, key))
-	var replay *ca.ReplayError
+	var replay *store.ReplayError
 	if !errors.As(err, &replay) || replay.Why != why {
 		t.Errorf("got %v, want a *ReplayError: %s", err, why)
 	}

@@ -19,6 +19,7 @@ import (
 
 	"github.com/mayfly-ca/mayfly/ca"
 	"github.com/mayfly-ca/mayfly/ca/catest"
+	"github.com/mayfly-ca/mayfly/ca/store"
 )
 
 // opaqueKMS holds keys as a cloud's does: one never sees them, and two
@@ -74,7 +75,7 @@ func TestKMS(t *testing.T) {
 	if err != nil || len(stored.Signature) > 0 || a.Chain(stored) != nil {
 		t.Errorf("a signature was stored: %x, %v", stored.Signature, err)
 	}
-	revoke(t, a, ca.Revocation{Serial: first.Record.Serial})
+	revoke(t, a, store.Revocation{Serial: first.Record.Serial})
 	wantReplay(t, c, catest.Grant(t, p), key, "revoked")
 	if _, err := a.Verify(t.Context()); err != nil {
 		t.Error(err)
@@ -88,7 +89,7 @@ func TestChainOfAnOlderRecord(t *testing.T) {
 	c := catest.New(t, catest.Options{})
 	d := sqliteDatabase(t, c)
 	leaf := c.Client(t, "default").Leaf
-	set := func(signature []byte) *ca.Certificate {
+	set := func(signature []byte) *store.Certificate {
 		d.exec(t, fmt.Sprintf("UPDATE bodies SET signature = x'%x' WHERE id = (SELECT id FROM certificates WHERE serial = x'%s')", signature, serial(leaf)))
 		stored, err := c.Store().Certificate(t.Context(), serial(leaf))
 		if err != nil {

@@ -14,8 +14,8 @@ import (
 
 	"crypto/x509"
 
-	"github.com/mayfly-ca/mayfly/ca"
 	"github.com/mayfly-ca/mayfly/ca/catest"
+	"github.com/mayfly-ca/mayfly/ca/store"
 )
 
 // zlint, with its lints of RFC 5280, finds no error in anything that we sign.
@@ -42,7 +42,7 @@ func TestLint(t *testing.T) {
 			report(t, zlint.LintCertificateEx(parsed, registry))
 		})
 	}
-	if _, _, err := c.Revoke(t.Context(), ca.Revocation{Serial: serial(client.Leaf), Reason: "test", By: "test"}); err != nil {
+	if _, _, err := c.Revoke(t.Context(), store.Revocation{Serial: serial(client.Leaf), Reason: "test", By: "test"}); err != nil {
 		t.Fatal(err)
 	}
 	crls, err := c.CRLs(t.Context())
@@ -100,7 +100,7 @@ func TestOpenSSL(t *testing.T) {
 	openssl := lookPath(t, "openssl")
 	c := catest.New(t, catest.Options{})
 	client, server, revoked := c.Client(t, "default"), c.Server(t, "default"), c.Client(t, "default")
-	if _, _, err := c.Revoke(t.Context(), ca.Revocation{Serial: serial(revoked.Leaf), Reason: "test", By: "test"}); err != nil {
+	if _, _, err := c.Revoke(t.Context(), store.Revocation{Serial: serial(revoked.Leaf), Reason: "test", By: "test"}); err != nil {
 		t.Fatal(err)
 	}
 	crls, err := c.CRLs(t.Context())

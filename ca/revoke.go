@@ -4,13 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+
+	"github.com/mayfly-ca/mayfly/ca/store"
 )
 
 // Revoke revokes, blocks or raises the floor as r says, and returns when a
 // committed CRL holds it, with that CRL's number. An error after the store has
 // committed names that: the revocation stands then, and the next CRL holds it.
 // A dry run publishes nothing.
-func (a *Authority) Revoke(ctx context.Context, r Revocation) (*RevocationResult, int64, error) {
+func (a *Authority) Revoke(ctx context.Context, r store.Revocation) (*store.RevocationResult, int64, error) {
 	result, err := a.store.Revoke(ctx, r)
 	if err != nil {
 		return nil, 0, fmt.Errorf("revoke: %w", err)
@@ -18,7 +20,7 @@ func (a *Authority) Revoke(ctx context.Context, r Revocation) (*RevocationResult
 	if r.DryRun {
 		set, err := a.store.CRLs(ctx)
 		switch {
-		case errors.Is(err, ErrNotFound): // none was signed yet
+		case errors.Is(err, store.ErrNotFound): // none was signed yet
 			return result, 0, nil
 		case err != nil:
 			return nil, 0, fmt.Errorf("revoke: %w", err)

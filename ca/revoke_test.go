@@ -14,6 +14,7 @@ import (
 	"github.com/mayfly-ca/mayfly/ca"
 	"github.com/mayfly-ca/mayfly/ca/catest"
 	"github.com/mayfly-ca/mayfly/ca/identity"
+	"github.com/mayfly-ca/mayfly/ca/store"
 )
 
 // serial is a certificate's, as the store writes it.
@@ -39,7 +40,7 @@ func parseCRL(t *testing.T, der []byte) *x509.RevocationList {
 	return list
 }
 
-func revoke(t *testing.T, a *ca.Authority, r ca.Revocation) (*ca.RevocationResult, int64) {
+func revoke(t *testing.T, a *ca.Authority, r store.Revocation) (*store.RevocationResult, int64) {
 	t.Helper()
 	r.Reason, r.By = "test", "test"
 	result, number, err := a.Revoke(t.Context(), r)
@@ -57,7 +58,7 @@ func TestRevokeReturnsWhenTheCRLHoldsIt(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, number := revoke(t, c.Authority, ca.Revocation{Serial: serial(out.Leaf)})
+	_, number := revoke(t, c.Authority, store.Revocation{Serial: serial(out.Leaf)})
 	crls, err := c.CRLs(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -87,7 +88,7 @@ func TestRevokeReturnsWhenTheCRLHoldsIt(t *testing.T) {
 	if again, err := c.CRLs(t.Context()); err != nil || again.Number != number {
 		t.Errorf("a fresh CRL was signed anew: %v", err)
 	}
-	if result, number := revoke(t, c.Authority, ca.Revocation{Serial: serial(stays.Leaf), DryRun: true}); number != crls.Number || len(result.Serials) != 1 {
+	if result, number := revoke(t, c.Authority, store.Revocation{Serial: serial(stays.Leaf), DryRun: true}); number != crls.Number || len(result.Serials) != 1 {
 		t.Errorf("dry run: %v, number %d", result, number)
 	}
 }
@@ -101,7 +102,7 @@ func TestRevokeTakesTheRun(t *testing.T) {
 	other := catest.ClientParams(t, "default")
 	other.Subject.RunID, other.Identity.Grant.Run = "1002", "1002/1/1"
 	stays := c.Leaf(t, other)
-	revoke(t, c.Authority, ca.Revocation{Serial: serial(first.Leaf), Block: 24 * time.Hour})
+	revoke(t, c.Authority, store.Revocation{Serial: serial(first.Leaf), Block: 24 * time.Hour})
 	crls, err := c.CRLs(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -109,7 +110,7 @@ func TestRevokeTakesTheRun(t *testing.T) {
 	if !lists(t, crls.Current, first.Leaf) || !lists(t, crls.Current, second.Leaf) || lists(t, crls.Current, stays.Leaf) {
 		t.Error("the CRL holds the wrong certificates")
 	}
-	var blocked *ca.BlockedError
+	var blocked *store.BlockedError
 	if _, err := c.Issue(t.Context(), catest.Grant(t, catest.ClientParams(t, "default")), catest.CSR(t, catest.Key(t))); !errors.As(err, &blocked) {
 		t.Errorf("got %v, want a *BlockedError", err)
 	}
@@ -136,7 +137,7 @@ func TestIssueDuringRevoke(t *testing.T) {
 		wg.Go(func() {
 			<-start
 			got, err := c.Issue(t.Context(), g, requests[i])
-			var blocked *ca.BlockedError
+			var blocked *store.BlockedError
 			if err != nil && !errors.As(err, &blocked) {
 				t.Error(err)
 			}
@@ -146,7 +147,7 @@ func TestIssueDuringRevoke(t *testing.T) {
 	var number int64
 	wg.Go(func() {
 		<-start
-		_, n, err := c.Revoke(t.Context(), ca.Revocation{Serial: serial(seed.Leaf), Block: time.Hour, Reason: "test", By: "test"})
+		_, n, err := c.Revoke(t.Context(), store.Revocation{Serial: serial(seed.Leaf), Block: time.Hour, Reason: "test", By: "test"})
 		if err != nil {
 			t.Error(err)
 		}
@@ -181,7 +182,7 @@ func TestReplicasRevokeAtOnce(t *testing.T) {
 			leaf := c.Client(t, "default").Leaf
 			leaves = append(leaves, leaf)
 			wg.Go(func() {
-				if _, _, err := a.Revoke(t.Context(), ca.Revocation{Serial: serial(leaf), Reason: "test", By: "test"}); err != nil {
+				if _, _, err := a.Revoke(t.Context(), store.Revocation{Serial: serial(leaf), Reason: "test", By: "test"}); err != nil {
 					t.Error(err)
 				}
 			})
@@ -211,17 +212,17 @@ func TestReplicasRevokeAtOnce(t *testing.T) {
 // replica is the configuration of a second issuer over the same store file.
 func replica(t *testing.T, c *catest.CA) ca.Config {
 	t.Helper()
-	store, err := ca.OpenStore(t.Context(), c.Files.DSN, c.Root(), ca.StateKey{})
+	st, err := ca.OpenStore(t.Context(), c.Files.DSN, c.Root(), store.StateKey{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := store.Close(); err != nil {
+		if err := st.Close(); err != nil {
 			t.Errorf("close store: %v", err)
 		}
 	})
 	config := c.Config
-	config.Store = store
+	config.Store = st
 	return config
 }
 
@@ -233,7 +234,7 @@ func TestRevokeAll(t *testing.T) {
 	c := catest.New(t, catest.Options{})
 	old := catest.ClientParams(t, "default")
 	leaf := c.Client(t, "default").Leaf
-	result, _ := revoke(t, c.Authority, ca.Revocation{All: true})
+	result, _ := revoke(t, c.Authority, store.Revocation{All: true})
 	crls, err := c.CRLs(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -257,7 +258,7 @@ func TestRevokeAll(t *testing.T) {
 			}
 			break
 		}
-		if !errors.Is(err, ca.ErrBeforeFloor) {
+		if !errors.Is(err, store.ErrBeforeFloor) {
 			t.Fatal(err)
 		}
 		if time.Since(floor) > 30*time.Second {
@@ -268,7 +269,7 @@ func TestRevokeAll(t *testing.T) {
 		case <-t.Context().Done():
 		}
 	}
-	if _, err := c.Issue(t.Context(), catest.Grant(t, old), catest.CSR(t, catest.Key(t))); !errors.Is(err, ca.ErrBeforeFloor) {
+	if _, err := c.Issue(t.Context(), catest.Grant(t, old), catest.CSR(t, catest.Key(t))); !errors.Is(err, store.ErrBeforeFloor) {
 		t.Errorf("a token of before the floor: %v", err)
 	}
 	crls, err = c.CRLs(t.Context())
@@ -301,7 +302,7 @@ func TestWaitCRLs(t *testing.T) {
 		}
 		waited <- got
 	}()
-	_, number := revoke(t, c.Authority, ca.Revocation{Serial: serial(leaf)})
+	_, number := revoke(t, c.Authority, store.Revocation{Serial: serial(leaf)})
 	got := <-waited
 	if got == nil || got.Number != number || !lists(t, got.Current, leaf) {
 		t.Errorf("waited for %d, got %+v", number, got)
@@ -331,7 +332,7 @@ func TestRevokeWhosePublishingFails(t *testing.T) {
 		t.Fatal(err)
 	}
 	broken.publish = errors.New("disk full")
-	if _, _, err := a.Revoke(t.Context(), ca.Revocation{Serial: serial(leaf), Reason: "test", By: "test"}); !errors.Is(err, broken.publish) {
+	if _, _, err := a.Revoke(t.Context(), store.Revocation{Serial: serial(leaf), Reason: "test", By: "test"}); !errors.Is(err, broken.publish) {
 		t.Errorf("got %v", err)
 	}
 	if _, err := a.CRLs(t.Context()); err == nil {

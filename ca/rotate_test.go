@@ -12,6 +12,7 @@ import (
 
 	"github.com/mayfly-ca/mayfly/ca"
 	"github.com/mayfly-ca/mayfly/ca/catest"
+	"github.com/mayfly-ca/mayfly/ca/store"
 )
 
 // rotation is an authority's files, and what a rotation of them needs.
@@ -43,12 +44,12 @@ func (r rotation) sign(t *testing.T) *ca.Rotation {
 }
 
 // open opens what lies in the issuer's folder now.
-func (r rotation) open(t *testing.T, store ca.Store) *ca.Authority {
+func (r rotation) open(t *testing.T, st store.Store) *ca.Authority {
 	t.Helper()
-	return catest.OpenConfig(t, r.config(t, store))
+	return catest.OpenConfig(t, r.config(t, st))
 }
 
-func (r rotation) config(t *testing.T, store ca.Store) ca.Config {
+func (r rotation) config(t *testing.T, st store.Store) ca.Config {
 	t.Helper()
 	previous, err := ca.LoadPrevious(r.files.IssuerDir)
 	if err != nil {
@@ -60,7 +61,7 @@ func (r rotation) config(t *testing.T, store ca.Store) ca.Config {
 		Intermediate: catest.ReadFile(t, r.files.Intermediate),
 		Key:          r.files.IntermediateKey,
 		Previous:     previous,
-		Store:        store,
+		Store:        st,
 		PublicURL:    catest.PublicURL,
 	}
 }
@@ -104,7 +105,7 @@ func TestRotation(t *testing.T) {
 	verify(t, rotated, issued.Chain, p)
 	verify(t, rotated, []*x509.Certificate{olds, old}, p)
 
-	_, number := revoke(t, a, ca.Revocation{Serial: serial(olds)})
+	_, number := revoke(t, a, store.Revocation{Serial: serial(olds)})
 	if crls, err = a.CRLs(t.Context()); err != nil || crls.Number != number {
 		t.Fatalf("number %d, want %d: %v", crls.Number, number, err)
 	}

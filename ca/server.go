@@ -14,6 +14,7 @@ import (
 	"github.com/mayfly-ca/mayfly/ca/guard"
 	"github.com/mayfly-ca/mayfly/ca/internal/step"
 	"github.com/mayfly-ca/mayfly/ca/issuance"
+	"github.com/mayfly-ca/mayfly/ca/store"
 )
 
 // ServerCertificate makes a key and a certificate for the issuer's own HTTPS
@@ -59,8 +60,8 @@ func (a *Authority) serverCertificate(ctx context.Context, dnsNames []string, ip
 		for _, ip := range ips {
 			names = append(names, ip.String())
 		}
-		return a.store.Append(ctx, Event{
-			Time: time.Now().UTC(), Type: EventIssued, By: "issuer", Serial: guard.Serial(leaf),
+		return a.store.Append(ctx, store.Event{
+			Time: time.Now().UTC(), Type: store.EventIssued, By: "issuer", Serial: guard.Serial(leaf),
 			Reason: "certificate of the issuer's own listener", Detail: map[string]string{"names": strings.Join(names, " ")},
 		})
 	}

@@ -18,6 +18,7 @@ import (
 	"github.com/mayfly-ca/mayfly/ca"
 	"github.com/mayfly-ca/mayfly/ca/catest"
 	"github.com/mayfly-ca/mayfly/ca/identity"
+	"github.com/mayfly-ca/mayfly/ca/store"
 )
 
 func TestInit(t *testing.T) {
@@ -132,11 +133,11 @@ func TestOpenRefuses(t *testing.T) {
 	t.Parallel()
 	c, other := catest.New(t, catest.Options{}), catest.New(t, catest.Options{})
 	t.Run("store", func(t *testing.T) {
-		if _, err := ca.OpenStore(t.Context(), c.Files.DSN, other.Root(), ca.StateKey{}); !errors.Is(err, ca.ErrOtherRoot) {
+		if _, err := ca.OpenStore(t.Context(), c.Files.DSN, other.Root(), store.StateKey{}); !errors.Is(err, store.ErrOtherRoot) {
 			t.Errorf("another root's: %v", err)
 		}
 		empty := filepath.Join(t.TempDir(), "store")
-		if _, err := ca.OpenStore(t.Context(), empty, c.Root(), ca.StateKey{}); !errors.Is(err, ca.ErrMissing) {
+		if _, err := ca.OpenStore(t.Context(), empty, c.Root(), store.StateKey{}); !errors.Is(err, store.ErrMissing) {
 			t.Errorf("missing: %v", err)
 		}
 		if _, err := os.Stat(empty); !os.IsNotExist(err) {
@@ -145,14 +146,14 @@ func TestOpenRefuses(t *testing.T) {
 		if err := os.WriteFile(empty, nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := ca.OpenStore(t.Context(), empty, c.Root(), ca.StateKey{}); !errors.Is(err, ca.ErrMissing) {
+		if _, err := ca.OpenStore(t.Context(), empty, c.Root(), store.StateKey{}); !errors.Is(err, store.ErrMissing) {
 			t.Errorf("empty: %v", err)
 		}
 		m, err := ca.MetaOf(c.Config.Root, c.Config.Intermediate)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := ca.CreateStore(t.Context(), c.Files.DSN, m); !errors.Is(err, ca.ErrExists) {
+		if err := ca.CreateStore(t.Context(), c.Files.DSN, m); !errors.Is(err, store.ErrExists) {
 			t.Errorf("create over a store: %v", err)
 		}
 	})
@@ -234,20 +235,20 @@ func TestRestore(t *testing.T) {
 		t.Fatal(err)
 	}
 	unrecorded := c.Leaf(t, lost).Leaf
-	_, seen := revoke(t, c.Authority, ca.Revocation{Serial: serial(kept)})
+	_, seen := revoke(t, c.Authority, store.Revocation{Serial: serial(kept)})
 
 	path := filepath.Join(t.TempDir(), "restored")
 	floor, err := ca.RestoreStore(t.Context(), path, bytes.NewReader(backup.Bytes()), c.Root(), "test")
 	if err != nil {
 		t.Fatal(err)
 	}
-	store, err := ca.OpenStore(t.Context(), path, c.Root(), ca.StateKey{})
+	st, err := ca.OpenStore(t.Context(), path, c.Root(), store.StateKey{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer store.Close()
+	defer st.Close()
 	config := c.Config
-	config.Store = store
+	config.Store = st
 	a := catest.OpenConfig(t, config)
 	crls, err := a.CRLs(t.Context())
 	if err != nil {
@@ -265,21 +266,21 @@ func TestRestore(t *testing.T) {
 			t.Errorf("a certificate %s is good again", name)
 		}
 	}
-	if _, err := a.Issue(t.Context(), catest.Grant(t, lost), catest.CSR(t, catest.Key(t))); !errors.Is(err, ca.ErrBeforeFloor) {
+	if _, err := a.Issue(t.Context(), catest.Grant(t, lost), catest.CSR(t, catest.Key(t))); !errors.Is(err, store.ErrBeforeFloor) {
 		t.Errorf("a token that was used after the backup: %v", err)
 	}
-	if _, err := ca.RestoreStore(t.Context(), path, bytes.NewReader(backup.Bytes()), c.Root(), "test"); !errors.Is(err, ca.ErrExists) {
+	if _, err := ca.RestoreStore(t.Context(), path, bytes.NewReader(backup.Bytes()), c.Root(), "test"); !errors.Is(err, store.ErrExists) {
 		t.Errorf("restore over a store: %v", err)
 	}
 	other := catest.New(t, catest.Options{})
 	elsewhere := filepath.Join(t.TempDir(), "elsewhere")
-	if _, err := ca.RestoreStore(t.Context(), elsewhere, bytes.NewReader(backup.Bytes()), other.Root(), "test"); !errors.Is(err, ca.ErrOtherRoot) {
+	if _, err := ca.RestoreStore(t.Context(), elsewhere, bytes.NewReader(backup.Bytes()), other.Root(), "test"); !errors.Is(err, store.ErrOtherRoot) {
 		t.Errorf("another root's backup: %v", err)
 	}
 	if _, err := os.Stat(elsewhere); !os.IsNotExist(err) {
 		t.Error("another root's backup became a store")
 	}
-	again, err := ca.RestoreInPlace(t.Context(), store, "test")
+	again, err := ca.RestoreInPlace(t.Context(), st, "test")
 	if err != nil || again.Before(floor) {
 		t.Errorf("in place: floor %v, %v", again, err)
 	}
@@ -321,7 +322,7 @@ func TestServerCertificate(t *testing.T) {
 	if _, err := identity.FromCertificate(cert.Leaf, c.TrustDomain()); err == nil {
 		t.Error("the issuer's certificate passes for a peer's")
 	}
-	events, _, err := c.Store().Events(t.Context(), ca.EventFilter{Type: ca.EventIssued, Limit: 10})
+	events, _, err := c.Store().Events(t.Context(), store.EventFilter{Type: store.EventIssued, Limit: 10})
 	if err != nil || len(events) != 1 || events[0].Serial != serial(cert.Leaf) {
 		t.Errorf("events %+v, %v", events, err)
 	}

@@ -11,16 +11,16 @@ import (
 // LoadStateKey reads the keys that refs name, each by the path of a file or as
 // env:NAME. The first signs and all verify. No refs give a zero key. Errors never
 // hold key material.
-func LoadStateKey(refs []string) (StateKey, error) {
+func LoadStateKey(refs []string) (store.StateKey, error) {
 	var texts []string
 	for _, ref := range refs {
 		text, err := readStateKey(ref)
 		if err != nil {
-			return StateKey{}, fmt.Errorf("state_key: %w", err)
+			return store.StateKey{}, fmt.Errorf("state_key: %w", err)
 		}
 		texts = append(texts, strings.TrimSpace(text))
 		if _, err := store.ParseStateKey(texts...); err != nil {
-			return StateKey{}, fmt.Errorf("state_key %s: %w", ref, err)
+			return store.StateKey{}, fmt.Errorf("state_key %s: %w", ref, err)
 		}
 	}
 	return store.ParseStateKey(texts...)

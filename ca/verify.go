@@ -14,6 +14,7 @@ import (
 
 	"github.com/mayfly-ca/mayfly/ca/guard"
 	"github.com/mayfly-ca/mayfly/ca/issuance"
+	"github.com/mayfly-ca/mayfly/ca/store"
 )
 
 // maxFaults bounds how many faults Verify lists.
@@ -46,7 +47,7 @@ func (a *Authority) Verify(ctx context.Context) (*Verified, error) {
 	if err != nil {
 		faults = append(faults, fmt.Errorf("read events: %w", err))
 	}
-	err = a.store.Each(ctx, func(c *Certificate) error {
+	err = a.store.Each(ctx, func(c *store.Certificate) error {
 		v.Certificates++
 		known, err := a.verifyRecord(c)
 		if !known {
@@ -87,7 +88,7 @@ type told struct {
 
 func (a *Authority) readTold(ctx context.Context) (*told, error) {
 	t := &told{since: time.Now().Add(-keptFor), issued: make(map[string]bool), revoked: make(map[string]bool)}
-	err := a.eachEvent(ctx, EventFilter{Type: EventIssued, Since: &t.since}, func(e *Event) {
+	err := a.eachEvent(ctx, store.EventFilter{Type: store.EventIssued, Since: &t.since}, func(e *store.Event) {
 		if e.Identity != "" { // else the issuer's own, which is no record
 			t.issued[e.Serial] = true
 		}
@@ -95,11 +96,11 @@ func (a *Authority) readTold(ctx context.Context) (*told, error) {
 	if err != nil {
 		return nil, err
 	}
-	return t, a.eachEvent(ctx, EventFilter{Type: EventRevoked}, func(e *Event) { t.revoked[e.Serial] = true })
+	return t, a.eachEvent(ctx, store.EventFilter{Type: store.EventRevoked}, func(e *store.Event) { t.revoked[e.Serial] = true })
 }
 
 // eachEvent calls f for the events that filter selects, in order.
-func (a *Authority) eachEvent(ctx context.Context, filter EventFilter, f func(*Event)) error {
+func (a *Authority) eachEvent(ctx context.Context, filter store.EventFilter, f func(*store.Event)) error {
 	filter.Limit = 500
 	for filter.After = -1; ; {
 		events, _, err := a.store.Events(ctx, filter)
@@ -114,7 +115,7 @@ func (a *Authority) eachEvent(ctx context.Context, filter EventFilter, f func(*E
 }
 
 // verifyTold holds one record to what the events say of it.
-func (a *Authority) verifyTold(ctx context.Context, t *told, c *Certificate) error {
+func (a *Authority) verifyTold(ctx context.Context, t *told, c *store.Certificate) error {
 	was := t.issued[c.Serial]
 	delete(t.issued, c.Serial)
 	if t.revoked[c.Serial] && c.RevokedAt == nil {
@@ -124,7 +125,7 @@ func (a *Authority) verifyTold(ctx context.Context, t *told, c *Certificate) err
 		return nil
 	}
 	// It may have been issued since the events were read.
-	events, _, err := a.store.Events(ctx, EventFilter{Type: EventIssued, Serial: c.Serial, Limit: 1})
+	events, _, err := a.store.Events(ctx, store.EventFilter{Type: store.EventIssued, Serial: c.Serial, Limit: 1})
 	if err == nil && (len(events) == 0 || events[0].Serial != c.Serial) {
 		err = errors.New("no event tells of its issuing")
 	}
@@ -133,7 +134,7 @@ func (a *Authority) verifyTold(ctx context.Context, t *told, c *Certificate) err
 
 // verifyRecord holds one record to its TBS, and tells whether its intermediate
 // is known.
-func (a *Authority) verifyRecord(c *Certificate) (known bool, err error) {
+func (a *Authority) verifyRecord(c *store.Certificate) (known bool, err error) {
 	aki, err := hex.DecodeString(c.AKI)
 	if err != nil {
 		return false, fmt.Errorf("authority key id: %w", err)
@@ -172,12 +173,12 @@ func (a *Authority) verifyRecord(c *Certificate) (known bool, err error) {
 	return true, nil
 }
 
-func subjectOf(c *Certificate) issuance.Subject {
+func subjectOf(c *store.Certificate) issuance.Subject {
 	return issuance.Subject{Repository: c.Repository, RepositoryID: c.RepositoryID, RunID: c.RunID, Actor: c.Actor}
 }
 
 // agrees compares the columns of a record with the leaf that it records.
-func agrees(c *Certificate, leaf *x509.Certificate) error {
+func agrees(c *store.Certificate, leaf *x509.Certificate) error {
 	spki := sha256.Sum256(leaf.RawSubjectPublicKeyInfo)
 	switch {
 	case guard.Serial(leaf) != c.Serial:
@@ -195,7 +196,7 @@ func agrees(c *Certificate, leaf *x509.Certificate) error {
 // Chain returns the certificate of a record that holds its signature, as earlier
 // versions wrote some, and its intermediate's; nil for every other record. It
 // never signs.
-func (a *Authority) Chain(c *Certificate) []*x509.Certificate {
+func (a *Authority) Chain(c *store.Certificate) []*x509.Certificate {
 	aki, err := hex.DecodeString(c.AKI)
 	if err != nil || len(c.Signature) == 0 {
 		return nil

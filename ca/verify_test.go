@@ -5,8 +5,8 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/mayfly-ca/mayfly/ca"
 	"github.com/mayfly-ca/mayfly/ca/catest"
+	"github.com/mayfly-ca/mayfly/ca/store"
 )
 
 // Verify finds a record that is not of the certificate beside it, whichever
@@ -73,7 +73,7 @@ func TestVerifyFindsWhatIsGone(t *testing.T) {
 			d := sqliteDatabase(t, c)
 			gone, kept := serial(c.Client(t, "default").Leaf), serial(c.Client(t, "default").Leaf)
 			for _, s := range []string{gone, kept} {
-				if _, _, err := c.Revoke(t.Context(), ca.Revocation{Serial: s}); err != nil {
+				if _, _, err := c.Revoke(t.Context(), store.Revocation{Serial: s}); err != nil {
 					t.Fatal(err)
 				}
 			}

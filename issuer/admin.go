@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/mayfly-ca/mayfly/ca"
+	"github.com/mayfly-ca/mayfly/ca/store"
 	"github.com/mayfly-ca/mayfly/client/wire"
 	"github.com/mayfly-ca/mayfly/issuer/idtoken"
 	"github.com/mayfly-ca/mayfly/issuer/policy"
@@ -95,10 +96,10 @@ func enough(have, want policy.Role) error {
 
 // forbidden writes the event of an attempt without the role.
 func (s *Server) forbidden(ctx context.Context, c idtoken.Claims, what string, cause error) error {
-	return s.recordForbidden(ctx, eventOf(ca.EventForbidden, c), what, cause)
+	return s.recordForbidden(ctx, eventOf(store.EventForbidden, c), what, cause)
 }
 
-func (s *Server) recordForbidden(ctx context.Context, ev ca.Event, what string, cause error) error {
+func (s *Server) recordForbidden(ctx context.Context, ev store.Event, what string, cause error) error {
 	ev.Reason = what
 	if err := s.authority.Store().Denied(ctx, ev); err != nil {
 		s.logger.ErrorContext(ctx, "event not recorded", "type", ev.Type, "err", err)
@@ -123,7 +124,7 @@ func (s *Server) whoami(w http.ResponseWriter, r *http.Request) error {
 // Read records that a person looked at everything recorded of a certificate.
 func (s *Server) Read(ctx context.Context, by, serial string) {
 	infoOf(ctx).serial = serial
-	ev := ca.Event{Time: time.Now().UTC(), Type: ca.EventAdminRead, By: clip(by), Serial: serial}
+	ev := store.Event{Time: time.Now().UTC(), Type: store.EventAdminRead, By: clip(by), Serial: serial}
 	if err := s.authority.Store().Append(ctx, ev); err != nil {
 		s.logger.ErrorContext(ctx, "event not recorded", "type", ev.Type, "err", err)
 	}
@@ -137,7 +138,7 @@ func (s *Server) denied(ctx context.Context, c idtoken.Claims, cause error) erro
 		return cause
 	}
 	s.metrics.denied(denial.Claim)
-	ev := eventOf(ca.EventDenied, c)
+	ev := eventOf(store.EventDenied, c)
 	ev.Rule, ev.Reason = denial.Rule, denial.Claim
 	if ev.Reason == "" {
 		ev.Reason = "no rule"
@@ -160,21 +161,21 @@ const (
 // notIssued records why an admitted token got no certificate.
 func (s *Server) notIssued(ctx context.Context, c idtoken.Claims, d policy.Decision, cause error) error {
 	var (
-		blocked *ca.BlockedError
-		replay  *ca.ReplayError
+		blocked *store.BlockedError
+		replay  *store.ReplayError
 		refused *ca.RefusedError
-		ev      ca.Event
+		ev      store.Event
 		label   string
 	)
 	switch {
 	case errors.As(cause, &blocked):
-		ev, label = eventOf(ca.EventDenied, c), blockedReason
+		ev, label = eventOf(store.EventDenied, c), blockedReason
 		ev.Reason, ev.Detail = blockedReason, map[string]string{"block": blocked.Block.ID}
 	case errors.As(cause, &replay):
-		ev, label = eventOf(ca.EventReplay, c), ca.EventReplay
+		ev, label = eventOf(store.EventReplay, c), store.EventReplay
 		ev.Serial, ev.Reason = replay.Serial, replay.Why+", certificate "+replay.Serial
-	case errors.Is(cause, ca.ErrBeforeFloor):
-		ev, label = eventOf(ca.EventDenied, c), floorReason
+	case errors.Is(cause, store.ErrBeforeFloor):
+		ev, label = eventOf(store.EventDenied, c), floorReason
 		ev.Reason = floorReason
 	case errors.As(cause, &refused):
 		return cause
@@ -190,8 +191,8 @@ func (s *Server) notIssued(ctx context.Context, c idtoken.Claims, d policy.Decis
 }
 
 // eventOf fills an event from verified claims.
-func eventOf(kind string, c idtoken.Claims) ca.Event {
-	ev := ca.Event{Time: time.Now().UTC(), Type: kind, Identity: clip(claimant(c)), By: clip(claimant(c))}
+func eventOf(kind string, c idtoken.Claims) store.Event {
+	ev := store.Event{Time: time.Now().UTC(), Type: kind, Identity: clip(claimant(c)), By: clip(claimant(c))}
 	if v, ok := c.String("repository"); ok {
 		ev.Repository = clip(v)
 	}

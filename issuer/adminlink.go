@@ -8,7 +8,7 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/mayfly-ca/mayfly/ca"
+	"github.com/mayfly-ca/mayfly/ca/store"
 	"github.com/mayfly-ca/mayfly/client/wire"
 	"github.com/mayfly-ca/mayfly/issuer/policy"
 	"github.com/mayfly-ca/mayfly/issuer/web"
@@ -54,11 +54,11 @@ func AdminLink(ctx context.Context, c Config, role policy.Role, by string) (stri
 		return "", err
 	}
 	secret, now := rand.Text()+rand.Text(), time.Now().UTC()
-	l := ca.Login{ID: web.LinkID(secret), Provider: hostProvider, Subject: clip(by), Claims: claims, CreatedAt: now, ExpiresAt: now.Add(AdminLinkLife)}
+	l := store.Login{ID: web.LinkID(secret), Provider: hostProvider, Subject: clip(by), Claims: claims, CreatedAt: now, ExpiresAt: now.Add(AdminLinkLife)}
 	if err := st.PutLogin(ctx, l); err != nil {
 		return "", err
 	}
-	ev := ca.Event{Time: now, Type: ca.EventAdminLink, By: clip(by), Detail: map[string]string{"role": string(role), "until": l.ExpiresAt.Format(time.RFC3339)}}
+	ev := store.Event{Time: now, Type: store.EventAdminLink, By: clip(by), Detail: map[string]string{"role": string(role), "until": l.ExpiresAt.Format(time.RFC3339)}}
 	if err := st.Append(ctx, ev); err != nil {
 		return "", fmt.Errorf("record the link: %w", err)
 	}

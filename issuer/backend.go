@@ -7,7 +7,7 @@ import (
 	"net/url"
 	"time"
 
-	"github.com/mayfly-ca/mayfly/ca"
+	"github.com/mayfly-ca/mayfly/ca/store"
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
@@ -42,7 +42,7 @@ func (s *Server) Certificate(ctx context.Context, serial string) (*wire.Certific
 		return nil, unavailable("read certificate", err)
 	}
 	now := time.Now().UTC()
-	sessions, err := s.sessions(ctx, ca.SessionFilter{Serial: serial, Limit: wire.MaxListLimit, Now: now})
+	sessions, err := s.sessions(ctx, store.SessionFilter{Serial: serial, Limit: wire.MaxListLimit, Now: now})
 	if err != nil {
 		return nil, err
 	}
@@ -89,7 +89,7 @@ func (s *Server) Revoke(ctx context.Context, by string, req wire.RevokeRequest) 
 	order.By = by
 	res, number, err := s.authority.Revoke(ctx, order)
 	if err != nil {
-		if errors.Is(err, ca.ErrNotFound) {
+		if errors.Is(err, store.ErrNotFound) {
 			return nil, &Error{Name: wire.ProblemNotFound, Detail: "no certificate with this serial was issued here", Err: err}
 		}
 		return nil, unavailable("revoke", err)
@@ -110,8 +110,8 @@ func (s *Server) Revoke(ctx context.Context, by string, req wire.RevokeRequest) 
 
 // RevocationOf checks the order: exactly one of serial, match and all. Its error
 // is an *Error of type bad-request.
-func RevocationOf(req wire.RevokeRequest) (ca.Revocation, error) {
-	order := ca.Revocation{Serial: req.Serial, All: req.All, Reason: req.Reason, DryRun: req.DryRun, Block: defaultBlock}
+func RevocationOf(req wire.RevokeRequest) (store.Revocation, error) {
+	order := store.Revocation{Serial: req.Serial, All: req.All, Reason: req.Reason, DryRun: req.DryRun, Block: defaultBlock}
 	named := 0
 	for _, set := range []bool{req.Serial != "", req.Match != nil, req.All} {
 		if set {
@@ -188,7 +188,7 @@ func (s *Server) Sessions(ctx context.Context, v url.Values) (wire.List[wire.Ses
 	return s.sessions(ctx, f)
 }
 
-func (s *Server) sessions(ctx context.Context, f ca.SessionFilter) (wire.List[wire.Session], error) {
+func (s *Server) sessions(ctx context.Context, f store.SessionFilter) (wire.List[wire.Session], error) {
 	items, next, err := s.authority.Store().Sessions(ctx, f)
 	if err != nil {
 		return wire.List[wire.Session]{}, unavailable("list sessions", err)
@@ -232,7 +232,7 @@ func (s *Server) Events(ctx context.Context, v url.Values) (wire.List[wire.Event
 
 // wireCertificate is a list's item. Revoked outlives expired: who looks at a
 // certificate wants to know that it was thrown out.
-func wireCertificate(c *ca.Certificate, now time.Time) wire.Certificate {
+func wireCertificate(c *store.Certificate, now time.Time) wire.Certificate {
 	status := wire.StatusValid
 	switch {
 	case c.RevokedAt != nil:

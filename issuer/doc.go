@@ -7,7 +7,7 @@
 // the mapping of errors to RFC 9457 problems (problem.go, the only place), rate
 // limits, metrics, reload of the policy, and an orderly stop.
 //
-// It imports ca, ca/issuance, ca/identity, issuer/idtoken, issuer/policy,
-// issuer/web and client/wire; never ca/store or smallstep. No private key
+// It imports ca, ca/store for its types, ca/issuance, ca/identity, issuer/idtoken,
+// issuer/policy, issuer/web and client/wire; never smallstep. No private key
 // enters it: the authority holds the signer.
 package issuer

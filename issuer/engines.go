@@ -8,7 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/mayfly-ca/mayfly/ca"
+	"github.com/mayfly-ca/mayfly/ca/store"
 	"github.com/mayfly-ca/mayfly/client/wire"
 	"github.com/mayfly-ca/mayfly/issuer/policy"
 )
@@ -29,12 +29,12 @@ const (
 )
 
 // reportStatus stores what a sidecar reports of itself, or says why it is refused.
-func (s *Server) reportStatus(ctx context.Context, by ca.SessionReporter, st wire.SidecarStatus) (refused string, err error) {
+func (s *Server) reportStatus(ctx context.Context, by store.SessionReporter, st wire.SidecarStatus) (refused string, err error) {
 	now := time.Now()
 	if why := badStatus(st, now); why != "" {
 		return why, nil
 	}
-	err = s.authority.Store().PutStatus(ctx, by, ca.MachineStatus{
+	err = s.authority.Store().PutStatus(ctx, by, store.MachineStatus{
 		State: st.State, Version: st.Version, EngineVersion: st.EngineVersion, EngineSocket: st.EngineSocket,
 		CertificateNotAfter: st.CertificateNotAfter.UTC(), FeedAt: now.Add(-time.Duration(st.FeedAgeSeconds) * time.Second).UTC(),
 	})
@@ -117,7 +117,7 @@ func (s *Server) Engines(ctx context.Context) (wire.List[wire.EngineStatus], err
 	return list, nil
 }
 
-func machineState(m ca.MachineStatus, now time.Time) string {
+func machineState(m store.MachineStatus, now time.Time) string {
 	switch {
 	case m.State == wire.SidecarStopped:
 		return wire.EngineAsleep
@@ -145,7 +145,7 @@ const versionsFor = 10 * time.Second
 // read returns what each engine's machines last reported. While another request
 // reads the store, or when the store fails, it returns what was known before: no
 // certificate fails or waits for it twice.
-func (v *engineVersions) read(ctx context.Context, st ca.Store) map[string]string {
+func (v *engineVersions) read(ctx context.Context, st store.Store) map[string]string {
 	known := v.known.Load()
 	if known == nil {
 		known = &knownVersions{}

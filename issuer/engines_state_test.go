@@ -4,7 +4,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/mayfly-ca/mayfly/ca"
+	"github.com/mayfly-ca/mayfly/ca/store"
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
@@ -24,7 +24,7 @@ func TestMachineState(t *testing.T) {
 		{wire.SidecarStopped, 0, wire.EngineAsleep},
 		{wire.SidecarStopped, 1000 * time.Hour, wire.EngineAsleep},
 	} {
-		if got := machineState(ca.MachineStatus{State: c.sidecar, SeenAt: seen}, seen.Add(c.after)); got != c.want {
+		if got := machineState(store.MachineStatus{State: c.sidecar, SeenAt: seen}, seen.Add(c.after)); got != c.want {
 			t.Errorf("%s, %v later: %s, want %s", c.sidecar, c.after, got, c.want)
 		}
 	}

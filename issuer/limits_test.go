@@ -11,7 +11,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/mayfly-ca/mayfly/ca"
+	"github.com/mayfly-ca/mayfly/ca/store"
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
@@ -107,7 +107,7 @@ func TestIsAddress(t *testing.T) {
 
 // prunedStore notes what it is asked to prune.
 type prunedStore struct {
-	ca.Store
+	store.Store
 	before []time.Time
 }
 

@@ -11,7 +11,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
-	"github.com/mayfly-ca/mayfly/ca"
+	"github.com/mayfly-ca/mayfly/ca/store"
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
@@ -174,7 +174,7 @@ func (c *stateCollector) Collect(ch chan<- prometheus.Metric) {
 
 // liveSessions counts open relays, up to ten pages.
 func (s *Server) liveSessions(ctx context.Context) (int, error) {
-	f := ca.SessionFilter{Live: true, Now: time.Now().UTC(), Limit: wire.MaxListLimit}
+	f := store.SessionFilter{Live: true, Now: time.Now().UTC(), Limit: wire.MaxListLimit}
 	n := 0
 	for range 10 {
 		items, next, err := s.authority.Store().Sessions(ctx, f)

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/mayfly-ca/mayfly/ca"
+	"github.com/mayfly-ca/mayfly/ca/store"
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
@@ -47,7 +48,7 @@ func (c *Config) RootCertificate() (*x509.Certificate, error) {
 }
 
 // OpenStore opens the store that c names. It never makes one.
-func OpenStore(ctx context.Context, c Config) (ca.Store, error) {
+func OpenStore(ctx context.Context, c Config) (store.Store, error) {
 	dsn, err := c.StoreDSN()
 	if err != nil {
 		return nil, err
@@ -70,16 +71,16 @@ func OpenStore(ctx context.Context, c Config) (ca.Store, error) {
 // storeRemedy adds what a person can do.
 func storeRemedy(err error) error {
 	switch {
-	case errors.Is(err, ca.ErrMissing):
+	case errors.Is(err, store.ErrMissing):
 		first := "run `mayfly-issuer store create` with this configuration"
 		if os.Getenv("FLY_MACHINE_ID") != "" { // where nothing but serve can run
 			first = "set " + CreateStoreEnv + " to a time within the next hour (RFC 3339)"
 		}
 		return wire.WithHint(err, "if this is the first start, "+first+"; if the store was lost, put a backup back with `mayfly-issuer restore`")
-	case errors.Is(err, ca.ErrOtherRoot):
+	case errors.Is(err, store.ErrOtherRoot):
 		return wire.WithHint(err, "in issuer.yaml, correct store or ca.root: they belong to two CAs")
 	}
-	if errors.Is(err, ca.ErrNewer) {
+	if errors.Is(err, store.ErrNewer) {
 		return wire.WithHint(err, "run that version of mayfly-issuer, or a later one")
 	}
 	return fmt.Errorf("store: %w", err)
@@ -108,7 +109,7 @@ func CreateStore(ctx context.Context, c Config) error {
 
 // openStore is OpenStore for serve: it asks for a state key, and may make the
 // store where CreateStoreEnv allows it.
-func openStore(ctx context.Context, c Config, dsn string) (ca.Store, error) {
+func openStore(ctx context.Context, c Config, dsn string) (store.Store, error) {
 	switch {
 	case len(c.StateKey) > 0:
 	case ca.IsPostgres(dsn):
@@ -118,7 +119,7 @@ func openStore(ctx context.Context, c Config, dsn string) (ca.Store, error) {
 		c.Logger.WarnContext(ctx, "no state_key: a restart logs every admin out", "remedy", "openssl rand -hex 32 >state.key, and state_key: [state.key]")
 	}
 	st, err := OpenStore(ctx, c)
-	if !errors.Is(err, ca.ErrMissing) {
+	if !errors.Is(err, store.ErrMissing) {
 		return st, err
 	}
 	until := os.Getenv(CreateStoreEnv)
@@ -143,7 +144,7 @@ func openStore(ctx context.Context, c Config, dsn string) (ca.Store, error) {
 }
 
 // OpenAuthority opens the authority of c over st, which it does not own.
-func OpenAuthority(ctx context.Context, c Config, st ca.Store) (*ca.Authority, error) {
+func OpenAuthority(ctx context.Context, c Config, st store.Store) (*ca.Authority, error) {
 	u, err := c.publicURL()
 	if err != nil {
 		return nil, err

@@ -10,7 +10,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/mayfly-ca/mayfly/ca"
+	"github.com/mayfly-ca/mayfly/ca/store"
 	"github.com/mayfly-ca/mayfly/client/wire"
 	"github.com/mayfly-ca/mayfly/issuer/idtoken"
 	"github.com/mayfly-ca/mayfly/issuer/policy"
@@ -141,10 +141,10 @@ func (p page) Person(ctx context.Context, provider string, raw json.RawMessage) 
 // PutLogin implements web.Backend.
 func (p page) PutLogin(ctx context.Context, who web.Person, l web.Login) error {
 	st := p.authority.Store()
-	if err := st.PutLogin(ctx, ca.Login(l)); err != nil {
+	if err := st.PutLogin(ctx, store.Login(l)); err != nil {
 		return unavailable("store login", err)
 	}
-	ev := ca.Event{Time: time.Now().UTC(), Type: ca.EventLogin, By: clip(who.Name), Rule: who.Rule}
+	ev := store.Event{Time: time.Now().UTC(), Type: store.EventLogin, By: clip(who.Name), Rule: who.Rule}
 	if who.ByLink {
 		ev.Reason, ev.Detail = "by an admin link", map[string]string{"address": infoOf(ctx).address}
 	}
@@ -161,12 +161,12 @@ func (p page) Login(ctx context.Context, id string) (*web.Login, error) {
 }
 
 // loginOf is what the page is given for the store's answer about a login.
-func (p page) loginOf(ctx context.Context, id string, l *ca.Login, err error) (*web.Login, error) {
+func (p page) loginOf(ctx context.Context, id string, l *store.Login, err error) (*web.Login, error) {
 	switch {
-	case errors.Is(err, ca.ErrForged):
+	case errors.Is(err, store.ErrForged):
 		p.logger.WarnContext(ctx, "login refused: its row was changed by hand, or its state key is not in the list", "login", id)
 		return nil, web.ErrNoLogin
-	case errors.Is(err, ca.ErrNotFound):
+	case errors.Is(err, store.ErrNotFound):
 		return nil, web.ErrNoLogin
 	case err != nil:
 		return nil, unavailable("read login", err)
@@ -181,7 +181,7 @@ func (p page) DeleteLogin(ctx context.Context, id, by string) error {
 	if err := st.DeleteLogin(ctx, id); err != nil {
 		return unavailable("delete login", err)
 	}
-	if err := st.Append(ctx, ca.Event{Time: time.Now().UTC(), Type: ca.EventLogout, By: clip(by)}); err != nil {
+	if err := st.Append(ctx, store.Event{Time: time.Now().UTC(), Type: store.EventLogout, By: clip(by)}); err != nil {
 		return unavailable("record logout", err)
 	}
 	return nil
@@ -191,12 +191,12 @@ func (p page) DeleteLogin(ctx context.Context, id, by string) error {
 func (p page) Forbidden(ctx context.Context, provider string, raw json.RawMessage, what string) {
 	if provider == hostProvider {
 		who, _ := hostPerson(raw) // its MAC is good: the issuer wrote it
-		infoOf(ctx).err = p.recordForbidden(ctx, ca.Event{Time: time.Now().UTC(), Type: ca.EventForbidden, By: who.Name, Identity: who.Name}, what, nil)
+		infoOf(ctx).err = p.recordForbidden(ctx, store.Event{Time: time.Now().UTC(), Type: store.EventForbidden, By: who.Name, Identity: who.Name}, what, nil)
 		return
 	}
 	c, _, err := p.restore(provider, raw)
 	if err != nil {
-		p.logger.ErrorContext(ctx, "event not recorded", "type", ca.EventForbidden, "err", err)
+		p.logger.ErrorContext(ctx, "event not recorded", "type", store.EventForbidden, "err", err)
 		return
 	}
 	infoOf(ctx).err = p.forbidden(ctx, c, what, nil)
@@ -210,7 +210,7 @@ func (p page) Overview(ctx context.Context) (web.Overview, error) {
 	now := time.Now().UTC()
 	since := now.Truncate(time.Hour).Add(-(chartHours - 1) * time.Hour)
 	// Summed denials are written by whoever reads events; Hours does not.
-	if _, _, err := p.authority.Store().Events(ctx, ca.EventFilter{Limit: 1}); err != nil {
+	if _, _, err := p.authority.Store().Events(ctx, store.EventFilter{Limit: 1}); err != nil {
 		return web.Overview{}, unavailable("write denials", err)
 	}
 	counts, err := p.authority.Store().Hours(ctx, since)
@@ -231,7 +231,7 @@ func (p page) Overview(ctx context.Context) (web.Overview, error) {
 	if err != nil {
 		return web.Overview{}, unavailable("count", err)
 	}
-	out.Valid, out.ValidMore, out.Live, out.Cut = n.Valid, n.Valid >= ca.MaxCount, n.Live, n.Cut
+	out.Valid, out.ValidMore, out.Live, out.Cut = n.Valid, n.Valid >= store.MaxCount, n.Live, n.Cut
 	engines, err := p.Engines(ctx)
 	if err != nil {
 		return web.Overview{}, err

@@ -11,6 +11,7 @@ import (
 	"unicode"
 
 	"github.com/mayfly-ca/mayfly/ca"
+	"github.com/mayfly-ca/mayfly/ca/store"
 	"github.com/mayfly-ca/mayfly/client/wire"
 	"github.com/mayfly-ca/mayfly/issuer/idtoken"
 	"github.com/mayfly-ca/mayfly/issuer/policy"
@@ -70,8 +71,8 @@ func named(err error) (*Error, bool) {
 		denial   *policy.Denial
 		several  *policy.SeveralEnginesError
 		csr      *ca.CSRError
-		blocked  *ca.BlockedError
-		replay   *ca.ReplayError
+		blocked  *store.BlockedError
+		replay   *store.ReplayError
 		tooLarge *http.MaxBytesError
 	)
 	switch {
@@ -91,11 +92,11 @@ func named(err error) (*Error, bool) {
 		return &Error{Name: wire.ProblemBlocked, Detail: blockedDetail(blocked), Err: err}, true
 	case errors.As(err, &replay):
 		return &Error{Name: wire.ProblemReplay, Detail: replayDetail(replay), Err: err}, true
-	case errors.Is(err, ca.ErrBeforeFloor):
+	case errors.Is(err, store.ErrBeforeFloor):
 		return &Error{Name: wire.ProblemBadToken, Detail: "the token was issued before everything was revoked; ask for a fresh one", Err: err}, true
-	case errors.Is(err, ca.ErrNotFound):
+	case errors.Is(err, store.ErrNotFound):
 		return &Error{Name: wire.ProblemNotFound, Detail: "nothing with this name is recorded here", Err: err}, true
-	case errors.Is(err, ca.ErrBadCursor):
+	case errors.Is(err, store.ErrBadCursor):
 		return &Error{Name: wire.ProblemBadRequest, Detail: "cursor: not one that this issuer gave", Err: err}, true
 	case errors.Is(err, context.DeadlineExceeded):
 		return &Error{Name: wire.ProblemUnavailable, Detail: "the issuer was too busy to answer in time; try again", RetryAfter: 1, Err: err}, true
@@ -117,11 +118,11 @@ func denialDetail(d *policy.Denial) string {
 	return fmt.Sprintf("the policy does not admit %s %s (nearest rule: %s)", d.Claim, Printable(d.Got), d.Rule)
 }
 
-func blockedDetail(e *ca.BlockedError) string {
+func blockedDetail(e *store.BlockedError) string {
 	return "issuing is blocked until " + e.Block.Until.UTC().Format("2006-01-02T15:04:05Z07:00") + "; an admin revoked certificates of this run or identity"
 }
 
-func replayDetail(e *ca.ReplayError) string {
+func replayDetail(e *store.ReplayError) string {
 	switch e.Why {
 	case "another key":
 		return "this token was used for a certificate with another key; get a fresh token for each certificate"

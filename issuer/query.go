@@ -12,7 +12,7 @@ import (
 
 	"github.com/go-chi/chi/v5"
 
-	"github.com/mayfly-ca/mayfly/ca"
+	"github.com/mayfly-ca/mayfly/ca/store"
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
@@ -111,10 +111,10 @@ func (q *query) done() error {
 func noQuery(r *http.Request) error { return newQuery(r.URL.Query()).done() }
 
 // certificateFilter reads the filters of GET /v1/certificates.
-func certificateFilter(v url.Values) (ca.CertificateFilter, error) {
+func certificateFilter(v url.Values) (store.CertificateFilter, error) {
 	q := newQuery(v)
-	f := ca.CertificateFilter{
-		Match: ca.Match{
+	f := store.CertificateFilter{
+		Match: store.Match{
 			Repository:   q.text("repository"),
 			RepositoryID: q.text("repository_id"),
 			RunID:        q.text("run_id"),
@@ -136,9 +136,9 @@ func certificateFilter(v url.Values) (ca.CertificateFilter, error) {
 	return f, q.done()
 }
 
-func sessionFilter(v url.Values) (ca.SessionFilter, error) {
+func sessionFilter(v url.Values) (store.SessionFilter, error) {
 	q := newQuery(v)
-	f := ca.SessionFilter{
+	f := store.SessionFilter{
 		Engine:     q.text("engine"),
 		Serial:     q.text("serial"),
 		RunID:      q.text("run_id"),
@@ -157,9 +157,9 @@ func sessionFilter(v url.Values) (ca.SessionFilter, error) {
 	return f, q.done()
 }
 
-func eventFilter(v url.Values) (ca.EventFilter, error) {
+func eventFilter(v url.Values) (store.EventFilter, error) {
 	q := newQuery(v)
-	f := ca.EventFilter{
+	f := store.EventFilter{
 		Type:       q.text("type"),
 		Serial:     q.text("serial"),
 		Repository: q.text("repository"),
@@ -206,24 +206,24 @@ func isHex(s string, lo, hi int) bool {
 }
 
 // matchOf turns the wire's match into the store's.
-func matchOf(m wire.Match) (ca.Match, error) {
-	out := ca.Match{
+func matchOf(m wire.Match) (store.Match, error) {
+	out := store.Match{
 		Repository: m.Repository, RepositoryID: m.RepositoryID, RunID: m.RunID,
 		Actor: m.Actor, Identity: m.Identity, Profile: m.Profile, Since: m.Since, Until: m.Until,
 	}
 	for _, v := range []string{m.Repository, m.RepositoryID, m.RunID, m.Actor, m.Identity, m.Profile} {
 		if len(v) > maxFilterBytes {
-			return ca.Match{}, fmt.Errorf("a value is longer than %d bytes", maxFilterBytes)
+			return store.Match{}, fmt.Errorf("a value is longer than %d bytes", maxFilterBytes)
 		}
 		if !isText(v) {
-			return ca.Match{}, errors.New("a value holds NUL: no record has it")
+			return store.Match{}, errors.New("a value holds NUL: no record has it")
 		}
 	}
 	if m.Since != nil && m.Until != nil && !m.Since.Before(*m.Until) {
-		return ca.Match{}, errors.New("until is not after since")
+		return store.Match{}, errors.New("until is not after since")
 	}
 	if m.Profile != "" && m.Profile != "client" && m.Profile != "server" {
-		return ca.Match{}, fmt.Errorf("profile: want client or server")
+		return store.Match{}, fmt.Errorf("profile: want client or server")
 	}
 	return out, nil
 }

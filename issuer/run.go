@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/mayfly-ca/mayfly/ca"
+	"github.com/mayfly-ca/mayfly/ca/store"
 	"github.com/mayfly-ca/mayfly/client/wire"
 	"github.com/mayfly-ca/mayfly/issuer/idtoken"
 	"github.com/mayfly-ca/mayfly/issuer/policy"
@@ -48,7 +49,7 @@ type Service struct {
 	config    Config
 	logger    *slog.Logger
 	metrics   *Metrics
-	store     ca.Store
+	store     store.Store
 	authority *ca.Authority
 	policies  *Policies
 	server    *Server
@@ -325,7 +326,7 @@ func (svc *Service) policyLoaded(ctx context.Context) {
 		svc.logger.WarnContext(ctx, "policy warning", "warning", f.String(), "line", f.Place.Line)
 	}
 	svc.logger.InfoContext(ctx, "policy loaded", "file", svc.config.Policy, "sha256", rules.sum, "rules", len(rules.set.Rules()))
-	ev := ca.Event{Time: time.Now().UTC(), Type: ca.EventPolicyLoaded, Detail: map[string]string{"sha256": rules.sum, "rules": fmt.Sprint(len(rules.set.Rules()))}}
+	ev := store.Event{Time: time.Now().UTC(), Type: store.EventPolicyLoaded, Detail: map[string]string{"sha256": rules.sum, "rules": fmt.Sprint(len(rules.set.Rules()))}}
 	if err := svc.store.Append(ctx, ev); err != nil && ctx.Err() == nil {
 		svc.logger.ErrorContext(ctx, "event not recorded", "type", ev.Type, "err", err)
 	}
@@ -357,16 +358,16 @@ func (svc *Service) prune(ctx context.Context) {
 func (svc *Service) greet() {
 	c, out := svc.config, svc.config.Out
 	is := svc.authority.Intermediates()
-	store := "PostgreSQL"
+	place := "PostgreSQL"
 	if dsn, err := c.StoreDSN(); err == nil && !ca.IsPostgres(dsn) {
-		store = dsn
+		place = dsn
 	}
 	fmt.Fprintf(out, "mayfly-issuer %s serves %s at %s (tls %s)\n", Version(), svc.authority.TrustDomain(), c.PublicURL, c.TLS.Mode)
 	fmt.Fprintf(out, "  listen   %s\n", svc.Addr())
 	if a := svc.MetricsAddr(); a != nil {
 		fmt.Fprintf(out, "  metrics  %s/metrics\n", a)
 	}
-	fmt.Fprintf(out, "  store    %s\n", store)
+	fmt.Fprintf(out, "  store    %s\n", place)
 	fmt.Fprintf(out, "  policy   %s: %d rules\n", c.Policy, len(svc.policies.Set().Rules()))
 	if len(is) > 0 {
 		fmt.Fprintf(out, "  issues   with %s until %s\n", is[0].Subject.CommonName, is[0].NotAfter.UTC().Format(time.DateOnly))

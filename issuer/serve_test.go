@@ -20,7 +20,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
-	"github.com/mayfly-ca/mayfly/ca"
+	"github.com/mayfly-ca/mayfly/ca/store"
 	"github.com/mayfly-ca/mayfly/client/wire"
 	"github.com/mayfly-ca/mayfly/issuer"
 	"github.com/mayfly-ca/mayfly/issuer/issuertest"
@@ -328,17 +328,17 @@ func TestStoreIsNeverMade(t *testing.T) {
 		return err
 	}
 	missing := filepath.Join(t.TempDir(), "store")
-	if err := open(missing); !errors.Is(err, ca.ErrMissing) || wire.Hint(err) == "" {
+	if err := open(missing); !errors.Is(err, store.ErrMissing) || wire.Hint(err) == "" {
 		t.Errorf("missing store: %v", err)
 	}
 	empty := filepath.Join(t.TempDir(), "store")
 	if err := os.WriteFile(empty, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := open(empty); !errors.Is(err, ca.ErrMissing) {
+	if err := open(empty); !errors.Is(err, store.ErrMissing) {
 		t.Errorf("empty store: %v", err)
 	}
-	if err := open(other.Config.Store); !errors.Is(err, ca.ErrOtherRoot) || wire.Hint(err) == "" {
+	if err := open(other.Config.Store); !errors.Is(err, store.ErrOtherRoot) || wire.Hint(err) == "" {
 		t.Errorf("another root's store: %v", err)
 	}
 	if err := open(i.Config.Store); err != nil {
@@ -351,12 +351,12 @@ func TestStoreIsNeverMade(t *testing.T) {
 		"bad":   "tomorrow",
 	} {
 		t.Setenv(issuer.CreateStoreEnv, until)
-		if err := open(missing); !errors.Is(err, ca.ErrMissing) || !strings.Contains(err.Error(), issuer.CreateStoreEnv) {
+		if err := open(missing); !errors.Is(err, store.ErrMissing) || !strings.Contains(err.Error(), issuer.CreateStoreEnv) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
 	t.Setenv(issuer.CreateStoreEnv, time.Now().Add(10*time.Minute).Format(time.RFC3339))
-	if err := open(other.Config.Store); !errors.Is(err, ca.ErrOtherRoot) {
+	if err := open(other.Config.Store); !errors.Is(err, store.ErrOtherRoot) {
 		t.Errorf("another root's store, with the exception: %v", err)
 	}
 	if err := open(missing); err != nil {

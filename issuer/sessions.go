@@ -6,7 +6,7 @@ import (
 	"net/netip"
 	"time"
 
-	"github.com/mayfly-ca/mayfly/ca"
+	"github.com/mayfly-ca/mayfly/ca/store"
 	"github.com/mayfly-ca/mayfly/client/wire"
 	"github.com/mayfly-ca/mayfly/issuer/policy"
 )
@@ -53,43 +53,43 @@ func (s *Server) reportSessions(w http.ResponseWriter, r *http.Request) error {
 
 // admitMachine verifies a machine's token for the sessions audience, which is
 // never good for a certificate, and finds the engine that its rule serves.
-func (s *Server) admitMachine(w http.ResponseWriter, r *http.Request) (ca.SessionReporter, error) {
+func (s *Server) admitMachine(w http.ResponseWriter, r *http.Request) (store.SessionReporter, error) {
 	raw, err := bearer(r)
 	if err != nil {
-		return ca.SessionReporter{}, err
+		return store.SessionReporter{}, err
 	}
 	ctx := r.Context()
 	rules := s.policies.now()
 	claims, err := rules.verifier.Verify(ctx, raw, rules.set.SessionsAudience())
 	if err != nil {
-		return ca.SessionReporter{}, err
+		return store.SessionReporter{}, err
 	}
 	infoOf(ctx).identity = claimant(claims)
 	if err := s.perID.take(w, r, limitKey(claims)); err != nil {
-		return ca.SessionReporter{}, err
+		return store.SessionReporter{}, err
 	}
 	d, err := rules.set.Decide(claims, policy.Request{Want: policy.WantSessions})
 	if err != nil {
-		return ca.SessionReporter{}, s.denied(ctx, claims, err)
+		return store.SessionReporter{}, s.denied(ctx, claims, err)
 	}
 	if len(d.Engines) != 1 {
-		return ca.SessionReporter{}, fmt.Errorf("rule %s admits %d engines", d.Rule, len(d.Engines))
+		return store.SessionReporter{}, fmt.Errorf("rule %s admits %d engines", d.Rule, len(d.Engines))
 	}
 	infoOf(ctx).rule = d.Rule
-	return ca.SessionReporter{Machine: d.Identity.String(), Engine: d.Engines[0].Name}, nil
+	return store.SessionReporter{Machine: d.Identity.String(), Engine: d.Engines[0].Name}, nil
 }
 
 // sessionReports checks the form of each report; what is malformed is refused
 // for good, so that a sidecar does not send it for ever.
-func sessionReports(in []wire.SessionReport, now time.Time) ([]ca.SessionReport, []wire.RefusedSession) {
-	out := make([]ca.SessionReport, 0, len(in))
+func sessionReports(in []wire.SessionReport, now time.Time) ([]store.SessionReport, []wire.RefusedSession) {
+	out := make([]store.SessionReport, 0, len(in))
 	var refused []wire.RefusedSession
 	for _, i := range in {
 		if why := badReport(i, now); why != "" {
 			refused = append(refused, wire.RefusedSession{ID: clip(i.ID), Reason: why})
 			continue
 		}
-		out = append(out, ca.SessionReport{
+		out = append(out, store.SessionReport{
 			Kind: i.Kind, ID: i.ID, Serial: i.Serial, RemoteAddr: i.RemoteAddr, Reason: i.Reason,
 			At: i.At.UTC(), BytesIn: i.BytesIn, BytesOut: i.BytesOut,
 		})

@@ -23,6 +23,7 @@ import (
 	"github.com/mayfly-ca/mayfly/ca"
 	"github.com/mayfly-ca/mayfly/ca/identity"
 	"github.com/mayfly-ca/mayfly/ca/issuance"
+	"github.com/mayfly-ca/mayfly/ca/store"
 )
 
 // Names that an authority of Options{} knows.
@@ -83,16 +84,16 @@ func Open(t testing.TB, files *ca.InitResult, o Options) *CA {
 		Key:          files.IntermediateKey,
 		PublicURL:    o.PublicURL,
 	}}
-	store, err := ca.OpenStore(t.Context(), files.DSN, Certificate(t, c.Config.Root), ca.StateKey{})
+	st, err := ca.OpenStore(t.Context(), files.DSN, Certificate(t, c.Config.Root), store.StateKey{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := store.Close(); err != nil {
+		if err := st.Close(); err != nil {
 			t.Errorf("close store: %v", err)
 		}
 	})
-	c.Config.Store = store
+	c.Config.Store = st
 	c.Authority = OpenConfig(t, c.Config)
 	return c
 }

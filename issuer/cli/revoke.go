@@ -9,7 +9,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/mayfly-ca/mayfly/ca"
+	"github.com/mayfly-ca/mayfly/ca/store"
 	"github.com/mayfly-ca/mayfly/client/command"
 	"github.com/mayfly-ca/mayfly/client/wire"
 	"github.com/mayfly-ca/mayfly/issuer"
@@ -52,7 +52,7 @@ func (c *revokeCommand) Run(ctx context.Context, i *invocation) error {
 		return err
 	}
 	res, number, err := h.authority.Revoke(ctx, order)
-	if errors.Is(err, ca.ErrNotFound) {
+	if errors.Is(err, store.ErrNotFound) {
 		return command.WithHint(fmt.Errorf("no certificate has the serial %s", req.Serial), "copy the serial from `mayfly certs list`, the page, or the sidecar's log")
 	}
 	if err != nil {
@@ -72,7 +72,7 @@ func (c *revokeCommand) Run(ctx context.Context, i *invocation) error {
 }
 
 // confirm asks before an engine is blocked. Without a terminal, --yes is needed.
-func (c *revokeCommand) confirm(ctx context.Context, i *invocation, h *host, order ca.Revocation) error {
+func (c *revokeCommand) confirm(ctx context.Context, i *invocation, h *host, order store.Revocation) error {
 	order.DryRun = true
 	res, _, err := h.authority.Revoke(ctx, order)
 	if err != nil || res.MachinesUntil.IsZero() { // a serial that was not issued here is refused later

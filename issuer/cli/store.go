@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/mayfly-ca/mayfly/ca"
+	"github.com/mayfly-ca/mayfly/ca/store"
 	"github.com/mayfly-ca/mayfly/client/command"
 	"github.com/mayfly-ca/mayfly/issuer"
 )
@@ -25,7 +26,7 @@ func (c *storeCreateCommand) Run(ctx context.Context, i *invocation) error {
 		return err
 	}
 	if err := issuer.CreateStore(ctx, cfg); err != nil {
-		if errors.Is(err, ca.ErrExists) {
+		if errors.Is(err, store.ErrExists) {
 			return command.WithHint(err, "nothing was changed: a store is made once")
 		}
 		return err
@@ -62,7 +63,7 @@ func (c *backupCommand) Run(ctx context.Context, i *invocation) error {
 }
 
 // backupTo writes a whole copy, durably, or none.
-func backupTo(ctx context.Context, st ca.Store, path string) (err error) {
+func backupTo(ctx context.Context, st store.Store, path string) (err error) {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
@@ -144,7 +145,7 @@ func restoreFrom(ctx context.Context, i *invocation, cfg issuer.Config, from, by
 		in = f
 	}
 	floor, err := ca.RestoreStore(ctx, dsn, in, root, by)
-	if errors.Is(err, ca.ErrExists) {
+	if errors.Is(err, store.ErrExists) {
 		return floor, command.WithHint(err, "nothing was changed: stop the issuer and move the old store away first, its -wal file too")
 	}
 	return floor, err

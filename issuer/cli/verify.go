@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/mayfly-ca/mayfly/ca"
+	"github.com/mayfly-ca/mayfly/ca/store"
 	"github.com/mayfly-ca/mayfly/issuer"
 )
 
@@ -35,7 +36,7 @@ func (c *verifyCommand) Run(ctx context.Context, i *invocation) error {
 // host is an authority opened on the host, beside a serving issuer or without.
 type host struct {
 	config    issuer.Config
-	store     ca.Store
+	store     store.Store
 	authority *ca.Authority
 }
 

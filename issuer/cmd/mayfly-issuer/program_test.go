@@ -16,7 +16,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/mayfly-ca/mayfly/ca"
+	"github.com/mayfly-ca/mayfly/ca/store"
 	"github.com/mayfly-ca/mayfly/client/wire"
 	"github.com/mayfly-ca/mayfly/issuer"
 	"github.com/mayfly-ca/mayfly/issuer/issuertest"
@@ -206,7 +206,7 @@ func (a *authority) records(t *testing.T) map[string]record {
 		t.Fatal(err)
 	}
 	out := map[string]record{}
-	err = st.Each(t.Context(), func(c *ca.Certificate) error {
+	err = st.Each(t.Context(), func(c *store.Certificate) error {
 		out[c.Serial] = record{tbs: c.TBS, token: c.TokenIssuer + " " + c.TokenID, revoked: c.RevokedAt != nil}
 		return nil
 	})
