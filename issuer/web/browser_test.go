@@ -171,6 +171,7 @@ func elsewhere(t *testing.T, b *webtest.Browser, i *issuertest.Issuer, serial st
 	if got, want := b.Evaluate("document.querySelector('[name=to]').value"), to.In(zone).Format(field); got != want {
 		t.Errorf("the filter ends at %q, want %q", got, want)
 	}
+	b.Picture("elsewhere-1280-light", 1280)
 	b.Do("filter what came before", webtest.Open(i.URL+"/certificates?time=between&to="+from.UTC().Format(field)), webtest.See(".none"))
 	b.Do("come back", webtest.Zone("UTC"))
 }
@@ -191,6 +192,7 @@ func card(t *testing.T, b *webtest.Browser, i *issuertest.Issuer) {
 			t.Errorf("a card of %s has %s actions", path, got)
 		}
 		b.Do("open the rest", webtest.Click("tbody tr:first-child summary"), webtest.See("tbody tr:first-child dl"))
+		b.Picture("opened"+strings.ReplaceAll(path, "/", "-")+"-390-light", 390)
 	}
 	b.Do("back to the desk", webtest.Desk())
 	if got := b.Evaluate(`String(document.querySelectorAll("td.more, .button.phone").length > 0 && !Array.from(document.querySelectorAll("td.more, .button.phone")).some((e) => e.checkVisibility()))`); got != "true" {

@@ -76,9 +76,10 @@ func (p *Page) certificates(w http.ResponseWriter, r *http.Request, who visitor)
 	if err != nil {
 		return err
 	}
-	// What can be revoked at once is what a match can say.
+	// What can be revoked at once is what a match can say. A block would cover more
+	// than a span of time.
 	match := ""
-	if m := filled(q, "repository", "run_id", "actor"); len(m) > 0 && len(list.Items) > 0 {
+	if m := filled(q, "repository", "run_id", "actor"); len(m) > 0 && len(list.Items) > 0 && list.Span.Choice == "" {
 		m.Del("cursor")
 		match = "?" + m.Encode()
 	}

@@ -469,6 +469,13 @@ func TestSpans(t *testing.T) {
 			t.Errorf("%s: %d certificates, want %d", query, found, want)
 		}
 	}
+	// A revocation of all would revoke more than the span.
+	admin := loggedIn(t, i, issuertest.Admin)
+	for query, want := range map[string]bool{"": true, "&time=": true, "&time=day": false, "&from=" + at(-time.Hour): false} {
+		if _, body := admin.get("/certificates?repository=andreaso%2Factions-tester" + query); strings.Contains(body, `id="revoke-all"`) != want {
+			t.Errorf("%q: to revoke all is offered: %v, want %v", query, !want, want)
+		}
+	}
 	for _, list := range []string{"/certificates", "/sessions", "/events"} {
 		for query, want := range map[string]int{
 			"?time=day": http.StatusOK, "?time=year": http.StatusBadRequest, "?from=yesterday": http.StatusBadRequest, "?time=between&to=12": http.StatusBadRequest,
