@@ -425,7 +425,11 @@ func (k *control) receive(m wire.Control) {
 			r = k.t.find(m.Cut)
 		}
 		if r != nil {
-			r.end(m.Reason, nil)
+			var detail error
+			if m.Detail != "" {
+				detail = errors.New(m.Detail)
+			}
+			r.end(m.Reason, detail)
 		}
 	}
 }

@@ -78,7 +78,17 @@ func TestEngineRefuses(t *testing.T) {
 		{name: "revoked", spoil: verdict(wire.ReasonRevoked), want: rejected(wire.ReasonRevoked, false), says: "an admin revoked this run"},
 		{name: "expired", spoil: verdict(wire.ReasonExpired), want: rejected(wire.ReasonExpired, false), says: "set the clocks"},
 		{name: "wrong engine", spoil: verdict(wire.ReasonWrongEngine), want: rejected(wire.ReasonWrongEngine, false), says: "add this engine to the rule"},
-		{name: "a reason of a later version", spoil: verdict("moon_phase"), want: rejected("moon_phase", false), says: "moon_phase"},
+		{name: "a reason of a later version", spoil: verdict("moon_phase"), want: rejected("moon_phase", true), says: "moon_phase"},
+		{name: "engine's socket refuses for good", spoil: verdict(wire.ReasonEngineUnavailable), want: rejected(wire.ReasonEngineUnavailable, true), says: "the engine takes no connections"},
+		{name: "engine's socket refuses at first", spoil: func(w *world) {
+			tries := 0
+			w.sidecar.verdict = func(p mtls.Peer) string {
+				if tries++; tries <= 3 && p.ALPN == wire.ALPNRelay {
+					return wire.ReasonEngineUnavailable
+				}
+				return ""
+			}
+		}},
 		{name: "knows another root", spoil: func(w *world) {
 			w.sidecar.roots = mtlstest.New(w.t, testDomain).Roots()
 		}, want: rejected(ReasonUnknownCA, false), says: "sidecar the same issuer"},

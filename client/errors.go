@@ -47,6 +47,10 @@ var reasonTexts = map[string]struct{ what, hint string }{
 		"run it again when other jobs have finished, or raise limits.connections in the sidecar's configuration"},
 	wire.ReasonDraining: {"the engine is about to stop (draining)",
 		"run it again: the engine's next start takes the connection"},
+	wire.ReasonEngineExited: {"the engine ended (engine_exited)",
+		"run it again: the engine's machine starts again; the engine's own log says why it ended"},
+	wire.ReasonEngineUnavailable: {"the engine takes no connections (engine_unavailable)",
+		"look in the engine's own log, and in its sidecar's"},
 	ReasonBadCertificate: {"certificate refused (bad_certificate)",
 		"look in the sidecar's log for serial SERIAL: it has the reason"},
 	ReasonUnknownCA: {"the engine trusts the root of another issuer",
@@ -59,13 +63,23 @@ var reasonTexts = map[string]struct{ what, hint string }{
 		"look in the sidecar's log for serial SERIAL; if it has nothing, the network to the engine is interrupted"},
 }
 
+// retryable reports whether a connection that was refused or cut for a reason may
+// be admitted later. A TLS alert is final.
+func retryable(reason string) bool {
+	switch reason {
+	case ReasonBadCertificate, ReasonUnknownCA, ReasonTLS:
+		return false
+	}
+	return wire.Retryable(reason)
+}
+
 // explainReason returns a reason's text and hint. A reason of a later version
 // is shown as it is.
 func explainReason(reason, serial string) (what, hint string) {
 	t, ok := reasonTexts[reason]
 	if !ok {
 		t = reasonTexts[ReasonBadCertificate]
-		t.what = "certificate refused (" + reason + ")"
+		t.what = "the engine refused the connection (" + reason + ")"
 	}
 	return t.what, strings.ReplaceAll(t.hint, "SERIAL", serial)
 }
@@ -99,7 +113,7 @@ type RejectedError struct {
 }
 
 // Retryable reports whether the same certificate may be admitted later.
-func (e *RejectedError) Retryable() bool { return wire.Retryable(e.Reason) }
+func (e *RejectedError) Retryable() bool { return retryable(e.Reason) }
 
 // Error implements error.
 func (e *RejectedError) Error() string {
@@ -132,18 +146,13 @@ type CutError struct {
 	// Renewal is why no newer certificate held the relay; nil unless renewing
 	// fails.
 	Renewal error
-	// Err is the connection's own error, if the engine gave no reason.
+	// Err is the connection's own error, if the engine gave no reason; otherwise
+	// what the engine said beside the reason, if anything.
 	Err error
 }
 
 // Final reports whether a new connection would be refused for the same reason.
-func (e *CutError) Final() bool {
-	switch e.Reason {
-	case ReasonSilence, ReasonLost:
-		return false
-	}
-	return !wire.Retryable(e.Reason)
-}
+func (e *CutError) Final() bool { return !retryable(e.Reason) }
 
 // Error implements error.
 func (e *CutError) Error() string {

@@ -297,7 +297,7 @@ func TestControlHandover(t *testing.T) {
 
 // Whatever the sidecar says before it cuts is what the reader gets.
 func TestCutReason(t *testing.T) {
-	for _, reason := range []string{wire.ReasonRevoked, wire.ReasonFeedStale, wire.ReasonDraining, wire.ReasonLimit} {
+	for _, reason := range []string{wire.ReasonRevoked, wire.ReasonFeedStale, wire.ReasonDraining, wire.ReasonLimit, wire.ReasonEngineExited, "moon_phase"} {
 		t.Run(reason, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := newWorld(t, &memory{})

@@ -56,10 +56,11 @@ func (c *connection) serve(peer mtls.Peer) {
 // carry relays to the end. Its frame stays while bytes flow, so it is small.
 func (c *connection) carry(live *admission.Live) {
 	reason, err := c.relay.Run()
-	if why := live.CutFor(); why != "" {
-		reason = why
+	detail := ""
+	if why, more := live.CutFor(); why != "" {
+		reason, detail = why, more
 	}
-	c.ended(reason, err)
+	c.ended(reason, detail, err)
 	live.Done()
 }
 
@@ -90,11 +91,16 @@ func (c *connection) leave() {
 func (c *connection) refuse(r *admission.Refusal, alpn string) {
 	defer c.leave()
 	c.s.refused(r, c.party, alpn)
+	c.hangUp(r.Reason, alpn)
+}
+
+// hangUp ends the connection, after the reason where the client speaks mayfly.
+func (c *connection) hangUp(reason, alpn string) {
 	if alpn != wire.ALPNRelay && alpn != wire.ALPNControl {
 		_ = c.below.Abort() // authorize said yes a moment ago
 		return
 	}
-	if err := c.say(wire.Verdict(r.Reason)); err == nil {
+	if err := c.say(wire.Verdict(reason)); err == nil {
 		_ = c.tls.CloseWrite()
 	}
 	c.below.Farewell(farewell)
@@ -116,8 +122,9 @@ func (c *connection) open(peer mtls.Peer) bool {
 	engine, err := s.dialEngine()
 	if err != nil {
 		s.log.LogAttrs(context.Background(), slog.LevelError, "engine does not accept a connection",
-			append(c.party.attrs(), slog.Any("error", err))...)
-		_ = c.below.Abort()
+			append(c.party.attrs(), slog.String("reason", wire.ReasonEngineUnavailable), slog.Any("error", err))...)
+		s.metrics.refusals.WithLabelValues(wire.ReasonEngineUnavailable).Inc()
+		c.hangUp(wire.ReasonEngineUnavailable, peer.ALPN)
 		return false
 	}
 	if peer.ALPN == wire.ALPNRelay {
@@ -128,6 +135,9 @@ func (c *connection) open(peer mtls.Peer) bool {
 		}
 	}
 	r := relay.New(c.tls, c.below, engine)
+	if s.engine.Done() != nil { // its end cuts all relays, with the reason
+		r.ExpectCut = func() bool { return !s.gate.Draining() }
+	}
 	c.attach(r)
 	s.log.LogAttrs(context.Background(), slog.LevelInfo, "relay opened",
 		append(c.party.attrs(), slog.String("alpn", peer.ALPN))...)
@@ -136,15 +146,22 @@ func (c *connection) open(peer mtls.Peer) bool {
 }
 
 // ended says how the relay ended, everywhere.
-func (c *connection) ended(reason string, err error) {
+func (c *connection) ended(reason, detail string, err error) {
 	m := c.s.metrics
 	in, out := c.relay.Bytes()
-	c.session.end(reason)
+	if detail == "" {
+		c.session.end(reason)
+	} else {
+		c.session.end(reason + ": " + detail)
+	}
 	m.ends.WithLabelValues(reason).Inc()
 	m.bytes.WithLabelValues("in").Add(float64(in))
 	m.bytes.WithLabelValues("out").Add(float64(out))
 	attrs := append(c.party.attrs(), slog.String("reason", reason), slog.Int64("bytes_in", in), slog.Int64("bytes_out", out),
 		slog.Duration("lasted", time.Since(c.began).Round(time.Millisecond)))
+	if detail != "" {
+		attrs = append(attrs, slog.String("detail", detail))
+	}
 	if err != nil {
 		attrs = append(attrs, slog.Any("error", err))
 	}

@@ -53,7 +53,7 @@ func (s *sidecar) startEngine(ctx context.Context) (engine, error) {
 	return started, nil
 }
 
-func (s *sidecar) cutForStop() { s.gate.CutAll(wire.ReasonDraining) }
+func (s *sidecar) cutForStop() { s.gate.CutAll(wire.ReasonDraining, "") }
 
 // hidden returns the paths that the engine must not see: the configured ones, and
 // the folders of the machine's API socket and of a token file. A folder, since a

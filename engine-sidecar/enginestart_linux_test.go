@@ -50,7 +50,7 @@ func TestEngineCannotBeIsolated(t *testing.T) {
 	w := setUp(t)
 	config := filepath.Join(t.TempDir(), "sidecar.yaml")
 	doc := fmt.Sprintf("issuer: %s\nengine: default\nlisten: 127.0.0.1:0\nengine_socket: %s\ntoken_source: %q\n",
-		w.cfg.Issuer, w.cfg.EngineSocket, w.cfg.TokenSource)
+		w.cfg.Issuer, filepath.Join(t.TempDir(), "e.sock"), w.cfg.TokenSource)
 	if err := os.WriteFile(config, []byte(doc), 0o600); err != nil {
 		t.Fatal(err)
 	}

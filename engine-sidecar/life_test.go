@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/mayfly-ca/mayfly/client/mtls"
 	"github.com/mayfly-ca/mayfly/client/wire"
 	sidecar "github.com/mayfly-ca/mayfly/engine-sidecar"
 	"github.com/mayfly-ca/mayfly/engine-sidecar/supervise"
@@ -36,7 +37,8 @@ func TestMain(m *testing.M) {
 }
 
 // testEngine echoes on a socket. It ends with 0 on SIGTERM once it has no
-// connection, as Dagger does, and crashes with 7 when a client says "crash".
+// connection, as Dagger does, crashes with 7 when a client says "crash", and is killed when
+// one says "die".
 func testEngine(socket, _ string) int {
 	ln, err := net.Listen("unix", socket)
 	if err != nil {
@@ -61,8 +63,11 @@ func testEngine(socket, _ string) int {
 					if err != nil {
 						return
 					}
-					if string(buf[:n]) == "crash" {
+					switch string(buf[:n]) {
+					case "crash":
 						os.Exit(7)
+					case "die":
+						_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
 					}
 					if _, err := c.Write(buf[:n]); err != nil {
 						return
@@ -155,15 +160,82 @@ func TestDrainCutsWhatIsLeft(t *testing.T) {
 	}
 }
 
+// TestEngineCrash: the client reads on its control connection that the engine
+// ended, and how; so do the session and the log. By a crash, and by kill -9.
 func TestEngineCrash(t *testing.T) {
 	t.Parallel()
-	w := setUp(t).supervised().run()
-	conn := w.admitted(w.clientCert(nil))
-	if _, err := io.WriteString(conn, "crash"); err != nil {
+	for _, c := range []struct {
+		say     string
+		code    int
+		detail  string
+		isolate bool
+	}{{"crash", 7, "exit code 7", false}, {"die", 137, "signal 9, killed", false}, {"die", 137, "signal 9, killed", true}} {
+		t.Run(fmt.Sprintf("%s, isolated %v", c.say, c.isolate), func(t *testing.T) {
+			t.Parallel()
+			w := setUp(t).supervised()
+			if c.isolate {
+				w.isolated()
+			}
+			w.run()
+			cert := w.clientCert(nil)
+			conn, idle, control := w.admitted(cert), w.admitted(cert), w.control(cert)
+			if held := control.hold(conn, idle); len(held) != 2 {
+				t.Fatalf("held %v", held)
+			}
+			if _, err := io.WriteString(conn, c.say); err != nil {
+				t.Fatal(err)
+			}
+			told := map[string]bool{}
+			for range 2 {
+				got := control.next()
+				if got.Reason != wire.ReasonEngineExited || got.Detail != c.detail {
+					t.Errorf("notice: %+v", got)
+				}
+				told[got.Cut] = true
+			}
+			if !told[nameOf(t, conn)] || !told[nameOf(t, idle)] {
+				t.Errorf("notices of %v", told)
+			}
+			for _, conn := range []net.Conn{conn, idle} {
+				if _, err := conn.Read(make([]byte, 1)); err == nil || err == io.EOF {
+					t.Errorf("the engine's end passes for a whole answer: %v", err)
+				}
+			}
+			w.wantEnd(c.code, "engine ended by itself")
+			if !w.log.has("relay ended", "reason=engine_exited", c.detail) {
+				t.Errorf("log:\n%s", w.log)
+			}
+			if got := w.issuer.told(mtls.Serial(cert.Leaf.SerialNumber))[wire.SessionClose].Reason; got != "engine_exited: "+c.detail {
+				t.Errorf("the session ended with %q", got)
+			}
+		})
+	}
+}
+
+// TestEngineUnavailable: a client reads that the engine's socket refuses, and is
+// admitted when it does not any more. A client of another kind is hung up on.
+func TestEngineUnavailable(t *testing.T) {
+	t.Parallel()
+	w := start(t)
+	w.engine.Close()
+	cert := w.clientCert(nil)
+	w.refusedWith(cert, wire.ReasonEngineUnavailable)
+	if conn, err := w.dial(cert, "h2"); err == nil {
+		if _, err := conn.Read(make([]byte, 1)); err == nil {
+			t.Error("bytes without an engine")
+		}
+	}
+	if !w.log.has("engine does not accept a connection", "reason=engine_unavailable") {
+		t.Errorf("log:\n%s", w.log)
+	}
+	again, err := net.Listen("unix", w.cfg.EngineSocket)
+	if err != nil {
 		t.Fatal(err)
 	}
-	w.cutOff(conn)
-	w.wantEnd(7, "engine ended by itself")
+	defer again.Close()
+	w.engine = again
+	w.echo()
+	w.admitted(cert)
 }
 
 func TestEngineThatNeverStarts(t *testing.T) {
@@ -174,20 +246,30 @@ func TestEngineThatNeverStarts(t *testing.T) {
 	w.wantEnd(9, "while starting")
 }
 
-func TestIsolatedEngine(t *testing.T) {
-	t.Parallel()
+// isolated makes w, which is supervised, isolate its engine.
+func (w *world) isolated() {
+	w.tb.Helper()
 	if os.Geteuid() != 0 {
 		if os.Getenv("MAYFLY_TEST_REQUIRE") == "all" {
-			t.Fatal("isolation needs root")
+			w.tb.Fatal("isolation needs root")
 		}
-		t.Skip("isolation needs root: run the test as root")
+		w.tb.Skip("isolation needs root: run the test as root")
 	}
-	w := setUp(t).supervised()
 	w.cfg.UnsafeNoIsolation = false
 	// The token's folder is hidden from the engine, and the socket must not be.
-	dir := t.TempDir()
+	dir, err := os.MkdirTemp("", "engine") // short enough for a socket
+	if err != nil {
+		w.tb.Fatal(err)
+	}
+	w.tb.Cleanup(func() { os.RemoveAll(dir) })
 	w.cfg.EngineSocket = dir + "/engine.sock"
 	w.cfg.Program.Command[2] = w.cfg.EngineSocket
+}
+
+func TestIsolatedEngine(t *testing.T) {
+	t.Parallel()
+	w := setUp(t).supervised()
+	w.isolated()
 	w.run()
 	w.admitted(w.clientCert(nil))
 	w.stop()

@@ -268,7 +268,7 @@ func (s *sidecar) judgeFeed(before bool) bool {
 		s.reporter.feedStale(why)
 	}
 	if s.cfg.OnStale == StaleCut {
-		s.gate.CutAll(wire.ReasonFeedStale)
+		s.gate.CutAll(wire.ReasonFeedStale, "")
 	}
 	return true
 }
@@ -283,7 +283,7 @@ func (s *sidecar) holdGround(away *time.Time) error {
 		*away = time.Now()
 		s.front.close()
 		s.gate.Shut()
-		s.gate.CutAll(wire.ReasonDraining)
+		s.gate.CutAll(wire.ReasonDraining, "")
 		s.gate.EndControls()
 		s.reporter.announce()
 	case !out && !away.IsZero():
@@ -318,9 +318,18 @@ func (s *sidecar) listen() error {
 // engineGone ends the run after an engine that nobody stopped.
 func (s *sidecar) engineGone() (int, error) {
 	code := s.engine.ExitCode()
+	s.gate.CutAll(wire.ReasonEngineExited, exitText(code))
 	err := fmt.Errorf("the engine ended by itself: %w", &supervise.ExitError{Code: code})
 	s.log.Error("engine ended by itself", "exit_code", code)
 	return code, err
+}
+
+// exitText says how a process ended by its exit code, 128 and more for a signal.
+func exitText(code int) string {
+	if code > 128 {
+		return fmt.Sprintf("signal %d, %v", code-128, syscall.Signal(code-128))
+	}
+	return fmt.Sprintf("exit code %d", code)
 }
 
 // drain lets relays end, then stops the engine in order.
@@ -358,7 +367,7 @@ func (s *sidecar) close() {
 	s.front.close()
 	s.gate.Drain()
 	s.halfOpen.closeAll()
-	s.gate.CutAll(wire.ReasonDraining)
+	s.gate.CutAll(wire.ReasonDraining, "")
 	<-s.gate.Empty()
 	s.gate.EndControls()
 	s.ending()

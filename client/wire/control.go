@@ -27,15 +27,21 @@ const (
 	ReasonFeedStale   = "feed_stale"
 	ReasonLimit       = "limit"
 	ReasonDraining    = "draining"
+	// ReasonEngineExited: the engine's process ended by itself. Control.Detail
+	// has its exit code or signal.
+	ReasonEngineExited = "engine_exited"
+	// ReasonEngineUnavailable: the engine's socket takes no connection.
+	ReasonEngineUnavailable = "engine_unavailable"
 )
 
-// Retryable tells whether a refusal for this reason may be tried again.
+// Retryable reports whether a refusal for this reason may pass. A reason that a
+// later version adds may.
 func Retryable(reason string) bool {
 	switch reason {
-	case ReasonFeedStale, ReasonLimit, ReasonDraining:
-		return true
+	case ReasonRevoked, ReasonExpired, ReasonWrongEngine:
+		return false
 	}
-	return false
+	return true
 }
 
 // ExporterLabel and ExporterLength make a relay's name: the lower-case hex of
@@ -52,10 +58,13 @@ const (
 	ControlSilence   = 20 * time.Second
 	// MaxControlLine bounds one JSON line, its line feed included.
 	MaxControlLine = 64 << 10
+	// MaxControlDetail bounds Control.Detail.
+	MaxControlDetail = 100
 )
 
 // Control is one JSON line on a control connection. Exactly one of Hold, Held,
-// Ping, Pong and Cut is set; Reason goes with Cut.
+// Ping, Pong and Cut is set; Reason goes with Cut, and Detail, which may say more,
+// with Reason.
 type Control struct {
 	Hold   []string `json:"hold,omitzero"`
 	Held   []string `json:"held,omitzero"`
@@ -63,4 +72,5 @@ type Control struct {
 	Pong   uint64   `json:"pong,omitempty"`
 	Cut    string   `json:"cut,omitempty"`
 	Reason string   `json:"reason,omitempty"`
+	Detail string   `json:"detail,omitempty"` // at most MaxControlDetail bytes of ASCII text
 }

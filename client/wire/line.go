@@ -16,7 +16,7 @@ const maxReason = 48
 const relayNameLength = 2 * ExporterLength
 
 // ValidReason tells whether s has the form of a reason: lower-case letters and
-// underscores. A reason that a later version adds is valid, and final.
+// underscores. A reason that a later version adds is valid.
 func ValidReason(s string) bool {
 	if s == "" || len(s) > maxReason {
 		return false
@@ -86,8 +86,10 @@ func (c Control) check() error {
 		}
 	}
 	switch {
-	case c.Cut == "" && c.Reason != "":
+	case c.Cut == "" && c.Reason+c.Detail != "":
 		return errors.New("a reason without a cut")
+	case len(c.Detail) > MaxControlDetail || strings.ContainsFunc(c.Detail, func(r rune) bool { return r < ' ' || r > '~' }):
+		return errors.New("a detail that is no short text")
 	case c.Cut != "" && !validRelayName(c.Cut):
 		return errors.New("malformed relay name")
 	case c.Cut != "" && !ValidReason(c.Reason):

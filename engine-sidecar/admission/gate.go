@@ -225,11 +225,14 @@ func (g *Gate) why(l *Live, now time.Time) string {
 	return ""
 }
 
-// CutAll cuts every relay.
-func (g *Gate) CutAll(reason string) {
+// CutAll cuts every relay. detail, if not empty, says more than the reason.
+func (g *Gate) CutAll(reason, detail string) {
 	g.mu.Lock()
 	var cuts []cut
 	for l := range g.relays {
+		if l.cutFor == "" {
+			l.detail = detail
+		}
 		cuts = l.order(cuts, reason)
 	}
 	g.mu.Unlock()

@@ -22,6 +22,7 @@ type Live struct {
 	notAfter time.Time                // of the certificate that holds it
 	timer    *time.Timer
 	cutFor   string // why a cut is under way
+	detail   string // what is said beside cutFor
 	done     bool
 }
 
@@ -46,12 +47,12 @@ func (l *Live) Done() {
 	}
 }
 
-// CutFor is why a cut of the relay was ordered, "" when none was. A client that
-// is told of it may hang up before the cut.
-func (l *Live) CutFor() string {
+// CutFor returns why a cut of the relay was ordered, "" when none was, and what is
+// said beside that. A client that reads of it may hang up before the cut.
+func (l *Live) CutFor() (reason, detail string) {
 	l.gate.mu.Lock()
 	defer l.gate.mu.Unlock()
-	return l.cutFor
+	return l.cutFor, l.detail
 }
 
 // left is how long the relay may still live, at least a moment.
@@ -79,6 +80,7 @@ type cut struct {
 	live   *Live
 	holder *Control
 	reason string
+	detail string
 }
 
 // order decides to cut l, once. The caller holds gate.mu.
@@ -87,7 +89,7 @@ func (l *Live) order(cuts []cut, reason string) []cut {
 		return cuts
 	}
 	l.cutFor = reason
-	return append(cuts, cut{l, l.holder, reason})
+	return append(cuts, cut{l, l.holder, reason, l.detail})
 }
 
 // run tells who holds each relay and then cuts it.
@@ -98,6 +100,6 @@ func run(cuts []cut) {
 			end()
 			continue
 		}
-		c.holder.notifier.Notify(wire.Control{Cut: c.live.name, Reason: c.reason}, end)
+		c.holder.notifier.Notify(wire.Control{Cut: c.live.name, Reason: c.reason, Detail: c.detail}, end)
 	}
 }

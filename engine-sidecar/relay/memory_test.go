@@ -22,7 +22,27 @@ func TestMain(m *testing.M) {
 	if len(os.Args) == 6 && os.Args[1] == "__peers_of_test" {
 		os.Exit(peers(os.Args[2], os.Args[3], os.Args[4], os.Args[5]))
 	}
+	if len(os.Args) == 3 && os.Args[1] == "__listener_of_test" {
+		os.Exit(listener(os.Args[2]))
+	}
 	os.Exit(m.Run())
+}
+
+// listener is a process that listens on a socket, accepts one connection, says a
+// byte and waits until it is killed.
+func listener(socket string) int {
+	ln, err := net.Listen("unix", socket)
+	if err != nil {
+		return 1
+	}
+	conn, err := ln.Accept()
+	if err != nil {
+		return 1
+	}
+	if _, err := conn.Write([]byte("x")); err != nil {
+		return 1
+	}
+	select {}
 }
 
 // peers is an echoing engine on a socket and n clients that each send size

@@ -34,6 +34,12 @@ const lingerIdle = 30 * time.Second
 // Relay is one TLS connection joined to one connection of the engine. It is
 // used once.
 type Relay struct {
+	// ExpectCut, if set before Run, reports whether Cut follows the end of the
+	// engine's process. The relay then waits up to cutWait for Cut before it passes
+	// the end of the engine's stream on, which the client would take for a whole
+	// answer.
+	ExpectCut func() bool
+
 	tls    *tls.Conn
 	conn   *Conn
 	engine *net.UnixConn
@@ -273,6 +279,9 @@ func (r *Relay) downstream() (downEnd, error) {
 		if err := raw.Read(once); err != nil {
 			return downEnd{}, err
 		}
+		if n == 0 && r.awaitCut(cutWait) {
+			return downEnd{}, net.ErrClosed
+		}
 		if sysErr != nil {
 			return downEnd{}, os.NewSyscallError("read", sysErr)
 		}
@@ -290,6 +299,24 @@ func (r *Relay) downstream() (downEnd, error) {
 		}
 		r.out.Add(int64(n))
 	}
+}
+
+// cutWait bounds the wait for Cut after the end of the engine's process, which a
+// busy machine reports late.
+const cutWait = 5 * time.Second
+
+// awaitCut waits up to most for Cut, where it is expected, and reports whether it
+// came.
+func (r *Relay) awaitCut(most time.Duration) bool {
+	if r.ExpectCut == nil || !peerExiting(r.engine) || !r.ExpectCut() {
+		return false
+	}
+	for deadline := time.Now().Add(most); r.reason.Load() == nil; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			return false
+		}
+	}
+	return true
 }
 
 // tellEnd passes the engine's end of stream on as close_notify.

@@ -1,8 +1,13 @@
 package relay
 
 import (
+	"errors"
+	"fmt"
+	"io/fs"
 	"net"
 	"os"
+	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -58,4 +63,35 @@ func pulseOf(fd uintptr) (pulse, bool) {
 		lastHeard: time.Duration(info.Last_ack_recv) * time.Millisecond,
 		resending: info.Retransmits > 0,
 	}, true
+}
+
+// exitingFlag is PF_EXITING among the flags in /proc/PID/stat (proc(5)): the
+// process has begun to exit, which closes its sockets.
+const exitingFlag = 0x4
+
+// peerExiting reports whether the process that listens at the other end of conn
+// is ending or gone. One in another PID namespace than this is not seen.
+func peerExiting(conn *net.UnixConn) bool {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return false
+	}
+	var peer *unix.Ucred
+	var got error
+	err = raw.Control(func(fd uintptr) { peer, got = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
+	if err != nil || got != nil || peer.Pid <= 0 {
+		return false
+	}
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", peer.Pid))
+	if err != nil {
+		return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH)
+	}
+	// The name, in brackets, may hold anything. State is the first field after it,
+	// flags the seventh.
+	fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
+	if len(fields) < 7 {
+		return false
+	}
+	flags, err := strconv.ParseUint(fields[6], 10, 64)
+	return strings.Contains("ZX", fields[0]) || err == nil && flags&exitingFlag != 0
 }

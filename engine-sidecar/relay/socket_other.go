@@ -15,4 +15,6 @@ func setKeepAlive(uintptr, net.KeepAliveConfig, time.Duration) error { return ni
 
 func outQueue(uintptr) int { return 0 }
 
+func peerExiting(*net.UnixConn) bool { return false }
+
 func pulseOf(uintptr) (pulse, bool) { return pulse{}, false }
