@@ -59,6 +59,14 @@ func TestExecWakes(t *testing.T) {
 		t.Errorf("folders were left: %v", left)
 	}
 
+	// A signal ends the wait, and what it leaves is nothing.
+	waiting, said := s.start("waking engine default", "exec", "--", "true")
+	waiting.Process.Signal(syscall.SIGINT)
+	waiting.Wait()
+	if code := waiting.ProcessState.ExitCode(); code != 1 || len(s.folders()) > 0 {
+		t.Errorf("interrupted: code %d, folders %v\n%s", code, s.folders(), said)
+	}
+
 	// It wakes while it is waited for.
 	s.set(func() { s.endpoint = "tcp://" + address })
 	cmd, out := s.start("waking engine default", "exec", "--", "dialer", "echo")
