@@ -49,8 +49,11 @@ type SessionFilter struct {
 	RunID      string
 	Repository string
 	Live       bool // only those that are open now
-	Limit      int
-	Cursor     string
+	Cut        bool // only those that the engine cut
+	// Since and Until bound when a session was opened.
+	Since, Until time.Time
+	Limit        int
+	Cursor       string
 }
 
 func (f SessionFilter) query() url.Values {
@@ -62,6 +65,11 @@ func (f SessionFilter) query() url.Values {
 	if f.Live {
 		q.Set("live", "true")
 	}
+	if f.Cut {
+		q.Set("cut", "true")
+	}
+	setTime(q, "since", f.Since)
+	setTime(q, "until", f.Until)
 	setPage(q, f.Limit, f.Cursor)
 	return q
 }

@@ -139,6 +139,7 @@ func TestSessionsOfEnginesThatReport(t *testing.T) {
 		t.Errorf("it reports, and:\n%s", o.stderr)
 	}
 	a.s.run("sessions", "--all").check(t, 0, "no session is recorded")
+	a.s.run("sessions", "--cut", "--since", "24h").check(t, 0, "no engine cut a session")
 
 	// Silent ones, as an issuer lists them.
 	now := time.Now().UTC()

@@ -37,7 +37,7 @@ func TestVersionAndHelp(t *testing.T) {
 	for command, queries := range map[string][]string{
 		"certs list":   {"serial", "repository", "repository_id", "run_id", "actor", "identity", "profile", "status", "since", "until", "limit", "cursor"},
 		"certs revoke": {"repository", "repository_id", "run_id", "actor", "identity", "profile", "since", "until", "all", "block", "reason"},
-		"sessions":     {"engine", "serial", "run_id", "repository", "limit", "cursor"},
+		"sessions":     {"engine", "serial", "run_id", "repository", "since", "until", "cut", "limit", "cursor"},
 		"events":       {"type", "serial", "repository", "run_id", "since", "until", "after", "limit", "cursor"},
 	} {
 		text := s.run(append(strings.Fields(command), "--help")...).stdout

@@ -17,6 +17,9 @@ type sessionsCommand struct {
 	Serial     string        `help:"Serial of the certificate." placeholder:"HEX" group:"match"`
 	RunID      string        `help:"Id of the workflow run." name:"run-id" placeholder:"ID" group:"match"`
 	Repository string        `help:"OWNER/NAME, as the token said." placeholder:"OWNER/NAME" group:"match"`
+	Since      pointInTime   `help:"Opened at or after: RFC 3339, a date, or how long ago (24h)." placeholder:"TIME" group:"match"`
+	Until      pointInTime   `help:"Opened before." placeholder:"TIME" group:"match"`
+	Cut        bool          `help:"Only those that the engine cut."`
 	All        bool          `help:"Also those that have ended."`
 	Watch      bool          `help:"Go on showing changes." short:"w"`
 	Interval   time.Duration `help:"How often --watch looks." default:"2s"`
@@ -58,6 +61,8 @@ func (c *sessionsCommand) Run(ctx context.Context, p *program) error {
 		case len(items) > 0:
 			p.table(sessionColumns, p.sessionRows(items))
 			p.more(next)
+		case c.Cut:
+			p.note("no engine cut a session")
 		case c.All:
 			p.note("no session is recorded")
 		case len(missing) > 0:
@@ -74,7 +79,7 @@ func (c *sessionsCommand) Run(ctx context.Context, p *program) error {
 }
 
 func (c *sessionsCommand) get(ctx context.Context, p *program, api *admin.Client) ([]wire.Session, string, error) {
-	f := admin.SessionFilter{Engine: c.Engine, Serial: c.Serial, RunID: c.RunID, Repository: c.Repository, Live: !c.All}
+	f := admin.SessionFilter{Engine: c.Engine, Serial: c.Serial, RunID: c.RunID, Repository: c.Repository, Live: !c.All && !c.Cut, Cut: c.Cut, Since: c.Since.Time, Until: c.Until.Time}
 	return pages(ctx, p, c.Limit, c.Cursor, func(ctx context.Context, limit int, cursor string) (*admin.Answer[wire.List[wire.Session]], error) {
 		f.Limit, f.Cursor = limit, cursor
 		return api.Sessions(ctx, f)
