@@ -11,6 +11,8 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/mayfly-ca/mayfly/ca/store"
@@ -93,14 +95,10 @@ func (l *ledger) Backup(ctx context.Context, w io.Writer) error {
 
 // table writes every row of t.
 func (b *backupWriter) table(ctx context.Context, r reader, t *table) error {
-	line := backupLine{Table: t.name}
-	for _, c := range t.columns {
-		line.Columns = append(line.Columns, c.name)
-	}
-	if err := b.enc.Encode(line); err != nil {
+	if err := b.enc.Encode(backupLine{Table: t.name, Columns: t.columnNames()}); err != nil {
 		return err
 	}
-	return r.query(ctx, `SELECT `+t.columnNames()+` FROM `+t.name, nil, func(r row) error {
+	return r.query(ctx, `SELECT `+strings.Join(t.columnNames(), ", ")+` FROM `+t.name, nil, func(r row) error {
 		values := t.zeroValues()
 		if err := r.Scan(values...); err != nil {
 			return err
@@ -214,9 +212,6 @@ func (b *backupReader) tables(ctx context.Context, tx transaction) error {
 	var into *table
 	var batch [][]any
 	flush := func() error {
-		if len(batch) == 0 {
-			return nil
-		}
 		err := tx.insert(ctx, into, batch)
 		batch = nil
 		return err
@@ -258,10 +253,8 @@ func (b *backupReader) tables(ctx context.Context, tx transaction) error {
 		}
 		delete(known, l.Table)
 		b.add(line)
-		for i, c := range into.columns {
-			if i >= len(l.Columns) || l.Columns[i] != c.name || len(l.Columns) != len(into.columns) {
-				return fmt.Errorf("table %s has other columns", l.Table)
-			}
+		if !slices.Equal(l.Columns, into.columnNames()) {
+			return fmt.Errorf("table %s has other columns", l.Table)
 		}
 	}
 }

@@ -59,15 +59,13 @@ func scanFull(r row) (*store.Certificate, error) {
 
 // certificateBySerial returns everything recorded of serial, or nil.
 func certificateBySerial(ctx context.Context, r reader, serial []byte) (*store.Certificate, error) {
-	return first(collect(ctx, r, scanFull, `SELECT `+fullColumns+fullFrom+` WHERE c.serial = $1`, serial))
+	return findCertificate(ctx, r, "c.serial", serial)
 }
 
-// certificateByID returns everything recorded of the certificate id, or nil.
-func certificateByID(ctx context.Context, r reader, id int64) (*store.Certificate, error) {
-	return first(collect(ctx, r, scanFull, `SELECT `+fullColumns+fullFrom+` WHERE c.id = $1`, id))
-}
-
-func first[T any](all []*T, err error) (*T, error) {
+// findCertificate returns everything recorded of the certificate whose column,
+// which is unique, has value; or nil.
+func findCertificate(ctx context.Context, r reader, column string, value any) (*store.Certificate, error) {
+	all, err := collect(ctx, r, scanFull, `SELECT `+fullColumns+fullFrom+` WHERE `+column+` = $1`, value)
 	if err != nil || len(all) == 0 {
 		return nil, err
 	}
@@ -218,14 +216,8 @@ func whereSerial(q *query, prefix string, d *dialect) error {
 	if len(prefix) > 32 || strings.Trim(prefix, "0123456789abcdef") != "" {
 		return fmt.Errorf("serial prefix %q is not lower-case hex", prefix)
 	}
-	low, err := hex.DecodeString(prefix + strings.Repeat("0", 32-len(prefix)))
-	if err != nil {
-		return err
-	}
-	high, err := hex.DecodeString(prefix + strings.Repeat("f", 32-len(prefix)))
-	if err != nil {
-		return err
-	}
+	low, _ := hex.DecodeString(prefix + strings.Repeat("0", 32-len(prefix))) // hex, as checked
+	high, _ := hex.DecodeString(prefix + strings.Repeat("f", 32-len(prefix)))
 	if len(prefix) == 1 {
 		q.where("c.serial >= "+q.arg(low), "c.serial <= "+q.arg(high))
 		return nil

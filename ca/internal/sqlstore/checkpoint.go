@@ -26,24 +26,16 @@ type checkpointer struct {
 	db           *sqliteDB
 	every        time.Duration
 	restartAfter int
-	changed      chan struct{} // holds one: there is something to move
+	changed      signal // there is something to move
 	stop         context.CancelFunc
 	done         chan struct{}
 }
 
 func startCheckpointer(db *sqliteDB, every time.Duration, restartAfter int) *checkpointer {
 	ctx, stop := context.WithCancel(context.Background())
-	c := &checkpointer{db: db, every: every, restartAfter: restartAfter, changed: make(chan struct{}, 1), stop: stop, done: make(chan struct{})}
+	c := &checkpointer{db: db, every: every, restartAfter: restartAfter, changed: newSignal(), stop: stop, done: make(chan struct{})}
 	go c.run(ctx)
 	return c
-}
-
-// committed tells that the log has grown.
-func (c *checkpointer) committed() {
-	select {
-	case c.changed <- struct{}{}:
-	default:
-	}
 }
 
 // close ends the goroutine. What is left in the log is moved when the last

@@ -43,7 +43,7 @@ type pendingWrite struct {
 // committer makes one commit of all the calls that wait for one.
 type committer struct {
 	ledger *ledger
-	wake   chan struct{}
+	wake   signal // queue or closed has changed
 
 	mu     sync.Mutex
 	queue  []*pendingWrite
@@ -51,7 +51,7 @@ type committer struct {
 }
 
 func newCommitter(l *ledger) *committer {
-	return &committer{ledger: l, wake: make(chan struct{}, 1)}
+	return &committer{ledger: l, wake: newSignal()}
 }
 
 // do queues o and waits for its commit. When ctx ends before the commit has
@@ -69,7 +69,7 @@ func (c *committer) do(ctx context.Context, o *pendingWrite) error {
 	}
 	c.queue = append(c.queue, o)
 	c.mu.Unlock()
-	c.notify()
+	c.wake.set()
 	select {
 	case <-o.done:
 	case <-ctx.Done():
@@ -81,19 +81,12 @@ func (c *committer) do(ctx context.Context, o *pendingWrite) error {
 	return o.err
 }
 
-func (c *committer) notify() {
-	select {
-	case c.wake <- struct{}{}:
-	default:
-	}
-}
-
 // close refuses further calls; run returns when the queue is empty.
 func (c *committer) close() {
 	c.mu.Lock()
 	c.closed = true
 	c.mu.Unlock()
-	c.notify()
+	c.wake.set()
 }
 
 func (c *committer) run() {

@@ -142,7 +142,7 @@ func (l *ledger) writeCRLs(ctx context.Context, set *store.CRLSet, revision, bef
 		if err := tx.insert(ctx, tableCRLs, rows); err != nil {
 			return err
 		}
-		if _, err := tx.exec(ctx, fmt.Sprintf(`DELETE FROM crls WHERE number NOT IN (SELECT number FROM (SELECT DISTINCT number FROM crls ORDER BY number DESC LIMIT %d) AS kept)`, keptSets)); err != nil {
+		if err := tx.do(ctx, fmt.Sprintf(`DELETE FROM crls WHERE number NOT IN (SELECT number FROM (SELECT DISTINCT number FROM crls ORDER BY number DESC LIMIT %d) AS kept)`, keptSets)); err != nil {
 			return err
 		}
 		return l.db.announce(ctx, tx)
@@ -178,7 +178,7 @@ func (l *ledger) CRLChanged(known int64) <-chan struct{} { return l.watcher.chan
 // watcher knows the number of the newest set, and tells who waits for another.
 type watcher struct {
 	ledger *ledger
-	wakes  chan struct{}
+	wake   signal // makes run look at once
 
 	mu     sync.Mutex
 	number int64                   // the newest seen
@@ -186,7 +186,7 @@ type watcher struct {
 }
 
 func newWatcher(l *ledger, number int64) *watcher {
-	return &watcher{ledger: l, wakes: make(chan struct{}, 1), number: number, waits: make(map[int64]chan struct{})}
+	return &watcher{ledger: l, wake: newSignal(), number: number, waits: make(map[int64]chan struct{})}
 }
 
 // changed returns a channel that is closed when the newest number is not
@@ -203,7 +203,7 @@ func (w *watcher) changed(known int64) <-chan struct{} {
 		return c
 	}
 	w.waits[known] = c
-	w.wake()
+	w.wake.set()
 	return c
 }
 
@@ -220,14 +220,6 @@ func (w *watcher) observe(number int64) {
 	}
 }
 
-// wake makes the watcher look at once.
-func (w *watcher) wake() {
-	select {
-	case w.wakes <- struct{}{}:
-	default:
-	}
-}
-
 // run looks for another process's sets while somebody waits for one.
 func (w *watcher) run(ctx context.Context) {
 	tick := time.NewTicker(pollEvery)
@@ -236,7 +228,7 @@ func (w *watcher) run(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-w.wakes:
+		case <-w.wake:
 		case <-tick.C:
 		}
 		w.mu.Lock()

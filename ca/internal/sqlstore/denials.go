@@ -90,16 +90,11 @@ func (d *denials) flush(ctx context.Context, minute bool) error {
 	}
 	err := d.ledger.committer.do(ctx, &pendingWrite{events: events})
 	if err != nil {
-		d.restore(events)
+		for _, ev := range events { // put back
+			_ = d.add(ev) // refused only after close, when there is no later flush
+		}
 	}
 	return err
-}
-
-// restore puts back what could not be written.
-func (d *denials) restore(events []store.Event) {
-	for _, ev := range events {
-		_ = d.add(ev) // refused only when closed, when nobody is left to write it
-	}
 }
 
 func (d *denials) run(ctx context.Context) {

@@ -84,7 +84,7 @@ func startLedger(ctx context.Context, d database, root string, key store.StateKe
 	l.workers.Go(l.committer.run)
 	l.workers.Go(func() { l.denials.run(run) })
 	l.workers.Go(func() { l.watcher.run(run) })
-	l.workers.Go(func() { d.watch(run, l.watcher.wake) })
+	l.workers.Go(func() { d.watch(run, l.watcher.wake.set) })
 	return l, nil
 }
 
@@ -184,10 +184,22 @@ func read[T any](ctx context.Context, l *ledger, op string, f func(reader) (T, e
 		return err
 	})
 	if err != nil {
-		var zero T
-		return zero, fmt.Errorf("%s: %w", op, err)
+		return *new(T), fmt.Errorf("%s: %w", op, err)
 	}
 	return got, nil
+}
+
+// signal wakes one goroutine. It holds one value, so that set never waits and a
+// set that nothing waits for is not lost.
+type signal chan struct{}
+
+func newSignal() signal { return make(signal, 1) }
+
+func (s signal) set() {
+	select {
+	case s <- struct{}{}:
+	default:
+	}
 }
 
 func micro(t time.Time) int64      { return t.UnixMicro() }

@@ -62,8 +62,7 @@ func (l *ledger) TakeLogin(ctx context.Context, id string, now time.Time) (g *st
 		if g, err = l.readLogin(ctx, tx, id, now); err != nil {
 			return nil, err
 		}
-		_, err = tx.exec(ctx, `DELETE FROM logins WHERE id = $1`, id)
-		return nil, err
+		return nil, tx.do(ctx, `DELETE FROM logins WHERE id = $1`, id)
 	})
 	if err != nil {
 		return nil, err
@@ -74,7 +73,6 @@ func (l *ledger) TakeLogin(ctx context.Context, id string, now time.Time) (g *st
 // DeleteLogin implements store.Store. A login that is not there is no error.
 func (l *ledger) DeleteLogin(ctx context.Context, id string) error {
 	return l.update(ctx, "delete login", func(tx transaction, _ *chainHead) ([]store.Event, error) {
-		_, err := tx.exec(ctx, `DELETE FROM logins WHERE id = $1`, id)
-		return nil, err
+		return nil, tx.do(ctx, `DELETE FROM logins WHERE id = $1`, id)
 	})
 }

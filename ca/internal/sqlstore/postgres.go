@@ -215,6 +215,9 @@ func (t *postgresTx) do(_ context.Context, query string, args ...any) error {
 
 // insert implements transaction: one statement, one array per column.
 func (t *postgresTx) insert(_ context.Context, to *table, rows [][]any) error {
+	if len(rows) == 0 {
+		return nil
+	}
 	args := make([]any, len(to.columns))
 	for i, c := range to.columns {
 		var err error

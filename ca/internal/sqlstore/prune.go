@@ -87,7 +87,7 @@ func (l *ledger) pruneCertificates(ctx context.Context, before time.Time, from i
 			return nil, err
 		}
 		for _, q := range []string{`DELETE FROM revocations WHERE cert_id IN` + gone, `DELETE FROM bodies WHERE id IN` + gone} {
-			if _, err := tx.exec(ctx, q, args...); err != nil {
+			if err := tx.do(ctx, q, args...); err != nil {
 				return nil, err
 			}
 		}
@@ -152,10 +152,10 @@ func (l *ledger) pruneEvents(ctx context.Context, before time.Time) (n int64, _ 
 		if n, err = tx.exec(ctx, `DELETE FROM events WHERE seq <= $1`, last); err != nil {
 			return nil, err
 		}
-		if _, err = tx.exec(ctx, `DELETE FROM links WHERE last_seq <= $1`, last); err != nil {
+		if err := tx.do(ctx, `DELETE FROM links WHERE last_seq <= $1`, last); err != nil {
 			return nil, err
 		}
-		if _, err = tx.exec(ctx, `DELETE FROM checkpoints`); err != nil {
+		if err := tx.do(ctx, `DELETE FROM checkpoints`); err != nil {
 			return nil, err
 		}
 		if err := tx.insert(ctx, tableCheckpoints, [][]any{{last, hash, micro(time.Now())}}); err != nil {

@@ -1,6 +1,7 @@
 package sqlstore
 
 import (
+	"cmp"
 	"context"
 	"crypto/hmac"
 	"crypto/sha256"
@@ -78,11 +79,19 @@ func (q *query) conditions() string {
 	return " WHERE " + strings.Join(q.terms, " AND ")
 }
 
-func (q *query) hint(d *dialect) string {
-	if !d.indexHints || q.index == "" {
+// alongTable is the index of a query that SQLite shall answer from the table, in
+// the order of its primary key.
+const alongTable = "."
+
+// hint names the index that SQLite shall use; "" leaves that to SQLite.
+func (d *dialect) hint(index string) string {
+	switch {
+	case !d.indexHints || index == "":
 		return ""
+	case index == alongTable:
+		return " NOT INDEXED"
 	}
-	return " INDEXED BY " + q.index
+	return " INDEXED BY " + index
 }
 
 // equal is a column and the value that it must have.
@@ -97,12 +106,8 @@ func (q *query) page(d *dialect, table, columns string, by []equal, order, direc
 	for _, c := range by {
 		terms = append(terms, c.column+" = "+c.value)
 	}
-	hint := q.hint(d)
-	if d.indexHints && hint == "" {
-		hint = " NOT INDEXED" // but for the primary key
-	}
 	whole := query{terms: append(terms, q.terms...)}
-	return fmt.Sprintf("SELECT * FROM (SELECT %s FROM %s%s%s ORDER BY %s %s LIMIT %d) AS page", columns, table, hint, whole.conditions(), order, direction, limit)
+	return fmt.Sprintf("SELECT * FROM (SELECT %s FROM %s%s%s ORDER BY %s %s LIMIT %d) AS page", columns, table, d.hint(cmp.Or(q.index, alongTable)), whole.conditions(), order, direction, limit)
 }
 
 // position is where a page ended: an id, and a text where ids are not unique.

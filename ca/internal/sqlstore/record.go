@@ -130,20 +130,18 @@ func (l *ledger) apply(ctx context.Context, tx transaction, h *chainHead, batch 
 	w := recordWriter{now: time.Now(), firstSeq: h.seq + 1}
 	for i, o := range batch {
 		o.result, o.err = nil, nil
-		switch {
-		case o.cert != nil:
-			if careful {
-				if o.id, err = freeID(ctx, tx, o.cert.IssuedAt); err != nil {
-					return nil, err
-				}
-			} else {
-				o.id = micro(o.cert.IssuedAt)<<idShift | l.nonce.Add(1)&(idSlots-1)
-			}
-			if err := l.admit(ctx, tx, h, &w, o, used[i]); err != nil {
+		if o.cert == nil {
+			w.events = append(w.events, o.events...)
+			continue
+		}
+		o.id = micro(o.cert.IssuedAt)<<idShift | l.nonce.Add(1)&(idSlots-1)
+		if careful {
+			if o.id, err = freeID(ctx, tx, o.cert.IssuedAt); err != nil {
 				return nil, err
 			}
-		default:
-			w.events = append(w.events, o.events...)
+		}
+		if err := l.admit(ctx, tx, h, &w, o, used[i]); err != nil {
+			return nil, err
 		}
 	}
 	return w.events, w.write(ctx, tx)
@@ -161,12 +159,12 @@ func (l *ledger) admit(ctx context.Context, tx transaction, h *chainHead, w *rec
 		return nil
 	}
 	if c.SingleUse {
-		if first := w.token(o); first != nil {
+		if first := w.usedInBatch[string(o.token)]; first != nil {
 			o.result, o.err = checkReplay(first, c.SPKI, h.floor, w.now)
 			return nil
 		}
 		if used != 0 {
-			recorded, err := certificateByID(ctx, tx, used)
+			recorded, err := findCertificate(ctx, tx, "c.id", used)
 			if err != nil {
 				return err
 			}
@@ -248,11 +246,6 @@ type recordWriter struct {
 	firstSeq     int64                         // of events
 }
 
-// token returns what the token of o has bought within this commit.
-func (w *recordWriter) token(o *pendingWrite) *store.Certificate {
-	return w.usedInBatch[string(o.token)]
-}
-
 func (w *recordWriter) add(o *pendingWrite) {
 	c := o.cert
 	single := int64(0)
@@ -278,9 +271,6 @@ func (w *recordWriter) write(ctx context.Context, tx transaction) error {
 		table *table
 		rows  [][]any
 	}{{tableCertificates, w.certificates}, {tableBodies, w.bodies}, {tableTokens, w.tokens}} {
-		if len(t.rows) == 0 {
-			continue
-		}
 		if err := tx.insert(ctx, t.table, t.rows); err != nil {
 			return err
 		}
@@ -298,11 +288,8 @@ func nonNil(b []byte) []byte {
 
 // parseSerial reads 32 lower-case hex digits.
 func parseSerial(s string) ([]byte, error) {
-	if len(s) != 32 || strings.ToLower(s) != s {
-		return nil, fmt.Errorf("serial %q is not 32 lower-case hex digits", s)
-	}
 	raw, err := hex.DecodeString(s)
-	if err != nil {
+	if err != nil || len(s) != 32 || strings.ToLower(s) != s {
 		return nil, fmt.Errorf("serial %q is not 32 lower-case hex digits", s)
 	}
 	return raw, nil

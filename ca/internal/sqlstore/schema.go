@@ -4,7 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"database/sql"
-	_ "embed"
+	"embed"
 	"errors"
 	"fmt"
 	"strings"
@@ -15,21 +15,11 @@ import (
 	"github.com/mayfly-ca/mayfly/ca/store"
 )
 
-var (
-	//go:embed migrations/0001_init.sql
-	migrationInit string
-	//go:embed migrations/0002_event_kinds.sql
-	migrationEventKinds string
-	//go:embed migrations/0003_revoked_lists.sql
-	migrationRevokedLists string
-	//go:embed migrations/0004_login_macs.sql
-	migrationLoginMACs string
-	//go:embed migrations/0005_statuses.sql
-	migrationStatuses string
-)
-
-// migrations lead from one version of the tables to the next, beginning with 1.
-var migrations = []string{migrationInit, migrationEventKinds, migrationRevokedLists, migrationLoginMACs, migrationStatuses}
+// migrations are SQL files, in the order of their names. Each leads from one
+// version of the tables to the next, beginning with 1.
+//
+//go:embed migrations/*.sql
+var migrations embed.FS
 
 // version is the version of the tables that this program reads and writes.
 const version = 5
@@ -58,13 +48,12 @@ type table struct {
 	insertMany string // adds many; each parameter is a PostgreSQL array of one column
 }
 
-// columnNames joins the column names with commas.
-func (t *table) columnNames() string {
+func (t *table) columnNames() []string {
 	names := make([]string, len(t.columns))
 	for i, c := range t.columns {
 		names[i] = c.name
 	}
-	return strings.Join(names, ", ")
+	return names
 }
 
 // newTable reads a compact description: "name:i name:t name:b".
@@ -77,7 +66,7 @@ func newTable(name, columns string) *table {
 		t.columns = append(t.columns, c)
 		arrays = append(arrays, fmt.Sprintf("$%d::%s[]", i+1, [...]string{kindInt: "bigint", kindText: "text", kindBytes: "bytea"}[c.kind]))
 	}
-	into := fmt.Sprintf("INSERT INTO %s (%s) ", name, t.columnNames())
+	into := fmt.Sprintf("INSERT INTO %s (%s) ", name, strings.Join(t.columnNames(), ", "))
 	t.insertOne = into + "VALUES (?" + strings.Repeat(", ?", len(t.columns)-1) + ")"
 	t.insertMany = into + "SELECT * FROM unnest(" + strings.Join(arrays, ", ") + ")"
 	return t
@@ -140,10 +129,18 @@ func migrate(ctx context.Context, d database, to int64) (err error) {
 		}()
 	}
 	words := strings.NewReplacer("@int", dialect.integer, "@bytes", dialect.bytes, "@clustered", dialect.clustered, "@bodies", dialect.bodies)
+	files, err := migrations.ReadDir("migrations")
+	if err != nil {
+		return err
+	}
 	var steps []*goose.Migration
-	for i, text := range migrations {
+	for i, file := range files {
+		text, err := migrations.ReadFile("migrations/" + file.Name())
+		if err != nil {
+			return err
+		}
 		step := func(ctx context.Context, tx *sql.Tx) error {
-			_, err := tx.ExecContext(ctx, words.Replace(text))
+			_, err := tx.ExecContext(ctx, words.Replace(string(text)))
 			return err
 		}
 		steps = append(steps, goose.NewGoMigration(int64(i+1), &goose.GoFunc{RunTx: step}, nil))

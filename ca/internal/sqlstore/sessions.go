@@ -162,7 +162,7 @@ func moveSession(ctx context.Context, tx transaction, s *store.Session, rep stor
 	if rep.Kind == "close" {
 		closed = max(micro(rep.At), micro(s.OpenedAt))
 	}
-	_, err := tx.exec(ctx, `UPDATE sessions SET seen_at = $1, closed_at = $2, bytes_in = $3, bytes_out = $4, reason = $5 WHERE id = $6`,
+	err := tx.do(ctx, `UPDATE sessions SET seen_at = $1, closed_at = $2, bytes_in = $3, bytes_out = $4, reason = $5 WHERE id = $6`,
 		micro(now), closed, in, out, rep.Reason, s.ID)
 	if err != nil || closed == 0 {
 		return nil, "", err
@@ -226,7 +226,7 @@ func sessionQuery(f store.SessionFilter, below *position, limit int, d *dialect)
 	if f.Live {
 		q.index = "sessions_live"
 		q.where("closed_at = 0", "seen_at >= "+q.arg(micro(f.Now.Add(-liveWindow))))
-		q.text = "WITH live AS MATERIALIZED (SELECT opened_at, id FROM sessions" + q.hint(d) + q.conditions() + ") "
+		q.text = "WITH live AS MATERIALIZED (SELECT opened_at, id FROM sessions" + d.hint(q.index) + q.conditions() + ") "
 		from, q.index, q.terms = "live", "", nil
 	}
 	if below != nil {
@@ -236,6 +236,6 @@ func sessionQuery(f store.SessionFilter, below *position, limit int, d *dialect)
 		ids := "(SELECT id FROM " + from + q.conditions() + end + ")"
 		from, q.terms = "sessions", []string{"id IN " + ids}
 	}
-	q.text += "SELECT " + sessionColumns + " FROM " + from + q.hint(d) + q.conditions() + end
+	q.text += "SELECT " + sessionColumns + " FROM " + from + d.hint(q.index) + q.conditions() + end
 	return q
 }

@@ -203,7 +203,7 @@ func (d *sqliteDB) update(ctx context.Context, f func(transaction) error) error 
 	if err == nil {
 		if _, err = tx.exec(ctx, "COMMIT"); err == nil {
 			if d.checkpointer != nil {
-				d.checkpointer.committed()
+				d.checkpointer.changed.set()
 			}
 			return nil
 		}

@@ -25,13 +25,12 @@ func (l *ledger) PutStatus(ctx context.Context, by store.SessionReporter, s stor
 		return fmt.Errorf("store status: no machine or engine")
 	}
 	return l.update(ctx, "store status", func(tx transaction, _ *chainHead) ([]store.Event, error) {
-		_, err := tx.exec(ctx, `INSERT INTO statuses (engine, machine, state, version, engine_version, engine_socket, certificate_not_after, feed_at, seen_at)
+		return nil, tx.do(ctx, `INSERT INTO statuses (engine, machine, state, version, engine_version, engine_socket, certificate_not_after, feed_at, seen_at)
 			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (engine, machine) DO UPDATE SET
 			state = excluded.state, version = excluded.version, engine_version = excluded.engine_version, engine_socket = excluded.engine_socket,
 			certificate_not_after = excluded.certificate_not_after, feed_at = excluded.feed_at, seen_at = excluded.seen_at`,
 			by.Engine, by.Machine, sanitize(s.State), sanitize(s.Version), sanitize(s.EngineVersion), sanitize(s.EngineSocket),
 			micro(s.CertificateNotAfter), micro(s.FeedAt), micro(time.Now()))
-		return nil, err
 	})
 }
 
@@ -46,7 +45,7 @@ func (l *ledger) Statuses(ctx context.Context) ([]store.MachineStatus, error) {
 			return nil, err
 		}
 		live := make(map[machine]int)
-		err = r.query(ctx, `SELECT engine, machine, COUNT(*) FROM sessions`+l.hint("sessions_live")+` WHERE closed_at = 0 AND seen_at >= $1 GROUP BY engine, machine`,
+		err = r.query(ctx, `SELECT engine, machine, COUNT(*) FROM sessions`+l.dialect.hint("sessions_live")+` WHERE closed_at = 0 AND seen_at >= $1 GROUP BY engine, machine`,
 			[]any{micro(time.Now().Add(-liveWindow))}, func(r row) error {
 				var m machine
 				var n int
@@ -82,28 +81,17 @@ func (l *ledger) Counts(ctx context.Context, now time.Time) (store.Counts, error
 		for _, of := range []struct {
 			profile, index string
 			life           time.Duration
-		}{{"profile = 'client'", "", clientLifetime}, {"profile <> 'client'", "certificates_servers", maxLifetime}} {
+		}{{"profile = 'client'", alongTable, clientLifetime}, {"profile <> 'client'", "certificates_servers", maxLifetime}} {
 			if err := count(&c.Valid, fmt.Sprintf(`SELECT COUNT(*) FROM (SELECT 1 AS x FROM certificates%s WHERE revoked = 0 AND id >= $1 AND not_after >= $2 AND %s
-				ORDER BY id DESC LIMIT %d) AS valid`, l.hint(of.index), of.profile, store.MaxCount), idAt(now.Add(-of.life)), micro(now)); err != nil {
+				ORDER BY id DESC LIMIT %d) AS valid`, l.dialect.hint(of.index), of.profile, store.MaxCount), idAt(now.Add(-of.life)), micro(now)); err != nil {
 				return c, err
 			}
 		}
-		if err := count(&c.Live, `SELECT COUNT(*) FROM sessions`+l.hint("sessions_live")+` WHERE closed_at = 0 AND seen_at >= $1`, micro(now.Add(-liveWindow))); err != nil {
+		if err := count(&c.Live, `SELECT COUNT(*) FROM sessions`+l.dialect.hint("sessions_live")+` WHERE closed_at = 0 AND seen_at >= $1`, micro(now.Add(-liveWindow))); err != nil {
 			return c, err
 		}
-		err := count(&c.Cut, `SELECT COUNT(*) FROM sessions`+l.hint("sessions_cut")+` WHERE `+isCut+` AND opened_at >= $1 AND closed_at >= $2`,
+		err := count(&c.Cut, `SELECT COUNT(*) FROM sessions`+l.dialect.hint("sessions_cut")+` WHERE `+isCut+` AND opened_at >= $1 AND closed_at >= $2`,
 			micro(now.Add(-cutSpan)), micro(now.Add(-24*time.Hour)))
 		return c, err
 	})
-}
-
-// hint has SQLite go by an index, or with "" along the table.
-func (l *ledger) hint(index string) string {
-	switch {
-	case !l.dialect.indexHints:
-		return ""
-	case index == "":
-		return " NOT INDEXED"
-	}
-	return " INDEXED BY " + index
 }
