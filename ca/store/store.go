@@ -21,7 +21,7 @@ type Meta struct {
 	CreatedAt       time.Time // UTC, whole seconds: the first floor
 }
 
-// Sentinels. Drivers wrap them with the operation.
+// Sentinels. A store wraps them with the operation.
 var (
 	ErrNotFound = errors.New("not found")
 	// ErrMissing: the file or the schema does not exist. serve never makes one.
@@ -109,7 +109,7 @@ type Match struct {
 	Until        *time.Time `json:"until,omitempty"`
 }
 
-// IsZero tells whether m selects nothing.
+// IsZero reports whether m has no field set.
 func (m Match) IsZero() bool { return m == Match{} }
 
 // CertificateFilter selects a page of certificates, newest first. A certificate
@@ -266,7 +266,7 @@ type SessionReport struct {
 	BytesIn, BytesOut                    int64
 }
 
-// SessionReporter is who reports, from its verified token and rule.
+// SessionReporter is the machine that reports, by its verified token and rule.
 type SessionReporter struct {
 	Machine string // SPIFFE ID
 	Engine  string
@@ -318,7 +318,7 @@ type Login struct {
 	ID        string
 	Provider  string
 	Subject   string
-	Claims    json.RawMessage // of the verified ID token; the role is decided anew
+	Claims    json.RawMessage // of the verified ID token; the role is decided at each use
 	CreatedAt time.Time
 	ExpiresAt time.Time
 }
@@ -421,7 +421,7 @@ type Store interface {
 	// Backup writes a consistent copy while the store is in use, in a form
 	// that every driver's Restore reads. Logins and statuses are left out.
 	Backup(ctx context.Context, w io.Writer) error
-	// Ping tells whether the store answers and can be written.
+	// Ping returns an error if the store does not answer or cannot be written.
 	Ping(ctx context.Context) error
 	Close() error
 }

@@ -21,8 +21,8 @@ import (
 // backupFormat is the first line's format. A backup is lines of JSON: a header;
 // for each table a line that names it and its columns, and one array per row,
 // byte strings in base64; and a last line with the number of rows and the
-// SHA-256 of everything before it. Logins are left out, so that a copy of the
-// store logs nobody in, and so is the key of the cursors.
+// SHA-256 of everything before it. Logins and the key
+// of the cursors are left out: a copy of the store holds no login.
 const backupFormat = "mayfly-backup-1"
 
 const (
@@ -203,7 +203,7 @@ func (b *backupReader) header(root string) (*store.Meta, error) {
 	return l.Meta, nil
 }
 
-// tables reads every table and the last line.
+// tables reads every table and the last line, and inserts the rows.
 func (b *backupReader) tables(ctx context.Context, tx transaction) error {
 	known := make(map[string]*table)
 	for _, t := range backupTables {

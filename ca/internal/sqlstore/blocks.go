@@ -25,14 +25,14 @@ func certificateFields(c *store.Certificate) [blockFields]string {
 }
 
 // blockIndex holds the blocks of one version. All blocks that compare the same
-// fields are found by one look at a map, so ten thousand of them cost a record
-// no more than one.
+// fields are found by one look-up in a map, so that ten thousand blocks cost a
+// record no more than one.
 type blockIndex struct {
 	version int64
 	shapes  map[uint8]map[string]store.Block
 }
 
-// refresh reads the blocks anew when their version has changed.
+// refresh reads the blocks again when their version has changed.
 func (x *blockIndex) refresh(ctx context.Context, r reader, version int64) error {
 	if x.version == version {
 		return nil

@@ -25,7 +25,7 @@ type certificateRow struct {
 	store.Certificate
 }
 
-// scanCertificate reads listColumns and what follows them into more.
+// scanCertificate reads listColumns, and the columns after them into more.
 func scanCertificate(r row, more ...any) (*certificateRow, error) {
 	var c certificateRow
 	var serial, aki []byte
@@ -112,10 +112,10 @@ func (l *ledger) Certificates(ctx context.Context, f store.CertificateFilter) ([
 	return out, next, nil
 }
 
-// certificateQuery builds the query of a page, newest first. The index to go by
-// is chosen here, since SQLite knows nothing of how often a value occurs. An
-// index by a value keeps the revoked apart from the others, so a page of one
-// status is a stretch of it, and a page of both is made of two.
+// certificateQuery builds the query of a page, newest first. It chooses the index,
+// since SQLite does not know how often a value occurs. Every index by a value
+// separates revoked certificates from the others. So a page of one status is one
+// range of the index, and a page of both is made of two ranges.
 func (l *ledger) certificateQuery(ctx context.Context, r reader, f store.CertificateFilter, below *position, limit int) (*query, error) {
 	index, err := l.chooseIndex(ctx, r, f)
 	if err != nil {
@@ -145,7 +145,7 @@ func (l *ledger) certificateQuery(ctx context.Context, r reader, f store.Certifi
 	}
 	columns, from := "c.*", "(%s) c"
 	if l.dialect.indexHints && len(f.SerialPrefix) > 1 {
-		// Thousands may begin so, and be sorted: their ids, not whole rows.
+		// Thousands of serials may begin so. Sort their ids, not whole rows.
 		columns, from = "c.id", "(%s) found CROSS JOIN certificates c ON c.id = found.id"
 	}
 	var pages []string
@@ -207,8 +207,9 @@ func idAt(t time.Time) int64 {
 	return us << idShift
 }
 
-// whereSerial adds the range of serials that begin with prefix. A prefix of
-// one digit is found on the way, newest first; a longer one by its index.
+// whereSerial adds the range of serials that begin with prefix. For one digit, the
+// query reads certificates from the newest and compares; for more, it uses the
+// index of the serials.
 func whereSerial(q *query, prefix string, d *dialect) error {
 	if prefix == "" {
 		return nil
@@ -231,12 +232,12 @@ func whereSerial(q *query, prefix string, d *dialect) error {
 	return nil
 }
 
-// commonRows is how many rows make a value common: a list that has to look at
-// that many is still quick.
+// commonRows is the number of rows from which on a value is common. A list that
+// has to read so many rows is still quick.
 const commonRows = 2000
 
-// chooseIndex picks, of the indexes that the filters of f could use, the one
-// whose value occurs least; "" goes along the table.
+// chooseIndex returns the index, of those that the filters of f could use, whose
+// value occurs least; "" reads along the table.
 func (l *ledger) chooseIndex(ctx context.Context, r reader, f store.CertificateFilter) (string, error) {
 	fields := matchFields(f.Match)
 	var by []int
@@ -275,8 +276,8 @@ func countRows(ctx context.Context, r reader, table, column, value string) (n in
 	return n, err
 }
 
-// Each implements store.Store. It reads in pages, so that a slow f holds
-// nothing back; certificates that are recorded meanwhile may be left out.
+// Each implements store.Store. It reads in pages, so that no read lasts as long as
+// a slow f. Certificates that are recorded meanwhile may be left out.
 func (l *ledger) Each(ctx context.Context, f func(*store.Certificate) error) error {
 	after := []byte{}
 	for {

@@ -7,21 +7,22 @@ import (
 )
 
 const (
-	// checkpointEvery is how often, at most, the log is moved into the file.
-	// The longer, the more commits that changed the same page cost one write;
-	// the shorter, the less there is to move and to keep.
+	// checkpointEvery is the least time between two checkpoints. With a longer
+	// time, more changes of one page cost one write; with a shorter time, the
+	// log is smaller.
 	checkpointEvery = 500 * time.Millisecond
-	// restartAfter is the length of the log, in pages of 4 KiB, from which on
-	// commits are held up for what is left to move, so that it can begin anew.
+	// restartAfter is the length of the log, in pages of 4 KiB, from which on a
+	// checkpoint makes commits wait, so that SQLite can write the log from its
+	// beginning again.
 	restartAfter = 32000
-	// inlineCheckpoint is the length at which a commit moves the log itself:
-	// only where the checkpointer cannot keep up.
+	// inlineCheckpoint is the length at which a commit moves the log itself: it
+	// is reached only where the checkpointer is too slow.
 	inlineCheckpoint = 64000
 )
 
-// checkpointer moves what commits have left in the write-ahead log into the
-// file. Done by the commit that fills the log, as SQLite would by itself, it
-// holds up everyone who waits for that commit and the next.
+// checkpointer moves the pages of the write-ahead log into the file. SQLite itself
+// would do so in the commit that fills the log, and all callers of that commit and
+// of the next would wait.
 type checkpointer struct {
 	db           *sqliteDB
 	every        time.Duration
@@ -65,10 +66,10 @@ func (c *checkpointer) run(ctx context.Context) {
 	}
 }
 
-// checkpoint moves the log beside the commits. Only a log that was moved to its
-// end begins anew, and under load commits add to it meanwhile: once it is long,
-// the rest is moved in a turn of its own. An error is not told: nothing is
-// lost, the log grows on, and what ails the disk the next commit says.
+// checkpoint moves the log while commits go on. SQLite reuses a log only if all of
+// it was moved, and under load commits add to it meanwhile. So once the log is
+// long, checkpoint moves the rest in a turn of its own. It ignores errors: nothing
+// is lost, the log grows, and the next commit returns what is wrong with the disk.
 func (c *checkpointer) checkpoint(ctx context.Context) {
 	pages, err := c.move(ctx, c.db.writes)
 	if err != nil || pages < c.restartAfter {

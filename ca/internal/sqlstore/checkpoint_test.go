@@ -41,7 +41,7 @@ func count(d *sqliteDB, hour int64) error {
 	})
 }
 
-// What was committed reaches the file itself, without a commit that pays for it.
+// What was committed reaches the file itself, without a further commit.
 func TestCheckpointReachesTheFile(t *testing.T) {
 	t.Parallel()
 	d, path := checkpointed(t, time.Millisecond, 1000)
@@ -73,16 +73,16 @@ func TestCheckpointReachesTheFile(t *testing.T) {
 }
 
 // Under load, where there is always a commit that the last checkpoint has not
-// seen, the log begins anew all the same.
+// seen, SQLite reuses the log.
 func TestCheckpointRestartsTheLog(t *testing.T) {
 	t.Parallel()
 	d, path := checkpointed(t, 0, 50)
 	var hour atomic.Int64
-	var anew atomic.Bool
+	var restarted atomic.Bool
 	var wg sync.WaitGroup
 	for range 4 {
 		wg.Go(func() {
-			for !anew.Load() {
+			for !restarted.Load() {
 				if err := count(d, hour.Add(1)); err != nil {
 					t.Error(err)
 					return
@@ -92,14 +92,14 @@ func TestCheckpointRestartsTheLog(t *testing.T) {
 					t.Error(err)
 					return
 				}
-				anew.Store(n >= 3)
+				restarted.Store(n >= 3)
 			}
 		})
 	}
 	wg.Wait()
 }
 
-// restarts reads from the header of the log how often it began anew (the
+// restarts reads from the header of the log how often SQLite reused it (the
 // checkpoint sequence number of SQLite's WAL format).
 func restarts(path string) (uint32, error) {
 	f, err := os.Open(path + "-wal")

@@ -13,8 +13,8 @@ import (
 )
 
 const (
-	// maxBatch bounds the ops of one commit, and so how long the ledger lock
-	// is held.
+	// maxBatch bounds the writes of one commit, and so the time for which the
+	// ledger lock is held.
 	maxBatch = 256
 	// maxWait bounds how long a commit waits for calls that are on their way.
 	maxWait = 2 * time.Millisecond
@@ -22,22 +22,22 @@ const (
 	commitTimeout = 15 * time.Second
 )
 
-// pendingWrite is one call that may share a commit with others: a certificate with its
-// events, or events alone.
+// pendingWrite is one call that may share a commit with others: a certificate with
+// its events, or events alone.
 type pendingWrite struct {
 	cert   *store.Certificate
 	events []store.Event
 
-	taken  atomic.Bool // by the committer, or by the caller who gave up
+	taken  atomic.Bool // by the committer, or by a caller that gave up
 	done   chan struct{}
 	result *store.Certificate
 	err    error
 
-	id     int64 // of cert
-	serial []byte
-	aki    []byte
-	listed string // engines, JSON
-	token  []byte // tokenHash
+	id      int64 // of cert
+	serial  []byte
+	aki     []byte
+	engines string // JSON
+	token   []byte // tokenHash
 }
 
 // committer makes one commit of all the calls that wait for one.
@@ -54,31 +54,31 @@ func newCommitter(l *ledger) *committer {
 	return &committer{ledger: l, wake: newSignal()}
 }
 
-// do queues o and waits for its commit. When ctx ends before the commit has
-// begun, o is withdrawn and nothing of it is written; from then on do waits
-// for the outcome, whatever ctx says.
-func (c *committer) do(ctx context.Context, o *pendingWrite) error {
+// do queues p and waits for its commit. When ctx ends before the commit has begun,
+// do withdraws p, and nothing of it is written. Once the commit has begun, do waits
+// for the outcome, even if ctx ends.
+func (c *committer) do(ctx context.Context, p *pendingWrite) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	o.done = make(chan struct{})
+	p.done = make(chan struct{})
 	c.mu.Lock()
 	if c.closed {
 		c.mu.Unlock()
 		return errClosed
 	}
-	c.queue = append(c.queue, o)
+	c.queue = append(c.queue, p)
 	c.mu.Unlock()
 	c.wake.set()
 	select {
-	case <-o.done:
+	case <-p.done:
 	case <-ctx.Done():
-		if o.taken.CompareAndSwap(false, true) {
+		if p.taken.CompareAndSwap(false, true) {
 			return ctx.Err()
 		}
-		<-o.done
+		<-p.done
 	}
-	return o.err
+	return p.err
 }
 
 // close refuses further calls; run returns when the queue is empty.
@@ -106,9 +106,9 @@ func (c *committer) run() {
 	}
 }
 
-// waitForMore lets every goroutine that can run do so, again as long as that brings
-// further calls: what a commit costs, they share. On an idle processor nothing
-// can run, and nothing waits.
+// waitForMore yields the processor to other goroutines as long as they bring
+// further calls, which then share the cost of one commit. On an idle processor it
+// returns at once.
 func (c *committer) waitForMore() {
 	for n, until := c.waiting(), time.Now().Add(maxWait); n > 0 && n < maxBatch; {
 		runtime.Gosched()
@@ -126,19 +126,19 @@ func (c *committer) waiting() int {
 	return len(c.queue)
 }
 
-// take returns up to maxBatch ops that nobody has withdrawn, and whether the
-// committer is closed and its queue empty.
+// take returns up to maxBatch writes that were not withdrawn, and reports whether
+// the committer is closed and its queue empty.
 func (c *committer) take() (batch []*pendingWrite, last bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	n := 0
-	for _, o := range c.queue {
+	for _, p := range c.queue {
 		if len(batch) == maxBatch {
 			break
 		}
 		n++
-		if o.taken.CompareAndSwap(false, true) {
-			batch = append(batch, o)
+		if p.taken.CompareAndSwap(false, true) {
+			batch = append(batch, p)
 		}
 	}
 	c.queue = append(c.queue[:0], c.queue[n:]...)
@@ -146,8 +146,8 @@ func (c *committer) take() (batch []*pendingWrite, last bool) {
 	return batch, c.closed && len(c.queue) == 0
 }
 
-// commit writes batch and answers every op of it. When the database refuses
-// what one of them wrote, each gets a commit of its own.
+// commit writes batch and answers every call of it. When the database refuses what
+// one of them wrote, each gets a commit of its own.
 func (c *committer) commit(batch []*pendingWrite) {
 	err := c.attempt(batch, false)
 	var uncertain *uncertainError
@@ -156,19 +156,19 @@ func (c *committer) commit(batch []*pendingWrite) {
 	case errors.As(err, &uncertain):
 		c.resolveUncertain(batch, err)
 	case c.ledger.db.refused(err):
-		for _, o := range batch {
-			o.result, o.err = nil, nil
-			if err := c.attempt([]*pendingWrite{o}, true); err != nil {
-				o.err = err
+		for _, p := range batch {
+			p.result, p.err = nil, nil
+			if err := c.attempt([]*pendingWrite{p}, true); err != nil {
+				p.err = err
 			}
 		}
 	default:
-		for _, o := range batch {
-			o.result, o.err = nil, err
+		for _, p := range batch {
+			p.result, p.err = nil, err
 		}
 	}
-	for _, o := range batch {
-		close(o.done)
+	for _, p := range batch {
+		close(p.done)
 	}
 }
 
@@ -180,23 +180,23 @@ func (c *committer) attempt(batch []*pendingWrite, careful bool) error {
 	})
 }
 
-// resolveUncertain finds out which certificates of a commit, whose answer was lost, are
-// there. The commit is all or nothing, so one speaks for the others; a batch
-// without a certificate stays an error.
+// resolveUncertain finds out whether a commit happened whose answer was lost. It
+// looks for the first certificate of batch, since a commit is all or nothing. A
+// batch without a certificate stays an error.
 func (c *committer) resolveUncertain(batch []*pendingWrite, cause error) {
 	ctx, cancel := context.WithTimeout(context.Background(), commitTimeout)
 	defer cancel()
 	committed := false
 	err := c.ledger.db.update(ctx, func(tx transaction) error { // under the lock: the lost commit is over
-		for _, o := range batch {
-			if o.cert == nil || o.result != o.cert {
+		for _, p := range batch {
+			if p.cert == nil || p.result != p.cert {
 				continue
 			}
-			recorded, err := certificateBySerial(ctx, tx, o.serial)
+			recorded, err := certificateBySerial(ctx, tx, p.serial)
 			if err != nil {
 				return err
 			}
-			committed = recorded != nil && string(recorded.TBS) == string(o.cert.TBS)
+			committed = recorded != nil && string(recorded.TBS) == string(p.cert.TBS)
 			return nil
 		}
 		return nil
@@ -204,9 +204,9 @@ func (c *committer) resolveUncertain(batch []*pendingWrite, cause error) {
 	if err == nil && committed {
 		return
 	}
-	for _, o := range batch {
-		if o.err == nil {
-			o.result, o.err = nil, fmt.Errorf("commit: %w", errors.Join(cause, err))
+	for _, p := range batch {
+		if p.err == nil {
+			p.result, p.err = nil, fmt.Errorf("commit: %w", errors.Join(cause, err))
 		}
 	}
 }

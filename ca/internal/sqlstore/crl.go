@@ -12,7 +12,7 @@ import (
 )
 
 const (
-	// pollEvery is how often another process's CRLs are looked for.
+	// pollEvery is the time between two looks for another process's CRLs.
 	pollEvery = 200 * time.Millisecond
 	// keptSets is how many sets of CRLs stay in the database.
 	keptSets = 3
@@ -35,9 +35,9 @@ func readCRLState(ctx context.Context, r reader) (s crlState, err error) {
 //
 // The state is read in one snapshot, signed, and then written on the condition
 // that its row still carries the number that was read, under that row's lock:
-// a set therefore holds every revocation of every set before it. Who comes too
-// late reads, signs and tries again. Nothing waits for a signature but other
-// calls of PublishCRLs; sign must not call it.
+// a set therefore holds every revocation of every set before it. A call that comes
+// too late reads, signs and tries again. Only other calls of PublishCRLs wait for
+// a signature; sign must not call it.
 func (l *ledger) PublishCRLs(ctx context.Context, maxAge time.Duration, sign func(store.CRLState) ([]store.SignedCRL, error)) (*store.CRLSet, error) {
 	select {
 	case l.publish <- struct{}{}:
@@ -123,7 +123,7 @@ func readEntries(ctx context.Context, r reader, state *store.CRLState) error {
 	return err
 }
 
-// writeCRLs stores set if the newest is still before, and tells whether.
+// writeCRLs stores set if the newest is still before, and reports whether it did.
 func (l *ledger) writeCRLs(ctx context.Context, set *store.CRLSet, revision, before int64) (written bool, _ error) {
 	err := l.db.update(ctx, func(tx transaction) error {
 		n, err := tx.exec(ctx, `UPDATE crl_state SET number = $1, signed_at = $2, revision = $3 WHERE number = $4`,
@@ -175,22 +175,24 @@ func (l *ledger) CRLs(ctx context.Context) (*store.CRLSet, error) {
 // CRLChanged implements store.Store.
 func (l *ledger) CRLChanged(known int64) <-chan struct{} { return l.watcher.changed(known) }
 
-// watcher knows the number of the newest set, and tells who waits for another.
+// watcher keeps the number of the newest set, and closes the channels of callers
+// that wait for another number.
 type watcher struct {
 	ledger *ledger
 	wake   signal // makes run look at once
 
 	mu     sync.Mutex
 	number int64                   // the newest seen
-	waits  map[int64]chan struct{} // by the number known to who waits
+	waits  map[int64]chan struct{} // by the number that the waiting callers know
 }
 
 func newWatcher(l *ledger, number int64) *watcher {
 	return &watcher{ledger: l, wake: newSignal(), number: number, waits: make(map[int64]chan struct{})}
 }
 
-// changed returns a channel that is closed when the newest number is not
-// known. Who knows the same number shares one, so that giving up leaks nothing.
+// changed returns a channel that is closed when the newest number is not known.
+// Callers with the same number share one channel, so that a caller that gives up
+// leaks nothing.
 func (w *watcher) changed(known int64) <-chan struct{} {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -220,7 +222,7 @@ func (w *watcher) observe(number int64) {
 	}
 }
 
-// run looks for another process's sets while somebody waits for one.
+// run looks for another process's sets while a caller waits for one.
 func (w *watcher) run(ctx context.Context) {
 	tick := time.NewTicker(pollEvery)
 	defer tick.Stop()
@@ -243,7 +245,7 @@ func (w *watcher) run(ctx context.Context) {
 			number = s.number
 			return err
 		})
-		if err == nil { // else the next look tells
+		if err == nil { // else the next look succeeds or fails
 			w.observe(number)
 		}
 	}

@@ -8,15 +8,15 @@ import (
 	"github.com/mayfly-ca/mayfly/ca/store"
 )
 
-// maxDenials bounds how many events of denials one minute may write; what is
-// beyond is summed in one.
+// maxDenials bounds the events of denials in one minute; further denials are summed
+// in one event.
 const maxDenials = 256
 
 // denialKey is what equal denials share.
 type denialKey struct{ kind, identity, reason string }
 
-// denials sums denials in memory. They are the one thing that a store does not
-// write before it returns: a crash loses the counts of the last minute.
+// denials sums denials in memory. Denied is the one method that returns before it
+// has written: a crash loses the counts of the last minute.
 type denials struct {
 	ledger *ledger
 
@@ -66,8 +66,8 @@ func (d *denials) add(ev store.Event) error {
 	return nil
 }
 
-// flush writes what is pending. The end of a minute also writes the sum of the
-// others and begins to count anew. What cannot be written stays pending.
+// flush writes what is pending. At the end of a minute it also writes the sum of
+// the others and sets the counters to zero. What cannot be written stays pending.
 func (d *denials) flush(ctx context.Context, minute bool) error {
 	d.mu.Lock()
 	events := make([]store.Event, 0, len(d.order)+1)

@@ -15,7 +15,7 @@ import (
 	"github.com/mayfly-ca/mayfly/ca/store"
 )
 
-// chainPrefix begins what is hashed for a link, and names its form.
+// chainPrefix is the first part of what is hashed for a link. It names the form.
 const chainPrefix = "mayfly event link 1\n"
 
 // eventRow is an event as it is stored and hashed.
@@ -24,7 +24,7 @@ type eventRow struct {
 	detail string
 }
 
-// newEventRow cleans and bounds ev: texts come from tokens of strangers.
+// newEventRow sanitizes and bounds ev, whose texts may come from foreign tokens.
 func newEventRow(ev store.Event, now time.Time) (eventRow, error) {
 	if ev.Type == "" {
 		return eventRow{}, fmt.Errorf("event without a type")
@@ -165,8 +165,8 @@ func scanEvent(r row) (e eventRow, err error) {
 	return e, err
 }
 
-// Events implements store.Store. It writes pending denials first, so that
-// what an admin asks for is there.
+// Events implements store.Store. It writes pending denials first, so that the list
+// holds them.
 func (l *ledger) Events(ctx context.Context, f store.EventFilter) ([]store.Event, string, error) {
 	if err := l.denials.flush(ctx, false); err != nil {
 		return nil, "", fmt.Errorf("list events: %w", err)
@@ -198,8 +198,8 @@ func (l *ledger) Events(ctx context.Context, f store.EventFilter) ([]store.Event
 	return out, next, nil
 }
 
-// eventQuery builds the query of a page; nil when the page is empty. Times are
-// narrowed to a range of seqs by the links, which are in both orders at once.
+// eventQuery builds the query of a page; nil when the page is empty. It turns times
+// into a range of seqs, by the links, which are sorted by both.
 func eventQuery(ctx context.Context, r reader, f store.EventFilter, below *position, limit int, d *dialect) (*query, error) {
 	q := &query{}
 	low, high, err := eventRange(ctx, r, f, q)
@@ -229,8 +229,8 @@ func eventQuery(ctx context.Context, r reader, f store.EventFilter, below *posit
 	return q, nil
 }
 
-// eventRange returns the seqs from low to before high that lie in the times of
-// f, and adds to q that the time must too.
+// eventRange returns a range of seqs, low to before high, that holds the events in
+// the times of f, and adds the times themselves to q.
 func eventRange(ctx context.Context, r reader, f store.EventFilter, q *query) (low, high int64, _ error) {
 	high = math.MaxInt64
 	if f.Since != nil {
@@ -257,12 +257,12 @@ func eventRange(ctx context.Context, r reader, f store.EventFilter, q *query) (l
 	return low, high, nil
 }
 
-// isIssued is how events_repository keeps a repository's issuances, most of
-// its events, apart from the others.
+// isIssued is the column of the index events_repository that separates a
+// repository's issuances, most of its events, from the others.
 const isIssued = "(CASE WHEN type = 'issued' THEN 1 ELSE 0 END)"
 
-// indexRanges chooses the index of a page and the stretches of it that hold
-// what f asks for, and adds to q what they leave to ask.
+// indexRanges chooses the index of a page and returns the ranges of it that hold
+// the events of f. It adds to q the conditions that the ranges do not imply.
 func indexRanges(ctx context.Context, r reader, f store.EventFilter, q *query) ([][]equal, error) {
 	if f.Serial != "" {
 		raw, err := parseSerial(f.Serial)

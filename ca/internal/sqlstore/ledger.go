@@ -23,7 +23,7 @@ const crlRetention = 24 * time.Hour
 // errClosed: the store is closed.
 var errClosed = errors.New("store is closed")
 
-// ledger implements store.Store. Drivers embed it.
+// ledger implements store.Store over a database.
 type ledger struct {
 	db        database
 	dialect   *dialect
@@ -31,15 +31,15 @@ type ledger struct {
 	cursorKey []byte
 	stateKey  store.StateKey
 
-	// blocks is read and written only within database.Update.
+	// blocks is read and written only within database.update.
 	blocks blockIndex
-	// nonce tells apart what is issued within one microsecond.
+	// nonce makes the ids of one microsecond differ.
 	nonce atomic.Int64
 
 	committer *committer
 	denials   *denials
 	watcher   *watcher
-	publish   chan struct{} // semaphore of one: PublishCRLs signs one flight at a time
+	publish   chan struct{} // semaphore of one: one PublishCRLs signs at a time
 
 	stop    context.CancelFunc
 	workers sync.WaitGroup
@@ -123,9 +123,9 @@ type chainHead struct {
 	disorder      int64
 }
 
-// changeBlocks gives the blocks a version that no process has ever seen: a
-// counter alone would come to old values again where the database itself was
-// set back beneath processes that keep blocks in memory.
+// changeBlocks gives the blocks a version that no process has seen before. A mere
+// counter would reach old values again after the database was set back while
+// processes keep blocks in memory.
 func (h *chainHead) changeBlocks() {
 	h.blocksVersion = max(h.blocksVersion+1, micro(time.Now()))
 }

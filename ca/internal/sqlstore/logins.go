@@ -9,7 +9,7 @@ import (
 	"github.com/mayfly-ca/mayfly/ca/store"
 )
 
-// loginMAC is what the MAC of a login is for. Another form of row has another.
+// loginMAC is the use of a login's MAC. Another form of the row needs another use.
 const loginMAC = "mayfly login 1"
 
 // loginFields are the columns that the MAC covers: all but the MAC.

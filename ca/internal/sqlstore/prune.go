@@ -12,14 +12,14 @@ import (
 const (
 	// pruneBatch bounds the rows that one commit of Prune deletes.
 	pruneBatch = 1000
-	// pruneMargin is what stays whatever the retention: an expired certificate
-	// may still be on a CRL, and its token must not buy another.
+	// pruneMargin is how long a certificate stays after NotAfter, whatever the
+	// retention: it may be on a CRL, and its token must not be good again.
 	pruneMargin = crlRetention + 2*time.Hour
 )
 
-// Prune implements store.Store. It returns how many rows of certificates,
-// sessions, statuses, blocks, logins and events are gone. Certificates and their tokens
-// stay for 26 hours after NotAfter, whatever before says. Each batch is a
+// Prune implements store.Store. It returns how many rows of certificates, sessions,
+// statuses, blocks, logins, hours and events it deleted. Certificates and their
+// tokens stay for 26 hours after NotAfter, whatever before says. Each batch is a
 // commit of its own, so that issuing goes on.
 func (l *ledger) Prune(ctx context.Context, before time.Time) (int64, error) {
 	total := int64(0)
@@ -61,8 +61,8 @@ func (l *ledger) Prune(ctx context.Context, before time.Time) (int64, error) {
 	return total, nil
 }
 
-// flagMissed notes in the rows of certificates what a replica revoked that was
-// of a version before that note, while others had been upgraded.
+// flagMissed sets the column revoked of certificates that a replica of an earlier
+// version, which does not know the column, has revoked since the upgrade.
 func (l *ledger) flagMissed(ctx context.Context, now time.Time) error {
 	return l.update(ctx, "flag revoked certificates", func(tx transaction, _ *chainHead) ([]store.Event, error) {
 		return nil, tx.do(ctx, `UPDATE certificates SET revoked = 1 WHERE revoked = 0 AND id IN (SELECT cert_id FROM revocations WHERE not_after > $1)`,
@@ -70,8 +70,8 @@ func (l *ledger) flagMissed(ctx context.Context, now time.Time) error {
 	})
 }
 
-// pruneCertificates looks at one batch of certificates from id on, and returns
-// where the next one begins; 0 after the last.
+// pruneCertificates prunes one batch of certificates, from id from on. It returns
+// how many it deleted and where the next batch begins; 0 after the last.
 func (l *ledger) pruneCertificates(ctx context.Context, before time.Time, from int64) (n, next int64, _ error) {
 	err := l.update(ctx, "prune certificates", func(tx transaction, _ *chainHead) ([]store.Event, error) {
 		n, next = 0, 0
@@ -134,8 +134,8 @@ func (l *ledger) pruneRows(ctx context.Context, before time.Time) (n int64, _ er
 	return n, err
 }
 
-// pruneEvents deletes the oldest links while all their events lie before a
-// time, and leaves a checkpoint: the hash that the next link goes on from.
+// pruneEvents deletes a batch of the oldest links whose events all lie before a
+// time, and leaves a checkpoint: the hash that the next link continues.
 func (l *ledger) pruneEvents(ctx context.Context, before time.Time) (n int64, _ error) {
 	err := l.update(ctx, "prune events", func(tx transaction, h *chainHead) ([]store.Event, error) {
 		n = 0

@@ -56,12 +56,12 @@ func (s list[T]) page(ctx context.Context, l *ledger, cursor string, limit int) 
 	return rows, next, err
 }
 
-// query is a SELECT in the making.
+// query is a SELECT that is being built.
 type query struct {
 	text  string
 	args  []any
 	terms []string
-	index string // that the database shall go by
+	index string // for SQLite to use
 }
 
 // arg adds a parameter and returns its name.
@@ -79,11 +79,11 @@ func (q *query) conditions() string {
 	return " WHERE " + strings.Join(q.terms, " AND ")
 }
 
-// alongTable is the index of a query that SQLite shall answer from the table, in
-// the order of its primary key.
+// alongTable, in place of an index, makes SQLite read the table in the order of its
+// primary key.
 const alongTable = "."
 
-// hint names the index that SQLite shall use; "" leaves that to SQLite.
+// hint is the SQL that makes SQLite use an index; with "", SQLite chooses.
 func (d *dialect) hint(index string) string {
 	switch {
 	case !d.indexHints || index == "":
@@ -99,8 +99,8 @@ type equal struct{ column, value string }
 
 // page returns the newest limit rows, or with direction ASC the oldest, of
 // columns of table whose columns are equal and for which the terms of q hold, by
-// order. It changes nothing of q, since a list may be made of several. Where q
-// names no index, the page goes along the table.
+// order. It does not change q, since a list may be made of several pages. Where q
+// names no index, the page is read along the table.
 func (q *query) page(d *dialect, table, columns string, by []equal, order, direction string, limit int) string {
 	terms := make([]string, 0, len(by)+len(q.terms))
 	for _, c := range by {

@@ -27,15 +27,15 @@ const (
 
 // Record implements store.Store.
 func (l *ledger) Record(ctx context.Context, c *store.Certificate, ev store.Event) (*store.Certificate, error) {
-	o := &pendingWrite{cert: c}
-	if err := o.prepare(); err != nil {
+	p := &pendingWrite{cert: c}
+	if err := p.prepare(); err != nil {
 		return nil, fmt.Errorf("record certificate: %w", err)
 	}
-	o.events = []store.Event{issued(c, ev)}
-	if err := l.committer.do(ctx, o); err != nil {
+	p.events = []store.Event{issued(c, ev)}
+	if err := l.committer.do(ctx, p); err != nil {
 		return nil, fmt.Errorf("record certificate: %w", err)
 	}
-	return o.result, nil
+	return p.result, nil
 }
 
 // Append implements store.Store.
@@ -49,7 +49,7 @@ func (l *ledger) Append(ctx context.Context, ev ...store.Event) error {
 	return nil
 }
 
-// issued fills what ev leaves empty from the certificate that it tells of.
+// issued fills the empty fields of ev, the event of c's issuance.
 func issued(c *store.Certificate, ev store.Event) store.Event {
 	fill := func(field *string, v string) {
 		if *field == "" {
@@ -68,15 +68,15 @@ func issued(c *store.Certificate, ev store.Event) store.Event {
 	return ev
 }
 
-// prepare checks a record for completeness, so that what remains for the
-// database to refuse is rare, and the same for every driver.
-func (o *pendingWrite) prepare() error {
-	c := o.cert
+// prepare checks that a record is complete, so that a database seldom refuses one,
+// and both databases refuse the same.
+func (p *pendingWrite) prepare() error {
+	c := p.cert
 	var err error
-	if o.serial, err = parseSerial(c.Serial); err != nil {
+	if p.serial, err = parseSerial(c.Serial); err != nil {
 		return err
 	}
-	if o.aki, err = hex.DecodeString(c.AKI); err != nil || len(o.aki) == 0 {
+	if p.aki, err = hex.DecodeString(c.AKI); err != nil || len(p.aki) == 0 {
 		return fmt.Errorf("authority key id %q is not hex", c.AKI)
 	}
 	switch {
@@ -97,9 +97,9 @@ func (o *pendingWrite) prepare() error {
 	if err != nil {
 		return err
 	}
-	o.listed = string(engines)
-	o.token = tokenHash(c.TokenIssuer, c.TokenID)
-	for _, s := range []string{c.Profile, c.Provider, c.Identity, c.Rule, c.Run, o.listed, c.Repository, c.RepositoryID, c.RunID, c.Actor, c.TokenIssuer, c.TokenID} {
+	p.engines = string(engines)
+	p.token = tokenHash(c.TokenIssuer, c.TokenID)
+	for _, s := range []string{c.Profile, c.Provider, c.Identity, c.Rule, c.Run, p.engines, c.Repository, c.RepositoryID, c.RunID, c.Actor, c.TokenIssuer, c.TokenID} {
 		if len(s) > maxField || !utf8.ValidString(s) || strings.IndexByte(s, 0) >= 0 {
 			return fmt.Errorf("a text of the record is no UTF-8, holds NUL or is over %d bytes", maxField)
 		}
@@ -107,8 +107,8 @@ func (o *pendingWrite) prepare() error {
 	return nil
 }
 
-// tokenHash is what a single-use token is known by: 128 bits of SHA-256 over
-// its issuer and id.
+// tokenHash is the key of a single-use token: 128 bits of SHA-256 over its issuer
+// and id.
 func tokenHash(issuer, id string) []byte {
 	b := binary.BigEndian.AppendUint32(nil, uint32(len(issuer)))
 	b = append(append(b, issuer...), id...)
@@ -116,9 +116,9 @@ func tokenHash(issuer, id string) []byte {
 	return sum[:16]
 }
 
-// apply writes what batch asks for into tx, leaving results and refusals in
-// its ops, and returns the events of the commit. Only the database's own
-// errors are returned. careful looks for what an earlier, lost attempt left.
+// apply writes batch into tx and returns the events of the commit. Results and
+// refusals go into batch; the error is the database's own. careful looks for a free
+// id, since the database has refused the first attempt.
 func (l *ledger) apply(ctx context.Context, tx transaction, h *chainHead, batch []*pendingWrite, careful bool) ([]store.Event, error) {
 	if err := l.blocks.refresh(ctx, tx, h.blocksVersion); err != nil {
 		return nil, err
@@ -128,19 +128,19 @@ func (l *ledger) apply(ctx context.Context, tx transaction, h *chainHead, batch 
 		return nil, err
 	}
 	w := recordWriter{now: time.Now(), firstSeq: h.seq + 1}
-	for i, o := range batch {
-		o.result, o.err = nil, nil
-		if o.cert == nil {
-			w.events = append(w.events, o.events...)
+	for i, p := range batch {
+		p.result, p.err = nil, nil
+		if p.cert == nil {
+			w.events = append(w.events, p.events...)
 			continue
 		}
-		o.id = micro(o.cert.IssuedAt)<<idShift | l.nonce.Add(1)&(idSlots-1)
+		p.id = micro(p.cert.IssuedAt)<<idShift | l.nonce.Add(1)&(idSlots-1)
 		if careful {
-			if o.id, err = freeID(ctx, tx, o.cert.IssuedAt); err != nil {
+			if p.id, err = freeID(ctx, tx, p.cert.IssuedAt); err != nil {
 				return nil, err
 			}
 		}
-		if err := l.admit(ctx, tx, h, &w, o, used[i]); err != nil {
+		if err := l.admit(ctx, tx, h, &w, p, used[i]); err != nil {
 			return nil, err
 		}
 	}
@@ -148,19 +148,19 @@ func (l *ledger) apply(ctx context.Context, tx transaction, h *chainHead, batch 
 }
 
 // admit decides about one record in the order floor, block, token.
-func (l *ledger) admit(ctx context.Context, tx transaction, h *chainHead, w *recordWriter, o *pendingWrite, used int64) error {
-	c := o.cert
+func (l *ledger) admit(ctx context.Context, tx transaction, h *chainHead, w *recordWriter, p *pendingWrite, used int64) error {
+	c := p.cert
 	if micro(c.TokenIAT) < h.floor || micro(c.IssuedAt) < h.floor {
-		o.err = store.ErrBeforeFloor
+		p.err = store.ErrBeforeFloor
 		return nil
 	}
 	if b := l.blocks.covers(c, w.now); b != nil {
-		o.err = &store.BlockedError{Block: *b}
+		p.err = &store.BlockedError{Block: *b}
 		return nil
 	}
 	if c.SingleUse {
-		if first := w.usedInBatch[string(o.token)]; first != nil {
-			o.result, o.err = checkReplay(first, c.SPKI, h.floor, w.now)
+		if first := w.usedInBatch[string(p.token)]; first != nil {
+			p.result, p.err = checkReplay(first, c.SPKI, h.floor, w.now)
 			return nil
 		}
 		if used != 0 {
@@ -171,17 +171,17 @@ func (l *ledger) admit(ctx context.Context, tx transaction, h *chainHead, w *rec
 			if recorded == nil {
 				return fmt.Errorf("token names certificate %d, which is gone", used)
 			}
-			o.result, o.err = checkReplay(recorded, c.SPKI, h.floor, w.now)
+			p.result, p.err = checkReplay(recorded, c.SPKI, h.floor, w.now)
 			return nil
 		}
 	}
-	w.add(o)
-	o.result = c
+	w.add(p)
+	p.result = c
 	return nil
 }
 
-// checkReplay decides about a token that was used for recorded before. What was
-// issued before the floor is revoked, with or without an entry.
+// checkReplay decides about a token that was used before, for recorded. A
+// certificate that was issued before the floor is revoked, with or without a row.
 func checkReplay(recorded *store.Certificate, spki []byte, floor int64, now time.Time) (*store.Certificate, error) {
 	why := ""
 	switch {
@@ -197,15 +197,15 @@ func checkReplay(recorded *store.Certificate, spki []byte, floor int64, now time
 	return nil, &store.ReplayError{Serial: recorded.Serial, Why: why}
 }
 
-// findTokens looks up the single-use tokens of batch: the certificate that
-// each has bought, 0 where unused.
+// findTokens returns, for each of batch, the id of the certificate that its
+// single-use token was used for; 0 for an unused token.
 func findTokens(ctx context.Context, tx transaction, batch []*pendingWrite) ([]int64, error) {
 	used := make([]int64, len(batch))
 	var args [][]any
 	var at []int
-	for i, o := range batch {
-		if o.cert != nil && o.cert.SingleUse {
-			args = append(args, []any{o.token})
+	for i, p := range batch {
+		if p.cert != nil && p.cert.SingleUse {
+			args = append(args, []any{p.token})
 			at = append(at, i)
 		}
 	}
@@ -217,7 +217,7 @@ func findTokens(ctx context.Context, tx transaction, batch []*pendingWrite) ([]i
 	})
 }
 
-// freeID finds an id that nothing has for what was issued at t.
+// freeID returns an unused id for a certificate that was issued at t.
 func freeID(ctx context.Context, tx transaction, t time.Time) (int64, error) {
 	from := micro(t) << idShift
 	taken, err := collect(ctx, tx, func(r row) (int64, error) {
@@ -246,24 +246,24 @@ type recordWriter struct {
 	firstSeq     int64                         // of events
 }
 
-func (w *recordWriter) add(o *pendingWrite) {
-	c := o.cert
+func (w *recordWriter) add(p *pendingWrite) {
+	c := p.cert
 	single := int64(0)
 	if c.SingleUse {
 		single = 1
 		if w.usedInBatch == nil {
 			w.usedInBatch = make(map[string]*store.Certificate)
 		}
-		w.usedInBatch[string(o.token)] = c
-		w.tokens = append(w.tokens, []any{o.token, o.id})
+		w.usedInBatch[string(p.token)] = c
+		w.tokens = append(w.tokens, []any{p.token, p.id})
 	}
 	w.certificates = append(w.certificates, []any{
-		o.id, o.serial, c.Profile, c.Provider, c.Identity, c.Rule, c.Run, o.listed, c.Repository, c.RepositoryID, c.RunID,
-		c.Actor, c.TokenIssuer, c.TokenID, single, micro(c.TokenIAT), c.SPKI, o.aki, micro(c.NotBefore), micro(c.NotAfter),
+		p.id, p.serial, c.Profile, c.Provider, c.Identity, c.Rule, c.Run, p.engines, c.Repository, c.RepositoryID, c.RunID,
+		c.Actor, c.TokenIssuer, c.TokenID, single, micro(c.TokenIAT), c.SPKI, p.aki, micro(c.NotBefore), micro(c.NotAfter),
 		w.firstSeq + int64(len(w.events)),
 	})
-	w.bodies = append(w.bodies, []any{o.id, nonNil(c.Claims), c.TBS, []byte{}})
-	w.events = append(w.events, o.events...)
+	w.bodies = append(w.bodies, []any{p.id, nonNil(c.Claims), c.TBS, []byte{}})
+	w.events = append(w.events, p.events...)
 }
 
 func (w *recordWriter) write(ctx context.Context, tx transaction) error {

@@ -11,8 +11,8 @@ import (
 	"github.com/mayfly-ca/mayfly/ca/store"
 )
 
-// maxRevokedEvents bounds the events of one revocation: that many certificates
-// get one each, the others one together.
+// maxRevokedEvents bounds the events of one revocation: so many certificates have
+// one each, and the others have one together.
 const maxRevokedEvents = 1000
 
 // target is a certificate that a revocation concerns.
@@ -30,8 +30,8 @@ type target struct {
 	revoked      bool
 }
 
-// blockMatch is the match that blocks whoever holds t: the workflow run where
-// there is one, else the identity.
+// blockMatch is the match that blocks the holder of t: the workflow run where there
+// is one, else the identity.
 func (t *target) blockMatch() store.Match {
 	if t.profile == "client" && t.repositoryID != "" && t.runID != "" {
 		return store.Match{TokenIssuer: t.tokenIssuer, RepositoryID: t.repositoryID, RunID: t.runID}
@@ -54,13 +54,13 @@ func scanTarget(r row) (*target, error) {
 // the zero Match.
 func unexpired(ctx context.Context, r reader, m store.Match, now time.Time) ([]*target, error) {
 	q := &query{}
-	// Both values of revoked are named, as every index by a value begins so.
+	// Both values of revoked are named, since every index by a value begins with it.
 	q.where("c.id >= "+q.arg(idAt(now.Add(-maxLifetime))), "c.not_after >= "+q.arg(micro(now)), "c.revoked IN (0, 1)")
 	whereMatch(q, m)
 	return collect(ctx, r, scanTarget, targetColumns+q.conditions()+" ORDER BY c.id", q.args...)
 }
 
-// revocationPlan is what one Revocation comes to.
+// revocationPlan is what one Revocation will do.
 type revocationPlan struct {
 	order    store.Revocation
 	now      time.Time
@@ -86,10 +86,10 @@ func (s *revocationPlan) add(targets []*target) {
 // A serial may be of an expired certificate too, since a relay may outlive the
 // certificate that it began under. A match and all revoke what is unexpired.
 //
-// A block has no times of its own: Since and Until choose what is revoked, and
-// the block that goes with it covers the other fields, now and to come. Where
-// there are no others, what is blocked is the holder of each certificate that
-// was revoked, as with All. What a block covers is revoked, times or not.
+// A block has no times: Since and Until choose what is revoked, and the block
+// compares the other fields of the match. If the match has no others, the holder of
+// each revoked certificate is blocked, as with All. Every unexpired certificate that
+// a block covers is revoked, whatever the times.
 func (l *ledger) Revoke(ctx context.Context, r store.Revocation) (*store.RevocationResult, error) {
 	if err := checkRevocation(&r); err != nil {
 		return nil, fmt.Errorf("revoke: %w", err)
@@ -153,7 +153,7 @@ func checkRevocation(r *store.Revocation) error {
 	return nil
 }
 
-// plan finds out what r concerns and changes nothing.
+// plan finds out what r will do. It changes nothing.
 func plan(ctx context.Context, rd reader, r store.Revocation) (*revocationPlan, error) {
 	s := &revocationPlan{order: r, now: time.Now(), seen: make(map[int64]bool)}
 	if err := s.find(ctx, rd); err != nil {
@@ -189,8 +189,9 @@ func (s *revocationPlan) findMachines() {
 	s.machines = slices.Compact(s.machines)
 }
 
-// machinesUntil is until when the machines get no other certificate: a block of
-// a serial or of a match covers them, and one of every client does not.
+// machinesUntil is the end of the time in which the machines get no other
+// certificate. A block of a serial or of a match covers them; a block of every
+// client does not.
 func (s *revocationPlan) machinesUntil() time.Time {
 	lasting := s.order.Match
 	lasting.Since, lasting.Until = nil, nil
@@ -228,7 +229,7 @@ func (s *revocationPlan) choose() {
 		s.matches = []store.Match{s.targets[0].blockMatch()}
 	case !lasting.IsZero():
 		s.matches = []store.Match{lasting}
-	default: // all, or a stretch of time: every client that holds one
+	default: // all, or only times: every client that holds one
 		seen := make(map[store.Match]bool)
 		for _, t := range s.targets {
 			if m := t.blockMatch(); t.profile == "client" && !seen[m] {
@@ -272,13 +273,13 @@ func (s *revocationPlan) insert(ctx context.Context, tx transaction, h *chainHea
 	return fresh, flagRevoked(ctx, tx, before)
 }
 
-// flagRevoked notes in the rows of certificates what revocations after seq say.
+// flagRevoked sets the column revoked of the certificates of revocations after seq.
 func flagRevoked(ctx context.Context, tx transaction, seq int64) error {
 	return tx.do(ctx, `UPDATE certificates SET revoked = 1 WHERE id IN (SELECT cert_id FROM revocations WHERE seq > $1)`, seq)
 }
 
-// events tells of what was done: each certificate, and the order as a whole
-// where it was more than one certificate.
+// events returns the events of the revocation: one for All, one for each
+// certificate and one for each block.
 func (s *revocationPlan) events(fresh []*target, blocks []store.Block) []store.Event {
 	var out []store.Event
 	if s.order.All {
@@ -313,12 +314,12 @@ func (s *revocationPlan) events(fresh []*target, blocks []store.Block) []store.E
 	return out
 }
 
-// fewTargets is up to how many certificates their live sessions are asked for
-// one by one; beyond it, all live sessions are read once.
+// fewTargets is the number of certificates up to which live sessions are counted
+// for one certificate after the other. For more, all live sessions are read once.
 const fewTargets = 32
 
-// countSessions counts the live sessions of the certificates concerned, and all
-// at a machine whose own certificate is: its sidecar cuts them.
+// countSessions counts the live sessions of the targets, and all live sessions at
+// the machines among them, since their sidecars cut all.
 func (s *revocationPlan) countSessions(ctx context.Context, rd reader) error {
 	since := micro(s.now.Add(-liveWindow))
 	if len(s.targets) <= fewTargets {
@@ -361,7 +362,7 @@ func (s *revocationPlan) countSessions(ctx context.Context, rd reader) error {
 	return err
 }
 
-// result lists what is revoked now and was not before, and what was named.
+// result lists the serials that were revoked now, or named by the order.
 func (s *revocationPlan) result(blocks []store.Block) *store.RevocationResult {
 	out := &store.RevocationResult{Sessions: s.sessions, Serials: []string{}, BlockIDs: []string{}, Machines: s.machines, MachinesUntil: s.machinesUntil()}
 	for _, t := range s.targets {
@@ -402,8 +403,8 @@ func (l *ledger) Floor(ctx context.Context) (time.Time, error) {
 	})
 }
 
-// RaiseFloor implements store.Store. What is unexpired is revoked with it, so
-// that lists and plain CRLs say what the floor means.
+// RaiseFloor implements store.Store. It revokes what is unexpired too, so that lists
+// and CRLs agree with the floor for readers that do not know the floor.
 func (l *ledger) RaiseFloor(ctx context.Context, ev store.Event) (time.Time, error) {
 	var floor time.Time
 	err := l.update(ctx, "raise floor", func(tx transaction, h *chainHead) (events []store.Event, err error) {

@@ -41,8 +41,7 @@ func scanSession(r row) (s store.Session, err error) {
 }
 
 // ReportSessions implements store.Store. A report that was accepted before is
-// accepted again and changes nothing, since reporters send again what was not
-// answered.
+// accepted again and changes nothing: sidecars repeat a report after a lost answer.
 func (l *ledger) ReportSessions(ctx context.Context, by store.SessionReporter, reports []store.SessionReport) (int, []store.SessionRefusal, error) {
 	accepted := 0
 	var refused []store.SessionRefusal
@@ -115,8 +114,8 @@ func report(ctx context.Context, tx transaction, by store.SessionReporter, rep s
 	return moveSession(ctx, tx, &known[0], rep, now)
 }
 
-// feedStale is the event of an engine that knows no fresh revocation list; nil
-// when it was told before.
+// feedStale returns the event of an engine that has no fresh revocation list; nil
+// when the same report came before.
 func feedStale(ctx context.Context, tx transaction, by store.SessionReporter, rep store.SessionReport, now time.Time) (*store.Event, error) {
 	if rep.At.IsZero() || rep.At.After(now) {
 		rep.At = now
@@ -127,7 +126,7 @@ func feedStale(ctx context.Context, tx transaction, by store.SessionReporter, re
 		return nil, err
 	}
 	var seq int64
-	if told, err := queryRow(ctx, tx, `SELECT seq FROM events WHERE type = $1 AND detail = $2 LIMIT 1`, []any{store.EventFeedStale, string(raw)}, &seq); err != nil || told {
+	if repeated, err := queryRow(ctx, tx, `SELECT seq FROM events WHERE type = $1 AND detail = $2 LIMIT 1`, []any{store.EventFeedStale, string(raw)}, &seq); err != nil || repeated {
 		return nil, err
 	}
 	return &store.Event{Type: store.EventFeedStale, Time: rep.At, By: by.Machine, Identity: by.Machine, Reason: rep.Reason, Detail: detail}, nil
@@ -155,7 +154,7 @@ func openSession(ctx context.Context, tx transaction, by store.SessionReporter, 
 	}, "", err
 }
 
-// moveSession notes progress, or the end. Bytes never go back.
+// moveSession writes the progress or the end of a session. Byte counts never fall.
 func moveSession(ctx context.Context, tx transaction, s *store.Session, rep store.SessionReport, now time.Time) (*store.Event, string, error) {
 	in, out := max(s.BytesIn, rep.BytesIn), max(s.BytesOut, rep.BytesOut)
 	closed := int64(0)
@@ -197,13 +196,13 @@ func (l *ledger) Sessions(ctx context.Context, f store.SessionFilter) ([]store.S
 	}.page(ctx, l, f.Cursor, f.Limit)
 }
 
-// isCut selects the sessions that an engine cut, as the index sessions_cut does:
-// not those that an end closed, or that ended with the engine.
+// isCut selects the sessions that an engine cut, as the index sessions_cut does. It
+// leaves out sessions that the client or the engine closed.
 const isCut = "reason IN ('revoked', 'expired', 'feed_stale', 'max_age')"
 
-// sessionQuery builds the query of a page. The live ones are found by when they
-// were last seen, since many may be open for good whose machine is gone; there
-// are never so many of them that they could not be sorted.
+// sessionQuery builds the query of a page. It finds live sessions by the time when
+// they were last seen, since sessions of lost machines stay open for good. Live
+// sessions are few enough to be sorted.
 func sessionQuery(f store.SessionFilter, below *position, limit int, d *dialect) *query {
 	q := &query{}
 	for _, c := range []equal{{"engine", f.Engine}, {"repository", f.Repository}, {"run_id", f.RunID}, {"serial", f.Serial}} {

@@ -15,8 +15,8 @@ const maxStatuses = 1000
 // and an hour.
 const clientLifetime = 2 * time.Hour
 
-// cutSpan is how far back a session was opened that may have been cut within a
-// day: reports may say that it was opened a week ago.
+// cutSpan is the age up to which a session may have been cut in the last day: a
+// report may say that the session was opened a week ago.
 const cutSpan = 8 * 24 * time.Hour
 
 // PutStatus implements store.Store.
@@ -67,9 +67,8 @@ func scanStatus(r row) (s store.MachineStatus, err error) {
 	return s, err
 }
 
-// Counts implements store.Store. Each count goes along an index over the little
-// that it may count: clients of the last two hours, servers of the last day,
-// live sessions, cut sessions.
+// Counts implements store.Store. Each count reads a short range of an index: clients
+// of the last two hours, servers of the last day, live sessions, cut sessions.
 func (l *ledger) Counts(ctx context.Context, now time.Time) (store.Counts, error) {
 	return read(ctx, l, "count", func(r reader) (c store.Counts, _ error) {
 		count := func(n *int, query string, args ...any) error {
