@@ -34,7 +34,10 @@ func (s *sidecar) startEngine(ctx context.Context) (engine, error) {
 	if len(p.Command) == 0 {
 		return &foreignEngine{socket: s.cfg.EngineSocket, cut: s.cutForStop}, nil
 	}
-	var hide []string
+	var hide, withhold []string
+	if name, ok := strings.CutPrefix(s.cfg.TokenSource, "env:"); ok {
+		withhold = []string{name}
+	}
 	if !s.cfg.UnsafeNoIsolation {
 		var err error
 		if hide, err = s.cfg.hidden(); err != nil {
@@ -42,7 +45,7 @@ func (s *sidecar) startEngine(ctx context.Context) (engine, error) {
 		}
 	}
 	started, err := supervise.Start(ctx, supervise.Options{
-		Args: p.Command, Env: s.cfg.EngineEnv, Socket: s.cfg.EngineSocket, Probe: s.socket.probe,
+		Args: p.Command, Env: s.cfg.EngineEnv, Withhold: withhold, Socket: s.cfg.EngineSocket, Probe: s.socket.probe,
 		Isolate: !s.cfg.UnsafeNoIsolation, Hide: hide,
 		Stdout: p.EngineOut, Stderr: p.EngineErr,
 		Cut: s.cutForStop, Logger: s.log,

@@ -2,6 +2,7 @@ package sidecar_test
 
 import (
 	"bytes"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -21,8 +22,15 @@ func TestEngineEnvironment(t *testing.T) {
 		t.Setenv(name, value)
 	}
 	w := setUp(t)
+	token, err := os.ReadFile(strings.TrimPrefix(w.cfg.TokenSource, "file:"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("CI_IDENTITY", string(token))
+	t.Setenv("CI_NAME", "ours")
+	w.cfg.TokenSource = "env:CI_IDENTITY"
 	w.cfg.UnsafeNoIsolation = true
-	w.cfg.EngineEnv = []string{"GOOGLE_APPLICATION_CREDENTIALS", "OWN=a,b", "ABSENT"}
+	w.cfg.EngineEnv = []string{"GOOGLE_APPLICATION_CREDENTIALS", "OWN=a,b", "ABSENT", "CI_*"}
 	w.cfg.Program.Command = []string{"/usr/bin/env"}
 	var out bytes.Buffer
 	w.cfg.Program.EngineOut = &out
@@ -39,7 +47,7 @@ func TestEngineEnvironment(t *testing.T) {
 	}
 	slices.Sort(got)
 	want := []string{
-		"BUILDKIT_SETUP_CGROUPV2_ROOT=1", "DAGGER_GO_SDK_MANIFEST_DIGEST=sha256:1", "GOOGLE_APPLICATION_CREDENTIALS=/gcp.json",
+		"BUILDKIT_SETUP_CGROUPV2_ROOT=1", "CI_NAME=ours", "DAGGER_GO_SDK_MANIFEST_DIGEST=sha256:1", "GOOGLE_APPLICATION_CREDENTIALS=/gcp.json",
 		"HTTPS_PROXY=http://user:password@proxy:3128", "NO_PROXY=localhost,10.0.0.0/8", "OTEL_SERVICE_NAME=engine", "OWN=a,b",
 		"SSL_CERT_FILE=/ca.pem", "TZ=UTC", "_EXPERIMENTAL_DAGGER_METRICS_ADDR=0.0.0.0:9090",
 	}
@@ -48,10 +56,10 @@ func TestEngineEnvironment(t *testing.T) {
 			t.Errorf("the engine has no %s", line)
 		}
 	}
-	if strings.Contains(out.String(), "hush") || strings.Contains(out.String(), "ABSENT") {
+	if strings.Contains(out.String(), "hush") || strings.Contains(out.String(), string(token)) || strings.Contains(out.String(), "ABSENT") {
 		t.Errorf("the engine has %s", cmp.Diff(want, got))
 	}
-	for _, name := range []string{"DAGGER_CLOUD_TOKEN", "OTEL_EXPORTER_OTLP_HEADERS", "FLY_API_TOKEN", "MAYFLY_ADMIN_TOKEN", "SOMETHING_ELSE"} {
+	for _, name := range []string{"DAGGER_CLOUD_TOKEN", "OTEL_EXPORTER_OTLP_HEADERS", "FLY_API_TOKEN", "MAYFLY_ADMIN_TOKEN", "SOMETHING_ELSE", "CI_IDENTITY"} {
 		if !w.log.has("variables that the engine does not get", name) {
 			t.Errorf("the log does not name %s", name)
 		}

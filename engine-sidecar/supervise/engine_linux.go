@@ -61,7 +61,7 @@ func Start(ctx context.Context, o Options) (*Engine, error) {
 }
 
 func startChild(ctx context.Context, o Options) (*Engine, error) {
-	env, dropped, err := environment(o.Env, os.Environ())
+	env, dropped, err := environment(o.Env, o.Withhold, os.Environ())
 	if err != nil {
 		return nil, err
 	}

@@ -69,9 +69,9 @@ func checkEntry(entry string) error {
 }
 
 // environment returns the engine's environment, sorted, and the names of the
-// variables that the engine does not get. own is Options.Env, environ the
-// sidecar's environment.
-func environment(own, environ []string) (env, dropped []string, err error) {
+// variables that the engine does not get. own is Options.Env, withhold is
+// Options.Withhold, environ the sidecar's environment.
+func environment(own, withhold, environ []string) (env, dropped []string, err error) {
 	if err := CheckEnvironment(own); err != nil {
 		return nil, nil, err
 	}
@@ -83,7 +83,7 @@ func environment(own, environ []string) (env, dropped []string, err error) {
 			continue
 		}
 		seen[name] = true
-		if passes(name, own) {
+		if !slices.Contains(withhold, name) && passes(name, own) {
 			values[name] = value
 		} else {
 			dropped = append(dropped, name)

@@ -41,7 +41,7 @@ func TestEnvironment(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			env, drop, err := environment(c.own, environ)
+			env, drop, err := environment(c.own, nil, environ)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -55,8 +55,12 @@ func TestEnvironment(t *testing.T) {
 			}
 		})
 	}
-	if env, _, err := environment([]string{"PATH=/opt"}, nil); err != nil || !slices.Equal(env, []string{"HOME=/root", "PATH=/opt"}) {
+	if env, _, err := environment([]string{"PATH=/opt"}, nil, nil); err != nil || !slices.Equal(env, []string{"HOME=/root", "PATH=/opt"}) {
 		t.Errorf("without an environment: %q, %v", env, err)
+	}
+	env, drop, err := environment([]string{"SITE_*", "SITE_NAME"}, []string{"SITE_NAME", "HOME"}, environ)
+	if err != nil || slices.Contains(env, "SITE_NAME=a") || !slices.Contains(env, "SITE_URL=b") || !slices.Contains(drop, "SITE_NAME") || slices.Contains(env, "HOME=/home") {
+		t.Errorf("withheld: %q, dropped %q, %v", env, drop, err)
 	}
 }
 
@@ -102,7 +106,7 @@ func FuzzEnvironment(f *testing.F) {
 	f.Add("MAYFLY_X", "fly_api_token=1", "DAGGER_X")
 	f.Add("SITE_*", "B", "SITE_API_KEY")
 	f.Fuzz(func(t *testing.T, one, two, set string) {
-		env, dropped, err := environment([]string{one, two}, []string{set + "=secret"})
+		env, dropped, err := environment([]string{one, two}, nil, []string{set + "=secret"})
 		if err != nil {
 			return
 		}

@@ -25,6 +25,8 @@ type Options struct {
 	// for the sidecar's value, when it has one, or PREFIX* for all its variables
 	// that begin with PREFIX. CheckEnvironment says what is wrong with an entry.
 	Env []string
+	// Withhold names further variables of the sidecar that never reach the engine.
+	Withhold []string
 	// Socket is the absolute path of the unix socket that the engine will
 	// listen on.
 	Socket string
