@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net/http"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -14,6 +15,7 @@ import (
 	"github.com/mayfly-ca/mayfly/client"
 	"github.com/mayfly-ca/mayfly/client/mtls"
 	"github.com/mayfly-ca/mayfly/client/tokensource"
+	"github.com/mayfly-ca/mayfly/client/wire"
 	"github.com/mayfly-ca/mayfly/engine-sidecar/revocation"
 )
 
@@ -136,14 +138,48 @@ func (s *sidecar) mintOnce(ctx context.Context) (*client.Credential, error) {
 	return c, nil
 }
 
-// ErrorAttrs returns the attributes that log an error and the one thing to do
-// about it, if there is one and the error's text does not have it.
+// ErrorAttrs returns the attributes that log an error and, if there is one, the
+// one thing to do about it.
 func ErrorAttrs(err error) []any {
-	attrs := []any{"error", err}
-	if hint := client.Hint(err); hint != "" && !strings.Contains(err.Error(), hint) {
-		attrs = append(attrs, "hint", hint)
+	hint := client.Hint(err)
+	var p *wire.Problem
+	if hint == "" && errors.As(err, &p) {
+		hint = problemHint(p)
 	}
-	return attrs
+	if hint == "" {
+		return []any{"error", err}
+	}
+	return []any{"error", strings.TrimSuffix(err.Error(), "\n"+hint), "hint", hint}
+}
+
+// problemHint returns what to do about an answer of the issuer that is not a
+// success, and "" where its text says that.
+func problemHint(p *wire.Problem) string {
+	switch p.Name() {
+	case wire.ProblemDenied:
+		switch {
+		case p.Claim == "engine" && p.Rule != "":
+			return "correct engine, or add this engine to the engines of rule " + p.Rule + " in the issuer's policy file (policy.yaml)"
+		case p.Claim != "" && p.Rule != "":
+			return "if this machine is meant, write its " + p.Claim + " into the match of rule " + p.Rule + " in the issuer's policy file (policy.yaml)"
+		}
+		return "add a rule with profile: server for this machine to the issuer's policy file (policy.yaml)"
+	case wire.ProblemBadToken:
+		return "leave audience out, for the issuer names its own; if it is not set, correct token_source: its tokens are not for this issuer"
+	case wire.ProblemReplay:
+		return "correct token_source: it must give another token for each certificate"
+	case wire.ProblemBlocked:
+		return "ask an admin, who revoked this engine: `mayfly blocks remove` ends the block"
+	case "":
+		switch {
+		case p.WantsTLS():
+			return "write https:// in issuer"
+		case p.Status == http.StatusTooManyRequests || p.Status >= http.StatusInternalServerError:
+			return ""
+		}
+		return "correct issuer: its host or its port"
+	}
+	return ""
 }
 
 // checkOwn holds a new certificate to what clients will check, so that a wrong
