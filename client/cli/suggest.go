@@ -135,7 +135,7 @@ func githubRemarks(c claimSet) []string {
 		r = append(r, "a pull request runs code under review: give it an engine of its own, or its build can poison the cache that others build from",
 			"the ref names this one pull request: \"refs/pull/*/merge\" admits all of the repository's")
 	default:
-		r = append(r, "event "+ev+" runs with the trust of the default branch and often on foreign input: it also needs unsafe_allow_privileged_events: true beside match")
+		r = append(r, "event "+ev+" runs with the trust of the default branch and often on foreign input: it also needs unsafe_allow_privileged_events: true next to match")
 	}
 	return r
 }

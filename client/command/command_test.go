@@ -88,6 +88,29 @@ func TestLogLevelAndForm(t *testing.T) {
 	}
 }
 
+// What is missing from a command line is named without the parser's own words.
+func TestMissingValue(t *testing.T) {
+	t.Parallel()
+	var grammar struct {
+		Run struct {
+			To   string `help:"Where."`
+			File string `arg:"" help:"What."`
+		} `cmd:"" help:"Run."`
+		Common
+	}
+	p := Program{Name: "prog"}
+	for want, args := range map[string][]string{
+		"--to needs a value": {"run", "f", "--to"},
+		"<file> is missing":  {"run"},
+		"<shell> is missing": {"completion"},
+	} {
+		_, err := p.Parse(&grammar, args, Stdio{Out: io.Discard, Err: io.Discard})
+		if err == nil || err.Error() != want {
+			t.Errorf("%q: %v, want %s", args, err, want)
+		}
+	}
+}
+
 func TestEnd(t *testing.T) {
 	t.Parallel()
 	p := Program{Name: "prog"}

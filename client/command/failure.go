@@ -51,8 +51,15 @@ func (p Program) usageError(err error) error {
 	if errors.As(err, &pe) && pe.Context != nil && pe.Context.Selected() != nil {
 		help = pe.Context.Selected().FullPath() + " --help"
 	}
-	// An enum that may be left out has the empty value, which nobody types.
 	what := err.Error()
+	// Kong's words for a flag at the end of the line, and for a missing argument.
+	if before, _, ok := strings.Cut(what, ": expected "); ok && strings.HasSuffix(what, `but got "EOL" (<EOL>)`) {
+		what = before + " needs a value"
+	}
+	if missing, ok := strings.CutPrefix(what, `expected "<`); ok {
+		what = "<" + strings.TrimSuffix(missing, `"`) + " is missing"
+	}
+	// An enum that may be left out has the empty value, which nobody types.
 	for _, empty := range []string{`"",`, `,""`} {
 		what = strings.Replace(what, empty, "", 1)
 	}

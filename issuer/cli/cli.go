@@ -50,7 +50,7 @@ var program = command.Program{
 	mayfly-issuer serve --config ca/issuer/issuer.yaml`,
 	Groups: []kong.Group{
 		{Key: "ca", Title: "On the operator's machine, and for keys:"},
-		{Key: "policy", Title: "For who writes the policy:"},
+		{Key: "policy", Title: "For the policy file:"},
 		{Key: "host", Title: "On the issuer's host:"},
 	},
 }

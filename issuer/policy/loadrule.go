@@ -103,7 +103,7 @@ func checkWho(r *rule) error {
 		case !r.has(idtoken.ClaimRepositoryOwnerID):
 			return fmt.Errorf("match.repository_id is missing: names of repositories can be taken over, and without an id the rule is for everybody on the server")
 		case !r.allRepositories:
-			return fmt.Errorf("match.repository_id is missing: all repositories of an owner need all_repositories: true beside match")
+			return fmt.Errorf("match.repository_id is missing: all repositories of an owner need all_repositories: true next to match")
 		}
 	case idtoken.Fly:
 		if !r.has(idtoken.ClaimOrgID) || !r.has(idtoken.ClaimAppID) {
@@ -142,13 +142,13 @@ func checkEvents(r *rule) error {
 			continue
 		}
 		if !slices.Contains(githubEvents, e.text) {
-			hint := "an event that is new at GitHub needs unsafe_allow_privileged_events: true beside match"
+			hint := "an event that is new at GitHub needs unsafe_allow_privileged_events: true next to match"
 			if near := configfile.Nearest(e.text, githubEvents); near != "" {
 				hint = fmt.Sprintf("did you mean %s? (%s)", quote(near), hint)
 			}
 			return fmt.Errorf("match.event_name: GitHub has no event %s; %s", quote(e.text), hint)
 		}
-		return fmt.Errorf("match.event_name: %s runs with the base repository's trust on input of strangers; if that is meant, say unsafe_allow_privileged_events: true beside match", quote(e.text))
+		return fmt.Errorf("match.event_name: %s runs with the base repository's trust on input of strangers; if that is meant, say unsafe_allow_privileged_events: true next to match", quote(e.text))
 	}
 	return nil
 }
