@@ -178,6 +178,9 @@ func toldByIssuer(err error) *failure {
 		f.hints = []string{"in the issuer's policy, give this login a rule of type people whose grant has the role it needs: viewer to look, admin to change"}
 	case wire.ProblemBadToken:
 		f.hints = []string{"`mayfly doctor` shows the token's claims next to what the issuer wants"}
+		if strings.Contains(p.Detail, "made for audience") {
+			f.hints = []string{"leave --audience (MAYFLY_AUDIENCE) out, for the issuer names its own; a token of --token-source must be made for that one"}
+		}
 	case wire.ProblemReplay:
 		f.hints = []string{"give each program a token of its own: a token is good for one certificate"}
 	case wire.ProblemBadCSR:
