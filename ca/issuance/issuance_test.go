@@ -121,21 +121,21 @@ func TestCheckSubject(t *testing.T) {
 		t.Fatal(err)
 	}
 	leaf.Extensions = leaf.ExtraExtensions // as parsing has them
-	td, id, grant := p.Identity.ID.TrustDomain(), p.Identity.ID.String(), p.Identity.Grant
-	if err := issuance.CheckSubject(leaf, td, id, grant.Rule, grant.Run, grant.Engines, p.Subject); err != nil {
+	td, id, scope := p.Identity.ID.TrustDomain(), p.Identity.ID.String(), p.Identity.Grant
+	if err := issuance.CheckSubject(leaf, td, id, scope.Rule, scope.Run, scope.Engines, p.Subject); err != nil {
 		t.Errorf("its own record: %v", err)
 	}
 	sub := spiffeid.RequireTrustDomainFromString("sub.ci.example.com")
 	for name, err := range map[string]error{
-		"identity":      issuance.CheckSubject(leaf, td, id+"3", grant.Rule, grant.Run, grant.Engines, p.Subject),
-		"rule":          issuance.CheckSubject(leaf, td, id, "other", grant.Run, grant.Engines, p.Subject),
-		"run":           issuance.CheckSubject(leaf, td, id, grant.Rule, "1/2/1", grant.Engines, p.Subject),
-		"engines":       issuance.CheckSubject(leaf, td, id, grant.Rule, grant.Run, grant.Engines[:1], p.Subject),
-		"repository":    issuance.CheckSubject(leaf, td, id, grant.Rule, grant.Run, grant.Engines, issuance.Subject{Repository: "octo-org/octo", RepositoryID: p.Subject.RepositoryID, RunID: p.Subject.RunID}),
-		"repository id": issuance.CheckSubject(leaf, td, id, grant.Rule, grant.Run, grant.Engines, issuance.Subject{Repository: p.Subject.Repository, RepositoryID: "1", RunID: p.Subject.RunID}),
-		"run id":        issuance.CheckSubject(leaf, td, id, grant.Rule, grant.Run, grant.Engines, issuance.Subject{Repository: p.Subject.Repository, RepositoryID: p.Subject.RepositoryID, RunID: "2"}),
-		"nobody":        issuance.CheckSubject(leaf, td, id, grant.Rule, grant.Run, grant.Engines, issuance.Subject{}),
-		"trust domain":  issuance.CheckSubject(leaf, sub, id, grant.Rule, grant.Run, grant.Engines, p.Subject),
+		"identity":      issuance.CheckSubject(leaf, td, id+"3", scope.Rule, scope.Run, scope.Engines, p.Subject),
+		"rule":          issuance.CheckSubject(leaf, td, id, "other", scope.Run, scope.Engines, p.Subject),
+		"run":           issuance.CheckSubject(leaf, td, id, scope.Rule, "1/2/1", scope.Engines, p.Subject),
+		"engines":       issuance.CheckSubject(leaf, td, id, scope.Rule, scope.Run, scope.Engines[:1], p.Subject),
+		"repository":    issuance.CheckSubject(leaf, td, id, scope.Rule, scope.Run, scope.Engines, issuance.Subject{Repository: "octo-org/octo", RepositoryID: p.Subject.RepositoryID, RunID: p.Subject.RunID}),
+		"repository id": issuance.CheckSubject(leaf, td, id, scope.Rule, scope.Run, scope.Engines, issuance.Subject{Repository: p.Subject.Repository, RepositoryID: "1", RunID: p.Subject.RunID}),
+		"run id":        issuance.CheckSubject(leaf, td, id, scope.Rule, scope.Run, scope.Engines, issuance.Subject{Repository: p.Subject.Repository, RepositoryID: p.Subject.RepositoryID, RunID: "2"}),
+		"nobody":        issuance.CheckSubject(leaf, td, id, scope.Rule, scope.Run, scope.Engines, issuance.Subject{}),
+		"trust domain":  issuance.CheckSubject(leaf, sub, id, scope.Rule, scope.Run, scope.Engines, p.Subject),
 	} {
 		if err == nil {
 			t.Errorf("a record of another %s passes", name)

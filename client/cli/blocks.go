@@ -27,11 +27,11 @@ func (blocksListCommand) Help() string {
 func (c *blocksListCommand) Run(ctx context.Context, p *program) error {
 	ctx, stop := interruptible(ctx)
 	defer stop()
-	api, err := p.admin()
+	calls, err := p.admin()
 	if err != nil {
 		return err
 	}
-	a, err := api.Blocks(ctx)
+	a, err := calls.Blocks(ctx)
 	if err != nil {
 		return err
 	}
@@ -87,7 +87,7 @@ func (blocksRemoveCommand) Help() string {
 func (c *blocksRemoveCommand) Run(ctx context.Context, p *program) error {
 	ctx, stop := interruptible(ctx)
 	defer stop()
-	api, err := p.admin()
+	calls, err := p.admin()
 	if err != nil {
 		return err
 	}
@@ -97,7 +97,7 @@ func (c *blocksRemoveCommand) Run(ctx context.Context, p *program) error {
 		}
 	}
 	for _, id := range c.ID {
-		if err := api.RemoveBlock(ctx, id); err != nil {
+		if err := calls.RemoveBlock(ctx, id); err != nil {
 			var p *wire.Problem
 			if errors.As(err, &p) && p.Name() == wire.ProblemNotFound {
 				return failf(exitFailed, "`mayfly blocks list` shows those that there are", "there is no block %s", id)

@@ -80,14 +80,14 @@ func (c *certsListCommand) filter() admin.CertificateFilter {
 func (c *certsListCommand) Run(ctx context.Context, p *program) error {
 	ctx, stop := interruptible(ctx)
 	defer stop()
-	api, err := p.admin()
+	calls, err := p.admin()
 	if err != nil {
 		return err
 	}
 	f := c.filter()
 	items, next, err := pages(ctx, p, c.Limit, f.Cursor, func(ctx context.Context, limit int, cursor string) (*admin.Answer[wire.List[wire.Certificate]], error) {
 		f.Limit, f.Cursor = limit, cursor
-		return api.Certificates(ctx, f)
+		return calls.Certificates(ctx, f)
 	})
 	if err != nil || p.JSON {
 		return err
@@ -178,15 +178,15 @@ Needs the role viewer.`
 func (c *certsShowCommand) Run(ctx context.Context, p *program) error {
 	ctx, stop := interruptible(ctx)
 	defer stop()
-	api, err := p.admin()
+	calls, err := p.admin()
 	if err != nil {
 		return err
 	}
-	serial, err := wholeSerial(ctx, api, c.Serial)
+	serial, err := wholeSerial(ctx, calls, c.Serial)
 	if err != nil {
 		return err
 	}
-	a, err := api.Certificate(ctx, serial)
+	a, err := calls.Certificate(ctx, serial)
 	if err != nil {
 		return err
 	}
@@ -214,7 +214,7 @@ func serialPrefix(given string) (string, error) {
 }
 
 // wholeSerial completes a beginning of a serial that only one certificate has.
-func wholeSerial(ctx context.Context, api *admin.Client, given string) (string, error) {
+func wholeSerial(ctx context.Context, calls *admin.Client, given string) (string, error) {
 	prefix, err := serialPrefix(given)
 	if err != nil {
 		return "", err
@@ -222,7 +222,7 @@ func wholeSerial(ctx context.Context, api *admin.Client, given string) (string, 
 	if len(prefix) == 32 {
 		return prefix, nil
 	}
-	a, err := api.Certificates(ctx, admin.CertificateFilter{Serial: prefix, Limit: 5})
+	a, err := calls.Certificates(ctx, admin.CertificateFilter{Serial: prefix, Limit: 5})
 	if err != nil {
 		return "", err
 	}

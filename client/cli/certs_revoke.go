@@ -49,16 +49,16 @@ func (c *certsRevokeCommand) Run(ctx context.Context, p *program) error {
 	if !c.Yes && !c.DryRun && !p.inTTY {
 		return usagef("add --yes, or look first with --dry-run", "there is no terminal to confirm the revocation on")
 	}
-	api, err := p.admin()
+	calls, err := p.admin()
 	if err != nil {
 		return err
 	}
-	req, err := c.request(ctx, api)
+	req, err := c.request(ctx, calls)
 	if err != nil {
 		return err
 	}
 	if c.DryRun || !c.Yes {
-		touched, err := c.look(ctx, p, api, req)
+		touched, err := c.look(ctx, p, calls, req)
 		if err != nil || c.DryRun {
 			return err
 		}
@@ -69,7 +69,7 @@ func (c *certsRevokeCommand) Run(ctx context.Context, p *program) error {
 			req.Reason = p.ask("Why? It is recorded, for the next admin to read: ")
 		}
 	}
-	a, err := api.Revoke(ctx, req)
+	a, err := calls.Revoke(ctx, req)
 	if err != nil {
 		return err
 	}
@@ -122,11 +122,11 @@ func (c *certsRevokeCommand) match() wire.Match {
 	return m
 }
 
-func (c *certsRevokeCommand) request(ctx context.Context, api *admin.Client) (wire.RevokeRequest, error) {
+func (c *certsRevokeCommand) request(ctx context.Context, calls *admin.Client) (wire.RevokeRequest, error) {
 	r := wire.RevokeRequest{All: c.All, Block: c.Block, Reason: c.Reason}
 	switch {
 	case c.Serial != "":
-		serial, err := wholeSerial(ctx, api, c.Serial)
+		serial, err := wholeSerial(ctx, calls, c.Serial)
 		if err != nil {
 			return r, err
 		}
@@ -134,7 +134,7 @@ func (c *certsRevokeCommand) request(ctx context.Context, api *admin.Client) (wi
 		if c.Yes || c.DryRun {
 			break // nobody will be asked
 		}
-		if c.whose, err = whoseSerial(ctx, api, serial); err != nil {
+		if c.whose, err = whoseSerial(ctx, calls, serial); err != nil {
 			return r, err
 		}
 	case !c.All:
@@ -145,8 +145,8 @@ func (c *certsRevokeCommand) request(ctx context.Context, api *admin.Client) (wi
 }
 
 // whoseSerial says to whom a certificate was issued.
-func whoseSerial(ctx context.Context, api *admin.Client, serial string) (string, error) {
-	a, err := api.Certificates(ctx, admin.CertificateFilter{Serial: serial, Limit: 1})
+func whoseSerial(ctx context.Context, calls *admin.Client, serial string) (string, error) {
+	a, err := calls.Certificates(ctx, admin.CertificateFilter{Serial: serial, Limit: 1})
 	if err != nil {
 		return "", err
 	}
@@ -165,9 +165,9 @@ func whoseSerial(ctx context.Context, api *admin.Client, serial string) (string,
 }
 
 // look says what the order would touch.
-func (c *certsRevokeCommand) look(ctx context.Context, p *program, api *admin.Client, r wire.RevokeRequest) (string, error) {
+func (c *certsRevokeCommand) look(ctx context.Context, p *program, calls *admin.Client, r wire.RevokeRequest) (string, error) {
 	r.DryRun = true
-	a, err := api.Revoke(ctx, r)
+	a, err := calls.Revoke(ctx, r)
 	if err != nil {
 		return "", err
 	}

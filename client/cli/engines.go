@@ -21,11 +21,11 @@ Needs the role viewer.`
 func (c *enginesCommand) Run(ctx context.Context, p *program) error {
 	ctx, stop := interruptible(ctx)
 	defer stop()
-	api, err := p.admin()
+	calls, err := p.admin()
 	if err != nil {
 		return err
 	}
-	a, err := api.Engines(ctx)
+	a, err := calls.Engines(ctx)
 	if err != nil {
 		return err
 	}

@@ -50,12 +50,12 @@ func (c *eventsCommand) filter() admin.EventFilter {
 func (c *eventsCommand) Run(ctx context.Context, p *program) error {
 	ctx, stop := interruptible(ctx)
 	defer stop()
-	api, err := p.admin()
+	calls, err := p.admin()
 	if err != nil {
 		return err
 	}
 	if c.Serial != "" {
-		if c.Serial, err = wholeSerial(ctx, api, c.Serial); err != nil {
+		if c.Serial, err = wholeSerial(ctx, calls, c.Serial); err != nil {
 			return err
 		}
 	}
@@ -63,14 +63,14 @@ func (c *eventsCommand) Run(ctx context.Context, p *program) error {
 	case c.Export && (c.Follow || c.Cursor != ""):
 		return usagef("leave one out", "--export goes on by --after alone, and ends")
 	case c.Export:
-		return c.export(ctx, p, api)
+		return c.export(ctx, p, calls)
 	case c.Follow:
-		return c.follow(ctx, p, api)
+		return c.follow(ctx, p, calls)
 	}
 	f := c.filter()
 	items, next, err := pages(ctx, p, c.Limit, c.Cursor, func(ctx context.Context, limit int, cursor string) (*admin.Answer[wire.List[wire.Event]], error) {
 		f.Limit, f.Cursor = limit, cursor
-		return api.Events(ctx, f)
+		return calls.Events(ctx, f)
 	})
 	if err != nil || p.JSON {
 		return err
@@ -94,11 +94,11 @@ func (c *eventsCommand) Run(ctx context.Context, p *program) error {
 var eventColumns = []column{{Head: "SEQ"}, {Head: "TIME"}, {Head: "TYPE"}, {Head: "SERIAL", Min: 10, Early: true}, {Head: "WHAT", Wrap: true}}
 
 // export prints every event that matches, in order, one JSON document a line.
-func (c *eventsCommand) export(ctx context.Context, p *program, api *admin.Client) error {
+func (c *eventsCommand) export(ctx context.Context, p *program, calls *admin.Client) error {
 	f := c.filter()
 	f.Forward, f.Limit = true, wire.MaxListLimit
 	for {
-		a, err := api.Events(ctx, f)
+		a, err := calls.Events(ctx, f)
 		if err != nil {
 			return err
 		}
@@ -114,11 +114,11 @@ func (c *eventsCommand) export(ctx context.Context, p *program, api *admin.Clien
 
 // follow prints the newest events in order, then each new one as it comes.
 // The person ends it.
-func (c *eventsCommand) follow(ctx context.Context, p *program, api *admin.Client) error {
+func (c *eventsCommand) follow(ctx context.Context, p *program, calls *admin.Client) error {
 	f := c.filter()
 	f.Limit = min(max(c.Limit, 1), wire.MaxListLimit)
 	return p.again(ctx, followEvery, func() (more bool, err error) {
-		a, err := api.Events(ctx, f)
+		a, err := calls.Events(ctx, f)
 		if err != nil {
 			return false, err
 		}

@@ -133,11 +133,11 @@ func (whoamiCommand) Help() string {
 func (whoamiCommand) Run(ctx context.Context, p *program) error {
 	ctx, stop := interruptible(ctx)
 	defer stop()
-	api, err := p.admin()
+	calls, err := p.admin()
 	if err != nil {
 		return err
 	}
-	a, err := api.Whoami(ctx)
+	a, err := calls.Whoami(ctx)
 	if err != nil {
 		return err
 	}

@@ -37,21 +37,21 @@ Needs the role viewer. To end one, revoke its certificate: mayfly certs revoke S
 func (c *sessionsCommand) Run(ctx context.Context, p *program) error {
 	ctx, stop := interruptible(ctx)
 	defer stop()
-	api, err := p.admin()
+	calls, err := p.admin()
 	if err != nil {
 		return err
 	}
 	if c.Serial != "" {
-		if c.Serial, err = wholeSerial(ctx, api, c.Serial); err != nil {
+		if c.Serial, err = wholeSerial(ctx, calls, c.Serial); err != nil {
 			return err
 		}
 	}
 	if !c.Watch {
-		items, next, err := c.get(ctx, p, api)
+		items, next, err := c.get(ctx, p, calls)
 		if err != nil {
 			return err
 		}
-		missing, err := c.missing(ctx, p, api)
+		missing, err := c.missing(ctx, p, calls)
 		if err != nil {
 			return err
 		}
@@ -75,21 +75,21 @@ func (c *sessionsCommand) Run(ctx context.Context, p *program) error {
 	if c.Interval < 200*time.Millisecond {
 		return usagef("give --interval 200ms or more", "--interval is %v, which is too often for the issuer", c.Interval)
 	}
-	return c.watch(ctx, p, api)
+	return c.watch(ctx, p, calls)
 }
 
-func (c *sessionsCommand) get(ctx context.Context, p *program, api *admin.Client) ([]wire.Session, string, error) {
+func (c *sessionsCommand) get(ctx context.Context, p *program, calls *admin.Client) ([]wire.Session, string, error) {
 	f := admin.SessionFilter{Engine: c.Engine, Serial: c.Serial, RunID: c.RunID, Repository: c.Repository, Live: !c.All && !c.Cut, Cut: c.Cut, Since: c.Since.Time, Until: c.Until.Time}
 	return pages(ctx, p, c.Limit, c.Cursor, func(ctx context.Context, limit int, cursor string) (*admin.Answer[wire.List[wire.Session]], error) {
 		f.Limit, f.Cursor = limit, cursor
-		return api.Sessions(ctx, f)
+		return calls.Sessions(ctx, f)
 	})
 }
 
 // missing says of each engine that may have connections and reports none, since
 // when its reports are missing.
-func (c *sessionsCommand) missing(ctx context.Context, p *program, api *admin.Client) ([]string, error) {
-	a, err := api.Engines(ctx)
+func (c *sessionsCommand) missing(ctx context.Context, p *program, calls *admin.Client) ([]string, error) {
+	a, err := calls.Engines(ctx)
 	var problem *wire.Problem
 	if errors.As(err, &problem) && problem.Status == http.StatusNotFound {
 		return nil, nil // an issuer that does not know
@@ -126,23 +126,23 @@ func (p *program) warnMissing(missing []string) {
 
 // watch redraws the table on a terminal, and prints a line for each change
 // without one. The person ends it.
-func (c *sessionsCommand) watch(ctx context.Context, p *program, api *admin.Client) error {
+func (c *sessionsCommand) watch(ctx context.Context, p *program, calls *admin.Client) error {
 	w := sessionWatch{p: p, seen: map[string]bool{}}
 	if p.outWidth == 0 {
-		missing, err := c.missing(ctx, p, api)
+		missing, err := c.missing(ctx, p, calls)
 		if err != nil {
 			return err
 		}
 		p.warnMissing(missing)
 	}
 	return p.again(ctx, c.Interval, func() (more bool, err error) {
-		items, _, err := c.get(ctx, p, api)
+		items, _, err := c.get(ctx, p, calls)
 		switch {
 		case err != nil:
 			return false, err
 		case p.JSON: // get has printed it
 		case p.outWidth > 0:
-			missing, err := c.missing(ctx, p, api)
+			missing, err := c.missing(ctx, p, calls)
 			if err != nil {
 				return false, err
 			}

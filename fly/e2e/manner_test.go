@@ -1,25 +1,16 @@
 package e2e
 
 import (
-	"bytes"
-	"context"
 	"encoding/json"
 	"maps"
 	"os/exec"
 	"slices"
 	"strings"
 	"testing"
-
-	mayfly "github.com/mayfly-ca/mayfly/client/cli"
-	"github.com/mayfly-ca/mayfly/client/command"
-	sidecar "github.com/mayfly-ca/mayfly/engine-sidecar/cli"
-	issuer "github.com/mayfly-ca/mayfly/issuer/cli"
 )
 
-// mains are the three programs, each as a function.
-var mains = map[string]func(context.Context, []string, command.Stdio) int{
-	"mayfly": mayfly.Run, "mayfly-issuer": issuer.Run, "mayfly-sidecar": sidecar.Run,
-}
+// names are those of the three programs.
+var names = []string{"mayfly", "mayfly-issuer", "mayfly-sidecar"}
 
 // The three programs take the same flags and commands about themselves, refuse
 // the same mistakes in the same way, and mean the same by an exit code.
@@ -27,14 +18,14 @@ func TestOneManner(t *testing.T) {
 	t.Parallel()
 	topics := map[string]bool{}
 	keys := map[string]bool{}
-	for name, run := range mains {
+	for _, name := range names {
 		call := func(code int, args ...string) (string, string) {
 			t.Helper()
-			var out, errs bytes.Buffer
-			if got := run(t.Context(), args, command.Stdio{In: strings.NewReader(""), Out: &out, Err: &errs}); got != code {
-				t.Errorf("%s %q: exit code %d, want %d\n%s%s", name, args, got, code, out.String(), errs.String())
+			got, out, errs := output(t, name, args...)
+			if got != code {
+				t.Errorf("%s %q: exit code %d, want %d\n%s%s", name, args, got, code, out, errs)
 			}
-			return out.String(), errs.String()
+			return out, errs
 		}
 		version, _ := call(0, "--version")
 		if long, _ := call(0, "version"); !strings.HasPrefix(version, name+" ") || !strings.HasPrefix(long, version) {
@@ -92,18 +83,18 @@ func TestManuals(t *testing.T) {
 	t.Parallel()
 	_, err := exec.LookPath("mandoc")
 	need(t, err == nil, "install mandoc, which reads the manual pages")
-	for name, run := range mains {
-		var page bytes.Buffer
-		if code := run(t.Context(), []string{"man"}, command.Stdio{Out: &page, Err: &page}); code != 0 {
-			t.Fatalf("%s man: exit code %d\n%s", name, code, page.String())
+	for _, name := range names {
+		code, page, errs := output(t, name, "man")
+		if code != 0 {
+			t.Fatalf("%s man: exit code %d\n%s%s", name, code, page, errs)
 		}
 		for _, want := range []string{`.TH "` + strings.ReplaceAll(strings.ToUpper(name), "-", `\-`) + `" "1"`, "EXIT STATUS", `\fB\-\-log\-format=FORMAT\fR`} {
-			if !strings.Contains(page.String(), want) {
+			if !strings.Contains(page, want) {
 				t.Errorf("the manual page of %s lacks %s", name, want)
 			}
 		}
 		lint := exec.Command("mandoc", "-T", "lint", "-W", "warning")
-		lint.Stdin = &page
+		lint.Stdin = strings.NewReader(page)
 		out, _ := lint.CombinedOutput() // its code is that of the gravest line
 		for line := range strings.Lines(string(out)) {
 			if !strings.Contains(line, "missing date") { // the same bytes on any day
