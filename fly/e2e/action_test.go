@@ -118,7 +118,7 @@ func testWorkflows(t *testing.T, s *stack, release *releaseHost) {
 		t.Fatalf("act: %v\n%s", err, out)
 	}
 	for _, want := range []string{
-		"mayfly from release " + testRelease, "waking engine default at ", "built in container", "engine default proved its name",
+		"mayfly from release " + testRelease, "waking engine default at ", `RUN ["/demo", "build", "/artifact"]`, "engine default proved its name",
 		"who: ", "rule: app-main", "serial: ", "connections: ", "bytes sent: ", "ended by: the end of the job", "time to wake: ",
 	} {
 		for _, job := range []string{"readme", "buildctl"} {
@@ -126,6 +126,9 @@ func testWorkflows(t *testing.T, s *stack, release *releaseHost) {
 				t.Errorf("the log of job %s lacks %q\n%s", job, want, out)
 			}
 		}
+	}
+	if !strings.Contains(out, "built in container") { // the other job may find it cached
+		t.Errorf("nothing was built\n%s", out)
 	}
 	if strings.Contains(out, s.env["ACTIONS_ID_TOKEN_REQUEST_TOKEN"]) {
 		t.Error("the runner's request token is in the log")
