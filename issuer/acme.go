@@ -176,7 +176,7 @@ func (a *acmeCertificate) keep(ctx context.Context) {
 			return
 		case err != nil:
 			a.logger.ErrorContext(ctx, "no certificate from the ACME server", "host", a.host, "err", err, "retry_in", pause.String(),
-				"hint", "it connects to "+a.host+":443, which must reach this listener at "+a.address)
+				"hint", a.hint(err))
 			t.Reset(pause)
 			pause = min(2*pause, acmeRetryMost)
 		default:
@@ -201,6 +201,15 @@ func (a *acmeCertificate) use(ctx context.Context, cert *tls.Certificate) {
 		a.logger.ErrorContext(ctx, "certificate is not renewed by the ACME server", "host", a.host, "until", until,
 			"hint", "it connects to "+a.host+":443, which must reach this listener at "+a.address)
 	}
+}
+
+// hint returns what to do about a try that failed with err.
+func (a *acmeCertificate) hint(err error) string {
+	var request *url.Error
+	if errors.As(err, &request) {
+		return "let this host reach the ACME server: its DNS, its firewall, HTTPS_PROXY, acme.directory_url"
+	}
+	return "it connects to " + a.host + ":443, which must reach this listener at " + a.address
 }
 
 // get answers a handshake: an ACME server's with the proof, and any other for the

@@ -5,8 +5,10 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"strings"
 	"sync/atomic"
@@ -87,6 +89,28 @@ func TestACMERenewed(t *testing.T) {
 		if got, err := a.get(&tls.ClientHelloInfo{ServerName: "issuer.example.com"}); err != nil || got != c.cert {
 			t.Errorf("%s is not served: %v", c.name, err)
 		}
+	}
+}
+
+// An ACME server that this host cannot reach is not a listener that the server
+// cannot reach.
+func TestACMEHint(t *testing.T) {
+	t.Parallel()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ln.Close()
+	a, err := newACMECertificate(Config{ACME: ACMEConfig{Dir: t.TempDir(), DirectoryURL: "https://" + ln.Addr().String()}}, "", "issuer.example.com", slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = a.manager.GetCertificate(&tls.ClientHelloInfo{ServerName: a.host, CipherSuites: []uint16{tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256}})
+	if hint := a.hint(err); err == nil || !strings.HasPrefix(hint, "let this host reach the ACME server") {
+		t.Errorf("%v: the hint is %q", err, hint)
+	}
+	if hint := a.hint(errors.New("acme/autocert: unable to satisfy")); !strings.HasPrefix(hint, "it connects to issuer.example.com:443") {
+		t.Errorf("the hint is %q", hint)
 	}
 }
 
