@@ -83,9 +83,9 @@ func (r *policyReport) print(out Stdio, asJSON bool) error {
 		fmt.Fprintf(out.Err, "%s: %s: %s\n", place, p.Severity, issuer.Printable(p.Text))
 	}
 	if !r.OK {
-		_, err := fmt.Fprintf(out.Err, "%s: %d errors, %d warnings\n", r.File, count[policy.SeverityError], count[policy.SeverityWarning])
+		_, err := fmt.Fprintf(out.Err, "%s: errors %d, warnings %d\n", r.File, count[policy.SeverityError], count[policy.SeverityWarning])
 		return err
 	}
-	_, err := fmt.Fprintf(out.Out, "ok: %d rules, %d engines, %d providers, trust domain %s\n", r.Rules, r.Engines, r.Providers, r.TrustDomain)
+	_, err := fmt.Fprintf(out.Out, "ok: rules %d, engines %d, providers %d, trust domain %s\n", r.Rules, r.Engines, r.Providers, r.TrustDomain)
 	return err
 }

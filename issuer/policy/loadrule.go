@@ -61,10 +61,10 @@ func (l *loader) loadRule(where string, at path, f fileRule) {
 		return
 	}
 	if err := checkWho(r); err != nil {
-		l.bad(at.to("match"), "%s: %v", where, err)
+		l.bad(at.to("match"), "%s: %v%s", where, err, r.mistyped(whoClaims(p.Type)))
 	}
 	if err := checkEvents(r); err != nil {
-		l.bad(at.to("match", idtoken.ClaimEventName), "%s: %v", where, err)
+		l.bad(at.to("match", idtoken.ClaimEventName), "%s: %v%s", where, err, r.mistyped([]string{idtoken.ClaimEventName}))
 	}
 	if err := l.loadGrant(r, f.Grant); err != nil {
 		key, _, _ := strings.Cut(err.Error(), ":") // where the error begins with one
@@ -85,6 +85,20 @@ func (r *rule) condition(claim string) (condition, bool) {
 func (r *rule) has(claim string) bool {
 	_, ok := r.condition(claim)
 	return ok
+}
+
+// mistyped ends the message that a claim is missing, where the rule has a claim
+// that no token has and that is spelled almost like one of these.
+func (r *rule) mistyped(claims []string) string {
+	for _, c := range r.match {
+		if _, ok := known(r.provider.Type, c.claim); ok {
+			continue
+		}
+		if near := configfile.Nearest(c.claim, claims); near != "" && !r.has(near) {
+			return fmt.Sprintf("; in place of %s, did you mean %s?", c.claim, near)
+		}
+	}
+	return ""
 }
 
 // checkWho refuses a rule that does not say, by immutable ids, whose tokens it
