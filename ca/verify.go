@@ -127,7 +127,7 @@ func (a *Authority) verifyTold(ctx context.Context, t *told, c *store.Certificat
 	// It may have been issued since the events were read.
 	events, _, err := a.store.Events(ctx, store.EventFilter{Type: store.EventIssued, Serial: c.Serial, Limit: 1})
 	if err == nil && (len(events) == 0 || events[0].Serial != c.Serial) {
-		err = errors.New("no event tells of its issuing")
+		err = errors.New("no issue event for the record")
 	}
 	return err
 }
@@ -182,13 +182,13 @@ func agrees(c *store.Certificate, leaf *x509.Certificate) error {
 	spki := sha256.Sum256(leaf.RawSubjectPublicKeyInfo)
 	switch {
 	case guard.Serial(leaf) != c.Serial:
-		return errors.New("the record tells of another serial")
+		return errors.New("the record has another serial")
 	case !bytes.Equal(spki[:], c.SPKI):
-		return errors.New("the record tells of another key")
+		return errors.New("the record has another key")
 	case !leaf.NotBefore.Equal(c.NotBefore) || !leaf.NotAfter.Equal(c.NotAfter):
-		return errors.New("the record tells of other times")
+		return errors.New("the record has other times")
 	case hex.EncodeToString(leaf.AuthorityKeyId) != c.AKI:
-		return errors.New("the record tells of another intermediate")
+		return errors.New("the record has another intermediate")
 	}
 	return nil
 }

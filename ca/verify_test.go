@@ -65,7 +65,7 @@ func TestVerifyFindsWhatIsGone(t *testing.T) {
 	for name, tc := range map[string]struct{ statement, want string }{
 		"certificate": {"DELETE FROM certificates WHERE serial = x'SERIAL'", "issue event without a record"},
 		"revocation":  {"DELETE FROM revocations WHERE serial = x'SERIAL'", "its revocation is gone"},
-		"event":       {"UPDATE certificates SET event_seq = 0 WHERE serial = x'SERIAL'; UPDATE events SET type = 'login' WHERE serial = 'SERIAL' AND type = 'issued'", "no event tells of its issuing"},
+		"event":       {"UPDATE certificates SET event_seq = 0 WHERE serial = x'SERIAL'; UPDATE events SET type = 'login' WHERE serial = 'SERIAL' AND type = 'issued'", "no issue event for the record"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -209,7 +209,7 @@ func TestAnswerIsChecked(t *testing.T) {
 		{name: "another's revocation list", spoil: func(w *world) {
 			feed := string(stranger.Feed(w.t, mtlstest.Feed{}))
 			response(func(r *wire.IssueResponse) { r.CRL = feed })(w)
-		}, says: "no root of ours"},
+		}, says: "not signed by a known root"},
 		{name: "a stale revocation list", spoil: func(w *world) { w.issuer.feed.ThisUpdate = time.Now().Add(-time.Hour) }, says: "next update"},
 		{name: "a floor ahead", spoil: func(w *world) { w.issuer.feed.Floor = time.Now().Add(time.Hour) }, says: "before everything was revoked"},
 		{name: "an engine that is not granted", spoil: response(func(r *wire.IssueResponse) {

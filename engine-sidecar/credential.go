@@ -229,7 +229,7 @@ func (s *sidecar) adopt(c *client.Credential) {
 func (s *sidecar) offer(feed []byte) {
 	if _, err := s.checker.Offer(feed); err != nil {
 		// Mint has parsed the same bytes: only a root that changed in between.
-		s.log.Warn("revocation feed beside the certificate", "error", err)
+		s.log.Warn("revocation list of the certificate not taken", "error", err)
 	}
 }
 

@@ -387,7 +387,7 @@ func (i idle) over(c admission.Counts, now time.Time) string {
 	case i.exit == 0 || c.Relays > 0:
 		return ""
 	case !c.Ever && now.Sub(i.since) >= i.grace:
-		return fmt.Sprintf("nobody came within %v (boot_grace)", i.grace)
+		return fmt.Sprintf("no client came within %v (boot_grace)", i.grace)
 	case c.Ever && now.Sub(c.Emptied) >= i.exit:
 		return fmt.Sprintf("no connection for %v (idle_exit)", i.exit)
 	}

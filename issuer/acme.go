@@ -63,7 +63,7 @@ func (c *Config) checkACME() error {
 	}
 	if c.ACME.Email != "" {
 		if a, err := mail.ParseAddress(c.ACME.Email); err != nil || a.Address != c.ACME.Email {
-			return fmt.Errorf("acme.email: %q is no e-mail address", c.ACME.Email)
+			return fmt.Errorf("acme.email: %q is not an e-mail address", c.ACME.Email)
 		}
 	}
 	if c.ACME.DirectoryURL != "" {

@@ -67,7 +67,7 @@ func parseCSR(text string) (*x509.CertificateRequest, error) {
 	block, rest := pem.Decode([]byte(text))
 	if block == nil || block.Type != "CERTIFICATE REQUEST" || len(block.Headers) > 0 ||
 		!strings.HasPrefix(strings.TrimSpace(text), "-----BEGIN ") || len(bytes.TrimSpace(rest)) > 0 {
-		return nil, &Error{Name: wire.ProblemBadCSR, Detail: "csr: want one PEM block of type CERTIFICATE REQUEST, and nothing beside it"}
+		return nil, &Error{Name: wire.ProblemBadCSR, Detail: "csr: want one PEM block of type CERTIFICATE REQUEST, and nothing else"}
 	}
 	csr, err := x509.ParseCertificateRequest(block.Bytes)
 	if err != nil {

@@ -116,7 +116,7 @@ func openStore(ctx context.Context, c Config, dsn string) (store.Store, error) {
 		return nil, wire.WithHint(errors.New("state_key is missing: without it, who can write to the database could make an admin's login"),
 			"make a key, and give every issuer of this database the same one:\nopenssl rand -hex 32 >state.key && chmod 600 state.key\nand in issuer.yaml: state_key: [state.key]")
 	default:
-		c.Logger.WarnContext(ctx, "no state_key: a restart logs every admin out", "remedy", "openssl rand -hex 32 >state.key, and state_key: [state.key]")
+		c.Logger.WarnContext(ctx, "no state_key: a restart logs every admin out", "hint", "openssl rand -hex 32 >state.key, and state_key: [state.key]")
 	}
 	st, err := OpenStore(ctx, c)
 	if !errors.Is(err, store.ErrMissing) {

@@ -112,7 +112,7 @@ func badReport(r wire.SessionReport, now time.Time) string {
 	case len(r.Reason) > maxSessionReason:
 		return "reason is too long"
 	case r.RemoteAddr != "" && !isAddress(r.RemoteAddr):
-		return "remote_addr is no address"
+		return "remote_addr is not an address"
 	}
 	return ""
 }

@@ -70,7 +70,7 @@ func CheckSubject(leaf *x509.Certificate, td spiffeid.TrustDomain, id, rule, run
 		return fmt.Errorf("check recorded leaf: %w", err)
 	}
 	if got.ID.String() != id || got.Grant.Rule != rule || got.Grant.Run != run || !slices.Equal(got.Grant.Engines, engines) {
-		return errors.New("check recorded leaf: the record tells of another identity or grant")
+		return errors.New("check recorded leaf: the record has another identity or grant")
 	}
 	w := got.Workflow
 	repository := w.SourceRepositoryURI == "" && s.Repository == "" || s.Repository != "" && strings.HasSuffix(w.SourceRepositoryURI, "/"+s.Repository)
@@ -82,7 +82,7 @@ func CheckSubject(leaf *x509.Certificate, td spiffeid.TrustDomain, id, rule, run
 		ofRun = ofRun && first == s.RunID
 	}
 	if !repository || !ofRun || w.SourceRepositoryID != s.RepositoryID {
-		return errors.New("check recorded leaf: the record tells of another repository or run")
+		return errors.New("check recorded leaf: the record has another repository or run")
 	}
 	return nil
 }

@@ -20,7 +20,7 @@ type blocksCommands struct {
 type blocksListCommand struct{}
 
 func (blocksListCommand) Help() string {
-	return `A revocation blocks what it revoked for 24 hours, unless told otherwise. Needs the role admin.`
+	return `A revocation blocks what it revoked for 24 hours, or for as long as --block said. Needs the role admin.`
 }
 
 // Run lists.

@@ -127,7 +127,7 @@ func TestWhatAPersonSees(t *testing.T) {
 		}, stderr: []string{"id token from", "larger than"}},
 		{name: "token endpoint by http elsewhere", code: 1, break_: func(s *stand) {
 			s.env = append(s.env, "ACTIONS_ID_TOKEN_REQUEST_URL=http://tokens.example.com/token")
-		}, stderr: []string{"id token from", "no https URL"}},
+		}, stderr: []string{"id token from", "not an https URL"}},
 		{name: "token endpoint down", code: 1, break_: func(s *stand) { s.tokens.Close() },
 			stderr: []string{"id token from", "refused"}},
 		{name: "no permission", code: 1, break_: func(s *stand) { s.env = append(s.env, "ACTIONS_ID_TOKEN_REQUEST_URL=", "GITHUB_ACTIONS=true") },

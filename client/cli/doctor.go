@@ -24,9 +24,9 @@ type doctorCommand struct {
 }
 
 func (doctorCommand) Help() string {
-	return `Goes the way of a build, one step after the other, and stops at the first that is broken, with its remedy: variables, issuer, clock, token, its claims (without the signature), the policy's decision, the CA's expiry, the engine's address, TLS and the engine's admission. It buys one certificate and wakes the engine. Where dagger is in PATH it warns when the engine's version is another.
+	return `Checks what a build needs, one step after the other, and stops at the first that fails, with one thing to do: variables, issuer, clock, token, its claims (without the signature), the policy's decision, the CA's expiry, the engine's address, TLS and the engine's admission. It gets one certificate and wakes the engine, and says what it waits for after 2 s. Where dagger is in PATH it warns when the engine's version is another.
 
-Exit codes are those of the step that is broken.`
+The exit code is that of the step that fails: see mayfly help exit-codes.`
 }
 
 // checkup is one walk of doctor.
@@ -326,7 +326,7 @@ func (d *checkup) reachEngine(ctx context.Context) (string, error) {
 	e := d.client.Info().Engines[0]
 	u, err := url.Parse(e.Endpoint)
 	if err != nil || u.Host == "" {
-		return "", failf(exitEngine, "correct the endpoint of engine "+e.Name+" in the issuer's policy", "endpoint %q is no address", e.Endpoint)
+		return "", failf(exitEngine, "correct the endpoint of engine "+e.Name+" in the issuer's policy", "endpoint %q is not an address", e.Endpoint)
 	}
 	start := time.Now()
 	dialer := net.Dialer{Timeout: min(d.flags.WakeTimeout, 30*time.Second)}

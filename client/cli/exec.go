@@ -32,9 +32,9 @@ type execCommand struct {
 }
 
 func (execCommand) Help() string {
-	return `Buys a certificate with the job's own ID token, wakes the engine, and runs the command with ` + daggerVariable + ` and ` + buildkitVariable + ` set to a tunnel that leads there. The key stays in memory; the certificate is renewed for as long as the command runs.
+	return `Gets a certificate with the job's own ID token, wakes the engine, and runs the command with ` + daggerVariable + ` and ` + buildkitVariable + ` set to a tunnel that leads there. The key stays in memory; the certificate is renewed for as long as the command runs.
 
-The command has mayfly's stdin, stdout and stderr. Signals are passed on, and so is the exit code. When the engine refuses for good, or an admin revokes the certificate, the reason is printed and the command is ended (SIGTERM, SIGKILL after 5 s): exit code 5. Without that, Dagger's client would try again in silence for ten minutes.
+The command has mayfly's stdin, stdout and stderr. Signals are passed on, and so is the exit code. When the engine refuses for good, or an admin revokes the certificate, the reason is printed and the command is ended (SIGTERM, SIGKILL after 5 s): exit code 5. Without that, Dagger's client would try again in silence for ten minutes. When the policy denies the job (exit code 3), the rule that would admit it is printed.
 
 Examples:
 

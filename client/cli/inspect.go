@@ -23,7 +23,7 @@ type inspectCommand struct {
 }
 
 func (inspectCommand) Help() string {
-	return `Reads and describes; it verifies no signature and asks nobody.
+	return `Reads and describes; it verifies no signature and sends nothing.
 
 Examples:
 
@@ -205,7 +205,7 @@ func (p *program) inspectedLeaf(c *x509.Certificate) {
 		{"Fingerprint", "sha256:" + fingerprint(c), nil},
 	})
 	if err != nil {
-		p.warn("this is no certificate of mayfly's form: %v", err)
+		p.warn("this certificate does not have the form of mayfly's: %v", err)
 		return
 	}
 	if list := workflowFacts(claims.Workflow); len(list) > 0 {

@@ -79,7 +79,7 @@ func TestInspectForeign(t *testing.T) {
 		c.Subject.CommonName = "x\x1b[2J\u202e"
 	}})
 	out, code := inspectPEM(t, certificatePEM(odd.Certificate[0]))
-	if code != 0 || !strings.Contains(out, "no certificate of mayfly's form") || strings.Contains(out, "\x1b") {
+	if code != 0 || !strings.Contains(out, "does not have the form of mayfly's") || strings.Contains(out, "\x1b") {
 		t.Errorf("code %d:\n%q", code, out)
 	}
 	key := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: []byte("c2VjcmV0")})

@@ -10,7 +10,7 @@ type wakeCommand struct {
 }
 
 func (wakeCommand) Help() string {
-	return `Buys a certificate with the job's own ID token and waits until the engine admits it. A machine that is asleep needs 40 s or more to start its engine, and buildctl gives up after 20 s by itself.
+	return `Gets a certificate with the job's own ID token and waits until the engine admits it. A machine that is asleep needs 40 s or more to start its engine, and buildctl gives up after 20 s by itself.
 
 An engine that nothing uses sleeps again: run this right before the build. mayfly exec does it by itself, and mayfly proxy --wake before it says where the tunnel begins.
 

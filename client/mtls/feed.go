@@ -303,12 +303,12 @@ func (p *feedParser) rootOf(cert *x509.Certificate) (*x509.Certificate, error) {
 	for _, root := range p.roots {
 		if bytes.Equal(cert.RawIssuer, root.RawSubject) && cert.CheckSignatureFrom(root) == nil {
 			if !cert.IsCA || !cert.BasicConstraintsValid || bytes.Equal(cert.Raw, root.Raw) {
-				return nil, errors.New("a certificate that is no intermediate")
+				return nil, errors.New("a certificate that is not an intermediate's")
 			}
 			return root, nil
 		}
 	}
-	return nil, fmt.Errorf("intermediate %s is signed by no root of ours", Serial(cert.SerialNumber))
+	return nil, fmt.Errorf("intermediate %s is not signed by a known root", Serial(cert.SerialNumber))
 }
 
 // take removes and returns the one list that issuer signed.

@@ -69,9 +69,9 @@ func TestParseFeed(t *testing.T) {
 		{"intermediate twice", slices.Concat(inter(0), inter(0), l0, inter(1), l1, root), "missing"},
 		{"lists of one intermediate only", slices.Concat(inter(0), l0, root), ""},
 		{"forged list", slices.Concat(inter(0), crl(forger.List(t, 0, f)), root), "missing"},
-		{"forged intermediate", forger.Feed(t, f), "no root of ours"},
+		{"forged intermediate", forger.Feed(t, f), "not signed by a known root"},
 		{"root's list forged", slices.Concat(inter(0), l0, inter(1), l1, crl(forger.RootList(t, f))), "root's list: missing"},
-		{"root as an intermediate", slices.Concat(block("CERTIFICATE", ca.Root.Certificate.Raw), root), "no intermediate"},
+		{"root as an intermediate", slices.Concat(block("CERTIFICATE", ca.Root.Certificate.Raw), root), "not an intermediate"},
 		{"numbers differ", second(func(l *x509.RevocationList) { l.Number = big.NewInt(8) }), "numbers 7 and 8"},
 		{"number of 65 bits", with(func(g *mtlstest.Feed) {
 			g.List = func(_ int, l *x509.RevocationList) { l.Number = new(big.Int).Lsh(big.NewInt(1), 64) }

@@ -50,7 +50,7 @@ func newGitHub(rawURL, token string) (*github, error) {
 	}
 	u, err := url.Parse(rawURL)
 	if err != nil || u.Host == "" || u.User != nil || !(u.Scheme == "https" || u.Scheme == "http" && loopback(u.Hostname())) {
-		return nil, errors.New("ACTIONS_ID_TOKEN_REQUEST_URL is no https URL")
+		return nil, errors.New("ACTIONS_ID_TOKEN_REQUEST_URL is not an https URL")
 	}
 	g := &github{url: u, token: token}
 	g.client, g.http1 = newHTTPS()

@@ -36,7 +36,7 @@ const deviceGrant = "urn:ietf:params:oauth:grant-type:device_code"
 // Errors: ErrNoDeviceFlow, *LoginError when the person or provider refused.
 func (l Login) Device(ctx context.Context) (*LoginToken, error) {
 	if l.Show == nil {
-		return nil, errors.New("login: nobody is there to be told the code")
+		return nil, errors.New("login: there is no terminal to show the code on")
 	}
 	c, err := l.discover(ctx)
 	if err != nil {

@@ -328,7 +328,7 @@ func (c *Checker) Check(chain []*x509.Certificate) (reason string, err error) {
 	}
 	if age := c.age(now); age >= c.o.MaxStaleness {
 		if c.feed == nil {
-			return wire.ReasonFeedStale, errors.New("there is no revocation feed yet")
+			return wire.ReasonFeedStale, errors.New("there is no revocation list yet")
 		}
 		return wire.ReasonFeedStale, fmt.Errorf("revocation feed is %v old", age.Round(time.Second))
 	}

@@ -24,7 +24,7 @@ const eventPullRequest = "pull_request"
 
 func (l *loader) loadRules(in []fileRule) {
 	if len(in) == 0 {
-		l.bad(path{"rules"}, "rules: there is none, so nothing would be granted to anybody")
+		l.bad(path{"rules"}, "rules: there is none, so nothing would be granted")
 		return
 	}
 	if len(in) > maxRules {

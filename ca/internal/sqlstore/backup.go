@@ -195,7 +195,7 @@ func (b *backupReader) header(root string) (*store.Meta, error) {
 	var l backupLine
 	switch err := json.Unmarshal(line, &l); {
 	case err != nil || l.Format != backupFormat || l.Meta == nil:
-		return nil, fmt.Errorf("this is no backup of the form %s", backupFormat)
+		return nil, fmt.Errorf("this is not a backup of the form %s", backupFormat)
 	case l.Meta.RootFingerprint != root:
 		return nil, fmt.Errorf("the backup is of root %s: %w", l.Meta.RootFingerprint, store.ErrOtherRoot)
 	}

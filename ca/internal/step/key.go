@@ -111,7 +111,7 @@ func readFile(path string) ([]byte, error) {
 		return nil, err
 	}
 	if info.Size() > maxKeyBytes {
-		return nil, fmt.Errorf("%s: %d bytes is no key", path, info.Size())
+		return nil, fmt.Errorf("%s: %d bytes is too large for a key", path, info.Size())
 	}
 	return os.ReadFile(path)
 }
