@@ -165,7 +165,10 @@ func problemHint(p *wire.Problem) string {
 		}
 		return "add a rule with profile: server for this machine to the issuer's policy file (policy.yaml)"
 	case wire.ProblemBadToken:
-		return "leave audience out, for the issuer names its own; if it is not set, correct token_source: its tokens are not for this issuer"
+		if strings.Contains(p.Detail, "made for audience") {
+			return "leave audience out, for the issuer names its own; token_source must give tokens for that one"
+		}
+		return "correct token_source: the issuer does not take its token"
 	case wire.ProblemReplay:
 		return "correct token_source: it must give another token for each certificate"
 	case wire.ProblemBlocked:
