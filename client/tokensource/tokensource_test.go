@@ -159,6 +159,9 @@ func TestGitHub(t *testing.T) {
 					return
 				}
 				checkError(t, err, tt.says, tt.temp)
+				if said := err.Error(); !strings.HasPrefix(said, "id token from ") || tt.asked == fetchAttempts && !strings.Contains(said, "(after 5 attempts)") {
+					t.Errorf("it says %q", said)
+				}
 			})
 		})
 	}
