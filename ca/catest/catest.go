@@ -198,7 +198,7 @@ func trustDomain(t testing.TB) spiffeid.TrustDomain {
 	return td
 }
 
-// token is one that nobody has used.
+// token returns an unused token.
 func token(issuer string) issuance.Token {
 	var id [16]byte
 	_, _ = rand.Read(id[:]) // never fails

@@ -15,7 +15,7 @@ import (
 // crashEnv names the database to the process that is to be killed.
 const crashEnv = "MAYFLY_STORETEST_CRASH"
 
-// RunCrash kills a process that records, again and again, and looks for every
+// RunCrash kills a process that records, in several rounds, and looks for every
 // certificate that it had the acknowledgement of. test is the name of the
 // calling test, which RunCrash runs again in a process of its own, where
 // CrashChild returns dsn; open opens that database here.

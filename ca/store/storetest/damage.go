@@ -14,12 +14,12 @@ import (
 	"github.com/mayfly-ca/mayfly/ca/store"
 )
 
-// Database is what the tests of damage need of a driver.
+// Database is what the tests of damage need of a database.
 type Database struct {
 	Open Open
 	// Try opens with a state key, and returns why it could not.
 	Try func(t testing.TB, key store.StateKey) (store.Store, error)
-	// Exec changes the database behind the store's back.
+	// Exec changes the database without the store.
 	Exec func(t testing.TB, query string)
 	// Restore makes a store elsewhere from a backup and returns how to open it.
 	Restore func(t testing.TB, r io.Reader) (Open, time.Time, error)

@@ -175,7 +175,7 @@ func testDenials(t *testing.T, o Open) {
 		t.Errorf("%d denials counted, want 10101: %v", total, err)
 	}
 	if err := peer.Denied(ctx, store.Event{}); err == nil {
-		t.Error("a closed store takes denials that nobody writes")
+		t.Error("a closed store takes denials that are never written")
 	}
 }
 

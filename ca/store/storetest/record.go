@@ -25,7 +25,7 @@ func testRecord(t *testing.T, o Open) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got.Signature = nil // however a driver spells empty
+	got.Signature = nil // nil or empty
 	if diff := cmp.Diff(c, got); diff != "" {
 		t.Errorf("what was recorded is not what is read (-want +got):\n%s", diff)
 	}

@@ -11,7 +11,7 @@ import (
 	"github.com/mayfly-ca/mayfly/ca/store"
 )
 
-// refused tells whether a new certificate of run is blocked.
+// refused reports whether a new certificate of run is blocked.
 func refused(t testing.TB, s store.Store, c *store.Certificate) bool {
 	t.Helper()
 	_, err := s.Record(context.Background(), c, store.Event{})

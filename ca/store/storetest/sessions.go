@@ -85,7 +85,7 @@ func testSessions(t *testing.T, o Open) {
 	if a, b := events(t, s, store.EventConnected), events(t, s, store.EventDisconnected); len(a) != 1 || len(b) != 1 || b[0].Detail["bytes_in"] != "50" || b[0].RunID != "1" {
 		t.Errorf("events: %+v %+v", a, b)
 	}
-	for range 2 { // an answer that was lost: told again, one event
+	for range 2 { // reported again after a lost answer: one event
 		if n, why := report(mine, "feed_stale", strings.Repeat("f", 32), "", 0); n != 1 {
 			t.Errorf("feed stale: %s", why)
 		}

@@ -1,5 +1,5 @@
-// Package storetest is the conformance suite of store.Store: every driver runs
-// it over a database of its own. It is for tests alone.
+// Package storetest is the conformance suite of store.Store.
+// ca/internal/sqlstore runs it over SQLite and over PostgreSQL. Only tests import it.
 package storetest
 
 import (
@@ -158,7 +158,7 @@ func listed(t testing.TB, set *store.CRLSet) store.CRLState {
 	return state
 }
 
-// holds tells whether a set lists serial.
+// holds reports whether a set lists serial.
 func holds(state store.CRLState, serial string) bool {
 	for _, entries := range state.Entries {
 		for _, e := range entries {
