@@ -168,6 +168,7 @@ func (r *runner) file(t *testing.T, name string) map[string]string {
 
 // The action's modes beside the proxy, and what a person reads of wrong inputs.
 func TestActionModes(t *testing.T) {
+	t.Parallel()
 	needRoot(t)
 	needNode(t)
 	s := startStack(t, "--engine-cmd", "/bin/false", "--engine-socket", "/nowhere.sock")

@@ -84,6 +84,7 @@ func TestReadmeNamesARef(t *testing.T) {
 
 // What a job does, against a real engine: one stack serves all of it.
 func TestJob(t *testing.T) {
+	t.Parallel()
 	needRoot(t)
 	release := newReleaseHost(t, filepath.Join(t.TempDir(), "client", "action"))
 	release.publish(t)
@@ -98,17 +99,31 @@ func TestJob(t *testing.T) {
 func testWorkflows(t *testing.T, s *stack, release *releaseHost) {
 	_, err := exec.LookPath("docker")
 	need(t, err == nil, "it builds with Docker's client: apt-get install docker-cli, or docker.io where there is none")
-	repo := t.TempDir()
-	copyTree(t, filepath.Join(s.dir, "state", "context"), repo)
 	for name, text := range map[string]string{
 		"readme":   workflows(t, "../../README.md")["In your workflow"],
 		"buildctl": workflows(t, "../../client/action/README.md")["buildctl"],
 	} {
-		text = strings.Replace(text, "https://issuer.example.com", s.env["MAYFLY_ISSUER"], 1)
-		text = strings.Replace(text, "          trust-anchor: sha256:... # printed by mayfly-issuer init\n", "", 1) // the CA file is in the environment
-		text = strings.Replace(text, "  build:", "  "+name+":", 1)
-		writeFile(t, filepath.Join(repo, ".github", "workflows", name+".yml"), text)
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			testWorkflow(t, s, release, name, text)
+		})
 	}
+}
+
+// testWorkflow runs a workflow whose job it calls name.
+func testWorkflow(t *testing.T, s *stack, release *releaseHost, name, text string) {
+	repo := t.TempDir()
+	copyTree(t, filepath.Join(s.dir, "state", "context"), repo)
+	dockerfile, err := os.ReadFile(filepath.Join(repo, "Dockerfile"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The engine must not find the step in its cache, where the other job put it.
+	writeFile(t, filepath.Join(repo, "Dockerfile"), strings.Replace(string(dockerfile), "ARG STAMP", "ENV JOB="+name, 1))
+	text = strings.Replace(text, "https://issuer.example.com", s.env["MAYFLY_ISSUER"], 1)
+	text = strings.Replace(text, "          trust-anchor: sha256:... # printed by mayfly-issuer init\n", "", 1) // the CA file is in the environment
+	text = strings.Replace(text, "  build:", "  "+name+":", 1)
+	writeFile(t, filepath.Join(repo, ".github", "workflows", name+".yml"), text)
 	must(t, "git", "-C", repo, "init", "-q")
 	must(t, "git", "-C", repo, "add", "-A")
 	must(t, "git", "-C", repo, "-c", "user.name=e2e", "-c", "user.email=e2e@example.com", "commit", "-q", "-m", "e2e")
@@ -121,10 +136,8 @@ func testWorkflows(t *testing.T, s *stack, release *releaseHost) {
 		"mayfly from release " + testRelease, "waking engine default at ", `RUN ["/demo", "build", "/artifact"]`, "engine default proved its name",
 		"who: ", "rule: app-main", "serial: ", "connections: ", "bytes sent: ", "ended by: the end of the job", "time to wake: ",
 	} {
-		for _, job := range []string{"readme", "buildctl"} {
-			if !strings.Contains(jobLog(out, job), want) && !(job == "readme" && want == "engine default proved its name") {
-				t.Errorf("the log of job %s lacks %q\n%s", job, want, out)
-			}
+		if !strings.Contains(jobLog(out, name), want) && !(name == "readme" && want == "engine default proved its name") {
+			t.Errorf("the log of job %s lacks %q\n%s", name, want, out)
 		}
 	}
 	if !strings.Contains(out, "built in container") { // the other job may find it cached
@@ -178,26 +191,26 @@ func runAct(t *testing.T, repo string, s *stack, release *releaseHost) (string, 
 		t.Fatal(err)
 	}
 	writeFile(t, roots, string(public)+"\n"+string(own))
-	home := goHome(t) // sets variables that os.Environ then has
 	cmd := exec.CommandContext(t.Context(), "go", args...)
-	cmd.Env = append(os.Environ(), "GOFLAGS=", "HOME="+home, "XDG_CACHE_HOME="+t.TempDir(), "XDG_CONFIG_HOME="+t.TempDir(), "SSL_CERT_FILE="+roots,
+	cmd.Env = append(append(os.Environ(), goCaches(t)...), "GOFLAGS=", "HOME="+t.TempDir(), "XDG_CACHE_HOME="+t.TempDir(), "XDG_CONFIG_HOME="+t.TempDir(), "SSL_CERT_FILE="+roots,
 		"PATH="+strings.Join([]string{filepath.Dir(node), filepath.Dir(engineTool(t, "buildctl")), os.Getenv("PATH")}, string(filepath.ListSeparator)))
 	out, err := cmd.CombinedOutput()
 	return string(out), err
 }
 
-// goHome keeps the Go caches where they are while HOME is the test's own: act
-// keeps what it runs below HOME.
-func goHome(t *testing.T) string {
+// goCaches are variables that name the Go caches for a command that has another
+// HOME, below which act keeps what it runs.
+func goCaches(t *testing.T) []string {
 	t.Helper()
+	var env []string
 	for _, name := range []string{"GOCACHE", "GOMODCACHE", "GOPATH"} {
 		out, err := exec.Command("go", "env", name).Output()
 		if err != nil {
 			t.Fatal(err)
 		}
-		t.Setenv(name, strings.TrimSpace(string(out)))
+		env = append(env, name+"="+strings.TrimSpace(string(out)))
 	}
-	return t.TempDir()
+	return env
 }
 
 // lint holds the workflow, and by it the action's metadata, against actionlint.

@@ -19,6 +19,7 @@ import (
 // and sees the session end on the page; the build dies and says why. With
 // JavaScript and without it, against a real BuildKit behind the real sidecar.
 func TestAdminEndsARunningBuild(t *testing.T) {
+	t.Parallel()
 	needRoot(t)
 	webtest.Need(t) // the last part expects the revocations that a browser made
 	s := startStack(t)

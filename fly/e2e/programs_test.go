@@ -27,7 +27,7 @@ func TestMain(m *testing.M) {
 }
 
 var buildPrograms = sync.OnceValue(func() error {
-	if err := goCommand("-C", "../..", "build", "-o", programsDir+"/", "./client/cmd/mayfly", "./issuer/cmd/mayfly-issuer", "./engine-sidecar/cmd/mayfly-sidecar"); err != nil {
+	if err := goCommand("-C", "../..", "build", "-o", programsDir+"/", "./client/cmd/mayfly", "./issuer/cmd/mayfly-issuer", "./engine-sidecar/cmd/mayfly-sidecar", "./fly/local"); err != nil {
 		return err
 	}
 	return goCommand("-C", "../..", "build", "-o", programsDir+"/", "./fly/local/demo")
@@ -49,8 +49,8 @@ func goCommand(args ...string) error {
 	return nil
 }
 
-// programs returns a folder with mayfly's three programs and the program of the
-// demonstration's build step.
+// programs returns a folder with mayfly's three programs, fly/local, and the
+// program of the demonstration's build step.
 func programs(t *testing.T) string {
 	t.Helper()
 	if err := buildPrograms(); err != nil {

@@ -41,13 +41,11 @@ func needRoot(t *testing.T) {
 func startStack(t *testing.T, args ...string) *stack {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "stack")
-	bin := filepath.Join(t.TempDir(), "local")
-	if out, err := exec.Command("go", "build", "-o", bin, "../local").CombinedOutput(); err != nil {
-		t.Fatalf("build fly/local: %v\n%s", err, out)
-	}
+	bin := programs(t)
 	ctx, stop := context.WithCancel(context.Background())
-	cmd := exec.CommandContext(ctx, bin, append([]string{"--keep", "--dir", dir}, args...)...)
+	cmd := exec.CommandContext(ctx, filepath.Join(bin, "local"), append([]string{"--keep", "--dir", dir}, args...)...)
 	cmd.Dir = "../.."
+	cmd.Env = append(os.Environ(), "MAYFLY_TEST_PROGRAMS="+bin)
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = time.Minute
 	var said strings.Builder

@@ -114,10 +114,12 @@ func (s *stack) buildTools(ctx context.Context) (string, error) {
 			return "", err
 		}
 	}
-	s.tools.bin = s.path("bin")
-	s.report.say("mayfly, mayfly-issuer, mayfly-sidecar")
-	if err := buildPrograms(ctx, module, s.tools.bin); err != nil {
-		return "", err
+	if s.tools.bin = os.Getenv(programsVariable); s.tools.bin == "" {
+		s.tools.bin = s.path("bin")
+		s.report.say("mayfly, mayfly-issuer, mayfly-sidecar")
+		if err := buildPrograms(ctx, module, s.tools.bin); err != nil {
+			return "", err
+		}
 	}
 	if s.engine, err = engineFor(s.options, s.tools, s.dir); err != nil {
 		return "", err

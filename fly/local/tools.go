@@ -19,6 +19,10 @@ const modulePath = "github.com/mayfly-ca/mayfly"
 // programs are mayfly's own, built into tools.bin.
 var programs = []string{"./client/cmd/mayfly", "./issuer/cmd/mayfly-issuer", "./engine-sidecar/cmd/mayfly-sidecar"}
 
+// programsVariable names the folder of programs that were built before. It is
+// for tests, which start several stacks and build the programs once.
+const programsVariable = "MAYFLY_TEST_PROGRAMS"
+
 // tools are the executables of the demonstration, all built from pinned
 // modules. The Go build cache is the only thing that outlives a run.
 type tools struct {
