@@ -60,7 +60,7 @@ func endRunningBuild(t *testing.T, s *stack, b *webtest.Browser, name, block str
 	if name == "script" {
 		b.Do("see it end by itself", webtest.See("#nobody"))
 	} else {
-		s.reload(t, b, issuer+"/sessions", "Nobody is connected")
+		s.reload(t, b, issuer+"/sessions", "No engine reports a connection")
 	}
 	b.Do("see how it ended", webtest.Open(issuer+"/sessions?ended=yes"), webtest.See("table"))
 	if row := b.Text("tbody tr"); !strings.Contains(row, "ended") || !strings.Contains(row, "revoked") {
