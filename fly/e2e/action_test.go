@@ -6,10 +6,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/rhysd/actionlint"
+	"go.yaml.in/yaml/v3"
 )
 
 // act runs workflows without GitHub and, in host mode, without Docker.
@@ -40,7 +42,7 @@ func workflows(t *testing.T, page string) map[string]string {
 }
 
 // pages have workflows, and so many.
-var pages = map[string]int{"../../README.md": 1, "../../client/action/README.md": 4}
+var pages = map[string]int{"../../README.md": 1, "../../client/action/README.md": 4, "../README.md": 1}
 
 // The pages' workflows as they stand are workflows.
 func TestReadmeWorkflowsLint(t *testing.T) {
@@ -56,6 +58,43 @@ func TestReadmeWorkflowsLint(t *testing.T) {
 			writeFile(t, filepath.Join(repo, ".github", "workflows", strings.ReplaceAll(heading, " ", "-")+".yml"), text)
 		}
 		lint(t, repo)
+	}
+}
+
+// The pages give dagger-for-github inputs that its action.yml has: actionlint
+// does not know that action. The list is that of v8.4.1.
+func TestReadmeDaggerForGitHub(t *testing.T) {
+	t.Parallel()
+	inputs := strings.Fields("version commit dagger-flags verb workdir cloud-token module args call shell check summary-path enable-github-summary")
+	var workflow struct {
+		Jobs map[string]struct {
+			Steps []struct {
+				Uses string
+				With map[string]string
+			}
+		}
+	}
+	text := workflows(t, "../../client/action/README.md")["Dagger"]
+	if err := yaml.Unmarshal([]byte(text), &workflow); err != nil {
+		t.Fatal(err)
+	}
+	found := 0
+	for _, step := range workflow.Jobs["build"].Steps {
+		if !strings.HasPrefix(step.Uses, "dagger/dagger-for-github@") {
+			continue
+		}
+		found++
+		if step.Uses != "dagger/dagger-for-github@v8.4.1" {
+			t.Errorf("%s: compare the list of inputs with its action.yml", step.Uses)
+		}
+		for name := range step.With {
+			if !slices.Contains(inputs, name) {
+				t.Errorf("%s has no input %s", step.Uses, name)
+			}
+		}
+	}
+	if found != 1 {
+		t.Errorf("the example has %d steps of dagger-for-github, want 1", found)
 	}
 }
 
