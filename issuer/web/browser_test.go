@@ -14,7 +14,9 @@ import (
 // An admin logs in, finds a certificate by its repository, is told what
 // revoking it touches, revokes it and sees it revoked.
 func TestBrowser(t *testing.T) {
+	t.Parallel()
 	t.Run("with script", func(t *testing.T) {
+		t.Parallel()
 		i, serial := busy(t)
 		b := webtest.Start(t, webtest.Options{})
 		logIn(b, i)
@@ -27,6 +29,7 @@ func TestBrowser(t *testing.T) {
 		afterwards(b, axe, i, serial)
 	})
 	t.Run("without script", func(t *testing.T) {
+		t.Parallel()
 		i, serial := busy(t)
 		b := webtest.Start(t, webtest.Options{NoScript: true})
 		logIn(b, i)

@@ -42,8 +42,14 @@ func kills(t *testing.T) int {
 // and buys the same, by the same key alone; what was revoked stays so.
 func TestKilledUnderLoad(t *testing.T) {
 	t.Parallel()
-	t.Run("sqlite", func(t *testing.T) { killAgainAndAgain(t, newAuthority(t, "")) })
-	t.Run("postgres", func(t *testing.T) { killAgainAndAgain(t, newAuthority(t, catest.StartPostgres(t).Database(t))) })
+	t.Run("sqlite", func(t *testing.T) {
+		t.Parallel()
+		killAgainAndAgain(t, newAuthority(t, ""))
+	})
+	t.Run("postgres", func(t *testing.T) {
+		t.Parallel()
+		killAgainAndAgain(t, newAuthority(t, catest.StartPostgres(t).Database(t)))
+	})
 }
 
 func killAgainAndAgain(t *testing.T, a *authority) {
