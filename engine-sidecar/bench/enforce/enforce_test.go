@@ -18,9 +18,13 @@ func TestEnforce(t *testing.T) {
 	if os.Getenv("MAYFLY_TEST_REQUIRE") == "all" {
 		cuts, relays = "200", "5000"
 	}
-	program := filepath.Join(t.TempDir(), "enforce")
+	bin := t.TempDir()
+	program := filepath.Join(bin, "enforce")
 	if out, err := exec.Command("go", "build", "-o", program, ".").CombinedOutput(); err != nil {
 		t.Fatalf("build: %v\n%s", err, out)
+	}
+	if err := buildPrograms(t.Context(), bin); err != nil {
+		t.Fatal(err)
 	}
 	for _, c := range []struct {
 		args []string
@@ -34,6 +38,7 @@ func TestEnforce(t *testing.T) {
 			t.Parallel()
 			var out, progress bytes.Buffer
 			cmd := exec.CommandContext(t.Context(), program, c.args...)
+			cmd.Env = append(os.Environ(), programsVariable+"="+bin)
 			cmd.Stdout, cmd.Stderr = &out, &progress
 			if err := cmd.Run(); err != nil {
 				t.Fatalf("%v\n%s%s", err, out.String(), progress.String())

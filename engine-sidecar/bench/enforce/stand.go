@@ -36,7 +36,8 @@ const (
 // stand is an issuer with its providers of tokens, and what starts sidecars. It
 // owns all of it: close ends it.
 type stand struct {
-	dir     string // and the programs
+	dir     string
+	bin     string // holds the programs
 	o       options
 	issuer  *process
 	url     string
@@ -65,6 +66,19 @@ func (s *stand) close() {
 	}
 }
 
+// programsVariable names the folder of programs that were built before. It is
+// for tests, which measure several times and build the programs once.
+const programsVariable = "MAYFLY_TEST_PROGRAMS"
+
+func buildPrograms(ctx context.Context, dir string) error {
+	build := exec.CommandContext(ctx, "go", "build", "-o", dir+"/",
+		"github.com/mayfly-ca/mayfly/issuer/cmd/mayfly-issuer", "github.com/mayfly-ca/mayfly/engine-sidecar/cmd/mayfly-sidecar")
+	if out, err := build.CombinedOutput(); err != nil {
+		return fmt.Errorf("build: %w\n%s", err, out)
+	}
+	return nil
+}
+
 func (s *stand) start(ctx context.Context, serverTTL time.Duration) (err error) {
 	if err := raiseFiles(s.o.count); err != nil {
 		return err
@@ -73,10 +87,11 @@ func (s *stand) start(ctx context.Context, serverTTL time.Duration) (err error) 
 		return err
 	}
 	s.closers = append(s.closers, func() { os.RemoveAll(s.dir) })
-	build := exec.CommandContext(ctx, "go", "build", "-o", s.dir+"/",
-		"github.com/mayfly-ca/mayfly/issuer/cmd/mayfly-issuer", "github.com/mayfly-ca/mayfly/engine-sidecar/cmd/mayfly-sidecar")
-	if out, err := build.CombinedOutput(); err != nil {
-		return fmt.Errorf("build: %w\n%s", err, out)
+	if s.bin = os.Getenv(programsVariable); s.bin == "" {
+		s.bin = s.dir
+		if err := buildPrograms(ctx, s.bin); err != nil {
+			return err
+		}
 	}
 	for kind, p := range map[idtoken.Type]**idtokentest.Provider{idtoken.GitHub: &s.github, idtoken.Fly: &s.fly, idtoken.People: &s.staff} {
 		if *p, err = idtokentest.New(idtokentest.Options{Type: kind, ClientID: "mayfly"}); err != nil {
@@ -99,7 +114,7 @@ func (s *stand) start(ctx context.Context, serverTTL time.Duration) (err error) 
 		return err
 	}
 	s.url = "https://" + addr
-	initialise := exec.CommandContext(ctx, s.dir+"/mayfly-issuer", "init", "--dir", s.dir+"/ca", "--trust-domain", trustDomain,
+	initialise := exec.CommandContext(ctx, s.bin+"/mayfly-issuer", "init", "--dir", s.dir+"/ca", "--trust-domain", trustDomain,
 		"--issuer-url", s.url, "--engine-dns", serverName)
 	if out, err := initialise.CombinedOutput(); err != nil {
 		return fmt.Errorf("mayfly-issuer init: %w\n%s", err, out)
@@ -171,7 +186,7 @@ func (s *stand) caFile() string { return s.dir + "/ca/issuer/root.crt" }
 
 // serve starts the issuer, also again, and waits until it is ready.
 func (s *stand) serve(ctx context.Context) (err error) {
-	if s.issuer, err = startProcess(s.o.verbose, nil, s.dir+"/mayfly-issuer", "serve", "--log-format", "text", "--config", s.dir+"/ca/issuer/issuer.yaml"); err != nil {
+	if s.issuer, err = startProcess(s.o.verbose, nil, s.bin+"/mayfly-issuer", "serve", "--log-format", "text", "--config", s.dir+"/ca/issuer/issuer.yaml"); err != nil {
 		return err
 	}
 	for {
@@ -239,7 +254,7 @@ func (s *stand) startSidecar(ctx context.Context, engine func(socket string) []s
 		"MAYFLY_SIDECAR_TOKEN_SOURCE=fly", "MAYFLY_SIDECAR_FLY_API_SOCKET=" + s.flyAPI, "MAYFLY_SIDECAR_DRAIN_TIMEOUT=1ms",
 		fmt.Sprintf("MAYFLY_SIDECAR_UNSAFE_NO_ISOLATION=%v", os.Geteuid() != 0),
 	}, env...)
-	p, err := startProcess(s.o.verbose, environ, append([]string{s.dir + "/mayfly-sidecar", "run", "--"}, engine(socket)...)...)
+	p, err := startProcess(s.o.verbose, environ, append([]string{s.bin + "/mayfly-sidecar", "run", "--"}, engine(socket)...)...)
 	if err != nil {
 		return nil, err
 	}
