@@ -40,6 +40,10 @@ func (c *revokeCommand) Run(ctx context.Context, i *invocation) error {
 	req := wire.RevokeRequest{Serial: c.Serial, All: c.All, Block: c.Block, Reason: c.Reason}
 	order, err := issuer.RevocationOf(req)
 	if err != nil {
+		var wrong *issuer.Error // without the name that it has on the wire
+		if errors.As(err, &wrong) && wrong.Detail != "" {
+			return command.Usagef("%s", wrong.Detail)
+		}
 		return command.Usagef("%w", err)
 	}
 	order.By = "host/" + hostUser()
