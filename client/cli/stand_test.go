@@ -251,7 +251,8 @@ func (s *stand) serveOn(ln net.Listener, leaf mtlstest.Leaf, roots *x509.CertPoo
 			mu.Lock()
 			open[c] = true
 			mu.Unlock()
-			wg.Go(func() { defer c.Close(); s.serveEngine(tls.Server(c, cfg)) })
+			conn := tls.Server(c, cfg)
+			wg.Go(func() { defer conn.Close(); s.serveEngine(conn) })
 		}
 	})
 	s.tb.Cleanup(func() {
