@@ -67,10 +67,10 @@ type Authority struct {
 	rootCRL     *x509.RevocationList
 	constraints Constraints
 	current     *intermediate
-	// lines are all intermediates that sign CRLs, current first.
-	lines []*intermediate
-	store store.Store
-	log   *slog.Logger
+	// issuers are all intermediates that sign CRLs, current first.
+	issuers []*intermediate
+	store   store.Store
+	log     *slog.Logger
 
 	crls   atomic.Pointer[CRLs]
 	flight singleflight.Group
@@ -153,7 +153,7 @@ func (a *Authority) openCurrent(ctx context.Context, c Config, base string) erro
 	if err != nil {
 		return fmt.Errorf("intermediate: %w", err)
 	}
-	a.lines = []*intermediate{a.current}
+	a.issuers = []*intermediate{a.current}
 	return nil
 }
 
@@ -170,7 +170,7 @@ func (a *Authority) openPrevious(ctx context.Context, previous []Previous, base 
 		if constraints.TrustDomain != a.constraints.TrustDomain {
 			return fmt.Errorf("previous intermediate %d: it is of trust domain %s", i+1, constraints.TrustDomain.Name())
 		}
-		if a.line(cert.SubjectKeyId) != nil {
+		if a.issuerFor(cert.SubjectKeyId) != nil {
 			return fmt.Errorf("previous intermediate %d: configured twice", i+1)
 		}
 		switch {
@@ -185,14 +185,14 @@ func (a *Authority) openPrevious(ctx context.Context, previous []Previous, base 
 		if err != nil {
 			return fmt.Errorf("previous intermediate %d: %w", i+1, err)
 		}
-		a.lines = append(a.lines, line)
+		a.issuers = append(a.issuers, line)
 	}
 	return nil
 }
 
-// line is the intermediate with a subject key id, or nil.
-func (a *Authority) line(keyID []byte) *intermediate {
-	for _, l := range a.lines {
+// issuerFor is the intermediate with a subject key id, or nil.
+func (a *Authority) issuerFor(keyID []byte) *intermediate {
+	for _, l := range a.issuers {
 		if bytes.Equal(l.cert.SubjectKeyId, keyID) {
 			return l
 		}
@@ -203,7 +203,7 @@ func (a *Authority) line(keyID []byte) *intermediate {
 // Close lets go of the keys. The store is its owner's.
 func (a *Authority) Close() error {
 	var errs []error
-	for _, l := range a.lines {
+	for _, l := range a.issuers {
 		errs = append(errs, l.key.Close())
 	}
 	return errors.Join(errs...)
@@ -227,8 +227,8 @@ func (a *Authority) TrustBundle() []*x509.Certificate { return []*x509.Certifica
 
 // Intermediates are those whose leaves still verify, the issuing one first.
 func (a *Authority) Intermediates() []*x509.Certificate {
-	certs := make([]*x509.Certificate, len(a.lines))
-	for i, l := range a.lines {
+	certs := make([]*x509.Certificate, len(a.issuers))
+	for i, l := range a.issuers {
 		certs[i] = l.cert
 	}
 	return certs

@@ -70,14 +70,14 @@ func NewConstraints(trustDomain string, engineDNS []string, issuerURL string) (C
 // ParseTrustDomain takes a lower-case DNS name of two labels or more.
 func ParseTrustDomain(s string) (spiffeid.TrustDomain, error) {
 	td, err := spiffeid.TrustDomainFromString(s)
-	if err != nil || td.Name() != s || !issuance.HostName(s) || !strings.Contains(s, ".") {
+	if err != nil || td.Name() != s || !issuance.ValidHostName(s) || !strings.Contains(s, ".") {
 		return spiffeid.TrustDomain{}, fmt.Errorf("trust domain %q is not a lower-case DNS name of two labels or more", s)
 	}
 	return td, nil
 }
 
 func (c *Constraints) addDNS(name string) error {
-	if !issuance.HostName(name) {
+	if !issuance.ValidHostName(name) {
 		return fmt.Errorf("%q is not a lower-case host name without wildcard", name)
 	}
 	if !strings.Contains(name, ".") && name != "localhost" {

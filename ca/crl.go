@@ -138,30 +138,30 @@ func (a *Authority) publish(ctx context.Context) (*CRLs, error) {
 	if err != nil {
 		return nil, fmt.Errorf("publish CRLs: %w", err)
 	}
-	if !fresh(set.SignedAt) || !a.covered(set) {
+	if !fresh(set.SignedAt) || !a.coversIssuers(set) {
 		// Signed by a replica whose clock is ahead, or before a rotation.
 		if set, err = a.store.PublishCRLs(ctx, 0, sign); err != nil {
 			return nil, fmt.Errorf("publish CRLs: %w", err)
 		}
 	}
-	return a.keep(a.compose(set)), nil
+	return a.keepNewest(a.bundle(set)), nil
 }
 
-// covered tells whether set has a CRL of each of our intermediates.
-func (a *Authority) covered(set *store.CRLSet) bool {
+// coversIssuers tells whether set has a CRL of each of our intermediates.
+func (a *Authority) coversIssuers(set *store.CRLSet) bool {
 	n := 0
 	for _, c := range set.CRLs {
-		for _, l := range a.lines {
+		for _, l := range a.issuers {
 			if l.aki == c.AKI {
 				n++
 			}
 		}
 	}
-	return n == len(a.lines)
+	return n == len(a.issuers)
 }
 
-// keep remembers c unless a newer set is known, and returns the newer.
-func (a *Authority) keep(c *CRLs) *CRLs {
+// keepNewest remembers c unless a newer set is known, and returns the newer.
+func (a *Authority) keepNewest(c *CRLs) *CRLs {
 	for {
 		old := a.crls.Load()
 		if old != nil && old.Number > c.Number {
@@ -173,14 +173,14 @@ func (a *Authority) keep(c *CRLs) *CRLs {
 	}
 }
 
-func (a *Authority) compose(set *store.CRLSet) *CRLs {
+func (a *Authority) bundle(set *store.CRLSet) *CRLs {
 	c := &CRLs{Number: set.Number, SignedAt: set.SignedAt, ByAKI: make(map[string][]byte, len(set.CRLs))}
 	for _, s := range set.CRLs {
 		c.ByAKI[s.AKI] = s.DER
 	}
 	c.Current = c.ByAKI[a.current.aki]
 	var b bytes.Buffer
-	for _, l := range a.lines {
+	for _, l := range a.issuers {
 		if der, ok := c.ByAKI[l.aki]; ok {
 			writePEM(&b, blockCertificate, l.cert.Raw)
 			writePEM(&b, blockCRL, der)
@@ -205,8 +205,8 @@ func (a *Authority) signer(ctx context.Context) func(store.CRLState) ([]store.Si
 func (a *Authority) signCRLs(ctx context.Context, s store.CRLState) ([]store.SignedCRL, error) {
 	// The clock is ours, not the database's: the guard compares it with its own.
 	now := time.Now().UTC().Truncate(time.Second)
-	signed := make([]store.SignedCRL, 0, len(a.lines))
-	for _, l := range a.lines {
+	signed := make([]store.SignedCRL, 0, len(a.issuers))
+	for _, l := range a.issuers {
 		entries, err := crlEntries(s.Entries[l.aki])
 		if err != nil {
 			return nil, err
@@ -239,7 +239,7 @@ func (a *Authority) signCRLs(ctx context.Context, s store.CRLState) ([]store.Sig
 }
 
 func (a *Authority) holds(aki string) bool {
-	for _, l := range a.lines {
+	for _, l := range a.issuers {
 		if l.aki == aki {
 			return true
 		}

@@ -42,7 +42,7 @@ func (a *Authority) isOwnKey(pub crypto.PublicKey) bool {
 	if !ok || k.Equal(a.root.PublicKey) {
 		return true
 	}
-	for _, l := range a.lines {
+	for _, l := range a.issuers {
 		if k.Equal(l.cert.PublicKey) {
 			return true
 		}

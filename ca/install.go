@@ -211,5 +211,5 @@ func (a *Authority) Publish(ctx context.Context, by string) (*CRLs, error) {
 	if err != nil {
 		return nil, fmt.Errorf("publish CRLs: %w", err)
 	}
-	return a.keep(a.compose(set)), nil
+	return a.keepNewest(a.bundle(set)), nil
 }

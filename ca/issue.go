@@ -111,7 +111,7 @@ func (i *intermediate) leaf(p issuance.Params, pub crypto.PublicKey, now time.Ti
 	if err != nil {
 		return nil, err
 	}
-	t, err := i.endEntity(pub, eku, now)
+	t, err := i.baseTemplate(pub, eku, now)
 	if err != nil {
 		return nil, err
 	}
@@ -122,8 +122,8 @@ func (i *intermediate) leaf(p issuance.Params, pub crypto.PublicKey, now time.Ti
 	return t, nil
 }
 
-// endEntity is what every leaf of i has. NotAfter is left to set.
-func (i *intermediate) endEntity(pub crypto.PublicKey, eku x509.ExtKeyUsage, now time.Time) (*x509.Certificate, error) {
+// baseTemplate is what every leaf of i has. NotAfter is left to set.
+func (i *intermediate) baseTemplate(pub crypto.PublicKey, eku x509.ExtKeyUsage, now time.Time) (*x509.Certificate, error) {
 	serial, err := newSerial()
 	if err != nil {
 		return nil, err

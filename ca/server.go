@@ -34,7 +34,7 @@ func (a *Authority) serverCertificate(ctx context.Context, dnsNames []string, ip
 		return nil, errors.New("no name")
 	}
 	for _, name := range dnsNames {
-		if !issuance.HostName(name) || !a.constraints.PermitsDNS(name) {
+		if !issuance.ValidHostName(name) || !a.constraints.PermitsDNS(name) {
 			return nil, fmt.Errorf("DNS name %q is outside of the intermediate's name constraints (init --issuer-url)", name)
 		}
 	}
@@ -47,7 +47,7 @@ func (a *Authority) serverCertificate(ctx context.Context, dnsNames []string, ip
 	if err != nil {
 		return nil, err
 	}
-	template, err := a.current.endEntity(key.Public(), x509.ExtKeyUsageServerAuth, time.Now())
+	template, err := a.current.baseTemplate(key.Public(), x509.ExtKeyUsageServerAuth, time.Now())
 	if err != nil {
 		return nil, err
 	}

@@ -55,7 +55,7 @@ func (a *Authority) Verify(ctx context.Context) (*Verified, error) {
 		}
 		fault(c.Serial, err)
 		if told != nil {
-			fault(c.Serial, a.verifyTold(ctx, told, c))
+			fault(c.Serial, a.checkEvents(ctx, told, c))
 		}
 		return nil
 	})
@@ -75,19 +75,19 @@ func (a *Authority) Verify(ctx context.Context) (*Verified, error) {
 	return v, nil
 }
 
-// keptFor is how long after its issuing a certificate is in the store for
+// minRetention is how long after its issuing a certificate is in the store for
 // certain: see Store.Prune. Its event is kept for longer.
-const keptFor = 26 * time.Hour
+const minRetention = 26 * time.Hour
 
-// told is what the events say of certificates, by serial.
-type told struct {
+// eventIndex is what the events say of certificates, by serial.
+type eventIndex struct {
 	since   time.Time       // of issued
 	issued  map[string]bool // within keptFor, and not come across yet
 	revoked map[string]bool
 }
 
-func (a *Authority) readTold(ctx context.Context) (*told, error) {
-	t := &told{since: time.Now().Add(-keptFor), issued: make(map[string]bool), revoked: make(map[string]bool)}
+func (a *Authority) readTold(ctx context.Context) (*eventIndex, error) {
+	t := &eventIndex{since: time.Now().Add(-minRetention), issued: make(map[string]bool), revoked: make(map[string]bool)}
 	err := a.eachEvent(ctx, store.EventFilter{Type: store.EventIssued, Since: &t.since}, func(e *store.Event) {
 		if e.Identity != "" { // else the issuer's own, which is no record
 			t.issued[e.Serial] = true
@@ -114,8 +114,8 @@ func (a *Authority) eachEvent(ctx context.Context, filter store.EventFilter, f f
 	}
 }
 
-// verifyTold holds one record to what the events say of it.
-func (a *Authority) verifyTold(ctx context.Context, t *told, c *store.Certificate) error {
+// checkEvents holds one record to what the events say of it.
+func (a *Authority) checkEvents(ctx context.Context, t *eventIndex, c *store.Certificate) error {
 	was := t.issued[c.Serial]
 	delete(t.issued, c.Serial)
 	if t.revoked[c.Serial] && c.RevokedAt == nil {
@@ -139,12 +139,12 @@ func (a *Authority) verifyRecord(c *store.Certificate) (known bool, err error) {
 	if err != nil {
 		return false, fmt.Errorf("authority key id: %w", err)
 	}
-	line := a.line(aki)
+	line := a.issuerFor(aki)
 	leaf, err := guard.Assemble(c.TBS, c.Signature)
 	if err != nil {
 		return line != nil, err
 	}
-	if err := agrees(c, leaf); err != nil {
+	if err := checkColumns(c, leaf); err != nil {
 		return line != nil, err
 	}
 	if err := issuance.CheckSubject(leaf, a.constraints.TrustDomain, c.Identity, c.Rule, c.Run, c.Engines, subjectOf(c)); err != nil {
@@ -173,12 +173,12 @@ func (a *Authority) verifyRecord(c *store.Certificate) (known bool, err error) {
 	return true, nil
 }
 
-func subjectOf(c *store.Certificate) issuance.Subject {
-	return issuance.Subject{Repository: c.Repository, RepositoryID: c.RepositoryID, RunID: c.RunID, Actor: c.Actor}
+func subjectOf(c *store.Certificate) issuance.Labels {
+	return issuance.Labels{Repository: c.Repository, RepositoryID: c.RepositoryID, RunID: c.RunID, Actor: c.Actor}
 }
 
-// agrees compares the columns of a record with the leaf that it records.
-func agrees(c *store.Certificate, leaf *x509.Certificate) error {
+// checkColumns compares the columns of a record with the leaf that it records.
+func checkColumns(c *store.Certificate, leaf *x509.Certificate) error {
 	spki := sha256.Sum256(leaf.RawSubjectPublicKeyInfo)
 	switch {
 	case guard.Serial(leaf) != c.Serial:
@@ -201,7 +201,7 @@ func (a *Authority) Chain(c *store.Certificate) []*x509.Certificate {
 	if err != nil || len(c.Signature) == 0 {
 		return nil
 	}
-	line := a.line(aki)
+	line := a.issuerFor(aki)
 	leaf, err := guard.Assemble(c.TBS, c.Signature)
 	if line == nil || err != nil || leaf.CheckSignatureFrom(line.cert) != nil {
 		return nil

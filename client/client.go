@@ -92,7 +92,7 @@ type Client struct {
 	closed  bool
 	started int                        // counts goroutines, to name them in stop
 	stop    map[int]context.CancelFunc // of running goroutines, for Close
-	tethers map[string]*tether         // by engine
+	tethers map[string]*engineRelays   // by engine
 	wg      sync.WaitGroup
 }
 
@@ -119,12 +119,12 @@ func New(ctx context.Context, cfg Config) (*Client, error) {
 	c := &Client{
 		cfg: cfg, issuer: issuer, audience: cfg.Audience, log: cfg.Logger,
 		minting: make(chan struct{}, 1), fetching: make(chan struct{}, 1),
-		stop: map[int]context.CancelFunc{}, tethers: map[string]*tether{},
+		stop: map[int]context.CancelFunc{}, tethers: map[string]*engineRelays{},
 	}
 	if c.log == nil {
 		c.log = slog.New(slog.DiscardHandler)
 	}
-	if c.audience, err = c.askAudience(ctx); err != nil {
+	if c.audience, err = c.resolveAudience(ctx); err != nil {
 		issuer.CloseIdleConnections()
 		return nil, err
 	}
@@ -138,9 +138,9 @@ func New(ctx context.Context, cfg Config) (*Client, error) {
 	return c, nil
 }
 
-// askAudience is the configured audience, or the issuer's, which must be one of
+// resolveAudience is the configured audience, or the issuer's, which must be one of
 // mayfly's: the runner would hand out a token for any service.
-func (c *Client) askAudience(ctx context.Context) (string, error) {
+func (c *Client) resolveAudience(ctx context.Context) (string, error) {
 	if c.cfg.Audience != "" {
 		if err := tokensource.CheckAudience(c.cfg.Audience); err != nil {
 			return "", err
@@ -164,7 +164,7 @@ func (c *Client) issuerInfo(ctx context.Context) (wire.Info, error) {
 	b := backoff{min: mintDelayMin, max: mintDelayMax}
 	for attempt := 1; ; attempt++ {
 		info, err := c.issuer.Info(ctx)
-		if err == nil || attempt == mintAttempts || !mintAgain(err, false) {
+		if err == nil || attempt == mintAttempts || !shouldRetryMint(err, false) {
 			return info, err
 		}
 		if sleep(ctx, b.next()) != nil {

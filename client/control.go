@@ -23,10 +23,10 @@ const (
 	maxHolds = 3
 )
 
-// tether is the relays that a client has at one engine, and the control
+// engineRelays is the relays that a client has at one engine, and the control
 // connection that holds them there: one at a time, under the newest
 // certificate, for as long as there are relays.
-type tether struct {
+type engineRelays struct {
 	c      *Client
 	engine string
 	// wake tells run that relays or the certificate have changed.
@@ -43,8 +43,8 @@ type tether struct {
 	silence *time.Timer
 }
 
-// tether returns the engine's, made at the first relay.
-func (c *Client) tether(engine string) (*tether, error) {
+// relaysTo returns the engine's, made at the first relay.
+func (c *Client) relaysTo(engine string) (*engineRelays, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {
@@ -52,14 +52,14 @@ func (c *Client) tether(engine string) (*tether, error) {
 	}
 	t := c.tethers[engine]
 	if t == nil {
-		t = &tether{c: c, engine: engine, wake: make(chan struct{}, 1), relays: map[*relay]struct{}{}}
+		t = &engineRelays{c: c, engine: engine, wake: make(chan struct{}, 1), relays: map[*relay]struct{}{}}
 		c.tethers[engine] = t
 	}
 	return t, nil
 }
 
 // add takes a relay in, and starts the control connection with the first.
-func (t *tether) add(r *relay) error {
+func (t *engineRelays) add(r *relay) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.closed {
@@ -81,7 +81,7 @@ func (t *tether) add(r *relay) error {
 	return nil
 }
 
-func (t *tether) remove(r *relay) {
+func (t *engineRelays) remove(r *relay) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	delete(t.relays, r)
@@ -92,7 +92,7 @@ func (t *tether) remove(r *relay) {
 }
 
 // close ends all relays; their readers see a closed connection.
-func (t *tether) close() {
+func (t *engineRelays) close() {
 	t.mu.Lock()
 	t.closed = true
 	t.mu.Unlock()
@@ -101,14 +101,14 @@ func (t *tether) close() {
 	}
 }
 
-func (t *tether) signal() {
+func (t *engineRelays) signal() {
 	select {
 	case t.wake <- struct{}{}:
 	default:
 	}
 }
 
-func (t *tether) snapshot() []*relay {
+func (t *engineRelays) snapshot() []*relay {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	relays := make([]*relay, 0, len(t.relays))
@@ -118,14 +118,14 @@ func (t *tether) snapshot() []*relay {
 	return relays
 }
 
-func (t *tether) refusal() *RejectedError {
+func (t *engineRelays) refusal() *RejectedError {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.refused
 }
 
-// heard is a sign of life from the engine's machine.
-func (t *tether) heard() {
+// resetSilence is a sign of life from the engine's machine.
+func (t *engineRelays) resetSilence() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if len(t.relays) > 0 {
@@ -138,9 +138,9 @@ func (t *tether) heard() {
 // that was never held is left to the kernel's timers: its sidecar does not
 // judge it by pings either. When control connections are refused, the machine
 // lives.
-func (t *tether) silent() {
+func (t *engineRelays) silent() {
 	if t.refusal() != nil {
-		t.heard()
+		t.resetSilence()
 		return
 	}
 	for _, r := range t.snapshot() {
@@ -148,11 +148,11 @@ func (t *tether) silent() {
 			r.end(ReasonSilence, nil)
 		}
 	}
-	t.heard() // the next look
+	t.resetSilence() // the next look
 }
 
 // idle ends run when there are no relays.
-func (t *tether) idle() bool {
+func (t *engineRelays) idle() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if len(t.relays) > 0 {
@@ -166,7 +166,7 @@ func (t *tether) idle() bool {
 // run keeps a control connection open while there are relays: the next one
 // after a renewal, which takes over before the old one closes, or after a
 // reset.
-func (t *tether) run(ctx context.Context) {
+func (t *engineRelays) run(ctx context.Context) {
 	var now *control
 	defer func() {
 		if now != nil {
@@ -203,7 +203,7 @@ func (t *tether) run(ctx context.Context) {
 
 // next opens a control connection under cred and closes the old one once the
 // new one holds the relays.
-func (t *tether) next(ctx context.Context, cred *Credential, old *control) (*control, error) {
+func (t *engineRelays) next(ctx context.Context, cred *Credential, old *control) (*control, error) {
 	ctx, cancel := context.WithTimeout(ctx, controlDial)
 	defer cancel()
 	engine, ok := cred.engine(t.engine)
@@ -223,7 +223,7 @@ func (t *tether) next(ctx context.Context, cred *Credential, old *control) (*con
 	t.mu.Lock()
 	t.refused = nil
 	t.mu.Unlock()
-	t.heard()
+	t.resetSilence()
 	next := newControl(t, conn)
 	if old != nil {
 		next.hold(t.snapshot())
@@ -238,7 +238,7 @@ func (t *tether) next(ctx context.Context, cred *Credential, old *control) (*con
 
 // control is one control connection.
 type control struct {
-	t    *tether
+	t    *engineRelays
 	conn *engineConn
 	done chan struct{} // closed when the connection no longer serves
 	stop func()        // closes done, once
@@ -252,7 +252,7 @@ type control struct {
 	news chan struct{}
 }
 
-func newControl(t *tether, conn *engineConn) *control {
+func newControl(t *engineRelays, conn *engineConn) *control {
 	k := &control{
 		t: t, conn: conn, done: make(chan struct{}),
 		asked: map[*relay]int{}, names: map[string]*relay{}, held: map[*relay]struct{}{},
@@ -312,8 +312,8 @@ func (k *control) forget(present map[*relay]struct{}) {
 	}
 }
 
-// holdAgain repeats holds that were not confirmed.
-func (k *control) holdAgain() {
+// resendHolds repeats holds that were not confirmed.
+func (k *control) resendHolds() {
 	k.mu.Lock()
 	var names []string
 	for r, times := range k.asked {
@@ -367,7 +367,7 @@ func (k *control) ping() {
 			return
 		case <-tick.C:
 			k.send(wire.Control{Ping: n})
-			k.holdAgain()
+			k.resendHolds()
 		}
 	}
 }
@@ -395,7 +395,7 @@ func (k *control) read() {
 			k.ending(err)
 			return
 		}
-		k.t.heard()
+		k.t.resetSilence()
 		m, err := wire.ParseControl(line)
 		if err != nil {
 			k.ending(err)
@@ -422,7 +422,7 @@ func (k *control) receive(m wire.Control) {
 		r := k.names[m.Cut]
 		k.mu.Unlock()
 		if r == nil {
-			r = k.t.find(m.Cut)
+			r = k.t.byName(m.Cut)
 		}
 		if r != nil {
 			var detail error
@@ -452,7 +452,7 @@ func (k *control) confirmed(names []string) {
 	}
 }
 
-func (t *tether) find(name string) *relay {
+func (t *engineRelays) byName(name string) *relay {
 	for _, r := range t.snapshot() {
 		if r.name == name {
 			return r

@@ -32,7 +32,7 @@ type Credential struct {
 	// Response is the issuer's answer.
 	Response wire.IssueResponse
 	// Claims is what the certificate says about its holder.
-	Claims      identity.Claims
+	Claims      identity.Identity
 	TrustDomain spiffeid.TrustDomain
 	// Leaf is the certificate.
 	Leaf *x509.Certificate
@@ -173,7 +173,7 @@ func (i *Issuer) Mint(ctx context.Context, r MintRequest) (*Credential, error) {
 	}
 	var csr bytes.Buffer
 	writePEM(&csr, "CERTIFICATE REQUEST", der)
-	resp, err := i.buy(ctx, r, wire.IssueRequest{CSR: csr.String(), Engine: r.Engine, OneEngine: r.OneEngine && r.Engine == ""})
+	resp, err := i.requestCertificate(ctx, r, wire.IssueRequest{CSR: csr.String(), Engine: r.Engine, OneEngine: r.OneEngine && r.Engine == ""})
 	if err != nil {
 		return nil, err
 	}
@@ -184,8 +184,8 @@ func (i *Issuer) Mint(ctx context.Context, r MintRequest) (*Credential, error) {
 	return c, nil
 }
 
-// buy exchanges tokens for an answer, with retries.
-func (i *Issuer) buy(ctx context.Context, r MintRequest, req wire.IssueRequest) (wire.IssueResponse, error) {
+// requestCertificate exchanges tokens for an answer, with retries.
+func (i *Issuer) requestCertificate(ctx context.Context, r MintRequest, req wire.IssueRequest) (wire.IssueResponse, error) {
 	ctx, cancel := context.WithTimeout(ctx, mintTotal)
 	defer cancel()
 	replayed := false
@@ -204,7 +204,7 @@ func (i *Issuer) buy(ctx context.Context, r MintRequest, req wire.IssueRequest) 
 			req.OneEngine = false // an older issuer refuses the member; identify checks its answer
 			continue
 		}
-		if attempt == mintAttempts || !mintAgain(err, !replayed) {
+		if attempt == mintAttempts || !shouldRetryMint(err, !replayed) {
 			return wire.IssueResponse{}, err
 		}
 		wait := b.next()
@@ -224,9 +224,9 @@ func (i *Issuer) buy(ctx context.Context, r MintRequest, req wire.IssueRequest) 
 	}
 }
 
-// mintAgain reports whether another token may be accepted. After a replay it may
+// shouldRetryMint reports whether another token may be accepted. After a replay it may
 // be, which is tried as long as replay says so.
-func mintAgain(err error, replay bool) bool {
+func shouldRetryMint(err error, replay bool) bool {
 	var unreachable *IssuerUnreachableError
 	if errors.As(err, &unreachable) {
 		return !unreachable.Final

@@ -100,7 +100,7 @@ func (d *dialing) repeat(ctx context.Context, attempt func(context.Context) erro
 			err = before // this attempt was cut short by us, and knows less
 		}
 		before = err
-		if ctx.Err() == nil && again(err) {
+		if ctx.Err() == nil && shouldRetry(err) {
 			kind := EventRetrying
 			if Asleep(err) {
 				kind = EventWaking
@@ -132,7 +132,7 @@ func (d *dialing) reach(ctx context.Context) (*engineConn, error) {
 
 func (d *dialing) connected() {
 	took := time.Since(d.started)
-	d.c.stats.woke(took)
+	d.c.stats.connected(took)
 	d.c.log.Debug("engine reached", "engine", d.engine.Name, "serial", d.serial, "took", took)
 	d.c.event(Event{Kind: EventConnected, Engine: d.engine.Name, Endpoint: d.engine.Endpoint, Serial: d.serial, Attempt: d.attempt, Elapsed: took})
 }
@@ -143,7 +143,7 @@ func (d *dialing) failed(ctx context.Context, err error) error {
 		return fmt.Errorf("dial engine %s: %w (after %d attempts: %v)", d.engine.Name, context.Cause(ctx), d.attempt, err)
 	}
 	var rejected *RejectedError
-	if !again(err) || errors.As(err, &rejected) {
+	if !shouldRetry(err) || errors.As(err, &rejected) {
 		return err // what this machine cannot dial is an *EngineUnreachableError already
 	}
 	var unreachable *IssuerUnreachableError
@@ -157,9 +157,9 @@ func (d *dialing) failed(ctx context.Context, err error) error {
 	}
 }
 
-// again tells whether another attempt may fare better. No byte of the engine's
+// shouldRetry tells whether another attempt may fare better. No byte of the engine's
 // has passed by then, so each attempt is safe to repeat.
-func again(err error) bool {
+func shouldRetry(err error) bool {
 	var rejected *RejectedError
 	if errors.As(err, &rejected) {
 		return rejected.Retryable()
@@ -177,5 +177,5 @@ func again(err error) bool {
 	if errors.As(err, &untrusted) || errors.As(err, &undialable) || errors.Is(err, ErrClosed) {
 		return false
 	}
-	return errors.Is(err, context.DeadlineExceeded) || passing(err)
+	return errors.Is(err, context.DeadlineExceeded) || isTransient(err)
 }

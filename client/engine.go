@@ -117,16 +117,16 @@ const (
 	attemptTimeout = 60 * time.Second
 )
 
-// endWatch sees how the connection below TLS ends. crypto/tls takes a bare end
+// eofTracker sees how the connection below TLS ends. crypto/tls takes a bare end
 // at a record's border for the end of the stream, though only close_notify is
 // one (RFC 8446 section 6.1): a cut, or whoever sits in between, would pass for
 // a complete answer.
-type endWatch struct {
+type eofTracker struct {
 	net.Conn
 	ended atomic.Bool
 }
 
-func (w *endWatch) Read(b []byte) (int, error) {
+func (w *eofTracker) Read(b []byte) (int, error) {
 	n, err := w.Conn.Read(b)
 	if err == io.EOF {
 		w.ended.Store(true)
@@ -137,9 +137,9 @@ func (w *endWatch) Read(b []byte) (int, error) {
 // engineConn is an admitted connection to a sidecar.
 type engineConn struct {
 	*tls.Conn
-	below *endWatch
-	// bottom is the TCP connection: closing it waits for nobody.
-	bottom net.Conn
+	below *eofTracker
+	// tcp is the TCP connection: closing it waits for nobody.
+	tcp    net.Conn
 	cred   *Credential
 	engine wire.Engine
 }
@@ -154,7 +154,7 @@ func (e *engineConn) Read(b []byte) (int, error) {
 }
 
 // abandon closes the connection without a word, at once.
-func (e *engineConn) abandon() { _ = e.bottom.Close() }
+func (e *engineConn) abandon() { _ = e.tcp.Close() }
 
 // connect makes one attempt: TCP, the edge's TLS if there is one, mutual TLS
 // with the engine's identity checked, and the sidecar's verdict.
@@ -178,7 +178,7 @@ func (c *Client) connect(ctx context.Context, cred *Credential, e wire.Engine, a
 	}
 	bottom, err := c.dialTCP(ctx, ep.address)
 	switch {
-	case err != nil && ctx.Err() == nil && !passing(err):
+	case err != nil && ctx.Err() == nil && !isTransient(err):
 		return nil, unreachable(err)
 	case err != nil:
 		return nil, err
@@ -222,25 +222,25 @@ func (c *Client) secure(ctx context.Context, bottom net.Conn, ep endpoint, cred 
 	if ep.edge {
 		outer := tls.Client(bottom, &tls.Config{MinVersion: tls.VersionTLS12, ServerName: ep.host, RootCAs: c.cfg.EdgeRoots})
 		if err := outer.HandshakeContext(ctx); err != nil {
-			return nil, inTime(ctx, edgeError(e, err))
+			return nil, contextErrorOr(ctx, edgeError(e, err))
 		}
 		under = outer
 	}
 	var refused error
-	below := &endWatch{Conn: under}
+	below := &eofTracker{Conn: under}
 	conn := tls.Client(below, mtls.ClientConfig(cred, cred.TrustDomain, e.ServerName, []string{alpn}, func(p mtls.Peer) error {
 		refused = checkEngine(p, e, revocation)
 		return refused
 	}))
 	if err := conn.HandshakeContext(ctx); err != nil {
-		return nil, inTime(ctx, handshakeError(cred, e, err, refused))
+		return nil, contextErrorOr(ctx, handshakeError(cred, e, err, refused))
 	}
 	if got := conn.ConnectionState().NegotiatedProtocol; got != alpn {
 		return nil, untrusted(e, hinted(wrongPort(e), fmt.Errorf("it does not speak %s", alpn)))
 	}
 	reason, err := readVerdict(conn)
 	if err != nil {
-		return nil, inTime(ctx, handshakeError(cred, e, err, nil))
+		return nil, contextErrorOr(ctx, handshakeError(cred, e, err, nil))
 	}
 	if reason != "" {
 		return nil, &RejectedError{Engine: e.Name, Endpoint: e.Endpoint, Reason: reason, Serial: cred.Serial()}
@@ -248,13 +248,13 @@ func (c *Client) secure(ctx context.Context, bottom net.Conn, ep endpoint, cred 
 	if !stop() { // the context ended between the verdict and here
 		return nil, ctx.Err()
 	}
-	return &engineConn{Conn: conn, below: below, bottom: bottom, cred: cred, engine: e}, nil
+	return &engineConn{Conn: conn, below: below, tcp: bottom, cred: cred, engine: e}, nil
 }
 
-// inTime gives a context's end, which shows as a closed connection, its name.
-func inTime(ctx context.Context, err error) error {
+// contextErrorOr gives a context's end, which shows as a closed connection, its name.
+func contextErrorOr(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
-		return noAnswer(ctx.Err())
+		return timeoutError(ctx.Err())
 	}
 	return err
 }
@@ -265,7 +265,7 @@ func untrusted(e wire.Engine, err error) error {
 
 // edgeError explains a failed outer handshake.
 func edgeError(e wire.Engine, err error) error {
-	if passing(err) {
+	if isTransient(err) {
 		return err
 	}
 	return untrusted(e, fmt.Errorf("TLS edge: %w", err))
@@ -280,7 +280,7 @@ func handshakeError(cred *Credential, e wire.Engine, err, refused error) error {
 	if reason, ok := alertReason(err); ok {
 		return &RejectedError{Engine: e.Name, Endpoint: e.Endpoint, Reason: reason, Serial: cred.Serial(), Err: err}
 	}
-	if passing(err) {
+	if isTransient(err) {
 		return err
 	}
 	var plain tls.RecordHeaderError

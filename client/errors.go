@@ -238,7 +238,7 @@ func (e *EngineUnreachableError) Error() string {
 		attempts = "attempt"
 	}
 	s := fmt.Sprintf("engine %s at %s did not answer within %v (%d %s)", e.Engine, e.Endpoint, e.Waited.Round(time.Second), e.Attempts, attempts)
-	var silent silence
+	var silent noAnswerError
 	if errors.As(e.Err, &silent) {
 		return s
 	}
@@ -305,19 +305,19 @@ func Asleep(err error) bool {
 	return errors.As(err, &timeout) && timeout.Timeout()
 }
 
-// noAnswer says a context's end for people. It unwraps to what it was.
-func noAnswer(err error) error {
+// timeoutError says a context's end for people. It unwraps to what it was.
+func timeoutError(err error) error {
 	if errors.Is(err, context.DeadlineExceeded) {
-		return silence{err}
+		return noAnswerError{err}
 	}
 	return fmt.Errorf("no answer: %w", err)
 }
 
-type silence struct{ error }
+type noAnswerError struct{ error }
 
-func (silence) Error() string { return "no answer in time" }
+func (noAnswerError) Error() string { return "no answer in time" }
 
-func (e silence) Unwrap() error { return e.error }
+func (e noAnswerError) Unwrap() error { return e.error }
 
 // IssuerUnreachableError is an issuer that gave no answer of its own. An answer
 // that is a refusal is a *wire.Problem.
@@ -432,10 +432,10 @@ func alertReason(err error) (string, bool) {
 // answers no ping. net/http exports no such error.
 const lostHTTP2 = "client connection lost"
 
-// passing reports whether an error on the way to an engine or an issuer is what
+// isTransient reports whether an error on the way to an engine or an issuer is what
 // a machine that wakes up or is overrun, or a proxy in front of it, shows for a
 // while.
-func passing(err error) bool {
+func isTransient(err error) bool {
 	if text, alert := alertText(err); alert {
 		return strings.HasSuffix(text, internalAlert)
 	}

@@ -81,7 +81,7 @@ func (c *Client) Stats() Stats {
 	}
 }
 
-func (s *counters) woke(d time.Duration) {
+func (s *counters) connected(d time.Duration) {
 	for {
 		old := s.wake.Load()
 		if int64(d) <= old || s.wake.CompareAndSwap(old, int64(d)) {

@@ -399,7 +399,7 @@ func (i *Issuer) do(ctx context.Context, c call) (*http.Response, error) {
 			return resp, nil
 		}
 		i.http.CloseIdleConnections()
-		if attempt > 1 || !stood || c.method != http.MethodGet || ctx.Err() != nil || !passing(err) {
+		if attempt > 1 || !stood || c.method != http.MethodGet || ctx.Err() != nil || !isTransient(err) {
 			return nil, err
 		}
 	}
@@ -442,13 +442,13 @@ func (i *Issuer) unreachable(ctx context.Context, err error) error {
 		err = u.Err
 	}
 	if errors.Is(err, context.DeadlineExceeded) {
-		err = noAnswer(err)
+		err = timeoutError(err)
 	}
 	var verify *tls.CertificateVerificationError
 	if errors.As(err, &verify) {
 		err = hinted(cmp.Or(Hint(verify.Err), certificateHint(verify)), fmt.Errorf("its TLS certificate does not verify: %w", verify.Err))
 	}
-	return &IssuerUnreachableError{URL: i.String(), Err: err, Final: verify != nil || !passing(err)}
+	return &IssuerUnreachableError{URL: i.String(), Err: err, Final: verify != nil || !isTransient(err)}
 }
 
 // readProblem turns an answer that is no success into a *wire.Problem, whose

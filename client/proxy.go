@@ -94,7 +94,7 @@ func (p *proxy) final(err error) bool {
 	var untrusted *UntrustedEngineError
 	var problem *wire.Problem
 	judged := errors.As(err, &rejected) || errors.As(err, &untrusted) || errors.As(err, &problem) || errors.Is(err, ErrClosed)
-	return judged && !again(err) || p.c.stats.open.Load() == 0
+	return judged && !shouldRetry(err) || p.c.stats.open.Load() == 0
 }
 
 // relay serves one local connection. It returns the dial's error or the

@@ -23,7 +23,7 @@ var errShut = errors.New("write after CloseWrite")
 type relay struct {
 	conn   *engineConn
 	name   string
-	tether *tether
+	relays *engineRelays
 
 	sent, received atomic.Int64
 	// holder is the certificate that holds the relay: at first the one that it
@@ -35,17 +35,17 @@ type relay struct {
 	shut   bool // CloseWrite was called
 	held   bool // a control connection has held it
 	cut    *CutError
-	// told is closed when cut is set.
-	told chan struct{}
+	// cutSet is closed when cut is set.
+	cutSet chan struct{}
 }
 
 // open registers an admitted connection as a relay.
 func (c *Client) open(conn *engineConn, name string) (*relay, error) {
-	r := &relay{conn: conn, name: name, told: make(chan struct{})}
+	r := &relay{conn: conn, name: name, cutSet: make(chan struct{})}
 	r.holder.Store(conn.cred)
-	t, err := c.tether(conn.engine.Name)
+	t, err := c.relaysTo(conn.engine.Name)
 	if err == nil {
-		r.tether = t
+		r.relays = t
 		err = t.add(r)
 	}
 	if err != nil {
@@ -61,7 +61,7 @@ func (r *relay) Read(b []byte) (int, error) {
 	n, err := r.conn.Read(b)
 	if n > 0 {
 		r.received.Add(int64(n))
-		r.tether.c.stats.received.Add(int64(n))
+		r.relays.c.stats.received.Add(int64(n))
 	}
 	if err != nil {
 		err = r.explain(err)
@@ -78,7 +78,7 @@ func (r *relay) Write(b []byte) (int, error) {
 	}
 	n, err := r.conn.Write(b)
 	r.sent.Add(int64(n))
-	r.tether.c.stats.sent.Add(int64(n))
+	r.relays.c.stats.sent.Add(int64(n))
 	if err != nil {
 		err = r.explain(err)
 	}
@@ -107,8 +107,8 @@ func (r *relay) Close() error {
 	r.closed = true
 	cut := r.cut != nil
 	r.mu.Unlock()
-	r.tether.remove(r)
-	r.tether.c.stats.open.Add(-1)
+	r.relays.remove(r)
+	r.relays.c.stats.open.Add(-1)
 	if cut {
 		r.conn.abandon()
 		return nil
@@ -145,19 +145,19 @@ func (r *relay) wasHeld() bool {
 
 // end records why the relay ends and ends it. The first reason stays.
 func (r *relay) end(reason string, cause error) {
-	if r.tell(reason, cause) {
+	if r.setCut(reason, cause) {
 		r.conn.abandon()
 	}
 }
 
-// tell records the reason, and tells whether it is the first.
-func (r *relay) tell(reason string, cause error) bool {
+// setCut records the reason, and tells whether it is the first.
+func (r *relay) setCut(reason string, cause error) bool {
 	holder := r.holder.Load()
 	err := &CutError{
 		Engine: r.conn.engine.Name, Reason: reason,
 		Serial: holder.Serial(), NotAfter: holder.Response.NotAfter, Err: cause,
 	}
-	c := r.tether.c
+	c := r.relays.c
 	if failed := c.renewal.Load(); failed != nil {
 		err.Renewal = failed.err
 	}
@@ -167,7 +167,7 @@ func (r *relay) tell(reason string, cause error) bool {
 		return false
 	}
 	r.cut = err
-	close(r.told)
+	close(r.cutSet)
 	r.mu.Unlock()
 	c.stats.cut.Add(1)
 	c.log.Warn("relay cut", "engine", err.Engine, "reason", reason, "serial", err.Serial)
@@ -187,9 +187,9 @@ func (r *relay) explain(err error) error {
 	t := time.NewTimer(cutGrace)
 	defer t.Stop()
 	select {
-	case <-r.told:
+	case <-r.cutSet:
 	case <-t.C:
-		r.guess(err)
+		r.inferCut(err)
 	}
 	if cut, _ := r.state(); cut != nil {
 		return cut
@@ -203,14 +203,14 @@ func (r *relay) state() (*CutError, bool) {
 	return r.cut, r.closed
 }
 
-// guess names the reason of a broken relay that no control connection told:
+// inferCut names the reason of a broken relay that no control connection told:
 // the refusal of that connection itself, or the certificate's end.
-func (r *relay) guess(err error) {
+func (r *relay) inferCut(err error) {
 	reason := ReasonLost
-	if refused := r.tether.refusal(); refused != nil {
+	if refused := r.relays.refusal(); refused != nil {
 		reason = refused.Reason
 	} else if !time.Now().Before(r.holder.Load().Response.NotAfter) {
 		reason = wire.ReasonExpired
 	}
-	r.tell(reason, err)
+	r.setCut(reason, err)
 }

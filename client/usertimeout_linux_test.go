@@ -15,7 +15,7 @@ func TestUserTimeout(t *testing.T) {
 	c := w.client()
 	conn := dialed(t, c)
 	defer conn.Close()
-	raw, err := conn.(*relay).conn.bottom.(*net.TCPConn).SyscallConn()
+	raw, err := conn.(*relay).conn.tcp.(*net.TCPConn).SyscallConn()
 	if err != nil {
 		t.Fatal(err)
 	}

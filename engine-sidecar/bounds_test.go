@@ -16,7 +16,7 @@ func TestRelaysWithin(t *testing.T) {
 		files      uint64
 		want, most int
 	}{{1 << 20, 10000, 10000}, {20064, 10000, 10000}, {20063, 10000, 9999}, {1024, 10000, 480}, {20, 10000, 1}, {1024, 100, 100}} {
-		if got := relaysWithin(tc.files, tc.want); got != tc.most {
+		if got := relaysForFDs(tc.files, tc.want); got != tc.most {
 			t.Errorf("%d files, %d wanted: %d, want %d", tc.files, tc.want, got, tc.most)
 		}
 	}
@@ -24,7 +24,7 @@ func TestRelaysWithin(t *testing.T) {
 
 func TestOneClient(t *testing.T) {
 	t.Parallel()
-	same := func(a, b string) bool { return oneClient(netip.MustParseAddr(a)) == oneClient(netip.MustParseAddr(b)) }
+	same := func(a, b string) bool { return rateKey(netip.MustParseAddr(a)) == rateKey(netip.MustParseAddr(b)) }
 	if !same("2001:db8:1:2::1", "2001:db8:1:2:ffff::9") || same("2001:db8:1:2::1", "2001:db8:1:3::1") {
 		t.Error("IPv6 is not counted by /64")
 	}

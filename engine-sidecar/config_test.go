@@ -271,16 +271,16 @@ func TestIdle(t *testing.T) {
 	}{
 		"nobody yet":    {admission.Counts{}, time.Minute + time.Second, false},
 		"nobody":        {admission.Counts{}, 2 * time.Minute, true},
-		"somebody":      {admission.Counts{Ever: true, Relays: 1}, time.Hour, false},
-		"just gone":     {admission.Counts{Ever: true, Emptied: now.Add(time.Hour)}, time.Hour + 59*time.Second, false},
-		"gone":          {admission.Counts{Ever: true, Emptied: now.Add(time.Hour)}, time.Hour + time.Minute, true},
-		"only controls": {admission.Counts{Ever: true, Controls: 3, Emptied: now}, time.Minute, true},
+		"somebody":      {admission.Counts{HadRelay: true, Relays: 1}, time.Hour, false},
+		"just gone":     {admission.Counts{HadRelay: true, IdleSince: now.Add(time.Hour)}, time.Hour + 59*time.Second, false},
+		"gone":          {admission.Counts{HadRelay: true, IdleSince: now.Add(time.Hour)}, time.Hour + time.Minute, true},
+		"only controls": {admission.Counts{HadRelay: true, Controls: 3, IdleSince: now}, time.Minute, true},
 	} {
-		if got := i.over(tc.counts, now.Add(tc.after)) != ""; got != tc.over {
+		if got := i.exitReason(tc.counts, now.Add(tc.after)) != ""; got != tc.over {
 			t.Errorf("%s: %v", name, got)
 		}
 	}
-	if newIdle(Config{BootGrace: time.Second}, now).over(admission.Counts{}, now.Add(time.Hour)) != "" {
+	if newIdle(Config{BootGrace: time.Second}, now).exitReason(admission.Counts{}, now.Add(time.Hour)) != "" {
 		t.Error("idle_exit 0 ended it")
 	}
 }

@@ -23,8 +23,8 @@ type connection struct {
 	s       *sidecar
 	tls     *tls.Conn
 	below   *relay.Conn
-	party   party
-	waiting *waiting // nil once it has left
+	peer    peerInfo
+	pending *pendingConn // nil once it has left
 	began   time.Time
 	session *session // once bytes flow
 
@@ -39,7 +39,7 @@ type connection struct {
 // Nor does the connection keep peer, whose certificates are another.
 func (c *connection) serve(peer mtls.Peer) {
 	if peer.ALPN == wire.ALPNControl {
-		c.s.front.conns.Go(func() { c.serveControl(peer) })
+		c.s.listener.conns.Go(func() { c.serveControl(peer) })
 		return
 	}
 	live := c.admit(peer)
@@ -50,14 +50,14 @@ func (c *connection) serve(peer mtls.Peer) {
 		live.Done()
 		return
 	}
-	c.s.front.conns.Go(func() { c.carry(live) })
+	c.s.listener.conns.Go(func() { c.carry(live) })
 }
 
 // carry relays to the end. Its frame stays while bytes flow, so it is small.
-func (c *connection) carry(live *admission.Live) {
+func (c *connection) carry(live *admission.AdmittedRelay) {
 	reason, err := c.relay.Run()
 	detail := ""
-	if why, more := live.CutFor(); why != "" {
+	if why, more := live.CutReason(); why != "" {
 		reason, detail = why, more
 	}
 	c.ended(reason, detail, err)
@@ -65,10 +65,10 @@ func (c *connection) carry(live *admission.Live) {
 }
 
 // admit enters the connection in the table, or refuses it and returns nil.
-func (c *connection) admit(peer mtls.Peer) *admission.Live {
+func (c *connection) admit(peer mtls.Peer) *admission.AdmittedRelay {
 	name, err := mtls.RelayName(c.tls.ConnectionState())
 	if err != nil {
-		c.leave()
+		c.leavePending()
 		_ = c.below.Abort()
 		return nil
 	}
@@ -77,20 +77,20 @@ func (c *connection) admit(peer mtls.Peer) *admission.Live {
 		c.refuse(refusal, peer.ALPN)
 		return nil
 	}
-	c.leave()
+	c.leavePending()
 	return live
 }
 
-// leave ends the wait among those that are not authenticated yet.
-func (c *connection) leave() {
-	c.waiting.leave()
-	c.waiting = nil
+// leavePending ends the wait among those that are not authenticated yet.
+func (c *connection) leavePending() {
+	c.pending.leave()
+	c.pending = nil
 }
 
 // refuse tells a client that speaks mayfly why, and hangs up on any other.
 func (c *connection) refuse(r *admission.Refusal, alpn string) {
-	defer c.leave()
-	c.s.refused(r, c.party, alpn)
+	defer c.leavePending()
+	c.s.refused(r, c.peer, alpn)
 	c.hangUp(r.Reason, alpn)
 }
 
@@ -100,14 +100,14 @@ func (c *connection) hangUp(reason, alpn string) {
 		_ = c.below.Abort() // authorize said yes a moment ago
 		return
 	}
-	if err := c.say(wire.Verdict(reason)); err == nil {
+	if err := c.writeVerdict(wire.Verdict(reason)); err == nil {
 		_ = c.tls.CloseWrite()
 	}
-	c.below.Farewell(farewell)
+	c.below.Farewell(refusalWait)
 }
 
-// say writes a verdict.
-func (c *connection) say(line string) error {
+// writeVerdict writes a verdict.
+func (c *connection) writeVerdict(line string) error {
 	if err := c.tls.SetWriteDeadline(time.Now().Add(c.s.cfg.Limits.HandshakeTimeout)); err != nil {
 		return err
 	}
@@ -122,13 +122,13 @@ func (c *connection) open(peer mtls.Peer) bool {
 	engine, err := s.dialEngine()
 	if err != nil {
 		s.log.LogAttrs(context.Background(), slog.LevelError, "engine does not accept a connection",
-			append(c.party.attrs(), slog.String("reason", wire.ReasonEngineUnavailable), slog.Any("error", err))...)
+			append(c.peer.attrs(), slog.String("reason", wire.ReasonEngineUnavailable), slog.Any("error", err))...)
 		s.metrics.refusals.WithLabelValues(wire.ReasonEngineUnavailable).Inc()
 		c.hangUp(wire.ReasonEngineUnavailable, peer.ALPN)
 		return false
 	}
 	if peer.ALPN == wire.ALPNRelay {
-		if err := c.say(wire.VerdictOK); err != nil {
+		if err := c.writeVerdict(wire.VerdictOK); err != nil {
 			_ = engine.Close()
 			_ = c.below.Abort()
 			return false
@@ -140,8 +140,8 @@ func (c *connection) open(peer mtls.Peer) bool {
 	}
 	c.attach(r)
 	s.log.LogAttrs(context.Background(), slog.LevelInfo, "relay opened",
-		append(c.party.attrs(), slog.String("alpn", peer.ALPN))...)
-	c.session = s.reporter.open(c.party, r)
+		append(c.peer.attrs(), slog.String("alpn", peer.ALPN))...)
+	c.session = s.reporter.open(c.peer, r)
 	return true
 }
 
@@ -157,7 +157,7 @@ func (c *connection) ended(reason, detail string, err error) {
 	m.ends.WithLabelValues(reason).Inc()
 	m.bytes.WithLabelValues("in").Add(float64(in))
 	m.bytes.WithLabelValues("out").Add(float64(out))
-	attrs := append(c.party.attrs(), slog.String("reason", reason), slog.Int64("bytes_in", in), slog.Int64("bytes_out", out),
+	attrs := append(c.peer.attrs(), slog.String("reason", reason), slog.Int64("bytes_in", in), slog.Int64("bytes_out", out),
 		slog.Duration("lasted", time.Since(c.began).Round(time.Millisecond)))
 	if detail != "" {
 		attrs = append(attrs, slog.String("detail", detail))

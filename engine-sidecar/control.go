@@ -40,7 +40,7 @@ func (c *connection) serveControl(peer mtls.Peer) {
 		c.refuse(refusal, peer.ALPN)
 		return
 	}
-	c.leave()
+	c.leavePending()
 	var wg sync.WaitGroup
 	wg.Go(k.write)
 	err := k.read(member)
@@ -48,7 +48,7 @@ func (c *connection) serveControl(peer mtls.Peer) {
 	k.End()
 	wg.Wait()
 	c.s.log.LogAttrs(context.Background(), slog.LevelDebug, "control connection ended",
-		append(c.party.attrs(), slog.Any("error", err))...)
+		append(c.peer.attrs(), slog.Any("error", err))...)
 }
 
 // control is a live control connection, and its admission.Notifier.
@@ -104,11 +104,11 @@ func (k *control) answer(m wire.Control) error {
 func (k *control) write() {
 	defer close(k.gone)
 	conn := k.conn.tls
-	err := k.put(conn, message{line: []byte(wire.VerdictOK)})
+	err := k.writeMessage(conn, message{line: []byte(wire.VerdictOK)})
 	for err == nil {
 		select {
 		case m := <-k.out:
-			err = k.put(conn, m)
+			err = k.writeMessage(conn, m)
 			continue
 		case <-k.ending:
 		}
@@ -117,7 +117,7 @@ func (k *control) write() {
 	}
 	if err == nil && conn.CloseWrite() == nil {
 		// Wakes read, if it was not the one to end this.
-		_ = k.conn.below.SetReadDeadline(time.Now().Add(farewell))
+		_ = k.conn.below.SetReadDeadline(time.Now().Add(refusalWait))
 		return
 	}
 	_ = k.conn.below.Abort()
@@ -129,7 +129,7 @@ func (k *control) flush(conn *tls.Conn) error {
 	for {
 		select {
 		case m := <-k.out:
-			if err := k.put(conn, m); err != nil {
+			if err := k.writeMessage(conn, m); err != nil {
 				return err
 			}
 		default:
@@ -152,7 +152,7 @@ func (k *control) release() {
 	}
 }
 
-func (k *control) put(conn *tls.Conn, m message) error {
+func (k *control) writeMessage(conn *tls.Conn, m message) error {
 	err := conn.SetWriteDeadline(time.Now().Add(controlWrite))
 	if err == nil {
 		_, err = conn.Write(m.line)
@@ -173,14 +173,14 @@ func (k *control) read(member *admission.Control) error {
 	lines.Buffer(nil, wire.MaxControlLine)
 	pace := rate.NewLimiter(controlRate, controlBurst)
 	for lines.Scan() {
-		if err := k.slow(pace); err != nil {
+		if err := k.throttle(pace); err != nil {
 			return err
 		}
 		m, err := wire.ParseControl(lines.Bytes())
 		if err != nil {
 			return err
 		}
-		member.Heard()
+		member.Touch()
 		switch {
 		case m.Hold != nil:
 			err = k.answer(wire.Control{Held: member.Hold(m.Hold)})
@@ -194,8 +194,8 @@ func (k *control) read(member *admission.Control) error {
 	return lines.Err()
 }
 
-// slow waits until the client may be heard again.
-func (k *control) slow(pace *rate.Limiter) error {
+// throttle waits until the client may be heard again.
+func (k *control) throttle(pace *rate.Limiter) error {
 	wait := pace.Reserve().Delay()
 	if wait <= 0 {
 		return nil

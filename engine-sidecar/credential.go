@@ -225,12 +225,12 @@ func (s *sidecar) keepCertificate(ctx context.Context) {
 func (s *sidecar) adopt(c *client.Credential) {
 	s.own.now.Store(c)
 	s.offer([]byte(c.Response.CRL))
-	nudge(s.look)
+	wake(s.changed)
 }
 
 // offer gives the checker a feed that came with a certificate.
 func (s *sidecar) offer(feed []byte) {
-	if _, err := s.checker.Offer(feed); err != nil {
+	if _, err := s.checker.Update(feed); err != nil {
 		// Mint has parsed the same bytes: only a root that changed in between.
 		s.log.Warn("revocation list of the certificate not taken", "error", err)
 	}

@@ -32,7 +32,7 @@ type engine interface {
 func (s *sidecar) startEngine(ctx context.Context) (engine, error) {
 	p := s.cfg.Program
 	if len(p.Command) == 0 {
-		return &foreignEngine{socket: s.cfg.EngineSocket, cut: s.cutForStop}, nil
+		return &externalEngine{socket: s.cfg.EngineSocket, cut: s.cutForStop}, nil
 	}
 	var hide, withhold []string
 	if name, ok := strings.CutPrefix(s.cfg.TokenSource, "env:"); ok {
@@ -123,14 +123,14 @@ func (c *Config) engineNeeds(folder string) string {
 	return ""
 }
 
-// foreignEngine is one that something else runs, say another container that
+// externalEngine is one that something else runs, say another container that
 // shares the socket's volume.
-type foreignEngine struct {
+type externalEngine struct {
 	socket string
 	cut    func()
 }
 
-func (f *foreignEngine) Ready(ctx context.Context) error {
+func (f *externalEngine) Ready(ctx context.Context) error {
 	for {
 		err := supervise.ProbeConnect.Ask(ctx, f.socket)
 		if err == nil {
@@ -142,12 +142,12 @@ func (f *foreignEngine) Ready(ctx context.Context) error {
 	}
 }
 
-func (f *foreignEngine) Done() <-chan struct{}  { return nil }
-func (f *foreignEngine) ExitCode() int          { return 0 }
-func (f *foreignEngine) Signal(os.Signal) error { return nil }
+func (f *externalEngine) Done() <-chan struct{}  { return nil }
+func (f *externalEngine) ExitCode() int          { return 0 }
+func (f *externalEngine) Signal(os.Signal) error { return nil }
 
 // Stop cuts the relays; the engine is not ours to end.
-func (f *foreignEngine) Stop(context.Context, ...os.Signal) error {
+func (f *externalEngine) Stop(context.Context, ...os.Signal) error {
 	f.cut()
 	return nil
 }

@@ -32,12 +32,12 @@ func allowedRelays(want int) int {
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err != nil {
 		return want
 	}
-	return relaysWithin(files.Cur, want)
+	return relaysForFDs(files.Cur, want)
 }
 
-// relaysWithin is how many relays fit a limit of descriptors, at least one and at
+// relaysForFDs is how many relays fit a limit of descriptors, at least one and at
 // most want.
-func relaysWithin(files uint64, want int) int {
+func relaysForFDs(files uint64, want int) int {
 	if files >= uint64(want)*filesPerRelay+filesBeside {
 		return want
 	}

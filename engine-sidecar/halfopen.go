@@ -6,10 +6,10 @@ import (
 	"sync"
 )
 
-// halfOpen holds the connections that are not authenticated yet. There is
+// pendingConns holds the connections that are not authenticated yet. There is
 // always room for a new one: the oldest makes it, so that slow handshakes do
 // not keep others out.
-type halfOpen struct {
+type pendingConns struct {
 	most, mostPerAddr int
 
 	mu      sync.Mutex
@@ -17,26 +17,26 @@ type halfOpen struct {
 	perAddr map[netip.Addr]int
 }
 
-// waiting is one connection in halfOpen.
-type waiting struct {
-	of    *halfOpen
+// pendingConn is one connection in halfOpen.
+type pendingConn struct {
+	of    *pendingConns
 	close func()
 	elem  *list.Element // nil once it has left
 	addr  netip.Addr    // invalid while unknown
 }
 
-func newHalfOpen(most, mostPerAddr int) *halfOpen {
-	return &halfOpen{most: most, mostPerAddr: mostPerAddr, perAddr: map[netip.Addr]int{}}
+func newHalfOpen(most, mostPerAddr int) *pendingConns {
+	return &pendingConns{most: most, mostPerAddr: mostPerAddr, perAddr: map[netip.Addr]int{}}
 }
 
 // enter adds a connection, and closes the oldest if there are too many.
-func (h *halfOpen) enter(close func()) *waiting {
-	w := &waiting{of: h, close: close}
+func (h *pendingConns) enter(close func()) *pendingConn {
+	w := &pendingConn{of: h, close: close}
 	h.mu.Lock()
 	w.elem = h.order.PushBack(w)
-	var oldest *waiting
+	var oldest *pendingConn
 	if h.order.Len() > h.most {
-		oldest = h.order.Front().Value.(*waiting)
+		oldest = h.order.Front().Value.(*pendingConn)
 		oldest.remove()
 	}
 	h.mu.Unlock()
@@ -46,9 +46,9 @@ func (h *halfOpen) enter(close func()) *waiting {
 	return w
 }
 
-// from names the client's address, and tells whether it may have one more.
-func (w *waiting) from(addr netip.Addr) bool {
-	addr = oneClient(addr)
+// setAddr names the client's address, and tells whether it may have one more.
+func (w *pendingConn) setAddr(addr netip.Addr) bool {
+	addr = rateKey(addr)
 	w.of.mu.Lock()
 	defer w.of.mu.Unlock()
 	if w.elem == nil || w.of.perAddr[addr] >= w.of.mostPerAddr {
@@ -59,9 +59,9 @@ func (w *waiting) from(addr netip.Addr) bool {
 	return true
 }
 
-// oneClient is the address that a client's connections are counted by: of IPv6
+// rateKey is the address that a client's connections are counted by: of IPv6
 // its /64, which is what one is given (RFC 6177 section 2).
-func oneClient(addr netip.Addr) netip.Addr {
+func rateKey(addr netip.Addr) netip.Addr {
 	if addr = addr.Unmap(); addr.Is4() {
 		return addr
 	}
@@ -73,13 +73,13 @@ func oneClient(addr netip.Addr) netip.Addr {
 }
 
 // leave takes the connection out. It may be called again.
-func (w *waiting) leave() {
+func (w *pendingConn) leave() {
 	w.of.mu.Lock()
 	defer w.of.mu.Unlock()
 	w.remove()
 }
 
-func (w *waiting) remove() {
+func (w *pendingConn) remove() {
 	if w.elem == nil {
 		return
 	}
@@ -93,17 +93,17 @@ func (w *waiting) remove() {
 }
 
 // len is how many there are.
-func (h *halfOpen) len() int {
+func (h *pendingConns) len() int {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.order.Len()
 }
 
 // closeAll closes all that are in it.
-func (h *halfOpen) closeAll() {
+func (h *pendingConns) closeAll() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for e := h.order.Front(); e != nil; e = e.Next() {
-		e.Value.(*waiting).close()
+		e.Value.(*pendingConn).close()
 	}
 }

@@ -25,8 +25,8 @@ import (
 const (
 	// deadPeer is the time in which the kernel finds a peer that is gone.
 	deadPeer = 20 * time.Second
-	// farewell bounds the wait for a refused peer to read why.
-	farewell = 2 * time.Second
+	// refusalWait bounds the wait for a refused peer to read why.
+	refusalWait = 2 * time.Second
 )
 
 // maxHandshake bounds what a client may send until it has proven who it is, in
@@ -55,12 +55,12 @@ func (c *handshakeConn) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// front is the listener for clients. It can be opened again after close.
-type front struct {
+// listener is the listener for clients. It can be opened again after close.
+type listener struct {
 	s       *sidecar
 	conf    *tls.Config
 	rate    *rate.Limiter
-	shares  *shares // of rate, by address
+	limiter *addressLimiter // of rate, by address
 	proxies []netip.Prefix
 	addr    string // to listen on; the real one after the first time
 
@@ -72,10 +72,10 @@ type front struct {
 	conns sync.WaitGroup
 }
 
-func newFront(s *sidecar) (*front, error) {
+func newFront(s *sidecar) (*listener, error) {
 	perSecond := s.cfg.Limits.HandshakeRate
-	f := &front{s: s, addr: s.cfg.Listen, rate: rate.NewLimiter(rate.Limit(perSecond), 2*perSecond),
-		shares: newShares(perSecond), strangers: rate.NewLimiter(strangersPerSecond, strangersAtOnce)}
+	f := &listener{s: s, addr: s.cfg.Listen, rate: rate.NewLimiter(rate.Limit(perSecond), 2*perSecond),
+		limiter: newShares(perSecond), strangers: rate.NewLimiter(strangersPerSecond, strangersAtOnce)}
 	var err error
 	if f.proxies, err = parsePrefixes(s.cfg.TrustedProxies); err != nil {
 		return nil, err
@@ -85,7 +85,7 @@ func newFront(s *sidecar) (*front, error) {
 
 // secure makes the TLS configuration, once the trust domain is known and before
 // open. The certificate and the roots are asked for at each handshake.
-func (f *front) secure(td spiffeid.TrustDomain) {
+func (f *listener) secure(td spiffeid.TrustDomain) {
 	f.conf = mtls.ServerConfig(&f.s.own, td, f.authorize)
 	follow := f.conf.GetConfigForClient
 	f.conf.GetConfigForClient = func(h *tls.ClientHelloInfo) (*tls.Config, error) {
@@ -100,7 +100,7 @@ var errHandshakeRate = errors.New("too many handshakes in this second")
 
 // authorize ends the handshake of a refused client that speaks no mayfly
 // protocol; the others are told why after it.
-func (f *front) authorize(p mtls.Peer) error {
+func (f *listener) authorize(p mtls.Peer) error {
 	if p.ALPN == wire.ALPNRelay || p.ALPN == wire.ALPNControl {
 		return nil
 	}
@@ -119,7 +119,7 @@ type refusedPeer struct {
 func (r *refusedPeer) Unwrap() error { return r.Refusal }
 
 // open starts listening.
-func (f *front) open() (net.Addr, error) {
+func (f *listener) open() (net.Addr, error) {
 	ln, err := relay.ListenConfig(deadPeer).Listen(context.Background(), "tcp", f.addr)
 	if err != nil {
 		return nil, wire.ListenError("listen", err)
@@ -133,7 +133,7 @@ func (f *front) open() (net.Addr, error) {
 }
 
 // close stops listening. Connections live on.
-func (f *front) close() {
+func (f *listener) close() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.ln != nil {
@@ -143,13 +143,13 @@ func (f *front) close() {
 }
 
 // listening tells whether it is open.
-func (f *front) listening() bool {
+func (f *listener) listening() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.ln != nil
 }
 
-func (f *front) accept(ln *net.TCPListener) {
+func (f *listener) accept(ln *net.TCPListener) {
 	for {
 		tcp, err := ln.AcceptTCP()
 		switch {
@@ -161,13 +161,13 @@ func (f *front) accept(ln *net.TCPListener) {
 			time.Sleep(50 * time.Millisecond)
 			continue
 		}
-		w := f.s.halfOpen.enter(func() { _ = tcp.SetLinger(0); _ = tcp.Close() })
-		f.conns.Go(func() { f.greet(tcp, w) })
+		w := f.s.pending.enter(func() { _ = tcp.SetLinger(0); _ = tcp.Close() })
+		f.conns.Go(func() { f.handshake(tcp, w) })
 	}
 }
 
-// greet authenticates a connection and hands it on.
-func (f *front) greet(tcp *net.TCPConn, w *waiting) {
+// handshake authenticates a connection and hands it on.
+func (f *listener) handshake(tcp *net.TCPConn, w *pendingConn) {
 	deadline := time.Now().Add(f.s.cfg.Limits.HandshakeTimeout)
 	remote, err := f.address(tcp, w, deadline)
 	if err != nil {
@@ -192,7 +192,7 @@ func (f *front) greet(tcp *net.TCPConn, w *waiting) {
 	measured.left = -1
 	if err != nil {
 		f.failed(err, remote)
-		below.Farewell(farewell)
+		below.Farewell(refusalWait)
 		w.leave()
 		return
 	}
@@ -205,12 +205,12 @@ func (f *front) greet(tcp *net.TCPConn, w *waiting) {
 		return
 	}
 	f.s.metrics.handshakes.WithLabelValues("ok").Inc()
-	c := &connection{s: f.s, tls: conn, below: below, party: partyOf(peer, remote), waiting: w}
+	c := &connection{s: f.s, tls: conn, below: below, peer: partyOf(peer, remote), pending: w}
 	c.serve(peer)
 }
 
 // address is the client's: by PROXY header, or the TCP peer's.
-func (f *front) address(tcp *net.TCPConn, w *waiting, deadline time.Time) (netip.AddrPort, error) {
+func (f *listener) address(tcp *net.TCPConn, w *pendingConn, deadline time.Time) (netip.AddrPort, error) {
 	peer := addrOf(tcp.RemoteAddr())
 	if f.s.cfg.ProxyProtocol == ProxyOff {
 		// Whether this is a client or a proxy in front is not known, so the limit
@@ -229,10 +229,10 @@ func (f *front) address(tcp *net.TCPConn, w *waiting, deadline time.Time) (netip
 		return peer, err
 	case !addr.IsValid(): // the proxy's own connection
 		return peer, nil
-	case !f.shares.allow(addr.Addr(), time.Now()):
+	case !f.limiter.allow(addr.Addr(), time.Now()):
 		f.s.metrics.handshakes.WithLabelValues("limited").Inc()
 		return addr, errHandshakeRate
-	case !w.from(addr.Addr()):
+	case !w.setAddr(addr.Addr()):
 		f.s.metrics.handshakes.WithLabelValues("limited").Inc()
 		return addr, errors.New("too many handshakes of this address")
 	}
@@ -241,7 +241,7 @@ func (f *front) address(tcp *net.TCPConn, w *waiting, deadline time.Time) (netip
 
 // failed logs a handshake that did not succeed: loudly only where somebody
 // showed a certificate.
-func (f *front) failed(err error, remote netip.AddrPort) {
+func (f *listener) failed(err error, remote netip.AddrPort) {
 	result := "failed"
 	if errors.Is(err, errHandshakeRate) {
 		result = "limited"
@@ -253,11 +253,11 @@ func (f *front) failed(err error, remote netip.AddrPort) {
 	case errors.As(err, &refused):
 		f.s.refused(refused.Refusal, partyOf(refused.peer, remote), refused.peer.ALPN)
 	case errors.As(err, &bad):
-		f.stranger(slog.LevelWarn, "client certificate does not verify", err, remote)
+		f.logUnauthenticated(slog.LevelWarn, "client certificate does not verify", err, remote)
 	case errors.Is(err, io.EOF):
 		f.s.log.Debug("connection closed in the handshake", "remote", remote)
 	default:
-		f.stranger(slog.LevelInfo, "handshake", err, remote)
+		f.logUnauthenticated(slog.LevelInfo, "handshake", err, remote)
 	}
 }
 
@@ -267,9 +267,9 @@ const (
 	strangersAtOnce    = 50
 )
 
-// stranger logs what somebody unknown did, unless too many do: metrics count
+// logUnauthenticated logs what somebody unknown did, unless too many do: metrics count
 // them all, and the next line says how many have none.
-func (f *front) stranger(level slog.Level, what string, err error, remote netip.AddrPort) {
+func (f *listener) logUnauthenticated(level slog.Level, what string, err error, remote netip.AddrPort) {
 	ctx := context.Background()
 	if !f.s.log.Enabled(ctx, level) {
 		return
@@ -286,7 +286,7 @@ func (f *front) stranger(level slog.Level, what string, err error, remote netip.
 }
 
 // peer is who the connection's other end has proven to be.
-func (f *front) peer(conn *tls.Conn) (mtls.Peer, error) {
+func (f *listener) peer(conn *tls.Conn) (mtls.Peer, error) {
 	cs := conn.ConnectionState()
 	if len(cs.VerifiedChains) == 0 {
 		return mtls.Peer{}, errors.New("no verified chain")
@@ -300,14 +300,14 @@ func (f *front) peer(conn *tls.Conn) (mtls.Peer, error) {
 }
 
 // refused counts and logs a refusal of an authenticated peer.
-func (s *sidecar) refused(r *admission.Refusal, p party, alpn string) {
+func (s *sidecar) refused(r *admission.Refusal, p peerInfo, alpn string) {
 	s.metrics.refusals.WithLabelValues(r.Reason).Inc()
 	s.log.LogAttrs(context.Background(), slog.LevelWarn, "client refused", append(p.attrs(),
 		slog.String("reason", r.Reason), slog.Any("error", r.Err), slog.String("alpn", alpn))...)
 }
 
-// party is how the log and the issuer hear of a peer.
-type party struct {
+// peerInfo is how the log and the issuer hear of a peer.
+type peerInfo struct {
 	serial     string
 	run        string
 	repository string
@@ -315,15 +315,15 @@ type party struct {
 	remote     string
 }
 
-func partyOf(p mtls.Peer, remote netip.AddrPort) party {
-	return party{
+func partyOf(p mtls.Peer, remote netip.AddrPort) peerInfo {
+	return peerInfo{
 		serial: p.Serial(), run: p.Claims.Grant.Run, repository: p.Claims.Workflow.SourceRepositoryURI,
 		identity: p.Claims.ID.String(), remote: remote.String(),
 	}
 }
 
 // attrs are the attributes that name a peer in the log.
-func (p *party) attrs() []slog.Attr {
+func (p *peerInfo) attrs() []slog.Attr {
 	return []slog.Attr{
 		slog.String("serial", p.serial),
 		slog.String("run", p.run),

@@ -46,7 +46,7 @@ func (m *metrics) watch(s *sidecar) {
 	}
 	gauge("relays", "Live relays.", func() float64 { return float64(s.gate.Counts().Relays) })
 	gauge("control_connections", "Live control connections.", func() float64 { return float64(s.gate.Counts().Controls) })
-	gauge("half_open", "Connections that are not authenticated yet.", func() float64 { return float64(s.halfOpen.len()) })
+	gauge("half_open", "Connections that are not authenticated yet.", func() float64 { return float64(s.pending.len()) })
 	gauge("feed_age_seconds", "Age of the revocation feed; -1 without one.", func() float64 {
 		if s.checker.Number() == 0 {
 			return -1
@@ -62,7 +62,7 @@ func (m *metrics) watch(s *sidecar) {
 		return time.Until(c.Response.NotAfter).Seconds()
 	})
 	gauge("ready", "1 while clients are admitted.", func() float64 {
-		if s.unready() == "" {
+		if s.notReadyReason() == "" {
 			return 1
 		}
 		return 0

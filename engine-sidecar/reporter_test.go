@@ -16,7 +16,7 @@ func TestSilentSessionsStayLive(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r := newReporter(nil)
-		s := &session{of: r, bytes: silent{}, told: true, toldAt: time.Now(), toldIn: 1, toldOut: 1}
+		s := &session{of: r, bytes: silent{}, reported: true, toldAt: time.Now(), toldIn: 1, toldOut: 1}
 		r.live[s] = struct{}{}
 		time.Sleep(reportProgress)
 		r.progress()

@@ -30,11 +30,11 @@ type sidecar struct {
 	own           ownCertificate
 	mintError     atomic.Pointer[error] // the last
 	renewNow      chan struct{}         // own certificate is revoked
-	look          chan struct{}         // own certificate or the feed is new
+	changed       chan struct{}         // own certificate or the feed is new
 	checker       *revocation.Checker
 	gate          *admission.Gate
-	halfOpen      *halfOpen
-	front         *front
+	pending       *pendingConns
+	listener      *listener
 	reporter      *reporter
 	metrics       *metrics
 	engine        engine
@@ -67,7 +67,7 @@ func Run(ctx context.Context, cfg Config) (exit int, err error) {
 		return 1, err
 	}
 	s.workers.Go(func() { s.reporter.run(life) })
-	defer s.front.conns.Wait()
+	defer s.listener.conns.Wait()
 	defer s.close()
 	ready, err := s.boot(ctx, life)
 	if err != nil || !ready {
@@ -79,9 +79,9 @@ func Run(ctx context.Context, cfg Config) (exit int, err error) {
 func newSidecar(cfg Config) (*sidecar, error) {
 	s := &sidecar{
 		cfg: cfg, log: cfg.Program.Logger, metrics: newMetrics(),
-		renewNow: make(chan struct{}, 1), look: make(chan struct{}, 1),
-		socket:   newEngineSocket(cfg),
-		halfOpen: newHalfOpen(cfg.Limits.Handshakes, cfg.Limits.HandshakesPerAddress),
+		renewNow: make(chan struct{}, 1), changed: make(chan struct{}, 1),
+		socket:  newEngineSocket(cfg),
+		pending: newHalfOpen(cfg.Limits.Handshakes, cfg.Limits.HandshakesPerAddress),
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
@@ -106,7 +106,7 @@ func newSidecar(cfg Config) (*sidecar, error) {
 		MaxRelays: s.maxRelays(), MaxPerRun: cfg.Limits.ConnectionsPerRun,
 	})
 	s.reporter = newReporter(s)
-	if s.front, err = newFront(s); err != nil {
+	if s.listener, err = newFront(s); err != nil {
 		return nil, err
 	}
 	s.metrics.watch(s)
@@ -130,13 +130,13 @@ func (s *sidecar) serveStatus(life context.Context) error {
 func (s *sidecar) feedChanged() {
 	s.gate.Sweep()
 	if own := s.own.now.Load(); own != nil && s.checker.Revoked(revocation.CertificateOf(own.Chain())) {
-		nudge(s.renewNow)
+		wake(s.renewNow)
 	}
-	nudge(s.look)
+	wake(s.changed)
 }
 
-// nudge wakes whoever waits on c, or will next.
-func nudge(c chan<- struct{}) {
+// wake wakes whoever waits on c, or will next.
+func wake(c chan<- struct{}) {
 	select {
 	case c <- struct{}{}:
 	default:
@@ -175,7 +175,7 @@ func (s *sidecar) boot(ctx, life context.Context) (ready bool, err error) {
 		}
 	}
 	s.trustDomain = got.cred.TrustDomain.Name()
-	s.front.secure(got.cred.TrustDomain)
+	s.listener.secure(got.cred.TrustDomain)
 	s.adopt(got.cred)
 	s.workers.Go(func() { s.checker.Run(life) })
 	s.workers.Go(func() { s.keepCertificate(life) })
@@ -234,29 +234,29 @@ func (s *sidecar) watch(ctx, life context.Context) (int, error) {
 		case <-ctx.Done():
 			return s.drain(ctx)
 		case <-s.engine.Done():
-			return s.engineGone()
+			return s.engineExited()
 		case sig := <-s.cfg.Program.Signals:
 			if err := s.engine.Signal(sig); err != nil {
 				s.log.Warn("signal not passed on", "error", err)
 			}
-		case <-s.look:
+		case <-s.changed:
 		case <-tick.C:
 		}
-		if err := s.holdGround(&away); err != nil {
+		if err := s.pauseIfRevoked(&away); err != nil {
 			s.stopEngine(ctx)
 			return 1, err
 		}
-		stale = s.judgeFeed(stale)
-		if why := idle.over(s.gate.Counts(), time.Now()); why != "" {
+		stale = s.handleStaleFeed(stale)
+		if why := idle.exitReason(s.gate.Counts(), time.Now()); why != "" {
 			s.log.Info("idle: ending", "why", why)
 			return s.drain(ctx)
 		}
 	}
 }
 
-// judgeFeed cuts what on_stale says, and tells the issuer when the feed has
+// handleStaleFeed cuts what on_stale says, and tells the issuer when the feed has
 // become stale. It returns whether it is.
-func (s *sidecar) judgeFeed(before bool) bool {
+func (s *sidecar) handleStaleFeed(before bool) bool {
 	if !s.checker.Stale() {
 		return false
 	}
@@ -273,21 +273,21 @@ func (s *sidecar) judgeFeed(before bool) bool {
 	return true
 }
 
-// holdGround stops listening while the own certificate is out, and listens
+// pauseIfRevoked stops listening while the own certificate is out, and listens
 // again with the next one.
-func (s *sidecar) holdGround(away *time.Time) error {
+func (s *sidecar) pauseIfRevoked(away *time.Time) error {
 	out := s.checker.Revoked(revocation.CertificateOf(s.own.now.Load().Chain()))
 	switch {
 	case out && away.IsZero():
 		s.log.Error("server certificate revoked; not listening until renewed")
 		*away = time.Now()
-		s.front.close()
-		s.gate.Shut()
+		s.listener.close()
+		s.gate.Pause()
 		s.gate.CutAll(wire.ReasonDraining, "")
 		s.gate.EndControls()
 		s.reporter.announce()
 	case !out && !away.IsZero():
-		s.gate.Reopen()
+		s.gate.Resume()
 		if err := s.listen(); err != nil {
 			return err
 		}
@@ -303,7 +303,7 @@ func (s *sidecar) holdGround(away *time.Time) error {
 }
 
 func (s *sidecar) listen() error {
-	addr, err := s.front.open()
+	addr, err := s.listener.open()
 	if err != nil {
 		return err
 	}
@@ -315,8 +315,8 @@ func (s *sidecar) listen() error {
 	return nil
 }
 
-// engineGone ends the run after an engine that nobody stopped.
-func (s *sidecar) engineGone() (int, error) {
+// engineExited ends the run after an engine that nobody stopped.
+func (s *sidecar) engineExited() (int, error) {
 	code := s.engine.ExitCode()
 	s.gate.CutAll(wire.ReasonEngineExited, exitText(code))
 	err := fmt.Errorf("the engine ended by itself: %w", &supervise.ExitError{Code: code})
@@ -336,7 +336,7 @@ func exitText(code int) string {
 func (s *sidecar) drain(ctx context.Context) (int, error) {
 	s.log.Info("draining", "relays", s.gate.Counts().Relays, "drain_timeout", s.cfg.DrainTimeout)
 	s.gate.Drain()
-	s.front.close()
+	s.listener.close()
 	timer := time.NewTimer(s.cfg.DrainTimeout)
 	defer timer.Stop()
 	select {
@@ -364,9 +364,9 @@ func (s *sidecar) stopEngine(ctx context.Context) {
 // close ends what clients have, and then the workers: the reporter tells the
 // issuer a last time.
 func (s *sidecar) close() {
-	s.front.close()
+	s.listener.close()
 	s.gate.Drain()
-	s.halfOpen.closeAll()
+	s.pending.closeAll()
 	s.gate.CutAll(wire.ReasonDraining, "")
 	<-s.gate.Empty()
 	s.gate.EndControls()
@@ -381,14 +381,14 @@ type idle struct {
 
 func newIdle(c Config, now time.Time) idle { return idle{c.IdleExit, c.BootGrace, now} }
 
-// over says why to end now, or "".
-func (i idle) over(c admission.Counts, now time.Time) string {
+// exitReason says why to end now, or "".
+func (i idle) exitReason(c admission.Counts, now time.Time) string {
 	switch {
 	case i.exit == 0 || c.Relays > 0:
 		return ""
-	case !c.Ever && now.Sub(i.since) >= i.grace:
+	case !c.HadRelay && now.Sub(i.since) >= i.grace:
 		return fmt.Sprintf("no client came within %v (boot_grace)", i.grace)
-	case c.Ever && now.Sub(c.Emptied) >= i.exit:
+	case c.HadRelay && now.Sub(c.IdleSince) >= i.exit:
 		return fmt.Sprintf("no connection for %v (idle_exit)", i.exit)
 	}
 	return ""

@@ -53,7 +53,7 @@ type session struct {
 	bytes    byteCounter
 
 	// Owned by of.mu.
-	told     bool // the issuer has the opening
+	reported bool // the issuer has the opening
 	closedAt time.Time
 	reason   string
 	toldAt   time.Time
@@ -71,7 +71,7 @@ type reporter struct {
 
 	mu    sync.Mutex
 	live  map[*session]struct{}
-	news  list.List            // of *session, oldest first
+	queue list.List            // of *session, oldest first
 	ended int                  // sessions in news that are closed
 	stale []wire.SessionReport // of kind feed_stale
 
@@ -88,7 +88,7 @@ func newReporter(s *sidecar) *reporter {
 }
 
 // open notes a new relay.
-func (r *reporter) open(p party, bytes byteCounter) *session {
+func (r *reporter) open(p peerInfo, bytes byteCounter) *session {
 	var id [16]byte
 	rand.Read(id[:])
 	s := &session{
@@ -98,7 +98,7 @@ func (r *reporter) open(p party, bytes byteCounter) *session {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.live[s] = struct{}{}
-	r.tell(s)
+	r.enqueue(s)
 	return s
 }
 
@@ -110,7 +110,7 @@ func (s *session) end(reason string) {
 	delete(r.live, s)
 	s.closedAt, s.reason = time.Now().UTC(), reason
 	r.ended++
-	r.tell(s)
+	r.enqueue(s)
 	if r.ended > maxEnded {
 		r.dropOldest()
 	}
@@ -126,20 +126,20 @@ func (r *reporter) feedStale(why string) {
 		return
 	}
 	r.stale = append(r.stale, wire.SessionReport{Kind: wire.SessionFeedStale, ID: hex.EncodeToString(id[:]), At: time.Now().UTC(), Reason: why})
-	nudge(r.wake)
+	wake(r.wake)
 }
 
-// tell puts s among the news. The caller holds mu.
-func (r *reporter) tell(s *session) {
+// enqueue puts s among the news. The caller holds mu.
+func (r *reporter) enqueue(s *session) {
 	if s.dirty == nil {
-		s.dirty = r.news.PushBack(s)
+		s.dirty = r.queue.PushBack(s)
 	}
-	nudge(r.wake)
+	wake(r.wake)
 }
 
 // dropOldest forgets the oldest ended session. The caller holds mu.
 func (r *reporter) dropOldest() {
-	for e := r.news.Front(); e != nil; e = e.Next() {
+	for e := r.queue.Front(); e != nil; e = e.Next() {
 		s := e.Value.(*session)
 		if !s.closedAt.IsZero() {
 			r.forget(s)
@@ -154,7 +154,7 @@ func (r *reporter) forget(s *session) {
 	if s.dirty == nil {
 		return
 	}
-	r.news.Remove(s.dirty)
+	r.queue.Remove(s.dirty)
 	s.dirty = nil
 	if !s.closedAt.IsZero() {
 		r.ended--
@@ -165,12 +165,12 @@ func (r *reporter) forget(s *session) {
 func (r *reporter) waiting() int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.news.Len()
+	return r.queue.Len()
 }
 
 // run tells until ctx ends, and then what is left, a last time.
 func (r *reporter) run(ctx context.Context) {
-	defer r.last(ctx)
+	defer r.flushFinal(ctx)
 	progress, status := time.NewTicker(reportProgress), time.NewTicker(wire.StatusEvery)
 	defer progress.Stop()
 	defer status.Stop()
@@ -203,12 +203,12 @@ func (r *reporter) run(ctx context.Context) {
 			return
 		}
 		retry = min(2*retry, reportRetryMax)
-		nudge(r.wake)
+		wake(r.wake)
 	}
 }
 
-// last tells what is left within lastReports: ctx has ended.
-func (r *reporter) last(ctx context.Context) {
+// flushFinal tells what is left within lastReports: ctx has ended.
+func (r *reporter) flushFinal(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastReports)
 	defer cancel()
 	if err := r.flush(ctx); err != nil {
@@ -227,7 +227,7 @@ func (r *reporter) progress() {
 	defer r.mu.Unlock()
 	for s := range r.live {
 		if in, out := s.bytes.Bytes(); in != s.toldIn || out != s.toldOut || now.Sub(s.toldAt) >= reportSilent {
-			r.tell(s)
+			r.enqueue(s)
 		}
 	}
 }
@@ -249,15 +249,15 @@ func (r *reporter) flush(ctx context.Context) error {
 		switch {
 		case err == nil:
 			r.most = min(2*r.most, wire.MaxSessionReports)
-			r.settle(batch, answer)
+			r.acknowledge(batch, answer)
 		case malformed(err) && batch.items() > 1:
 			r.most = batch.items() / 2
 		case malformed(err):
 			r.s.log.Error("session report dropped: the issuer does not understand it", "error", err, "session", batch.reports[0].ID)
 			r.s.metrics.reports.WithLabelValues("refused").Add(float64(len(batch.reports)))
-			r.settle(batch, wire.SessionsResponse{})
+			r.acknowledge(batch, wire.SessionsResponse{})
 		default:
-			r.distrust(err)
+			r.dropToken(err)
 			return fmt.Errorf("report sessions: %w", err)
 		}
 	}
@@ -316,7 +316,7 @@ func (r *reporter) batch() batch {
 		}
 		b.stale++
 	}
-	for e := r.news.Front(); e != nil && b.items() < r.most; e = e.Next() {
+	for e := r.queue.Front(); e != nil && b.items() < r.most; e = e.Next() {
 		s := e.Value.(*session)
 		in, out := s.bytes.Bytes()
 		if !b.add(s.reports(in, out, now)...) {
@@ -335,7 +335,7 @@ func (s *session) reports(in, out int64, now time.Time) []wire.SessionReport {
 		ID: s.id, Serial: s.serial, Run: s.run, RemoteAddr: s.remote, BytesIn: in, BytesOut: out,
 	}
 	var all []wire.SessionReport
-	if !s.told {
+	if !s.reported {
 		report.Kind, report.At = wire.SessionOpen, s.openedAt
 		all = append(all, report)
 	}
@@ -343,15 +343,15 @@ func (s *session) reports(in, out int64, now time.Time) []wire.SessionReport {
 	case !s.closedAt.IsZero():
 		report.Kind, report.At, report.Reason = wire.SessionClose, s.closedAt, s.reason
 		all = append(all, report)
-	case s.told:
+	case s.reported:
 		report.Kind, report.At = wire.SessionProgress, now
 		all = append(all, report)
 	}
 	return all
 }
 
-// settle notes what the issuer has, or will never take.
-func (r *reporter) settle(b batch, answer wire.SessionsResponse) {
+// acknowledge notes what the issuer has, or will never take.
+func (r *reporter) acknowledge(b batch, answer wire.SessionsResponse) {
 	for _, refused := range answer.Refused {
 		r.s.log.Warn("session report refused", "session", refused.ID, "reason", refused.Reason)
 	}
@@ -361,7 +361,7 @@ func (r *reporter) settle(b batch, answer wire.SessionsResponse) {
 	defer r.mu.Unlock()
 	r.stale = r.stale[b.stale:]
 	for i, s := range b.sessions {
-		s.told = true
+		s.reported = true
 		if b.closed[i] == !s.closedAt.IsZero() {
 			r.forget(s)
 		}
@@ -385,8 +385,8 @@ func (r *reporter) machineToken(ctx context.Context) (string, error) {
 	return token, nil
 }
 
-// distrust drops the token when the issuer did not take it.
-func (r *reporter) distrust(err error) {
+// dropToken drops the token when the issuer did not take it.
+func (r *reporter) dropToken(err error) {
 	var p *wire.Problem
 	if errors.As(err, &p) && (p.Status == 401 || p.Status == 403) {
 		r.token = ""

@@ -9,9 +9,9 @@ import (
 )
 
 const (
-	// sharesOf is into how many shares handshake_rate is split: an address gets
+	// rateShares is into how many shares handshake_rate is split: an address gets
 	// one at most, so that whoever floods from a few leaves the others theirs.
-	sharesOf = 4
+	rateShares = 4
 	// maxShares bounds the addresses that are remembered. Beyond it new ones are
 	// held to the rate of all alone.
 	maxShares = 1 << 14
@@ -19,8 +19,8 @@ const (
 	shareKept = 10 * time.Second
 )
 
-// shares are the handshakes per second of each client address.
-type shares struct {
+// addressLimiter are the handshakes per second of each client address.
+type addressLimiter struct {
 	rate  rate.Limit
 	burst int
 
@@ -34,14 +34,14 @@ type share struct {
 	last    time.Time
 }
 
-func newShares(perSecond int) *shares {
-	one := max(perSecond/sharesOf, 1)
-	return &shares{rate: rate.Limit(one), burst: 2 * one, of: map[netip.Addr]*share{}}
+func newShares(perSecond int) *addressLimiter {
+	one := max(perSecond/rateShares, 1)
+	return &addressLimiter{rate: rate.Limit(one), burst: 2 * one, of: map[netip.Addr]*share{}}
 }
 
 // allow tells whether an address may shake hands at now.
-func (s *shares) allow(addr netip.Addr, now time.Time) bool {
-	addr = oneClient(addr)
+func (s *addressLimiter) allow(addr netip.Addr, now time.Time) bool {
+	addr = rateKey(addr)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	one := s.of[addr]
@@ -58,7 +58,7 @@ func (s *shares) allow(addr netip.Addr, now time.Time) bool {
 }
 
 // sweep forgets whom it has not seen of late, once a second at most.
-func (s *shares) sweep(now time.Time) {
+func (s *addressLimiter) sweep(now time.Time) {
 	if now.Sub(s.swept) < time.Second {
 		return
 	}

@@ -14,8 +14,8 @@ import (
 	"github.com/mayfly-ca/mayfly/engine-sidecar/revocation"
 )
 
-// unready says why clients are not admitted now; empty when they are.
-func (s *sidecar) unready() string {
+// notReadyReason says why clients are not admitted now; empty when they are.
+func (s *sidecar) notReadyReason() string {
 	own := s.own.now.Load()
 	switch {
 	case own == nil:
@@ -28,7 +28,7 @@ func (s *sidecar) unready() string {
 		return "revocation feed is stale"
 	case s.gate.Draining():
 		return "stopping"
-	case !s.front.listening():
+	case !s.listener.listening():
 		return "not listening yet"
 	}
 	if err := s.socket.ask(); err != nil {
@@ -45,7 +45,7 @@ func (s *sidecar) status(ctx context.Context, ln net.Listener) {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		if why := s.unready(); why != "" {
+		if why := s.notReadyReason(); why != "" {
 			http.Error(w, why, http.StatusServiceUnavailable)
 			return
 		}

@@ -34,7 +34,7 @@ type statusReports struct {
 // announce has the status reported soon: the sidecar began or ceased to listen.
 func (r *reporter) announce() {
 	r.status.listened.Store(true)
-	nudge(r.status.changed)
+	wake(r.status.changed)
 }
 
 // reportStatus sends the status when it is due. That it fails is logged, the
@@ -48,7 +48,7 @@ func (r *reporter) reportStatus(ctx context.Context) {
 	why, err := st.send(ctx, st.stopped)
 	if err != nil {
 		why = err.Error()
-		r.distrust(err)
+		r.dropToken(err)
 	}
 	if malformed(err) {
 		st.paused = time.Now().Add(statusPause)

@@ -56,7 +56,7 @@ func (c *Config) checkACME() error {
 	switch {
 	case u.Scheme != "https":
 		return errors.New("tls.mode acme needs an https public_url")
-	case !issuance.HostName(host) || !strings.Contains(host, "."):
+	case !issuance.ValidHostName(host) || !strings.Contains(host, "."):
 		return fmt.Errorf("tls.mode acme gets certificates for public DNS names, and public_url's host is %q", u.Hostname())
 	case c.BehindProxy:
 		return errors.New("tls.mode acme needs the ACME server's connections to reach this listener itself: behind a TLS edge (behind_proxy) use tls.mode off")

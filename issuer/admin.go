@@ -24,27 +24,27 @@ type Person struct {
 	Until    time.Time // when a Bearer token is no longer taken for admin calls
 }
 
-// admit verifies the request's Bearer token and asks for a role. A verified
+// requireRole verifies the request's Bearer token and asks for a role. A verified
 // token without it is 403 forbidden-role, and an event.
-func (s *Server) admit(w http.ResponseWriter, r *http.Request, want policy.Role) (Person, error) {
+func (s *Server) requireRole(w http.ResponseWriter, r *http.Request, want policy.Role) (Person, error) {
 	raw, err := bearer(r)
 	if err != nil {
 		return Person{}, err
 	}
 	ctx := r.Context()
-	rules := s.policies.now()
+	rules := s.policies.load()
 	claims, err := rules.verifier.Verify(ctx, raw, rules.set.Audience())
 	if err != nil {
 		return Person{}, err
 	}
 	info := infoOf(ctx)
-	info.identity = claimant(claims)
+	info.identity = subjectName(claims)
 	if err := s.perID.take(w, r, limitKey(claims)); err != nil {
 		return Person{}, err
 	}
 	p, err := s.roleOf(claims, rules.set)
 	if err == nil {
-		err = enough(p.Role, want)
+		err = checkRole(p.Role, want)
 	}
 	var stale *idtoken.TokenError // older than the hour that admin calls want
 	if errors.As(err, &stale) {
@@ -83,11 +83,11 @@ func (s *Server) roleOf(claims idtoken.Claims, set *policy.Set) (Person, error) 
 // claims recorded at the login. The error is a *policy.Denial when the policy
 // grants none any more.
 func (s *Server) Role(claims idtoken.Claims) (Person, error) {
-	return s.roleOf(claims, s.policies.now().set)
+	return s.roleOf(claims, s.policies.load().set)
 }
 
-// enough tells whether have covers want: admin covers viewer.
-func enough(have, want policy.Role) error {
+// checkRole tells whether have covers want: admin covers viewer.
+func checkRole(have, want policy.Role) error {
 	if have == policy.Admin || (have == policy.Viewer && want == policy.Viewer) {
 		return nil
 	}
@@ -109,7 +109,7 @@ func (s *Server) recordForbidden(ctx context.Context, ev store.Event, what strin
 
 // whoami is GET /v1/whoami.
 func (s *Server) whoami(w http.ResponseWriter, r *http.Request) error {
-	p, err := s.admit(w, r, policy.Viewer)
+	p, err := s.requireRole(w, r, policy.Viewer)
 	if err != nil {
 		return err
 	}
@@ -124,15 +124,15 @@ func (s *Server) whoami(w http.ResponseWriter, r *http.Request) error {
 // Read records that a person looked at everything recorded of a certificate.
 func (s *Server) Read(ctx context.Context, by, serial string) {
 	infoOf(ctx).serial = serial
-	ev := store.Event{Time: time.Now().UTC(), Type: store.EventAdminRead, By: clip(by), Serial: serial}
+	ev := store.Event{Time: time.Now().UTC(), Type: store.EventAdminRead, By: truncate(by), Serial: serial}
 	if err := s.authority.Store().Append(ctx, ev); err != nil {
 		s.logger.ErrorContext(ctx, "event not recorded", "type", ev.Type, "err", err)
 	}
 }
 
-// denied records a policy denial. The denial itself is the answer, whether or
+// recordDenial records a policy denial. The denial itself is the answer, whether or
 // not its event could be written.
-func (s *Server) denied(ctx context.Context, c idtoken.Claims, cause error) error {
+func (s *Server) recordDenial(ctx context.Context, c idtoken.Claims, cause error) error {
 	var denial *policy.Denial
 	if !errors.As(cause, &denial) {
 		return cause
@@ -144,7 +144,7 @@ func (s *Server) denied(ctx context.Context, c idtoken.Claims, cause error) erro
 		ev.Reason = "no rule"
 	}
 	if denial.Got != "" {
-		ev.Detail = map[string]string{"got": clip(denial.Got)}
+		ev.Detail = map[string]string{"got": truncate(denial.Got)}
 	}
 	if err := s.authority.Store().Denied(ctx, ev); err != nil {
 		s.logger.ErrorContext(ctx, "event not recorded", "type", ev.Type, "err", err)
@@ -158,8 +158,8 @@ const (
 	floorReason   = "before the floor"
 )
 
-// notIssued records why an admitted token got no certificate.
-func (s *Server) notIssued(ctx context.Context, c idtoken.Claims, d policy.Decision, cause error) error {
+// recordRefusal records why an admitted token got no certificate.
+func (s *Server) recordRefusal(ctx context.Context, c idtoken.Claims, d policy.Decision, cause error) error {
 	var (
 		blocked *store.BlockedError
 		replay  *store.ReplayError
@@ -192,18 +192,18 @@ func (s *Server) notIssued(ctx context.Context, c idtoken.Claims, d policy.Decis
 
 // eventOf fills an event from verified claims.
 func eventOf(kind string, c idtoken.Claims) store.Event {
-	ev := store.Event{Time: time.Now().UTC(), Type: kind, Identity: clip(claimant(c)), By: clip(claimant(c))}
+	ev := store.Event{Time: time.Now().UTC(), Type: kind, Identity: truncate(subjectName(c)), By: truncate(subjectName(c))}
 	if v, ok := c.String("repository"); ok {
-		ev.Repository = clip(v)
+		ev.Repository = truncate(v)
 	}
 	if v, ok := c.String("run_id"); ok {
-		ev.RunID = clip(v)
+		ev.RunID = truncate(v)
 	}
 	return ev
 }
 
-// clip bounds a claim's text in an event: 256 bytes, cut at a rune.
-func clip(s string) string {
+// truncate bounds a claim's text in an event: 256 bytes, cut at a rune.
+func truncate(s string) string {
 	const limit = 256
 	if len(s) <= limit {
 		return s

@@ -49,16 +49,16 @@ func AdminLink(ctx context.Context, c Config, role policy.Role, by string) (stri
 		return "", err
 	}
 	defer st.Close()
-	claims, err := json.Marshal(hostClaims{role, clip(by)})
+	claims, err := json.Marshal(hostClaims{role, truncate(by)})
 	if err != nil {
 		return "", err
 	}
 	secret, now := rand.Text()+rand.Text(), time.Now().UTC()
-	l := store.Login{ID: web.LinkID(secret), Provider: hostProvider, Subject: clip(by), Claims: claims, CreatedAt: now, ExpiresAt: now.Add(AdminLinkLife)}
+	l := store.Login{ID: web.LinkID(secret), Provider: hostProvider, Subject: truncate(by), Claims: claims, CreatedAt: now, ExpiresAt: now.Add(AdminLinkLife)}
 	if err := st.PutLogin(ctx, l); err != nil {
 		return "", err
 	}
-	ev := store.Event{Time: now, Type: store.EventAdminLink, By: clip(by), Detail: map[string]string{"role": string(role), "until": l.ExpiresAt.Format(time.RFC3339)}}
+	ev := store.Event{Time: now, Type: store.EventAdminLink, By: truncate(by), Detail: map[string]string{"role": string(role), "until": l.ExpiresAt.Format(time.RFC3339)}}
 	if err := st.Append(ctx, ev); err != nil {
 		return "", fmt.Errorf("record the link: %w", err)
 	}
@@ -71,14 +71,14 @@ func hostPerson(raw json.RawMessage) (web.Person, error) {
 	if err := json.Unmarshal(raw, &c); err != nil {
 		return web.Person{}, fmt.Errorf("read admin link: %w", err)
 	}
-	if err := enough(c.Role, policy.Viewer); err != nil {
+	if err := checkRole(c.Role, policy.Viewer); err != nil {
 		return web.Person{}, err
 	}
 	return web.Person{Name: c.By, Admin: c.Role == policy.Admin, ByLink: true}, nil
 }
 
 // TakeLink implements web.Backend.
-func (p page) TakeLink(ctx context.Context, id string) (*web.Login, error) {
+func (p webBackend) TakeLink(ctx context.Context, id string) (*web.Login, error) {
 	l, err := p.authority.Store().TakeLogin(ctx, id, time.Now().UTC())
 	return p.loginOf(ctx, id, l, err)
 }

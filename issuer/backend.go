@@ -82,7 +82,7 @@ const maxReasonBytes = 1024
 // Revoke orders a revocation in the name of by. It returns when a committed CRL
 // holds the serials. Errors: bad-request, not-found, unavailable.
 func (s *Server) Revoke(ctx context.Context, by string, req wire.RevokeRequest) (*wire.RevokeResponse, error) {
-	order, err := RevocationOf(req)
+	order, err := ParseRevocation(req)
 	if err != nil {
 		return nil, err
 	}
@@ -108,9 +108,9 @@ func (s *Server) Revoke(ctx context.Context, by string, req wire.RevokeRequest) 
 	return out, nil
 }
 
-// RevocationOf checks the order: exactly one of serial, match and all. Its error
+// ParseRevocation checks the order: exactly one of serial, match and all. Its error
 // is an *Error of type bad-request.
-func RevocationOf(req wire.RevokeRequest) (store.Revocation, error) {
+func ParseRevocation(req wire.RevokeRequest) (store.Revocation, error) {
 	order := store.Revocation{Serial: req.Serial, All: req.All, Reason: req.Reason, DryRun: req.DryRun, Block: defaultBlock}
 	named := 0
 	for _, set := range []bool{req.Serial != "", req.Match != nil, req.All} {

@@ -23,14 +23,14 @@ func (s *Server) issue(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	rules := s.policies.now()
+	rules := s.policies.load()
 	ctx := r.Context()
 	claims, err := rules.verifier.Verify(ctx, raw, rules.set.Audience())
 	if err != nil {
 		return err
 	}
 	info := infoOf(ctx)
-	info.identity = claimant(claims)
+	info.identity = subjectName(claims)
 	if err := s.perID.take(w, r, limitKey(claims)); err != nil {
 		return err
 	}
@@ -40,7 +40,7 @@ func (s *Server) issue(w http.ResponseWriter, r *http.Request) error {
 	}
 	decision, err := rules.set.Decide(claims, policy.Request{Want: policy.WantCertificate, Engine: req.Engine, OneEngine: req.OneEngine})
 	if err != nil {
-		return s.denied(ctx, claims, err)
+		return s.recordDenial(ctx, claims, err)
 	}
 	info.rule = decision.Rule
 	csr, err := parseCSR(req.CSR)
@@ -49,7 +49,7 @@ func (s *Server) issue(w http.ResponseWriter, r *http.Request) error {
 	}
 	issued, err := s.authority.Issue(ctx, decision.Grant, csr)
 	if err != nil {
-		return s.notIssued(ctx, claims, decision, err)
+		return s.recordRefusal(ctx, claims, decision, err)
 	}
 	info.serial = issued.Record.Serial
 	s.metrics.issued(issued.Record.Profile, issued.Record.Provider, issued.Repeated)
@@ -101,7 +101,7 @@ func (s *Server) writeIssued(w http.ResponseWriter, r *http.Request, issued *ca.
 
 // listCertificates is GET /v1/certificates.
 func (s *Server) listCertificates(w http.ResponseWriter, r *http.Request) error {
-	if _, err := s.admit(w, r, policy.Viewer); err != nil {
+	if _, err := s.requireRole(w, r, policy.Viewer); err != nil {
 		return err
 	}
 	list, err := s.Certificates(r.Context(), r.URL.Query())
@@ -113,7 +113,7 @@ func (s *Server) listCertificates(w http.ResponseWriter, r *http.Request) error 
 
 // showCertificate is GET /v1/certificates/{serial}.
 func (s *Server) showCertificate(w http.ResponseWriter, r *http.Request) error {
-	p, err := s.admit(w, r, policy.Viewer)
+	p, err := s.requireRole(w, r, policy.Viewer)
 	if err != nil {
 		return err
 	}
@@ -153,8 +153,8 @@ func pemOf(certs ...*x509.Certificate) string {
 	return string(out)
 }
 
-// claimant names a verified token's subject for the log and for events.
-func claimant(c idtoken.Claims) string { return c.Provider().Name + "/" + c.Subject() }
+// subjectName names a verified token's subject for the log and for events.
+func subjectName(c idtoken.Claims) string { return c.Provider().Name + "/" + c.Subject() }
 
 // limitKey is what PerIdentity counts: the repository, where there is one, since
 // its runs differ in sub; else the subject.

@@ -84,7 +84,7 @@ func (s *Server) crlWait(w http.ResponseWriter, r *http.Request) error {
 	address := httprate.CanonicalizeIP(infoOf(r.Context()).address) // IPv6: one /64
 	if crls.Number == after && s.waiters.enter(address) {
 		defer s.waiters.leave(address)
-		ctx, cancel := s.held(r.Context(), wire.CRLWait)
+		ctx, cancel := s.holdContext(r.Context(), wire.CRLWait)
 		defer cancel()
 		crls, err = s.authority.WaitCRLs(ctx, after)
 		if err != nil && ctx.Err() == nil {
@@ -103,8 +103,8 @@ func (s *Server) crlWait(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// held returns a context that ends after d, or when the stop begins.
-func (s *Server) held(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
+// holdContext returns a context that ends after d, or when the stop begins.
+func (s *Server) holdContext(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithTimeout(ctx, d)
 	stop := make(chan struct{})
 	s.heldTotal.Add(1)

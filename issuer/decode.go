@@ -31,7 +31,7 @@ func decode(r *http.Request, v any) error {
 	}
 	names := json.NewDecoder(bytes.NewReader(body))
 	if err := checkMembers(names, 0, ""); err != nil {
-		return notJSON(err)
+		return badJSON(err)
 	}
 	if _, err := names.Token(); !errors.Is(err, io.EOF) {
 		return badRequest("the body holds more than one JSON value")
@@ -39,15 +39,15 @@ func decode(r *http.Request, v any) error {
 	dec := json.NewDecoder(bytes.NewReader(body))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(v); err != nil {
-		return notJSON(err)
+		return badJSON(err)
 	}
 	return nil
 }
 
-// notJSON tells what is wrong in few words, of which some may be a stranger's:
+// badJSON tells what is wrong in few words, of which some may be a stranger's:
 // neither an answer nor the log repeats 64 KiB of them.
-func notJSON(err error) error {
-	return badRequest("the body is not the JSON that this call takes: %s", Printable(clip(err.Error())))
+func badJSON(err error) error {
+	return badRequest("the body is not the JSON that this call takes: %s", Printable(truncate(err.Error())))
 }
 
 // maxBodyDepth bounds the nesting of a request; the deepest has three levels.

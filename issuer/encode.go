@@ -11,9 +11,9 @@ import (
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
-// texts are the parts of a 201 that every one repeats, as JSON strings, made
+// encodedParts are the parts of a 201 that every one repeats, as JSON strings, made
 // once: encoding them anew cost a tenth of an issuance.
-type texts struct {
+type encodedParts struct {
 	bundle        []byte            // trust_bundle
 	intermediates map[string][]byte // PEM inside of a string, by DER of the key id
 }
@@ -24,12 +24,12 @@ type crlText struct {
 	text   []byte
 }
 
-func newTexts(bundle string, intermediates []*x509.Certificate) (*texts, error) {
+func newTexts(bundle string, intermediates []*x509.Certificate) (*encodedParts, error) {
 	quoted, err := json.Marshal(bundle)
 	if err != nil {
 		return nil, err
 	}
-	t := &texts{bundle: quoted, intermediates: make(map[string][]byte, len(intermediates))}
+	t := &encodedParts{bundle: quoted, intermediates: make(map[string][]byte, len(intermediates))}
 	for _, c := range intermediates {
 		t.intermediates[string(c.SubjectKeyId)] = appendPEM(nil, c.Raw)
 	}
@@ -64,7 +64,7 @@ func appendPEM(b, der []byte) []byte {
 }
 
 // appendChain appends the chain, leaf first.
-func (t *texts) appendChain(b []byte, chain []*x509.Certificate) []byte {
+func (t *encodedParts) appendChain(b []byte, chain []*x509.Certificate) []byte {
 	b = appendPEM(b, chain[0].Raw)
 	for _, c := range chain[1:] {
 		if text, ok := t.intermediates[string(c.SubjectKeyId)]; ok {

@@ -73,7 +73,7 @@ func isVersion(s string) bool {
 
 // listEngines is GET /v1/engines.
 func (s *Server) listEngines(w http.ResponseWriter, r *http.Request) error {
-	if _, err := s.admit(w, r, policy.Viewer); err != nil {
+	if _, err := s.requireRole(w, r, policy.Viewer); err != nil {
 		return err
 	}
 	if err := noQuery(r); err != nil {

@@ -16,7 +16,7 @@ import (
 
 // listEvents is GET /v1/events.
 func (s *Server) listEvents(w http.ResponseWriter, r *http.Request) error {
-	if _, err := s.admit(w, r, policy.Viewer); err != nil {
+	if _, err := s.requireRole(w, r, policy.Viewer); err != nil {
 		return err
 	}
 	list, err := s.Events(r.Context(), r.URL.Query())
@@ -51,7 +51,7 @@ func (s *Server) Info() wire.Info {
 // explain is POST /v1/policy/explain. Nothing is issued and nothing is
 // recorded: the claims are the asker's own words.
 func (s *Server) explain(w http.ResponseWriter, r *http.Request) error {
-	if _, err := s.admit(w, r, policy.Viewer); err != nil {
+	if _, err := s.requireRole(w, r, policy.Viewer); err != nil {
 		return err
 	}
 	var req wire.ExplainRequest
@@ -85,7 +85,7 @@ func ExplainClaims(set *policy.Set, req wire.ExplainRequest) (*wire.ExplainRespo
 	if len(req.Claims) == 0 || !json.Valid(req.Claims) {
 		return nil, badRequest("claims: want the token's payload, a JSON object")
 	}
-	claims, err := idtoken.Recorded(*provider, req.Claims)
+	claims, err := idtoken.ParseClaims(*provider, req.Claims)
 	if err != nil {
 		return nil, &Error{Name: wire.ProblemBadRequest, Detail: err.Error(), Err: err}
 	}

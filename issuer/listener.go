@@ -81,9 +81,9 @@ type keeper interface {
 	config() *tls.Config
 }
 
-// certificateKeeper holds the listener's certificate and keeps it fresh. The
+// certReloader holds the listener's certificate and keeps it fresh. The
 // zero value is not usable; see selfKeeper and fileKeeper.
-type certificateKeeper struct {
+type certReloader struct {
 	current atomic.Pointer[tls.Certificate]
 	load    func(context.Context) (*tls.Certificate, error)
 	every   time.Duration // how often stale is asked
@@ -91,13 +91,13 @@ type certificateKeeper struct {
 	logger  *slog.Logger
 }
 
-// selfKeeper serves a certificate of the CA itself, renewed at half life.
-func selfKeeper(ctx context.Context, a *ca.Authority, host string, logger *slog.Logger) (*certificateKeeper, error) {
+// newIssuedCert serves a certificate of the CA itself, renewed at half life.
+func newIssuedCert(ctx context.Context, a *ca.Authority, host string, logger *slog.Logger) (*certReloader, error) {
 	names, ips := []string{host}, []net.IP(nil)
 	if addr, err := netip.ParseAddr(host); err == nil {
 		names, ips = nil, []net.IP{addr.AsSlice()}
 	}
-	k := &certificateKeeper{every: time.Minute, logger: logger}
+	k := &certReloader{every: time.Minute, logger: logger}
 	k.load = func(ctx context.Context) (*tls.Certificate, error) { return a.ServerCertificate(ctx, names, ips) }
 	k.stale = func(c *tls.Certificate) bool {
 		return c.Leaf == nil || time.Until(c.Leaf.NotAfter) < c.Leaf.NotAfter.Sub(c.Leaf.NotBefore)/2
@@ -105,9 +105,9 @@ func selfKeeper(ctx context.Context, a *ca.Authority, host string, logger *slog.
 	return k, k.refresh(ctx)
 }
 
-// fileKeeper serves the pair of two files, read again when either changes.
-func fileKeeper(ctx context.Context, cert, key string, logger *slog.Logger) (*certificateKeeper, error) {
-	k := &certificateKeeper{every: 5 * time.Second, logger: logger}
+// newFileCert serves the pair of two files, read again when either changes.
+func newFileCert(ctx context.Context, cert, key string, logger *slog.Logger) (*certReloader, error) {
+	k := &certReloader{every: 5 * time.Second, logger: logger}
 	stamp := func() string {
 		out := ""
 		for _, p := range []string{cert, key} {
@@ -131,7 +131,7 @@ func fileKeeper(ctx context.Context, cert, key string, logger *slog.Logger) (*ce
 	return k, k.refresh(ctx)
 }
 
-func (k *certificateKeeper) refresh(ctx context.Context) error {
+func (k *certReloader) refresh(ctx context.Context) error {
 	c, err := k.load(ctx)
 	if err != nil {
 		return fmt.Errorf("certificate of the listener: %w", err)
@@ -142,7 +142,7 @@ func (k *certificateKeeper) refresh(ctx context.Context) error {
 
 // keep refreshes until ctx ends. A certificate that cannot be renewed is served
 // on, and said.
-func (k *certificateKeeper) keep(ctx context.Context) {
+func (k *certReloader) keep(ctx context.Context) {
 	t := time.NewTicker(k.every)
 	defer t.Stop()
 	for {
@@ -161,7 +161,7 @@ func (k *certificateKeeper) keep(ctx context.Context) {
 }
 
 // config is the listener's TLS: 1.3 alone, since every client of ours has it.
-func (k *certificateKeeper) config() *tls.Config {
+func (k *certReloader) config() *tls.Config {
 	return &tls.Config{
 		MinVersion:     tls.VersionTLS13,
 		NextProtos:     []string{"h2", "http/1.1"},

@@ -42,7 +42,7 @@ func TestFileKeeper(t *testing.T) {
 	dir := t.TempDir()
 	cert, key := filepath.Join(dir, "tls.crt"), filepath.Join(dir, "tls.key")
 	writePair(t, cert, key, 1)
-	k, err := fileKeeper(t.Context(), cert, key, slog.New(slog.DiscardHandler))
+	k, err := newFileCert(t.Context(), cert, key, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -90,7 +90,7 @@ func TestHandOver(t *testing.T) {
 	if err := os.Symlink(outside, filepath.Join(dir, "store-link")); err != nil {
 		t.Fatal(err)
 	}
-	if err := handOver(filepath.Join(dir, "store"), 65534, 65534); err != nil {
+	if err := chownStore(filepath.Join(dir, "store"), 65534, 65534); err != nil {
 		t.Fatal(err)
 	}
 	for path, want := range map[string]uint32{dir: 65534, filepath.Join(dir, "store"): 65534, filepath.Join(dir, "store-wal"): 65534, filepath.Join(dir, "ca.key"): 0, outside: 0} {
@@ -98,7 +98,7 @@ func TestHandOver(t *testing.T) {
 			t.Errorf("%s belongs to %d, want %d", path, got, want)
 		}
 	}
-	if err := handOver("/store", 65534, 65534); err == nil {
+	if err := chownStore("/store", 65534, 65534); err == nil {
 		t.Error("the root folder was handed over")
 	}
 }
@@ -116,7 +116,7 @@ func TestLookupUser(t *testing.T) {
 			t.Errorf("%q was taken for a user", spec)
 		}
 	}
-	if err := becomeUser("", "/nowhere/store", slog.New(slog.NewTextHandler(&bytes.Buffer{}, nil))); err != nil {
+	if err := dropPrivileges("", "/nowhere/store", slog.New(slog.NewTextHandler(&bytes.Buffer{}, nil))); err != nil {
 		t.Error(err)
 	}
 }

@@ -157,7 +157,7 @@ func (c *stateCollector) Collect(ch chan<- prometheus.Metric) {
 		gauge(c.expiry, e.NotAfter.Sub(now).Seconds(), e.What)
 	}
 	gauge(c.held, float64(c.s.heldTotal.Load()))
-	gauge(c.policyLoaded, float64(c.s.policies.now().loadedAt.Unix()))
+	gauge(c.policyLoaded, float64(c.s.policies.load().loadedAt.Unix()))
 	stale := 0.0
 	if c.s.policies.Failed() != "" {
 		stale = 1

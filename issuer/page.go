@@ -21,7 +21,7 @@ import (
 func Page(s *Server) http.Handler {
 	return web.New(web.Options{
 		PublicURL: s.publicURL,
-		Backend:   page{s},
+		Backend:   webBackend{s},
 		Failed: func(r *http.Request, err error) {
 			info := infoOf(r.Context())
 			info.err = err
@@ -31,10 +31,10 @@ func Page(s *Server) http.Handler {
 	})
 }
 
-// pageOr gives the page its own paths and those that nothing answers, and to
+// routePage gives the page its own paths and those that nothing answers, and to
 // missing what was meant for the API. It notes the page's route for the log and
 // the metrics: the pattern, which no path of a stranger can widen.
-func pageOr(page, missing http.Handler) http.Handler {
+func routePage(page, missing http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if web.Owns(r.URL.Path) || !forAPI(r) {
 			defer func() { // r.Pattern is "METHOD /path", or empty
@@ -64,10 +64,10 @@ func forAPI(r *http.Request) bool {
 	return strings.Trim(strings.TrimPrefix(first, "v"), "0123456789.") == "" && first != ""
 }
 
-// page is the server as web asks it. What Server already offers is embedded.
-type page struct{ *Server }
+// webBackend is the server as web asks it. What Server already offers is embedded.
+type webBackend struct{ *Server }
 
-var _ web.Backend = page{}
+var _ web.Backend = webBackend{}
 
 var errNoProvider = errors.New("the policy has no such provider of type people")
 
@@ -81,7 +81,7 @@ func people(set *policy.Set, name string) (idtoken.Provider, error) {
 }
 
 // Client implements web.Backend.
-func (p page) Client(provider string) (*http.Client, error) {
+func (p webBackend) Client(provider string) (*http.Client, error) {
 	found, err := people(p.policies.Set(), provider)
 	if err != nil {
 		return nil, err
@@ -90,8 +90,8 @@ func (p page) Client(provider string) (*http.Client, error) {
 }
 
 // Verify implements web.Backend.
-func (p page) Verify(ctx context.Context, provider, raw string) (json.RawMessage, error) {
-	rules := p.policies.now()
+func (p webBackend) Verify(ctx context.Context, provider, raw string) (json.RawMessage, error) {
+	rules := p.policies.load()
 	claims, err := rules.verifier.Verify(ctx, raw, rules.set.Audience())
 	if err != nil {
 		return nil, err
@@ -108,14 +108,14 @@ func (p page) Verify(ctx context.Context, provider, raw string) (json.RawMessage
 }
 
 // restore returns the claims of a login, and the rules to judge them by.
-func (p page) restore(provider string, raw json.RawMessage) (idtoken.Claims, *policy.Set, error) {
-	rules := p.policies.now()
+func (p webBackend) restore(provider string, raw json.RawMessage) (idtoken.Claims, *policy.Set, error) {
+	rules := p.policies.load()
 	c, err := rules.verifier.Restore(provider, raw)
 	return c, rules.set, err
 }
 
 // Person implements web.Backend.
-func (p page) Person(ctx context.Context, provider string, raw json.RawMessage) (web.Person, error) {
+func (p webBackend) Person(ctx context.Context, provider string, raw json.RawMessage) (web.Person, error) {
 	if provider == hostProvider {
 		who, err := hostPerson(raw)
 		infoOf(ctx).identity = who.Name
@@ -126,10 +126,10 @@ func (p page) Person(ctx context.Context, provider string, raw json.RawMessage) 
 		return web.Person{}, err
 	}
 	info := infoOf(ctx)
-	info.identity = claimant(c)
+	info.identity = subjectName(c)
 	who, err := p.roleOf(c, set)
 	if err == nil {
-		err = enough(who.Role, policy.Viewer)
+		err = checkRole(who.Role, policy.Viewer)
 	}
 	if err != nil {
 		return web.Person{}, err
@@ -139,12 +139,12 @@ func (p page) Person(ctx context.Context, provider string, raw json.RawMessage) 
 }
 
 // PutLogin implements web.Backend.
-func (p page) PutLogin(ctx context.Context, who web.Person, l web.Login) error {
+func (p webBackend) PutLogin(ctx context.Context, who web.Person, l web.Login) error {
 	st := p.authority.Store()
 	if err := st.PutLogin(ctx, store.Login(l)); err != nil {
 		return unavailable("store login", err)
 	}
-	ev := store.Event{Time: time.Now().UTC(), Type: store.EventLogin, By: clip(who.Name), Rule: who.Rule}
+	ev := store.Event{Time: time.Now().UTC(), Type: store.EventLogin, By: truncate(who.Name), Rule: who.Rule}
 	if who.ByLink {
 		ev.Reason, ev.Detail = "by an admin link", map[string]string{"address": infoOf(ctx).address}
 	}
@@ -155,13 +155,13 @@ func (p page) PutLogin(ctx context.Context, who web.Person, l web.Login) error {
 }
 
 // Login implements web.Backend.
-func (p page) Login(ctx context.Context, id string) (*web.Login, error) {
+func (p webBackend) Login(ctx context.Context, id string) (*web.Login, error) {
 	l, err := p.authority.Store().Login(ctx, id, time.Now().UTC())
 	return p.loginOf(ctx, id, l, err)
 }
 
 // loginOf is what the page is given for the store's answer about a login.
-func (p page) loginOf(ctx context.Context, id string, l *store.Login, err error) (*web.Login, error) {
+func (p webBackend) loginOf(ctx context.Context, id string, l *store.Login, err error) (*web.Login, error) {
 	switch {
 	case errors.Is(err, store.ErrForged):
 		p.logger.WarnContext(ctx, "login refused: its row was changed by hand, or its state key is not in the list", "login", id)
@@ -176,19 +176,19 @@ func (p page) loginOf(ctx context.Context, id string, l *store.Login, err error)
 }
 
 // DeleteLogin implements web.Backend.
-func (p page) DeleteLogin(ctx context.Context, id, by string) error {
+func (p webBackend) DeleteLogin(ctx context.Context, id, by string) error {
 	st := p.authority.Store()
 	if err := st.DeleteLogin(ctx, id); err != nil {
 		return unavailable("delete login", err)
 	}
-	if err := st.Append(ctx, store.Event{Time: time.Now().UTC(), Type: store.EventLogout, By: clip(by)}); err != nil {
+	if err := st.Append(ctx, store.Event{Time: time.Now().UTC(), Type: store.EventLogout, By: truncate(by)}); err != nil {
 		return unavailable("record logout", err)
 	}
 	return nil
 }
 
 // Forbidden implements web.Backend.
-func (p page) Forbidden(ctx context.Context, provider string, raw json.RawMessage, what string) {
+func (p webBackend) Forbidden(ctx context.Context, provider string, raw json.RawMessage, what string) {
 	if provider == hostProvider {
 		who, _ := hostPerson(raw) // its MAC is good: the issuer wrote it
 		infoOf(ctx).err = p.recordForbidden(ctx, store.Event{Time: time.Now().UTC(), Type: store.EventForbidden, By: who.Name, Identity: who.Name}, what, nil)
@@ -206,7 +206,7 @@ func (p page) Forbidden(ctx context.Context, provider string, raw json.RawMessag
 const chartHours = 48
 
 // Overview implements web.Backend.
-func (p page) Overview(ctx context.Context) (web.Overview, error) {
+func (p webBackend) Overview(ctx context.Context) (web.Overview, error) {
 	now := time.Now().UTC()
 	since := now.Truncate(time.Hour).Add(-(chartHours - 1) * time.Hour)
 	// Summed denials are written by whoever reads events; Hours does not.
@@ -255,7 +255,7 @@ func (p page) Overview(ctx context.Context) (web.Overview, error) {
 
 // RunURL implements web.Backend. Its parts were signed by GitHub, and are still
 // held to the form of a link on the provider's server.
-func (p page) RunURL(identity, repository, run string) string {
+func (p webBackend) RunURL(identity, repository, run string) string {
 	run, _, _ = strings.Cut(run, "/")
 	owner, name, ok := strings.Cut(repository, "/")
 	if !ok || strings.Contains(name, "/") || run == "" || strings.Trim(run, "0123456789") != "" {
@@ -270,7 +270,7 @@ func (p page) RunURL(identity, repository, run string) string {
 
 // runServer is the server of the GitHub provider that identity is of; where
 // identity is empty, of the policy's only one.
-func (p page) runServer(identity string) string {
+func (p webBackend) runServer(identity string) string {
 	if rest, ok := strings.CutPrefix(identity, "spiffe://"); ok {
 		_, identity, _ = strings.Cut(rest, "/")
 	}
@@ -289,7 +289,7 @@ func (p page) runServer(identity string) string {
 }
 
 // Policy implements web.Backend.
-func (p page) Policy() web.Policy {
+func (p webBackend) Policy() web.Policy {
 	set := p.policies.Set()
 	var out web.Policy
 	for _, f := range set.Findings() {
@@ -329,4 +329,4 @@ func lifetime(d time.Duration) string {
 }
 
 // Problem implements web.Backend.
-func (p page) Problem(err error) *wire.Problem { return problemOf(err, "") }
+func (p webBackend) Problem(err error) *wire.Problem { return problemOf(err, "") }

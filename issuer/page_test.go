@@ -26,8 +26,8 @@ rules:
 		t.Fatal(err)
 	}
 	policies := &Policies{}
-	policies.current.Store(&ruling{set: set})
-	p := page{&Server{policies: policies}}
+	policies.current.Store(&loadedPolicy{set: set})
+	p := webBackend{&Server{policies: policies}}
 	const at = "https://github.com/octo/app/actions/runs/4711"
 	for _, c := range []struct{ identity, repository, run, want string }{
 		{"spiffe://ci.example.com/github/1/2", "octo/app", "4711", at},

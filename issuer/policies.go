@@ -15,9 +15,9 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer/policy"
 )
 
-// ruling is one loaded policy file: rules, and the verifier of the providers
+// loadedPolicy is one loaded policy file: rules, and the verifier of the providers
 // that they name. It is immutable.
-type ruling struct {
+type loadedPolicy struct {
 	set      *policy.Set
 	verifier *idtoken.Verifier
 	sum      string // hex SHA-256 of the file
@@ -33,7 +33,7 @@ type Policies struct {
 	verifier idtoken.Options
 
 	reloading sync.Mutex
-	current   atomic.Pointer[ruling]
+	current   atomic.Pointer[loadedPolicy]
 	failed    atomic.Pointer[string] // why the last reload failed; nil when it did not
 	lastBad   string                 // sum of the file that failed; owned by reloading
 }
@@ -55,7 +55,7 @@ func OpenPolicies(path string, td spiffeid.TrustDomain, o policy.Options, v idto
 	if err != nil {
 		return nil, fmt.Errorf("policy %s: %w", path, err)
 	}
-	p.current.Store(&ruling{set: set, verifier: verifier, sum: sumOf(data), loadedAt: time.Now()})
+	p.current.Store(&loadedPolicy{set: set, verifier: verifier, sum: sumOf(data), loadedAt: time.Now()})
 	return p, nil
 }
 
@@ -64,11 +64,11 @@ func sumOf(data []byte) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// now returns the rules in force.
-func (p *Policies) now() *ruling { return p.current.Load() }
+// load returns the rules in force.
+func (p *Policies) load() *loadedPolicy { return p.current.Load() }
 
 // Set returns the rules in force.
-func (p *Policies) Set() *policy.Set { return p.now().set }
+func (p *Policies) Set() *policy.Set { return p.load().set }
 
 // Reload reads the file again. It returns whether rules changed; on an error
 // the old ones stay. A bad file is reported once for each content, unless
@@ -88,9 +88,9 @@ func (p *Policies) Reload(ctx context.Context, force bool) (bool, error) {
 func (p *Policies) reload(force bool) (bool, error) {
 	data, err := readBounded(p.path, policy.MaxFileBytes)
 	if err != nil {
-		return p.bad("unreadable", force, fmt.Errorf("read policy: %w", err))
+		return p.recordFailure("unreadable", force, fmt.Errorf("read policy: %w", err))
 	}
-	old, sum := p.now(), sumOf(data)
+	old, sum := p.load(), sumOf(data)
 	if sum == old.sum {
 		p.lastBad = ""
 		p.failed.Store(nil)
@@ -98,20 +98,20 @@ func (p *Policies) reload(force bool) (bool, error) {
 	}
 	set, err := policy.Parse(data, p.options)
 	if err != nil {
-		return p.bad(sum, force, err)
+		return p.recordFailure(sum, force, err)
 	}
 	verifier, err := old.verifier.With(set.Providers())
 	if err != nil {
-		return p.bad(sum, force, fmt.Errorf("policy %s: %w", p.path, err))
+		return p.recordFailure(sum, force, fmt.Errorf("policy %s: %w", p.path, err))
 	}
-	p.current.Store(&ruling{set: set, verifier: verifier, sum: sum, loadedAt: time.Now()})
+	p.current.Store(&loadedPolicy{set: set, verifier: verifier, sum: sum, loadedAt: time.Now()})
 	p.lastBad = ""
 	p.failed.Store(nil)
 	return true, nil
 }
 
-// bad remembers which content failed, so that the watch says so once.
-func (p *Policies) bad(sum string, force bool, err error) (bool, error) {
+// recordFailure remembers which content failed, so that the watch says so once.
+func (p *Policies) recordFailure(sum string, force bool, err error) (bool, error) {
 	if p.lastBad == sum && !force {
 		return false, nil
 	}
@@ -128,4 +128,4 @@ func (p *Policies) Failed() string {
 }
 
 // Close ends the verifier's work.
-func (p *Policies) Close() { p.now().verifier.Close() }
+func (p *Policies) Close() { p.load().verifier.Close() }

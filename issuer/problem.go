@@ -55,15 +55,15 @@ func forbiddenRole(detail string, err error) error {
 // unavailable marks an error of the store or of the keys that has no name of
 // its own: 503, and the client may try again.
 func unavailable(operation string, err error) error {
-	if _, ok := named(err); ok {
+	if _, ok := problemFor(err); ok {
 		return err
 	}
 	return &Error{Name: wire.ProblemUnavailable, Detail: "the issuer cannot do this now; try again", RetryAfter: 1, Err: fmt.Errorf("%s: %w", operation, err)}
 }
 
-// named is the one mapping of errors to problems. Its second value is false
+// problemFor is the one mapping of errors to problems. Its second value is false
 // for an error without a name, which is a 500 without detail.
-func named(err error) (*Error, bool) {
+func problemFor(err error) (*Error, bool) {
 	var (
 		own      *Error
 		token    *idtoken.TokenError
@@ -136,7 +136,7 @@ func replayDetail(e *store.ReplayError) string {
 
 // problemOf makes the document that the client sees.
 func problemOf(err error, requestID string) *wire.Problem {
-	e, ok := named(err)
+	e, ok := problemFor(err)
 	if !ok {
 		e = &Error{Name: wire.ProblemInternal, Err: err}
 	}

@@ -101,7 +101,7 @@ func (q *query) limit() int {
 func (q *query) done() error {
 	for name := range q.values {
 		if !q.known[name] {
-			q.fail("%s: no such parameter", Printable(clip(name)))
+			q.fail("%s: no such parameter", Printable(truncate(name)))
 		}
 	}
 	return q.err

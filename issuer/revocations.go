@@ -11,7 +11,7 @@ import (
 
 // revoke is POST /v1/revocations.
 func (s *Server) revoke(w http.ResponseWriter, r *http.Request) error {
-	p, err := s.admit(w, r, policy.Admin)
+	p, err := s.requireRole(w, r, policy.Admin)
 	if err != nil {
 		return err
 	}
@@ -29,7 +29,7 @@ func (s *Server) revoke(w http.ResponseWriter, r *http.Request) error {
 
 // listBlocks is GET /v1/blocks.
 func (s *Server) listBlocks(w http.ResponseWriter, r *http.Request) error {
-	if _, err := s.admit(w, r, policy.Admin); err != nil {
+	if _, err := s.requireRole(w, r, policy.Admin); err != nil {
 		return err
 	}
 	if err := noQuery(r); err != nil {
@@ -44,7 +44,7 @@ func (s *Server) listBlocks(w http.ResponseWriter, r *http.Request) error {
 
 // deleteBlock is DELETE /v1/blocks/{id}.
 func (s *Server) deleteBlock(w http.ResponseWriter, r *http.Request) error {
-	p, err := s.admit(w, r, policy.Admin)
+	p, err := s.requireRole(w, r, policy.Admin)
 	if err != nil {
 		return err
 	}

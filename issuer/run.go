@@ -90,7 +90,7 @@ func (svc *Service) open(ctx context.Context) error {
 	if err := svc.listen(ctx); err != nil { // while root still may take port 443
 		return err
 	}
-	if err := becomeUser(c.RunAs, dsn, svc.logger); err != nil {
+	if err := dropPrivileges(c.RunAs, dsn, svc.logger); err != nil {
 		return fmt.Errorf("run_as: %w", err)
 	}
 	svc.store, err = openStore(ctx, c, dsn)
@@ -152,11 +152,11 @@ func PolicyOptionsOf(intermediate *x509.Certificate) policy.Options {
 func (svc *Service) openKeeper(ctx context.Context, dsn, host string) (err error) {
 	switch c := svc.config; c.TLS.Mode {
 	case TLSSelf:
-		svc.keeper, err = selfKeeper(ctx, svc.authority, host, svc.logger)
+		svc.keeper, err = newIssuedCert(ctx, svc.authority, host, svc.logger)
 	case TLSACME:
 		svc.keeper, err = newACMECertificate(c, dsn, host, svc.logger)
 	case TLSFiles:
-		svc.keeper, err = fileKeeper(ctx, c.TLS.Cert, c.TLS.Key, svc.logger)
+		svc.keeper, err = newFileCert(ctx, c.TLS.Cert, c.TLS.Key, svc.logger)
 	}
 	return err
 }
@@ -226,7 +226,7 @@ func (svc *Service) Serve(ctx context.Context) error {
 	if svc.scrape != nil {
 		wg.Go(func() { failed <- ignoreClosed(scrape.Serve(svc.scrape)) })
 	}
-	svc.greet()
+	svc.printStartup()
 	if svc.config.Started != nil {
 		svc.config.Started(svc.Addr())
 	}
@@ -248,7 +248,7 @@ func (svc *Service) stop(ctx context.Context, api *http.Server, conns *connectio
 	defer cancel()
 	svc.server.Drain()
 	svc.api.drain()
-	conns.quiet(ctx)
+	conns.waitIdle(ctx)
 	return api.Shutdown(ctx)
 }
 
@@ -321,7 +321,7 @@ func (svc *Service) followPolicy(ctx context.Context) {
 
 // policyLoaded says which rules are in force, in the log and as an event.
 func (svc *Service) policyLoaded(ctx context.Context) {
-	rules := svc.policies.now()
+	rules := svc.policies.load()
 	for _, f := range rules.set.Findings() {
 		svc.logger.WarnContext(ctx, "policy warning", "warning", f.String(), "line", f.Place.Line)
 	}
@@ -354,8 +354,8 @@ func (svc *Service) prune(ctx context.Context) {
 	}
 }
 
-// greet tells a person, in a few lines, what runs.
-func (svc *Service) greet() {
+// printStartup tells a person, in a few lines, what runs.
+func (svc *Service) printStartup() {
 	c, out := svc.config, svc.config.Out
 	is := svc.authority.Intermediates()
 	place := "PostgreSQL"

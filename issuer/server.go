@@ -51,7 +51,7 @@ type Server struct {
 	perID     *limiter
 	waiters   waiters
 	bundle    bundles
-	texts     *texts
+	texts     *encodedParts
 	crlText   atomic.Pointer[crlText]
 	draining  chan struct{} // closed when the stop begins
 	drainOnce sync.Once
@@ -123,7 +123,7 @@ func (s *Server) routes(page func(*Server) http.Handler) chi.Router {
 		return &Error{Name: wire.ProblemNotFound, Detail: fmt.Sprintf("this API has no path %.80q; %s lists its paths", req.URL.Path, wire.PathOpenAPI)}
 	}))
 	if page != nil {
-		missing = pageOr(s.limitAddress(page(s)), missing)
+		missing = routePage(s.limitAddress(page(s)), missing)
 	}
 	r.NotFound(missing.ServeHTTP)
 	r.MethodNotAllowed(s.methodNotAllowed)

@@ -20,7 +20,7 @@ const sessionSkew = 5 * time.Minute
 
 // reportSessions is POST /v1/sessions.
 func (s *Server) reportSessions(w http.ResponseWriter, r *http.Request) error {
-	by, err := s.admitMachine(w, r)
+	by, err := s.requireMachine(w, r)
 	if err != nil {
 		return err
 	}
@@ -40,7 +40,7 @@ func (s *Server) reportSessions(w http.ResponseWriter, r *http.Request) error {
 		}
 		out.Accepted = accepted
 		for _, n := range no {
-			out.Refused = append(out.Refused, wire.RefusedSession{ID: n.ID, Reason: n.Reason})
+			out.Refused = append(out.Refused, wire.SessionRefusal{ID: n.ID, Reason: n.Reason})
 		}
 	}
 	if req.Status != nil {
@@ -51,26 +51,26 @@ func (s *Server) reportSessions(w http.ResponseWriter, r *http.Request) error {
 	return writeJSON(w, http.StatusOK, out)
 }
 
-// admitMachine verifies a machine's token for the sessions audience, which is
+// requireMachine verifies a machine's token for the sessions audience, which is
 // never good for a certificate, and finds the engine that its rule serves.
-func (s *Server) admitMachine(w http.ResponseWriter, r *http.Request) (store.SessionReporter, error) {
+func (s *Server) requireMachine(w http.ResponseWriter, r *http.Request) (store.SessionReporter, error) {
 	raw, err := bearer(r)
 	if err != nil {
 		return store.SessionReporter{}, err
 	}
 	ctx := r.Context()
-	rules := s.policies.now()
+	rules := s.policies.load()
 	claims, err := rules.verifier.Verify(ctx, raw, rules.set.SessionsAudience())
 	if err != nil {
 		return store.SessionReporter{}, err
 	}
-	infoOf(ctx).identity = claimant(claims)
+	infoOf(ctx).identity = subjectName(claims)
 	if err := s.perID.take(w, r, limitKey(claims)); err != nil {
 		return store.SessionReporter{}, err
 	}
 	d, err := rules.set.Decide(claims, policy.Request{Want: policy.WantSessions})
 	if err != nil {
-		return store.SessionReporter{}, s.denied(ctx, claims, err)
+		return store.SessionReporter{}, s.recordDenial(ctx, claims, err)
 	}
 	if len(d.Engines) != 1 {
 		return store.SessionReporter{}, fmt.Errorf("rule %s admits %d engines", d.Rule, len(d.Engines))
@@ -81,12 +81,12 @@ func (s *Server) admitMachine(w http.ResponseWriter, r *http.Request) (store.Ses
 
 // sessionReports checks the form of each report; what is malformed is refused
 // for good, so that a sidecar does not send it for ever.
-func sessionReports(in []wire.SessionReport, now time.Time) ([]store.SessionReport, []wire.RefusedSession) {
+func sessionReports(in []wire.SessionReport, now time.Time) ([]store.SessionReport, []wire.SessionRefusal) {
 	out := make([]store.SessionReport, 0, len(in))
-	var refused []wire.RefusedSession
+	var refused []wire.SessionRefusal
 	for _, i := range in {
 		if why := badReport(i, now); why != "" {
-			refused = append(refused, wire.RefusedSession{ID: clip(i.ID), Reason: why})
+			refused = append(refused, wire.SessionRefusal{ID: truncate(i.ID), Reason: why})
 			continue
 		}
 		out = append(out, store.SessionReport{
@@ -129,7 +129,7 @@ func isAddress(s string) bool {
 
 // listSessions is GET /v1/sessions.
 func (s *Server) listSessions(w http.ResponseWriter, r *http.Request) error {
-	if _, err := s.admit(w, r, policy.Viewer); err != nil {
+	if _, err := s.requireRole(w, r, policy.Viewer); err != nil {
 		return err
 	}
 	list, err := s.Sessions(r.Context(), r.URL.Query())

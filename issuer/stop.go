@@ -62,9 +62,9 @@ func (c *connections) state(conn net.Conn, s http.ConnState) {
 	}
 }
 
-// owed tells whether a connection may yet bring a request, or wait for its
+// mayOweResponse tells whether a connection may yet bring a request, or wait for its
 // answer, and if only time can tell, when to look again.
-func (c connection) owed(now time.Time) (owed bool, until time.Duration) {
+func (c connection) mayOweResponse(now time.Time) (owed bool, until time.Duration) {
 	grace := newGrace
 	switch c.state {
 	case http.StateActive:
@@ -76,13 +76,13 @@ func (c connection) owed(now time.Time) (owed bool, until time.Duration) {
 	return until > 0, until
 }
 
-// quiet waits until no connection owes an answer, or ctx ends.
-func (c *connections) quiet(ctx context.Context) {
+// waitIdle waits until no connection owes an answer, or ctx ends.
+func (c *connections) waitIdle(ctx context.Context) {
 	for {
 		now, wait, owed := time.Now(), newGrace, false
 		c.mu.Lock()
 		for _, conn := range c.open {
-			o, until := conn.owed(now)
+			o, until := conn.mayOweResponse(now)
 			if owed = owed || o; o && until > 0 {
 				wait = min(wait, until)
 			}

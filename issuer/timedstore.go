@@ -20,7 +20,7 @@ func (t timedStore) observe(operation string, start time.Time, err error) {
 	if err == nil || errors.Is(err, context.Canceled) {
 		return
 	}
-	if _, ok := named(err); !ok {
+	if _, ok := problemFor(err); !ok {
 		t.m.storeErrors.WithLabelValues(operation).Inc()
 	}
 }

@@ -15,10 +15,10 @@ import (
 	"github.com/mayfly-ca/mayfly/ca"
 )
 
-// becomeUser makes a process of root's the user that spec names, after it has
+// dropPrivileges makes a process of root's the user that spec names, after it has
 // handed that user the SQLite store and its folder, as a fresh volume needs.
 // A process that is not root stays who it is.
-func becomeUser(spec, dsn string, logger *slog.Logger) error {
+func dropPrivileges(spec, dsn string, logger *slog.Logger) error {
 	if spec == "" {
 		return nil
 	}
@@ -36,7 +36,7 @@ func becomeUser(spec, dsn string, logger *slog.Logger) error {
 		return errors.New("names root: name a user without rights")
 	}
 	if !ca.IsPostgres(dsn) {
-		if err := handOver(dsn, uid, gid); err != nil {
+		if err := chownStore(dsn, uid, gid); err != nil {
 			return err
 		}
 	}
@@ -85,9 +85,9 @@ func lookupUser(spec string) (uid, gid int, err error) {
 	return uid, gid, err
 }
 
-// handOver gives the store's folder and the store's own files to a user:
+// chownStore gives the store's folder and the store's own files to a user:
 // nothing else that may lie there, and no symbolic link's target.
-func handOver(store string, uid, gid int) error {
+func chownStore(store string, uid, gid int) error {
 	dir, base := filepath.Split(store)
 	if dir == "" {
 		dir = "."

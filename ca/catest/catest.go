@@ -141,10 +141,10 @@ func ClientParams(t testing.TB, engines ...string) issuance.Params {
 		Profile:  issuance.Client,
 		TTL:      time.Hour,
 		Provider: "github",
-		Identity: identity.Claims{
+		Identity: identity.Identity{
 			ID:         id,
 			CommonName: identity.CommonName("github/example-org/app"),
-			Grant:      identity.Grant{Engines: engines, Rule: "app-main", Run: "1001/1/2002"},
+			Grant:      identity.Scope{Engines: engines, Rule: "app-main", Run: "1001/1/2002"},
 			Workflow: identity.Workflow{
 				Issuer:                  "https://token.actions.githubusercontent.com",
 				SourceRepositoryURI:     "https://github.com/example-org/app",
@@ -158,7 +158,7 @@ func ClientParams(t testing.TB, engines ...string) issuance.Params {
 			},
 		},
 		Token:   token("https://token.actions.githubusercontent.com"),
-		Subject: issuance.Subject{Repository: "example-org/app", RepositoryID: "1339936803", RunID: "1001", Actor: "alice"},
+		Subject: issuance.Labels{Repository: "example-org/app", RepositoryID: "1339936803", RunID: "1001", Actor: "alice"},
 		Claims:  []byte(`{"repository":"example-org/app"}`),
 	}
 }
@@ -178,10 +178,10 @@ func ServerParams(t testing.TB, engine string, dns ...string) issuance.Params {
 		Profile:  issuance.Server,
 		TTL:      24 * time.Hour,
 		Provider: "fly",
-		Identity: identity.Claims{
+		Identity: identity.Identity{
 			ID:         id,
 			CommonName: identity.CommonName(engine),
-			Grant:      identity.Grant{Engines: []string{engine}, Rule: "engine"},
+			Grant:      identity.Scope{Engines: []string{engine}, Rule: "engine"},
 		},
 		DNSNames: dns,
 		Token:    token("https://oidc.fly.io/example-org"),
@@ -209,7 +209,7 @@ func token(issuer string) issuance.Token {
 // Grant makes a grant of p.
 func Grant(t testing.TB, p issuance.Params) issuance.Grant {
 	t.Helper()
-	g, err := issuance.NewGrant(p)
+	g, err := issuance.New(p)
 	if err != nil {
 		t.Fatal(err)
 	}

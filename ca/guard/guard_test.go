@@ -87,12 +87,12 @@ func newBench(t *testing.T) *bench {
 	if b.Guard, err = guard.New(guard.Options{Issuer: b.issuer, Key: b.key, TrustDomain: td, CRL: crlURL}); err != nil {
 		t.Fatal(err)
 	}
-	b.grant, err = issuance.NewGrant(issuance.Params{
+	b.grant, err = issuance.New(issuance.Params{
 		Profile: issuance.Client, TTL: time.Hour, Provider: "github",
-		Identity: identity.Claims{
+		Identity: identity.Identity{
 			ID:         spiffeid.RequireFromString("spiffe://ci.example.com/github/1/2"),
 			CommonName: "github/a/b",
-			Grant:      identity.Grant{Engines: []string{"default"}, Rule: "r"},
+			Grant:      identity.Scope{Engines: []string{"default"}, Rule: "r"},
 		},
 		Token: issuance.Token{Issuer: "https://token.example.com", ID: "1", SingleUse: true, IssuedAt: time.Now().Truncate(time.Second)},
 	})
@@ -281,7 +281,7 @@ func shift(c *x509.Certificate, d time.Duration) {
 func otherGrant(b *bench) issuance.Grant {
 	p := b.grant.Params()
 	p.Identity.Grant.Engines = []string{"large"}
-	g, err := issuance.NewGrant(p)
+	g, err := issuance.New(p)
 	if err != nil {
 		panic(err) // the bench's own, but for the engine
 	}
@@ -425,7 +425,7 @@ func TestRetry(t *testing.T) {
 		p := b.grant.Params()
 		p.Token.IssuedAt = now.Add(tc.iat)
 		var err error
-		if b.grant, err = issuance.NewGrant(p); err != nil {
+		if b.grant, err = issuance.New(p); err != nil {
 			t.Fatal(err)
 		}
 		c := b.template(t)

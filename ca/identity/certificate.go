@@ -19,7 +19,7 @@ var oidFulcio = asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 57264, 1}
 // Embed writes c into tmpl: the only URI name, the common name and the
 // extensions. It refuses what FromCertificate would not read back equal, and a
 // template that names anyone already.
-func Embed(c Claims, tmpl *x509.Certificate) error {
+func Embed(c Identity, tmpl *x509.Certificate) error {
 	if err := c.Validate(); err != nil {
 		return fmt.Errorf("embed identity: %w", err)
 	}
@@ -53,46 +53,46 @@ func Embed(c Claims, tmpl *x509.Certificate) error {
 // constraint of the intermediate would admit subdomains of it), other than one
 // URI name, e-mail and IP names, and a grant extension that is missing, twice
 // there, critical or malformed.
-func FromCertificate(cert *x509.Certificate, td spiffeid.TrustDomain) (Claims, error) {
+func FromCertificate(cert *x509.Certificate, td spiffeid.TrustDomain) (Identity, error) {
 	c, err := fromCertificate(cert, td)
 	if err != nil {
-		return Claims{}, fmt.Errorf("identity of certificate: %w", err)
+		return Identity{}, fmt.Errorf("identity of certificate: %w", err)
 	}
 	return c, nil
 }
 
-func fromCertificate(cert *x509.Certificate, td spiffeid.TrustDomain) (Claims, error) {
+func fromCertificate(cert *x509.Certificate, td spiffeid.TrustDomain) (Identity, error) {
 	switch {
 	case cert == nil:
-		return Claims{}, errors.New("no certificate")
+		return Identity{}, errors.New("no certificate")
 	case td.IsZero():
-		return Claims{}, errors.New("no trust domain to compare with")
+		return Identity{}, errors.New("no trust domain to compare with")
 	case cert.IsCA:
-		return Claims{}, errors.New("it is a CA's")
+		return Identity{}, errors.New("it is a CA's")
 	case len(cert.URIs) != 1:
-		return Claims{}, fmt.Errorf("%d URI names, want 1", len(cert.URIs))
+		return Identity{}, fmt.Errorf("%d URI names, want 1", len(cert.URIs))
 	case len(cert.EmailAddresses) > 0 || len(cert.IPAddresses) > 0:
-		return Claims{}, errors.New("it has e-mail or IP names")
+		return Identity{}, errors.New("it has e-mail or IP names")
 	}
 	id, err := spiffeid.FromURI(cert.URIs[0])
 	if err != nil {
-		return Claims{}, err
+		return Identity{}, err
 	}
 	if id.TrustDomain() != td {
-		return Claims{}, fmt.Errorf("trust domain %q, want %q", id.TrustDomain().Name(), td.Name())
+		return Identity{}, fmt.Errorf("trust domain %q, want %q", id.TrustDomain().Name(), td.Name())
 	}
-	c := Claims{ID: id, CommonName: cert.Subject.CommonName}
+	c := Identity{ID: id, CommonName: cert.Subject.CommonName}
 	if err := c.readExtensions(cert.Extensions); err != nil {
-		return Claims{}, err
+		return Identity{}, err
 	}
 	if err := c.Validate(); err != nil {
-		return Claims{}, err
+		return Identity{}, err
 	}
 	return c, nil
 }
 
 // readExtensions fills c from exts, passing over those of others.
-func (c *Claims) readExtensions(exts []pkix.Extension) error {
+func (c *Identity) readExtensions(exts []pkix.Extension) error {
 	fields := c.Workflow.fields()
 	seen := make([]bool, len(fields))
 	granted := false
@@ -178,7 +178,7 @@ func fulcioField(oid asn1.ObjectIdentifier) (int, bool) {
 	return i, 0 <= i && i < 17
 }
 
-func (g Grant) marshal() ([]byte, error) {
+func (g Scope) marshal() ([]byte, error) {
 	var b cryptobyte.Builder
 	b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
 		b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
@@ -194,7 +194,7 @@ func (g Grant) marshal() ([]byte, error) {
 
 var errGrant = errors.New("malformed grant extension")
 
-func (g *Grant) unmarshal(der []byte) error {
+func (g *Scope) unmarshal(der []byte) error {
 	in := cryptobyte.String(der)
 	var seq, engines cryptobyte.String
 	if !in.ReadASN1(&seq, cbasn1.SEQUENCE) || !in.Empty() || !seq.ReadASN1(&engines, cbasn1.SEQUENCE) {

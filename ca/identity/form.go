@@ -156,7 +156,7 @@ func CommonName(s string) string {
 }
 
 // Validate tells whether c can stand in a certificate.
-func (c Claims) Validate() error {
+func (c Identity) Validate() error {
 	if c.ID.IsZero() {
 		return errors.New("no SPIFFE ID")
 	}
@@ -177,7 +177,7 @@ func (c Claims) Validate() error {
 	return nil
 }
 
-func (g Grant) validate() error {
+func (g Scope) validate() error {
 	switch {
 	case len(g.Engines) == 0:
 		return errors.New("grant: no engine")

@@ -25,20 +25,20 @@ var (
 	OIDFloor = asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 32473, 2}
 )
 
-// Claims is what goes into a leaf about its subject, and what is read back
+// Identity is what goes into a leaf about its subject, and what is read back
 // from one by FromCertificate.
-type Claims struct {
+type Identity struct {
 	// ID is the only URI SAN.
 	ID spiffeid.ID
 	// CommonName is for people and decides nothing. At most 64 runes.
 	CommonName string
-	Grant      Grant
+	Grant      Scope
 	// Workflow holds Fulcio's extensions; empty strings leave none.
 	Workflow Workflow
 }
 
-// Grant is the content of the grant extension.
-type Grant struct {
+// Scope is the content of the grant extension.
+type Scope struct {
 	Engines []string
 	Rule    string
 	// Run is run_id/run_attempt/check_run_id for GitHub, sub for other
@@ -70,7 +70,7 @@ type Workflow struct {
 }
 
 // Clone returns a copy that shares no memory with c.
-func (c Claims) Clone() Claims {
+func (c Identity) Clone() Identity {
 	c.Grant.Engines = slices.Clone(c.Grant.Engines)
 	return c
 }

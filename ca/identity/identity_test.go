@@ -25,11 +25,11 @@ import (
 
 var td = spiffeid.RequireTrustDomainFromString("ci.example.com")
 
-func claims() identity.Claims {
-	return identity.Claims{
+func claims() identity.Identity {
+	return identity.Identity{
 		ID:         spiffeid.RequireFromString("spiffe://ci.example.com/github/285964/1339936803"),
 		CommonName: "github/example-org/app",
-		Grant:      identity.Grant{Engines: []string{"default", "large"}, Rule: "app-main", Run: "1001/1/2002"},
+		Grant:      identity.Scope{Engines: []string{"default", "large"}, Rule: "app-main", Run: "1001/1/2002"},
 		Workflow: identity.Workflow{
 			Issuer:                     "https://token.actions.githubusercontent.com",
 			BuildSignerURI:             "https://github.com/example-org/app/.github/workflows/ci.yml@refs/heads/main",
@@ -74,7 +74,7 @@ func sign(t testing.TB, template *x509.Certificate) *x509.Certificate {
 	return cert
 }
 
-func embedded(t testing.TB, c identity.Claims) *x509.Certificate {
+func embedded(t testing.TB, c identity.Identity) *x509.Certificate {
 	t.Helper()
 	template := &x509.Certificate{}
 	if err := identity.Embed(c, template); err != nil {
@@ -145,22 +145,24 @@ func TestAbsentWorkflowLeavesNoExtension(t *testing.T) {
 
 func TestEmbedRefuses(t *testing.T) {
 	t.Parallel()
-	for name, change := range map[string]func(*identity.Claims, *x509.Certificate){
-		"no ID":              func(c *identity.Claims, _ *x509.Certificate) { c.ID = spiffeid.ID{} },
-		"ID without path":    func(c *identity.Claims, _ *x509.Certificate) { c.ID = td.ID() },
-		"no engine":          func(c *identity.Claims, _ *x509.Certificate) { c.Grant.Engines = nil },
-		"empty engine":       func(c *identity.Claims, _ *x509.Certificate) { c.Grant.Engines = []string{""} },
-		"engine twice":       func(c *identity.Claims, _ *x509.Certificate) { c.Grant.Engines = []string{"a", "a"} },
-		"too many engines":   func(c *identity.Claims, _ *x509.Certificate) { c.Grant.Engines = many(identity.MaxEngines + 1) },
-		"no rule":            func(c *identity.Claims, _ *x509.Certificate) { c.Grant.Rule = "" },
-		"run too long":       func(c *identity.Claims, _ *x509.Certificate) { c.Grant.Run = strings.Repeat("x", identity.MaxValue+1) },
-		"run not UTF-8":      func(c *identity.Claims, _ *x509.Certificate) { c.Grant.Run = "\xff" },
-		"NUL in a value":     func(c *identity.Claims, _ *x509.Certificate) { c.Workflow.Subject = "a\x00b" },
-		"value not UTF-8":    func(c *identity.Claims, _ *x509.Certificate) { c.Workflow.BuildTrigger = "\xc3\x28" },
-		"control in CN":      func(c *identity.Claims, _ *x509.Certificate) { c.CommonName = "github/a\nb" },
-		"CN too long":        func(c *identity.Claims, _ *x509.Certificate) { c.CommonName = strings.Repeat("x", 65) },
-		"template has a URI": func(_ *identity.Claims, t *x509.Certificate) { t.URIs = []*url.URL{{Scheme: "spiffe"}} },
-		"template has a CN":  func(_ *identity.Claims, t *x509.Certificate) { t.Subject.CommonName = "other" },
+	for name, change := range map[string]func(*identity.Identity, *x509.Certificate){
+		"no ID":            func(c *identity.Identity, _ *x509.Certificate) { c.ID = spiffeid.ID{} },
+		"ID without path":  func(c *identity.Identity, _ *x509.Certificate) { c.ID = td.ID() },
+		"no engine":        func(c *identity.Identity, _ *x509.Certificate) { c.Grant.Engines = nil },
+		"empty engine":     func(c *identity.Identity, _ *x509.Certificate) { c.Grant.Engines = []string{""} },
+		"engine twice":     func(c *identity.Identity, _ *x509.Certificate) { c.Grant.Engines = []string{"a", "a"} },
+		"too many engines": func(c *identity.Identity, _ *x509.Certificate) { c.Grant.Engines = many(identity.MaxEngines + 1) },
+		"no rule":          func(c *identity.Identity, _ *x509.Certificate) { c.Grant.Rule = "" },
+		"run too long": func(c *identity.Identity, _ *x509.Certificate) {
+			c.Grant.Run = strings.Repeat("x", identity.MaxValue+1)
+		},
+		"run not UTF-8":      func(c *identity.Identity, _ *x509.Certificate) { c.Grant.Run = "\xff" },
+		"NUL in a value":     func(c *identity.Identity, _ *x509.Certificate) { c.Workflow.Subject = "a\x00b" },
+		"value not UTF-8":    func(c *identity.Identity, _ *x509.Certificate) { c.Workflow.BuildTrigger = "\xc3\x28" },
+		"control in CN":      func(c *identity.Identity, _ *x509.Certificate) { c.CommonName = "github/a\nb" },
+		"CN too long":        func(c *identity.Identity, _ *x509.Certificate) { c.CommonName = strings.Repeat("x", 65) },
+		"template has a URI": func(_ *identity.Identity, t *x509.Certificate) { t.URIs = []*url.URL{{Scheme: "spiffe"}} },
+		"template has a CN":  func(_ *identity.Identity, t *x509.Certificate) { t.Subject.CommonName = "other" },
 	} {
 		t.Run(name, func(t *testing.T) {
 			c, template := claims(), &x509.Certificate{}

@@ -64,7 +64,7 @@ func Check(leaf *x509.Certificate, g Grant, b Bounds) error {
 // CheckSubject tells whether leaf, of trust domain td, names the SPIFFE ID,
 // carries the grant and is of the run that its record tells of, s: what
 // revocations and blocks go by. A leaf does not name its actor.
-func CheckSubject(leaf *x509.Certificate, td spiffeid.TrustDomain, id, rule, run string, engines []string, s Subject) error {
+func CheckSubject(leaf *x509.Certificate, td spiffeid.TrustDomain, id, rule, run string, engines []string, s Labels) error {
 	got, err := identity.FromCertificate(leaf, td)
 	if err != nil {
 		return fmt.Errorf("check recorded leaf: %w", err)

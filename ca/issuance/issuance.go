@@ -64,9 +64,9 @@ type Token struct {
 	ExpiresAt time.Time // exp
 }
 
-// Subject is what lists, revocations and blocks select by. Fields are empty
+// Labels is what lists, revocations and blocks select by. Fields are empty
 // where the provider has no such claim.
-type Subject struct {
+type Labels struct {
 	Repository   string // owner/name, for people
 	RepositoryID string
 	RunID        string
@@ -80,10 +80,10 @@ type Params struct {
 	Provider string // name of the provider in the policy file
 	// Identity goes into the leaf: SPIFFE ID, common name, extensions, and the
 	// grant extension with engines, rule and run.
-	Identity identity.Claims
+	Identity identity.Identity
 	DNSNames []string // profile server only
 	Token    Token
-	Subject  Subject
+	Subject  Labels
 	// Claims is the verified token's payload, kept in the record.
 	Claims json.RawMessage
 }
@@ -99,9 +99,9 @@ func (p Params) Embed(t *x509.Certificate) error {
 // NewGrant alone; the zero Grant is refused everywhere.
 type Grant struct{ p *Params }
 
-// NewGrant checks p for completeness and the profile's caps and returns a
+// New checks p for completeness and the profile's caps and returns a
 // Grant that shares no memory with p.
-func NewGrant(p Params) (Grant, error) {
+func New(p Params) (Grant, error) {
 	maxTTL := p.Profile.MaxTTL()
 	switch {
 	case maxTTL == 0:
@@ -142,16 +142,16 @@ func checkNames(p Params) error {
 		return errors.New("profile server wants its engine's SPIFFE ID")
 	}
 	for _, name := range p.DNSNames {
-		if !HostName(name) {
+		if !ValidHostName(name) {
 			return fmt.Errorf("%q is not a lower-case host name", name)
 		}
 	}
 	return nil
 }
 
-// HostName tells whether s is a lower-case host name (RFC 1123, no wildcard, no
+// ValidHostName tells whether s is a lower-case host name (RFC 1123, no wildcard, no
 // trailing dot, not an IP address).
-func HostName(s string) bool {
+func ValidHostName(s string) bool {
 	if s == "" || len(s) > 253 {
 		return false
 	}

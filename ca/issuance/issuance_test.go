@@ -23,9 +23,9 @@ import (
 func client() issuance.Params {
 	return issuance.Params{
 		Profile: issuance.Client, TTL: time.Hour, Provider: "github",
-		Identity: identity.Claims{
+		Identity: identity.Identity{
 			ID:    spiffeid.RequireFromString("spiffe://ci.example.com/github/1/2"),
-			Grant: identity.Grant{Engines: []string{"default", "large"}, Rule: "app-main", Run: "1/1/1"},
+			Grant: identity.Scope{Engines: []string{"default", "large"}, Rule: "app-main", Run: "1/1/1"},
 		},
 		Token:  issuance.Token{Issuer: "https://token.example.com", ID: "1", SingleUse: true},
 		Claims: json.RawMessage(`{}`),
@@ -36,7 +36,7 @@ func server() issuance.Params {
 	p := client()
 	p.Profile, p.TTL, p.Provider = issuance.Server, 24*time.Hour, "fly"
 	p.Identity.ID = spiffeid.RequireFromString("spiffe://ci.example.com/engine/default/fly/1/2")
-	p.Identity.Grant = identity.Grant{Engines: []string{"default"}, Rule: "engine"}
+	p.Identity.Grant = identity.Scope{Engines: []string{"default"}, Rule: "engine"}
 	p.DNSNames = []string{"example-engine.fly.dev"}
 	return p
 }
@@ -77,11 +77,11 @@ func TestNewGrantRefuses(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := c.from()
-			if _, err := issuance.NewGrant(p); err != nil {
+			if _, err := issuance.New(p); err != nil {
 				t.Fatalf("unchanged: %v", err)
 			}
 			c.change(&p)
-			if g, err := issuance.NewGrant(p); err == nil || !g.IsZero() {
+			if g, err := issuance.New(p); err == nil || !g.IsZero() {
 				t.Errorf("granted %+v", g)
 			}
 		})
@@ -92,7 +92,7 @@ func TestNewGrantRefuses(t *testing.T) {
 func TestGrantIsImmutable(t *testing.T) {
 	t.Parallel()
 	p := server()
-	g, err := issuance.NewGrant(p)
+	g, err := issuance.New(p)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -115,7 +115,7 @@ func TestCheckSubject(t *testing.T) {
 	t.Parallel()
 	p := client()
 	p.Identity.Workflow = identity.Workflow{SourceRepositoryURI: "https://github.com/octo-org/app", SourceRepositoryID: "42", RunInvocationURI: "https://github.com/octo-org/app/actions/runs/1/attempts/1"}
-	p.Subject = issuance.Subject{Repository: "octo-org/app", RepositoryID: "42", RunID: "1", Actor: "octocat"}
+	p.Subject = issuance.Labels{Repository: "octo-org/app", RepositoryID: "42", RunID: "1", Actor: "octocat"}
 	leaf := &x509.Certificate{}
 	if err := p.Embed(leaf); err != nil {
 		t.Fatal(err)
@@ -131,10 +131,10 @@ func TestCheckSubject(t *testing.T) {
 		"rule":          issuance.CheckSubject(leaf, td, id, "other", scope.Run, scope.Engines, p.Subject),
 		"run":           issuance.CheckSubject(leaf, td, id, scope.Rule, "1/2/1", scope.Engines, p.Subject),
 		"engines":       issuance.CheckSubject(leaf, td, id, scope.Rule, scope.Run, scope.Engines[:1], p.Subject),
-		"repository":    issuance.CheckSubject(leaf, td, id, scope.Rule, scope.Run, scope.Engines, issuance.Subject{Repository: "octo-org/octo", RepositoryID: p.Subject.RepositoryID, RunID: p.Subject.RunID}),
-		"repository id": issuance.CheckSubject(leaf, td, id, scope.Rule, scope.Run, scope.Engines, issuance.Subject{Repository: p.Subject.Repository, RepositoryID: "1", RunID: p.Subject.RunID}),
-		"run id":        issuance.CheckSubject(leaf, td, id, scope.Rule, scope.Run, scope.Engines, issuance.Subject{Repository: p.Subject.Repository, RepositoryID: p.Subject.RepositoryID, RunID: "2"}),
-		"nobody":        issuance.CheckSubject(leaf, td, id, scope.Rule, scope.Run, scope.Engines, issuance.Subject{}),
+		"repository":    issuance.CheckSubject(leaf, td, id, scope.Rule, scope.Run, scope.Engines, issuance.Labels{Repository: "octo-org/octo", RepositoryID: p.Subject.RepositoryID, RunID: p.Subject.RunID}),
+		"repository id": issuance.CheckSubject(leaf, td, id, scope.Rule, scope.Run, scope.Engines, issuance.Labels{Repository: p.Subject.Repository, RepositoryID: "1", RunID: p.Subject.RunID}),
+		"run id":        issuance.CheckSubject(leaf, td, id, scope.Rule, scope.Run, scope.Engines, issuance.Labels{Repository: p.Subject.Repository, RepositoryID: p.Subject.RepositoryID, RunID: "2"}),
+		"nobody":        issuance.CheckSubject(leaf, td, id, scope.Rule, scope.Run, scope.Engines, issuance.Labels{}),
 		"trust domain":  issuance.CheckSubject(leaf, sub, id, scope.Rule, scope.Run, scope.Engines, p.Subject),
 	} {
 		if err == nil {
@@ -187,7 +187,7 @@ func FuzzHostName(f *testing.F) {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
-		if !issuance.HostName(s) {
+		if !issuance.ValidHostName(s) {
 			return
 		}
 		if net.ParseIP(s) != nil {

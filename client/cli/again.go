@@ -5,10 +5,10 @@ import (
 	"time"
 )
 
-// again calls look until the person ends ctx, which is no error: at once while
+// poll calls look until the person ends ctx, which is no error: at once while
 // look says that there is more already, else once in every. An error that may be
 // gone at the next look is told and waited out; any other is returned.
-func (p *program) again(ctx context.Context, every time.Duration, look func() (more bool, err error)) error {
+func (p *program) poll(ctx context.Context, every time.Duration, look func() (more bool, err error)) error {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
 	for {
@@ -16,7 +16,7 @@ func (p *program) again(ctx context.Context, every time.Duration, look func() (m
 		switch {
 		case ctx.Err() != nil:
 			return nil
-		case err != nil && !passing(err):
+		case err != nil && !isTransient(err):
 			return err
 		case err != nil:
 			p.note("%v; asking again", err)
@@ -31,5 +31,5 @@ func (p *program) again(ctx context.Context, every time.Duration, look func() (m
 	}
 }
 
-// passing tells whether an error may be gone at the next look.
-func passing(err error) bool { return told(err).code == exitIssuer }
+// isTransient tells whether an error may be gone at the next look.
+func isTransient(err error) bool { return explain(err).code == exitIssuer }

@@ -83,7 +83,7 @@ func prepareOut(dir string) error {
 		return err
 	case !fi.IsDir():
 		return fmt.Errorf("%s is not a folder", dir)
-	case !mine(fi) || fi.Mode().Perm()&0o022 != 0:
+	case !ownedByUser(fi) || fi.Mode().Perm()&0o022 != 0:
 		return fmt.Errorf("%s can be written by others (mode %v)", dir, fi.Mode())
 	}
 	return nil

@@ -11,35 +11,35 @@ import (
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
-// paste makes the lines for tools that want files.
-type paste struct {
+// snippets makes the lines for tools that want files.
+type snippets struct {
 	engine       wire.Engine
 	address      string // host:port
 	key, crt, ca string
 	edge         bool
 }
 
-func newPaste(dir string, e wire.Engine) paste {
+func newPaste(dir string, e wire.Engine) snippets {
 	if abs, err := filepath.Abs(dir); err == nil {
 		dir = abs
 	}
 	scheme, address, _ := strings.Cut(e.Endpoint, "://")
-	return paste{engine: e, address: address, edge: scheme == "edge",
+	return snippets{engine: e, address: address, edge: scheme == "edge",
 		key: filepath.Join(dir, keyName), crt: filepath.Join(dir, certName), ca: filepath.Join(dir, caName)}
 }
 
-func (s paste) dagger() string {
+func (s snippets) dagger() string {
 	return "tls://" + s.address + "?cert_path=" + url.QueryEscape(s.crt) + "&key_path=" + url.QueryEscape(s.key) + "&ca_path=" + url.QueryEscape(s.ca)
 }
 
-func (s paste) buildkit() string { return "tcp://" + s.address }
+func (s snippets) buildkit() string { return "tcp://" + s.address }
 
-func (s paste) buildx() string {
+func (s snippets) buildx() string {
 	options := fmt.Sprintf("cacert=%s,cert=%s,key=%s,servername=%s", s.ca, s.crt, s.key, s.engine.ServerName)
 	return "docker buildx create --name " + shellQuote("mayfly-"+s.engine.Name) + " --driver remote --driver-opt " + shellQuote(options) + " " + shellQuote(s.buildkit())
 }
 
-func (s paste) print(p *program) {
+func (s snippets) print(p *program) {
 	if s.edge {
 		p.warn("engine %s is behind a TLS edge (%s), which tools with files do not pass: use mayfly exec or mayfly proxy", s.engine.Name, s.engine.Endpoint)
 	}
@@ -61,12 +61,12 @@ func (s paste) print(p *program) {
 		"transport_socket: " + s.envoySocket(),
 	}
 	for _, l := range lines {
-		p.printf("%s\n", visible(l))
+		p.printf("%s\n", escapeText(l))
 	}
 }
 
 // envoyFile is where Envoy's secrets are to be.
-func (s paste) envoyFile() string { return filepath.Join(filepath.Dir(s.crt), "envoy-sds.json") }
+func (s snippets) envoyFile() string { return filepath.Join(filepath.Dir(s.crt), "envoy-sds.json") }
 
 // envoyTLS is the package of Envoy's TLS messages.
 const envoyTLS = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3."
@@ -76,7 +76,7 @@ type object map[string]any
 
 // envoySecrets is a resource file of Envoy's secret discovery: only there does
 // it watch the folder for the exchange of a set.
-func (s paste) envoySecrets() string {
+func (s snippets) envoySecrets() string {
 	return oneLine(object{"resources": []object{{
 		"@type": envoyTLS + "Secret", "name": "mayfly",
 		"tls_certificate": object{
@@ -87,7 +87,7 @@ func (s paste) envoySecrets() string {
 }
 
 // envoySocket is the transport socket of an Envoy cluster.
-func (s paste) envoySocket() string {
+func (s snippets) envoySocket() string {
 	return oneLine(object{"name": "envoy.transport_sockets.tls", "typed_config": object{
 		"@type": envoyTLS + "UpstreamTlsContext", "sni": s.engine.ServerName,
 		"common_tls_context": object{

@@ -99,7 +99,7 @@ func (c *certsListCommand) Run(ctx context.Context, p *program) error {
 	var rows [][]cell
 	for _, it := range items {
 		rows = append(rows, []cell{
-			plain(it.Serial), {Text: it.Status, Style: statusStyle(it.Status)}, plain(whose(it)),
+			plain(it.Serial), {Text: it.Status, Style: statusStyle(it.Status)}, plain(owner(it)),
 			plain(it.RunID), plain(it.Actor), plain(it.Rule), plain(strings.Join(it.Engines, ",")), plain(p.moment(it.NotAfter)),
 		})
 	}
@@ -145,8 +145,8 @@ func (p *program) more(cursor string) {
 	}
 }
 
-// whose names a certificate's owner for people.
-func whose(c wire.Certificate) string {
+// owner names a certificate's owner for people.
+func owner(c wire.Certificate) string {
 	if c.Repository != "" {
 		return c.Repository
 	}

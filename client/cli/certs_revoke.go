@@ -154,7 +154,7 @@ func whoseSerial(ctx context.Context, calls *admin.Client, serial string) (strin
 		return "", failf(exitFailed, "`mayfly certs list` shows what there is", "no certificate has the serial %s", serial)
 	}
 	it := a.Value.Items[0]
-	s := whose(it)
+	s := owner(it)
 	if it.RunID != "" {
 		s += ", run " + it.RunID
 	}
@@ -190,7 +190,7 @@ func (c *certsRevokeCommand) look(ctx context.Context, p *program, calls *admin.
 		return touched, nil
 	}
 	for _, s := range a.Value.Revoked {
-		p.printf("would revoke %s\n", visible(s))
+		p.printf("would revoke %s\n", escapeText(s))
 	}
 	p.note("would revoke %s%s.%s", touched, c.blockWords(), c.machines)
 	return touched, nil
@@ -227,7 +227,7 @@ func (c *certsRevokeCommand) blockWords() string {
 
 func (p *program) showRevoked(r *wire.RevokeResponse) {
 	for _, s := range r.Revoked {
-		p.printf("revoked %s\n", visible(s))
+		p.printf("revoked %s\n", escapeText(s))
 	}
 	if len(r.Revoked) == 0 {
 		p.note("no certificate matched")
@@ -242,7 +242,7 @@ func (p *program) showRevoked(r *wire.RevokeResponse) {
 		}
 	}
 	if len(r.BlockIDs) > 0 {
-		p.printf("blocked %s\n", visible(strings.Join(r.BlockIDs, " ")))
+		p.printf("blocked %s\n", escapeText(strings.Join(r.BlockIDs, " ")))
 	}
 	p.printf("crl_number %d\n", r.CRLNumber)
 }

@@ -41,14 +41,14 @@ func (p *program) showCertificate(c *wire.CertificateDetail) {
 		{"Engines", strings.Join(c.Engines, ", "), nil},
 		{"Rule", c.Rule, nil},
 		{"Provider", c.Provider, nil},
-		{"Repository", beside(c.Repository, "id ", c.RepositoryID), nil},
+		{"Repository", withLabel(c.Repository, "id ", c.RepositoryID), nil},
 		{"Run", c.Run, nil},
 		{"Actor", c.Actor, nil},
 		{"Issued", p.instant(c.IssuedAt), nil},
 		{"Valid from", p.instant(c.NotBefore), nil},
 		{"Expires", p.instant(c.NotAfter), nil},
 		{"Revoked", p.revocation(c), &styleBad},
-		{"Token", beside(c.TokenIssuer, "id ", c.TokenID), nil},
+		{"Token", withLabel(c.TokenIssuer, "id ", c.TokenID), nil},
 		{"Key SHA-256", c.SPKI, nil},
 		{"Issuer key id", c.Issuer, nil},
 	})
@@ -70,8 +70,8 @@ func (p *program) revocation(c *wire.CertificateDetail) string {
 	return s
 }
 
-// beside writes "a (label b)" as far as there is anything.
-func beside(a, label, b string) string {
+// withLabel writes "a (label b)" as far as there is anything.
+func withLabel(a, label, b string) string {
 	switch {
 	case b == "":
 		return a
@@ -100,7 +100,7 @@ func claimFacts(raw json.RawMessage) []fact {
 	}
 	var list []fact
 	for _, name := range slices.Sorted(maps.Keys(claims)) {
-		list = append(list, fact{visible(name), claimText(name, claims[name]), nil})
+		list = append(list, fact{escapeText(name), claimText(name, claims[name]), nil})
 	}
 	return list
 }

@@ -118,7 +118,7 @@ func (d *checkup) step(ctx context.Context, s doctorStep) error {
 	d.p.settle()
 	said := checkupStep{Step: name, OK: err == nil, MS: took, Detail: detail}
 	if err != nil {
-		f := d.p.located(told(err))
+		f := d.p.located(explain(err))
 		said.Error, said.Hints, said.Rule = f.what, f.hints, f.rule
 	}
 	if d.p.JSON {
@@ -135,7 +135,7 @@ func (d *checkup) step(ctx context.Context, s doctorStep) error {
 			text = detail
 		}
 	}
-	d.p.printf("%s  %-9s  %s\n", word, name, visible(text))
+	d.p.printf("%s  %-9s  %s\n", word, name, escapeText(text))
 	if name == "claims" {
 		if c, err := readClaims(d.token); err == nil {
 			d.p.facts("        ", claimFacts(c.raw))
@@ -260,14 +260,14 @@ func (d *checkup) decide(ctx context.Context) (string, error) {
 			case client.EventWaking:
 				d.p.progress("waiting for engine %s to wake up, %ds", e.Engine, int(e.Elapsed.Seconds()))
 			case client.EventRetrying:
-				d.p.progress("trying again, %ds: %v", int(e.Elapsed.Seconds()), told(e.Err).what)
+				d.p.progress("trying again, %ds: %v", int(e.Elapsed.Seconds()), explain(e.Err).what)
 			}
 		},
 	})
 	if err != nil {
 		claims, _ := readClaims(d.token) // checkClaims has read them
 		_, claims.person = d.source.(tokensource.LoginSource)
-		return "", told(err).admitting(claims, d.flags.Engine)
+		return "", explain(err).admitting(claims, d.flags.Engine)
 	}
 	d.client = c
 	i := c.Info()

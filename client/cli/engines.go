@@ -54,7 +54,7 @@ func (p *program) engineRows(items []wire.EngineStatus) [][]cell {
 			rows = append(rows, []cell{plain(e.Name), plain("no report"), plain(""), plain(""), plain(""), plain(""), plain(""), plain(""), plain(""), plain("")})
 		}
 		for _, m := range e.Machines {
-			socket, list := m.EngineSocket, span(m.SeenAt.Sub(m.FeedAt))
+			socket, list := m.EngineSocket, shortDuration(m.SeenAt.Sub(m.FeedAt))
 			if m.State != wire.EngineAwake {
 				socket, list = "", "" // of then, not of now
 			}

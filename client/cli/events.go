@@ -82,7 +82,7 @@ func (c *eventsCommand) Run(ctx context.Context, p *program) error {
 	var rows [][]cell
 	for _, e := range items {
 		rows = append(rows, []cell{
-			plain(fmt.Sprint(e.Seq)), plain(p.moment(e.Time)), {Text: e.Type, Style: eventStyle(e.Type)}, plain(e.Serial), plain(e.Words()),
+			plain(fmt.Sprint(e.Seq)), plain(p.moment(e.Time)), {Text: e.Type, Style: eventStyle(e.Type)}, plain(e.Serial), plain(e.Text()),
 		})
 	}
 	p.table(eventColumns, rows)
@@ -117,7 +117,7 @@ func (c *eventsCommand) export(ctx context.Context, p *program, calls *admin.Cli
 func (c *eventsCommand) follow(ctx context.Context, p *program, calls *admin.Client) error {
 	f := c.filter()
 	f.Limit = min(max(c.Limit, 1), wire.MaxListLimit)
-	return p.again(ctx, followEvery, func() (more bool, err error) {
+	return p.poll(ctx, followEvery, func() (more bool, err error) {
 		a, err := calls.Events(ctx, f)
 		if err != nil {
 			return false, err
@@ -138,9 +138,9 @@ func (p *program) event(e wire.Event) {
 		p.json(e)
 		return
 	}
-	line := []string{e.Time.UTC().Format(time.RFC3339), p.paint(*eventStyle(e.Type), visible(fmt.Sprintf("%-13s", e.Type))), visible(e.Words())}
+	line := []string{e.Time.UTC().Format(time.RFC3339), p.paint(*eventStyle(e.Type), escapeText(fmt.Sprintf("%-13s", e.Type))), escapeText(e.Text())}
 	if e.Serial != "" {
-		line = append(line, "serial="+visible(e.Serial))
+		line = append(line, "serial="+escapeText(e.Serial))
 	}
 	p.printf("%s\n", strings.Join(line, "  "))
 }

@@ -175,8 +175,8 @@ func withVariables(env []string, set ...string) []string {
 	return append(out, set...)
 }
 
-// passedOn are the signals that a command gets from us.
-var passedOn = []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2}
+// forwardedSignals are the signals that a command gets from us.
+var forwardedSignals = []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2}
 
 // jobControl are passed on to a group of its own too; in the foreground the
 // terminal stops and continues us all.
@@ -187,7 +187,7 @@ var jobControl = []os.Signal{syscall.SIGTSTP, syscall.SIGCONT}
 // ends us with the tunnel left behind.
 func (c *child) run(ctx context.Context, t *tunnel, takeOver func() error) error {
 	signals := make(chan os.Signal, 8)
-	signal.Notify(signals, passedOn...)
+	signal.Notify(signals, forwardedSignals...)
 	if c.group {
 		signal.Notify(signals, jobControl...)
 	}
@@ -217,7 +217,7 @@ func (c *child) run(ctx context.Context, t *tunnel, takeOver func() error) error
 			if refused != exitOK {
 				return commandStatus(refused)
 			}
-			return c.blame(c.status(err), t.refusal())
+			return c.refusalOrStatus(c.status(err), t.refusal())
 		case s := <-signals:
 			c.pass(s.(syscall.Signal))
 		case err := <-t.final:
@@ -262,13 +262,13 @@ func (c *child) send(s syscall.Signal) {
 	c.cmd.Process.Signal(s)
 }
 
-// blame tells a refusal that a command met which then ended by itself.
-func (c *child) blame(status, refusal error) error {
+// refusalOrStatus tells a refusal that a command met which then ended by itself.
+func (c *child) refusalOrStatus(status, refusal error) error {
 	switch {
 	case refusal == nil:
 		return status
 	case status == nil:
-		c.p.warn("%s", told(refusal).what)
+		c.p.warn("%s", explain(refusal).what)
 		return nil
 	}
 	return refusal

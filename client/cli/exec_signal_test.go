@@ -25,7 +25,7 @@ func TestSignalBeforeTheCommand(t *testing.T) {
 		if started := missing == nil; started == (before != nil) {
 			t.Errorf("after %v: the command was started: %v, %v", before, started, err)
 		}
-		if before != nil && told(err).what != "stopped by a signal before it was done" {
+		if before != nil && explain(err).what != "stopped by a signal before it was done" {
 			t.Errorf("%v", err)
 		}
 	}

@@ -53,8 +53,8 @@ type commandStatus int
 
 func (s commandStatus) Error() string { return fmt.Sprintf("the command ended with status %d", int(s)) }
 
-// told turns any error into what a person is told.
-func told(err error) *failure {
+// explain turns any error into what a person is told.
+func explain(err error) *failure {
 	var f *failure
 	if errors.As(err, &f) {
 		return f
@@ -66,7 +66,7 @@ func told(err error) *failure {
 	if errors.Is(err, context.Canceled) {
 		return &failure{code: exitFailed, what: "stopped by a signal before it was done", err: err}
 	}
-	for _, explain := range []func(error) *failure{toldByEngine, toldByIssuer, toldOfToken, toldOfReach} {
+	for _, explain := range []func(error) *failure{explainEngine, explainProblem, explainTokenSource, explainUnreachable} {
 		if f := explain(err); f != nil {
 			return f
 		}
@@ -96,9 +96,9 @@ func hintsOf(err error) []string {
 	return hints
 }
 
-// toldByEngine explains an engine that refused, ended a relay, is another, or
+// explainEngine explains an engine that refused, ended a relay, is another, or
 // cannot be reached.
-func toldByEngine(err error) *failure {
+func explainEngine(err error) *failure {
 	var (
 		cut         *client.CutError
 		rejected    *client.RejectedError
@@ -120,8 +120,8 @@ func toldByEngine(err error) *failure {
 	return &failure{code: exitEngine, what: err.Error(), err: err, hints: hintsOf(err)}
 }
 
-// toldOfReach explains an issuer that gave no answer.
-func toldOfReach(err error) *failure {
+// explainUnreachable explains an issuer that gave no answer.
+func explainUnreachable(err error) *failure {
 	var i *client.IssuerUnreachableError
 	var a *admin.UnreachableError
 	switch {
@@ -134,8 +134,8 @@ func toldOfReach(err error) *failure {
 	return &failure{code: exitIssuer, what: i.Error(), err: err, hints: hintsOf(i)}
 }
 
-// toldOfToken explains a token that could not be had.
-func toldOfToken(err error) *failure {
+// explainTokenSource explains a token that could not be had.
+func explainTokenSource(err error) *failure {
 	var t *tokensource.Error
 	switch {
 	case errors.Is(err, tokensource.ErrNoLogin), errors.Is(err, tokensource.ErrLoginExpired):
@@ -159,8 +159,8 @@ func toldOfToken(err error) *failure {
 	return nil
 }
 
-// toldByIssuer explains an answer of the issuer that is not a success.
-func toldByIssuer(err error) *failure {
+// explainProblem explains an answer of the issuer that is not a success.
+func explainProblem(err error) *failure {
 	var p *wire.Problem
 	if !errors.As(err, &p) {
 		return nil
@@ -200,10 +200,10 @@ func toldByIssuer(err error) *failure {
 		f.code = exitDenied
 	case http.StatusTooManyRequests:
 		f.code = exitIssuer
-		f.hints = []string{"too many requests from here: " + again(p.RetryAfter)}
+		f.hints = []string{"too many requests from here: " + retryAfterHint(p.RetryAfter)}
 	case http.StatusServiceUnavailable, http.StatusBadGateway, http.StatusGatewayTimeout:
 		f.code = exitIssuer
-		f.hints = []string{again(p.RetryAfter) + "; the issuer's log and its /readyz say why it cannot serve now"}
+		f.hints = []string{retryAfterHint(p.RetryAfter) + "; the issuer's log and its /readyz say why it cannot serve now"}
 	}
 	if len(f.hints) == 0 {
 		f.hints = []string{"look in the issuer's log" + requestID(p)}
@@ -211,9 +211,9 @@ func toldByIssuer(err error) *failure {
 	return f
 }
 
-func again(seconds int) string {
+func retryAfterHint(seconds int) string {
 	if seconds > 0 {
-		return "try again in " + span(time.Duration(seconds)*time.Second)
+		return "try again in " + shortDuration(time.Duration(seconds)*time.Second)
 	}
 	return "try again in a minute"
 }
@@ -258,9 +258,9 @@ func (f *failure) admitting(c claimSet, engine string) *failure {
 	return &with
 }
 
-// toldAdmin is told for an admin's command, whose token is a person's.
-func toldAdmin(err error) *failure {
-	f := told(err)
+// explainAdmin is told for an admin's command, whose token is a person's.
+func explainAdmin(err error) *failure {
+	f := explain(err)
 	var p *wire.Problem
 	if !errors.As(err, &p) {
 		return f

@@ -37,11 +37,11 @@ func TestDialErrors(t *testing.T) {
 				return nil, &net.OpError{Op: "dial", Net: "tcp", Err: tt.err}
 			},
 		})
-		if f := told(err); f.code != exitIssuer || len(f.hints) != 1 || !strings.Contains(f.hints[0], tt.hint) {
+		if f := explain(err); f.code != exitIssuer || len(f.hints) != 1 || !strings.Contains(f.hints[0], tt.hint) {
 			t.Errorf("%v: code %d, %q", err, f.code, f.hints)
 		}
 		engine := &client.EngineUnreachableError{Engine: "default", Endpoint: "tcp://e:1", Attempts: 1, Final: true, Err: tt.err}
-		if f := told(engine); f.code != exitEngine || len(f.hints) != 1 || !strings.Contains(f.hints[0], tt.hint) {
+		if f := explain(engine); f.code != exitEngine || len(f.hints) != 1 || !strings.Contains(f.hints[0], tt.hint) {
 			t.Errorf("%v: code %d, %q", engine, f.code, f.hints)
 		}
 	}

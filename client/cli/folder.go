@@ -13,10 +13,10 @@ import (
 	"time"
 )
 
-// runFolder is a 0700 folder for the socket of one run. It holds a file that
+// runDir is a 0700 folder for the socket of one run. It holds a file that
 // its process keeps locked while it lives, so that the next run can tell what
 // a killed one left behind.
-type runFolder struct {
+type runDir struct {
 	path string
 	lock *os.File
 }
@@ -54,7 +54,7 @@ func folderBases() []string {
 // has a path that is short enough and that every tool reads as it is written.
 func holdsSockets(dir string) bool {
 	fi, err := os.Stat(dir)
-	return err == nil && fi.IsDir() && (ownedBy(fi, os.Getuid()) || ownedBy(fi, 0)) && keepsNames(fi) &&
+	return err == nil && fi.IsDir() && (ownedBy(fi, os.Getuid()) || ownedBy(fi, 0)) && isPrivateDir(fi) &&
 		filepath.IsAbs(dir) && plainPath(dir) &&
 		len(filepath.Join(dir, folderPrefix()+"0123456789", boundName)) <= maxSocketPath
 }
@@ -69,10 +69,10 @@ func plainPath(path string) bool {
 
 // newRunFolder makes a folder in the first of folderBases that takes one, and
 // sweeps there what killed runs left.
-func newRunFolder() (*runFolder, error) {
+func newRunFolder() (*runDir, error) {
 	var errs []error
 	for _, base := range folderBases() {
-		sweep(base, time.Now())
+		removeStaleDirs(base, time.Now())
 		dir, err := os.MkdirTemp(base, folderPrefix()+"*") // 0700
 		if err == nil {
 			return lockFolder(dir)
@@ -83,7 +83,7 @@ func newRunFolder() (*runFolder, error) {
 }
 
 // lockFolder locks a new folder for as long as this process lives.
-func lockFolder(dir string) (*runFolder, error) {
+func lockFolder(dir string) (*runDir, error) {
 	// The lock is taken before it has its name: whoever sees it finds it held.
 	f, err := os.OpenFile(filepath.Join(dir, ".lock"), os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
 	if err == nil {
@@ -95,20 +95,20 @@ func lockFolder(dir string) (*runFolder, error) {
 		return nil, errors.Join(fmt.Errorf("lock the folder of the socket: %w", err), os.RemoveAll(dir))
 	}
 	fmt.Fprintf(f, "%d\n", os.Getpid())
-	return &runFolder{path: dir, lock: f}, nil
+	return &runDir{path: dir, lock: f}, nil
 }
 
 // Close removes the folder.
-func (r *runFolder) Close() error {
+func (r *runDir) Close() error {
 	err := os.RemoveAll(r.path)
 	return errors.Join(err, r.lock.Close())
 }
 
-func (r *runFolder) socket() string { return filepath.Join(r.path, socketName) }
+func (r *runDir) socket() string { return filepath.Join(r.path, socketName) }
 
-// sweep removes folders of this user whose process is gone. Whatever it cannot
+// removeStaleDirs removes folders of this user whose process is gone. Whatever it cannot
 // read or lock is somebody's.
-func sweep(base string, now time.Time) {
+func removeStaleDirs(base string, now time.Time) {
 	entries, err := os.ReadDir(base)
 	if err != nil {
 		return
@@ -122,7 +122,7 @@ func sweep(base string, now time.Time) {
 
 func sweepOne(dir string, now time.Time) {
 	fi, err := os.Lstat(dir)
-	if err != nil || !fi.IsDir() || !mine(fi) {
+	if err != nil || !fi.IsDir() || !ownedByUser(fi) {
 		return // another user may make a name that looks like ours
 	}
 	f, err := os.OpenFile(filepath.Join(dir, lockName), os.O_RDWR|syscall.O_NOFOLLOW, 0)
@@ -141,13 +141,13 @@ func sweepOne(dir string, now time.Time) {
 	}
 }
 
-// keepsNames tells whether others cannot put their own in place of what we make
+// isPrivateDir tells whether others cannot put their own in place of what we make
 // in a folder.
-func keepsNames(fi fs.FileInfo) bool {
+func isPrivateDir(fi fs.FileInfo) bool {
 	return fi.Mode().Perm()&0o022 == 0 || fi.Mode()&fs.ModeSticky != 0
 }
 
-func mine(fi fs.FileInfo) bool { return ownedBy(fi, os.Getuid()) }
+func ownedByUser(fi fs.FileInfo) bool { return ownedBy(fi, os.Getuid()) }
 
 func ownedBy(fi fs.FileInfo, uid int) bool {
 	st, ok := fi.Sys().(*syscall.Stat_t)
@@ -165,7 +165,7 @@ func listenUnix(path string) (net.Listener, error) {
 	if len(path) > maxSocketPath || len(filepath.Join(filepath.Dir(path), boundName)) > maxSocketPath {
 		return nil, fmt.Errorf("%s is too long: the path of a socket holds %d bytes at most, and that of its folder %d", path, maxSocketPath, maxSocketPath-1-len(boundName))
 	}
-	if err := vacant(path); err != nil {
+	if err := checkFree(path); err != nil {
 		return nil, err
 	}
 	private, err := os.MkdirTemp(filepath.Dir(path), ".m")
@@ -185,8 +185,8 @@ func listenUnix(path string) (net.Listener, error) {
 	return &unixListener{UnixListener: ln, path: path}, nil
 }
 
-// vacant refuses a path that is in use.
-func vacant(path string) error {
+// checkFree refuses a path that is in use.
+func checkFree(path string) error {
 	fi, err := os.Lstat(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -194,7 +194,7 @@ func vacant(path string) error {
 	if err != nil {
 		return err
 	}
-	if fi.Mode().Type() != fs.ModeSocket || !mine(fi) {
+	if fi.Mode().Type() != fs.ModeSocket || !ownedByUser(fi) {
 		return fmt.Errorf("%s exists, and mayfly did not make it", path)
 	}
 	c, err := net.DialTimeout("unix", path, time.Second)
@@ -222,7 +222,7 @@ func (l *unixListener) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		if uid, known := peerUID(c); known && !admitted(uid) {
+		if uid, known := peerUID(c); known && !uidAllowed(uid) {
 			c.Close()
 			continue
 		}
@@ -236,6 +236,6 @@ func (l *unixListener) Close() error {
 	return l.UnixListener.Close()
 }
 
-// admitted tells whether a local user may use the tunnel: its owner, and root,
+// uidAllowed tells whether a local user may use the tunnel: its owner, and root,
 // whom nothing would keep out.
-func admitted(uid int) bool { return uid == os.Getuid() || uid == 0 }
+func uidAllowed(uid int) bool { return uid == os.Getuid() || uid == 0 }

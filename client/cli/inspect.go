@@ -216,13 +216,13 @@ func (p *program) inspectedLeaf(c *x509.Certificate) {
 
 // leafClaims reads a leaf in the trust domain that it names itself: inspect
 // describes, it does not judge.
-func leafClaims(c *x509.Certificate) (identity.Claims, error) {
+func leafClaims(c *x509.Certificate) (identity.Identity, error) {
 	if len(c.URIs) != 1 {
-		return identity.Claims{}, fmt.Errorf("it has %s, not one", plural(len(c.URIs), "URI name"))
+		return identity.Identity{}, fmt.Errorf("it has %s, not one", plural(len(c.URIs), "URI name"))
 	}
 	id, err := spiffeid.FromURI(c.URIs[0])
 	if err != nil {
-		return identity.Claims{}, err
+		return identity.Identity{}, err
 	}
 	return identity.FromCertificate(c, id.TrustDomain())
 }
@@ -243,8 +243,8 @@ func fingerprint(c *x509.Certificate) string {
 func workflowFacts(w identity.Workflow) []fact {
 	all := []fact{
 		{"Issuer", w.Issuer, nil},
-		{"Repository", beside(w.SourceRepositoryURI, "id ", w.SourceRepositoryID), nil},
-		{"Owner", beside(w.SourceRepositoryOwnerURI, "id ", w.SourceRepositoryOwnerID), nil},
+		{"Repository", withLabel(w.SourceRepositoryURI, "id ", w.SourceRepositoryID), nil},
+		{"Owner", withLabel(w.SourceRepositoryOwnerURI, "id ", w.SourceRepositoryOwnerID), nil},
 		{"Visibility", w.SourceRepositoryVisibility, nil},
 		{"Ref", w.SourceRepositoryRef, nil},
 		{"Commit", w.SourceRepositoryDigest, nil},

@@ -47,7 +47,7 @@ func (l *loopbackListener) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		if uid, known := loopbackUID(c); known && !admitted(uid) {
+		if uid, known := loopbackUID(c); known && !uidAllowed(uid) {
 			c.Close()
 			continue
 		}

@@ -146,7 +146,7 @@ func (whoamiCommand) Run(ctx context.Context, p *program) error {
 		return nil
 	}
 	w := a.Value
-	p.printf("%s\n", visible(w.Name))
+	p.printf("%s\n", escapeText(w.Name))
 	p.facts("  ", []fact{
 		{"role", w.Role + ", by rule " + w.Rule, nil}, {"until", p.instant(w.Until), nil}, {"subject", w.Subject, nil}, {"issuer", p.Issuer, nil},
 	})

@@ -1,5 +1,5 @@
 package cli
 
-// keepMemory has nothing to do: macOS gives a process's memory to those with
+// disableDumps has nothing to do: macOS gives a process's memory to those with
 // the entitlement to debug alone, and dumps no core unless asked.
-func keepMemory() error { return nil }
+func disableDumps() error { return nil }

@@ -75,7 +75,7 @@ func (t *tunnel) report(started, ended time.Time, why error) report {
 		StartedAt: started.UTC(), EndedAt: ended.UTC(), Reason: "stopped",
 	}
 	if why != nil {
-		r.Reason = visible(told(why).what)
+		r.Reason = escapeText(explain(why).what)
 	}
 	return r
 }

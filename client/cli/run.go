@@ -144,9 +144,9 @@ func (p *program) end(err error) int {
 	if errors.As(err, &status) {
 		return int(status)
 	}
-	f := told(err)
+	f := explain(err)
 	if p.asAdmin {
-		f = toldAdmin(err)
+		f = explainAdmin(err)
 	}
 	p.fail(p.located(f))
 	return f.code

@@ -135,7 +135,7 @@ func (c *sessionsCommand) watch(ctx context.Context, p *program, calls *admin.Cl
 		}
 		p.warnMissing(missing)
 	}
-	return p.again(ctx, c.Interval, func() (more bool, err error) {
+	return p.poll(ctx, c.Interval, func() (more bool, err error) {
 		items, _, err := c.get(ctx, p, calls)
 		switch {
 		case err != nil:
@@ -175,13 +175,13 @@ func (w *sessionWatch) changes(items []wire.Session) {
 			now[s.ID] = true
 			if !w.seen[s.ID] {
 				w.p.printf("%s opened %s serial=%s engine=%s repository=%s run=%s\n",
-					s.OpenedAt.UTC().Format(time.RFC3339), visible(s.ID), visible(s.Serial), visible(s.Engine), visible(s.Repository), visible(s.Run))
+					s.OpenedAt.UTC().Format(time.RFC3339), escapeText(s.ID), escapeText(s.Serial), escapeText(s.Engine), escapeText(s.Repository), escapeText(s.Run))
 			}
 		}
 	}
 	for id := range w.seen {
 		if !now[id] {
-			w.p.printf("%s closed %s\n", w.p.now().UTC().Format(time.RFC3339), visible(id))
+			w.p.printf("%s closed %s\n", w.p.now().UTC().Format(time.RFC3339), escapeText(id))
 		}
 	}
 	w.seen = now

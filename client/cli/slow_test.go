@@ -62,7 +62,7 @@ func TestSlow(t *testing.T) {
 				p := &program{terminal: newTerminal(Stdio{Err: &stderr}), globals: globals{Issuer: "http://127.0.0.1:8080"}}
 				tun := &tunnel{p: p, source: &jobSource{Source: tt.source, p: p}}
 				_, err := client.New(t.Context(), client.Config{
-					Issuer: p.Issuer, Audience: "mayfly:ci.example.com", Source: tun.source, OneEngine: true, Dial: dialSilent, Progress: tun.hear,
+					Issuer: p.Issuer, Audience: "mayfly:ci.example.com", Source: tun.source, OneEngine: true, Dial: dialSilent, Progress: tun.onEvent,
 				})
 				if code := p.end(tun.explain(err)); code != tt.code {
 					t.Errorf("exit code %d, want %d", code, tt.code)

@@ -168,13 +168,13 @@ func cutBytes(s string, n int) string { return s[:min(len(s), n)] }
 func (s *suggestion) yaml() string {
 	var b strings.Builder
 	for _, r := range s.Remarks {
-		fmt.Fprintf(&b, "  # %s\n", visible(r))
+		fmt.Fprintf(&b, "  # %s\n", escapeText(r))
 	}
 	client := ""
 	if s.ClientID != "" {
 		client = ", client_id: " + yamlString(s.ClientID)
 	}
-	fmt.Fprintf(&b, "  # under providers, if it is not there: %s: {type: %s, issuer: %s%s}\n", s.Provider, s.Type, visible(yamlString(s.Issuer)), visible(client))
+	fmt.Fprintf(&b, "  # under providers, if it is not there: %s: {type: %s, issuer: %s%s}\n", s.Provider, s.Type, escapeText(yamlString(s.Issuer)), escapeText(client))
 	fmt.Fprintf(&b, "  - name: %s\n    provider: %s\n    match:\n", yamlString(s.Name), s.Provider)
 	for _, m := range s.Match {
 		fmt.Fprintf(&b, "      %s: %s\n", m.Claim, yamlValue(m.Value))

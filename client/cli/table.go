@@ -40,7 +40,7 @@ func (t *terminal) table(cols []column, rows [][]cell) {
 	}
 	for _, row := range rows {
 		for i := range row {
-			row[i].Text = visible(row[i].Text)
+			row[i].Text = escapeText(row[i].Text)
 			widths[i] = max(widths[i], width(row[i].Text))
 		}
 	}
@@ -230,7 +230,7 @@ func (t *terminal) facts(indent string, list []fact) {
 		if f.Text == "" {
 			continue
 		}
-		text := visible(f.Text)
+		text := escapeText(f.Text)
 		if f.Style != nil {
 			text = t.paint(*f.Style, text)
 		}
@@ -245,7 +245,7 @@ func (t *terminal) moment(at time.Time) string {
 	case at.IsZero():
 		return "-"
 	case t.outWidth > 0:
-		return apart(t.now(), at)
+		return relativeTime(t.now(), at)
 	}
 	return at.UTC().Format(time.RFC3339)
 }
@@ -257,21 +257,21 @@ func (t *terminal) instant(at time.Time) string {
 	}
 	s := at.UTC().Format(time.RFC3339)
 	if t.outWidth > 0 {
-		s += " (" + apart(t.now(), at) + ")"
+		s += " (" + relativeTime(t.now(), at) + ")"
 	}
 	return s
 }
 
-// apart says how far at lies from now, in its largest unit.
-func apart(now, at time.Time) string {
+// relativeTime says how far at lies from now, in its largest unit.
+func relativeTime(now, at time.Time) string {
 	d := at.Sub(now)
 	if d < 0 {
-		return span(-d) + " ago"
+		return shortDuration(-d) + " ago"
 	}
-	return "in " + span(d)
+	return "in " + shortDuration(d)
 }
 
-func span(d time.Duration) string {
+func shortDuration(d time.Duration) string {
 	switch {
 	case d < time.Minute:
 		return fmt.Sprintf("%ds", int(d.Seconds()))

@@ -153,7 +153,7 @@ func (t *terminal) fail(f *failure) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for line := range strings.Lines(f.rule) {
-		fmt.Fprintln(t.err, visible(strings.TrimRight(line, "\n")))
+		fmt.Fprintln(t.err, escapeText(strings.TrimRight(line, "\n")))
 	}
 }
 
@@ -167,7 +167,7 @@ func (t *terminal) errLine(level slog.Level, prefix, text string, attributes ...
 	case t.log.LogFormat == "json":
 		t.log.Logger(t.err).Log(context.Background(), level, text, attributes...)
 	case level >= t.log.Level():
-		fmt.Fprintf(t.err, "%s %s\n", prefix, visible(text))
+		fmt.Fprintf(t.err, "%s %s\n", prefix, escapeText(text))
 	}
 }
 
@@ -199,7 +199,7 @@ func (t *terminal) progress(format string, args ...any) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.wipe()
-	fmt.Fprintf(t.err, "%s %s", t.paintErr(styleFaint, "mayfly:"), cut(visible(fmt.Sprintf(format, args...)), 70))
+	fmt.Fprintf(t.err, "%s %s", t.paintErr(styleFaint, "mayfly:"), cut(escapeText(fmt.Sprintf(format, args...)), 70))
 	t.status = true
 }
 
@@ -238,8 +238,8 @@ func (t *terminal) ask(question string) string {
 	return strings.TrimSpace(command.ReadLine(t.in, 1024))
 }
 
-// visible makes a foreign string harmless and whole.
-func visible(s string) string { return command.Printable(s) }
+// escapeText makes a foreign string harmless and whole.
+func escapeText(s string) string { return command.Printable(s) }
 
 // width is how many columns s takes.
 func width(s string) int { return lipgloss.Width(s) }

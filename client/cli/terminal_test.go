@@ -28,7 +28,7 @@ func TestVisible(t *testing.T) {
 		{"x ##[group]y", `x \x23#[group]y`},
 		{"# heading", "# heading"},
 	} {
-		if got := visible(tt.in); got != tt.want {
+		if got := escapeText(tt.in); got != tt.want {
 			t.Errorf("visible(%q) = %s, want %s", tt.in, got, tt.want)
 		}
 	}
@@ -39,7 +39,7 @@ func FuzzVisible(f *testing.F) {
 	f.Add("a\x1b[31m\r\n\u202e##[x]::y")
 	f.Add("acme/app")
 	f.Fuzz(func(t *testing.T, s string) {
-		got := visible(s)
+		got := escapeText(s)
 		for _, r := range got {
 			if unicode.IsControl(r) || unicode.Is(unicode.Bidi_Control, r) || unicode.Is(unicode.Cf, r) || r == unicode.ReplacementChar && !strings.ContainsRune(s, r) {
 				t.Fatalf("visible(%q) has %U", s, r)
@@ -53,7 +53,7 @@ func FuzzVisible(f *testing.F) {
 				t.Fatalf("command.Inert(%q) has %q, a runner's command", s, line)
 			}
 		}
-		if again := visible(got); again != got {
+		if again := escapeText(got); again != got {
 			t.Fatalf("visible is not settled: %q, %q", got, again)
 		}
 		for n := 1; n < 12; n += 5 {
@@ -163,7 +163,7 @@ func TestTimes(t *testing.T) {
 	tty, _ := testTerminal(80, false)
 	ci, _ := testTerminal(0, false)
 	at := tty.now().Add(41*time.Minute + 30*time.Second)
-	got := []string{tty.moment(at), ci.moment(at), tty.moment(tty.now().Add(-5 * time.Second)), ci.moment(time.Time{}), span(25 * time.Hour), span(72 * time.Hour)}
+	got := []string{tty.moment(at), ci.moment(at), tty.moment(tty.now().Add(-5 * time.Second)), ci.moment(time.Time{}), shortDuration(25 * time.Hour), shortDuration(72 * time.Hour)}
 	want := []string{"in 41m", "2026-01-02T03:45:35Z", "5s ago", "-", "25h00m", "3d"}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Error(d)

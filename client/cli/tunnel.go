@@ -50,13 +50,13 @@ func (p *program) open(ctx context.Context, f tunnelFlags) (*tunnel, error) {
 	}
 	t := &tunnel{p: p, final: make(chan error, 1), renewed: make(chan struct{}, 1), waking: map[string]bool{},
 		source: &jobSource{Source: source, p: p}, asked: f.Engine}
-	if err := keepMemory(); err != nil {
+	if err := disableDumps(); err != nil {
 		p.warn("other programs of this user may read the key from memory: %v", err)
 	}
 	p.progress("asking %s for a certificate with a token of %s", p.Issuer, source)
 	t.client, err = client.New(ctx, client.Config{
 		Issuer: p.Issuer, CAFile: p.CAFile, TrustAnchor: p.TrustAnchor, Audience: p.Audience,
-		Source: t.source, Engine: f.Engine, OneEngine: true, WakeTimeout: f.WakeTimeout, Progress: t.hear,
+		Source: t.source, Engine: f.Engine, OneEngine: true, WakeTimeout: f.WakeTimeout, Progress: t.onEvent,
 		Logger: p.logger(),
 	})
 	p.settle()
@@ -71,7 +71,7 @@ func (p *program) open(ctx context.Context, f tunnelFlags) (*tunnel, error) {
 // explain returns what a person reads about err: after a denial with the rule
 // that would admit the job.
 func (t *tunnel) explain(err error) *failure {
-	return told(err).admitting(t.source.claims(), t.asked)
+	return explain(err).admitting(t.source.claims(), t.asked)
 }
 
 // jobSource says that it waits for a token, since a platform that does not
@@ -121,8 +121,8 @@ func engineNames(engines []wire.Engine) string {
 	return s
 }
 
-// hear tells the person what the client does, and notes what is final.
-func (t *tunnel) hear(e client.Event) {
+// onEvent tells the person what the client does, and notes what is final.
+func (t *tunnel) onEvent(e client.Event) {
 	p := t.p
 	switch e.Kind {
 	case client.EventIssuerWaiting:
@@ -149,7 +149,7 @@ func (t *tunnel) hear(e client.Event) {
 		default:
 		}
 	case client.EventRenewFailed:
-		p.warn("certificate %s could not be renewed and ends at %s; trying again: %v", e.Serial, e.NotAfter.UTC().Format(time.RFC3339), told(e.Err).what)
+		p.warn("certificate %s could not be renewed and ends at %s; trying again: %v", e.Serial, e.NotAfter.UTC().Format(time.RFC3339), explain(e.Err).what)
 	case client.EventFailed, client.EventCut:
 		t.hearEnd(e)
 	}
@@ -168,9 +168,9 @@ func (t *tunnel) hearWaking(e client.Event) {
 
 // hearRetrying says once per dial why it is repeated.
 func (t *tunnel) hearRetrying(e client.Event) {
-	t.p.progress("no connection to engine %s yet, trying again, %ds: %v", e.Engine, int(e.Elapsed.Seconds()), told(e.Err).what)
+	t.p.progress("no connection to engine %s yet, trying again, %ds: %v", e.Engine, int(e.Elapsed.Seconds()), explain(e.Err).what)
 	if e.Attempt == 1 && !t.p.errTTY {
-		t.p.note("no connection to engine %s yet, trying again: %v", e.Engine, told(e.Err).what)
+		t.p.note("no connection to engine %s yet, trying again: %v", e.Engine, explain(e.Err).what)
 	}
 }
 
@@ -190,14 +190,14 @@ func (t *tunnel) hearEnd(e client.Event) {
 	}
 	var cut *client.CutError
 	if errors.As(e.Err, &cut) && !cut.Final() {
-		t.p.warn("%s", told(e.Err).what)
+		t.p.warn("%s", explain(e.Err).what)
 		return
 	}
 	t.mu.Lock()
 	t.refused = e.Err
 	t.mu.Unlock()
 	if cut == nil && t.client != nil && t.client.Stats().Open > 0 {
-		t.p.warn("%s", told(e.Err).what)
+		t.p.warn("%s", explain(e.Err).what)
 	}
 }
 

@@ -40,7 +40,7 @@ const (
 // extended key usage and trust domain.
 type Peer struct {
 	// Claims is what the certificate says about its subject.
-	Claims      identity.Claims
+	Claims      identity.Identity
 	Certificate *x509.Certificate
 	// Chain is the verified chain, leaf first, root last.
 	Chain []*x509.Certificate

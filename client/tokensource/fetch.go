@@ -115,7 +115,7 @@ func (f *fetcher) once(ctx context.Context, client *http.Client) (string, error)
 	}
 	if resp.StatusCode != http.StatusOK {
 		err := &statusError{Status: resp.StatusCode, Body: excerpt(body)}
-		if passing(resp.StatusCode) || f.retry != nil && f.retry(resp.StatusCode, body) {
+		if isTransient(resp.StatusCode) || f.retry != nil && f.retry(resp.StatusCode, body) {
 			return "", temporaryError{err}
 		}
 		return "", err
@@ -123,7 +123,7 @@ func (f *fetcher) once(ctx context.Context, client *http.Client) (string, error)
 	return f.parse(body)
 }
 
-func passing(status int) bool {
+func isTransient(status int) bool {
 	return status == http.StatusRequestTimeout || status == http.StatusTooManyRequests || status >= 500
 }
 

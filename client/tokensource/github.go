@@ -106,7 +106,7 @@ func (g *github) hint(err error) string {
 			return forkHint
 		}
 		return "GitHub refused the job's request token, which ends with its job; where the permission is missing, " + githubHint
-	case passing(status.Status):
+	case isTransient(status.Status):
 		return "GitHub's token service is failing: see https://www.githubstatus.com"
 	}
 	return ""

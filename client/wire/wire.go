@@ -337,12 +337,12 @@ const MaxSessionReports = 100
 // why the status was not stored; the reports are not touched by it.
 type SessionsResponse struct {
 	Accepted      int              `json:"accepted"`
-	Refused       []RefusedSession `json:"refused,omitempty"`
+	Refused       []SessionRefusal `json:"refused,omitempty"`
 	StatusRefused string           `json:"status_refused,omitempty"`
 }
 
-// RefusedSession says why one report was refused.
-type RefusedSession struct {
+// SessionRefusal says why one report was refused.
+type SessionRefusal struct {
 	ID     string `json:"id"`
 	Reason string `json:"reason"`
 }

@@ -7,9 +7,9 @@ import (
 	"time"
 )
 
-// Words tells the event in one sentence for people. What stands in it was
+// Text tells the event in one sentence for people. What stands in it was
 // chosen by strangers: whoever shows it makes it harmless first.
-func (e Event) Words() string {
+func (e Event) Text() string {
 	s := e.sentence()
 	if e.Count > 1 && e.Detail["all"] == "" {
 		s += fmt.Sprintf(" (%d times)", e.Count)

@@ -47,7 +47,7 @@ func TestEventWords(t *testing.T) {
 		{"events past their retention were deleted, up to number 900", of(Event{By: "retention"}, "pruned", "", map[string]string{"up_to": "900"})},
 		{"staff/ops@example.com: later", of(admin, "of a later version", "later", nil)},
 	} {
-		if got := tt.ev.Words(); got != tt.want {
+		if got := tt.ev.Text(); got != tt.want {
 			t.Errorf("%s: %q, want %q", tt.ev.Type, got, tt.want)
 		}
 	}

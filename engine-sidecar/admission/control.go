@@ -40,7 +40,7 @@ type Control struct {
 
 	// Owned by gate.mu.
 	opened time.Time
-	relays map[*Live]struct{} // those that it holds
+	relays map[*AdmittedRelay]struct{} // those that it holds
 	closed bool
 	timer  *time.Timer
 }
@@ -59,24 +59,24 @@ func (g *Gate) OpenControl(p mtls.Peer, n Notifier) (*Control, *Refusal) {
 		cert:     revocation.CertificateOf(p.Chain),
 		notAfter: p.Certificate.NotAfter,
 		opened:   time.Now(),
-		relays:   map[*Live]struct{}{},
+		relays:   map[*AdmittedRelay]struct{}{},
 	}
 	c.timer = time.AfterFunc(wire.ControlSilence, c.silent)
 	g.controls[c] = struct{}{}
-	if out := g.crowded(c.run); out != nil {
+	if out := g.evictable(c.run); out != nil {
 		delete(g.controls, out)
 		out.notifier.End()
 	}
 	return c, nil
 }
 
-// crowded returns the control connection that has to make room in a run with
+// evictable returns the control connection that has to make room in a run with
 // too many free ones, nil when there is room. A connection that holds a relay
 // never does: with a stolen certificate one could end the owner's, and with that
 // its relays. Of the others it is one of the certificate that ends first, so that
 // a renewed one stands against any number of the old one's, and of those the
 // oldest.
-func (g *Gate) crowded(run runKey) *Control {
+func (g *Gate) evictable(run runKey) *Control {
 	var out *Control
 	free := 0
 	for c := range g.controls {
@@ -84,7 +84,7 @@ func (g *Gate) crowded(run runKey) *Control {
 			continue
 		}
 		free++
-		if out == nil || c.before(out) {
+		if out == nil || c.evictBefore(out) {
 			out = c
 		}
 	}
@@ -94,16 +94,16 @@ func (g *Gate) crowded(run runKey) *Control {
 	return out
 }
 
-// before tells whether c makes room before other does.
-func (c *Control) before(other *Control) bool {
+// evictBefore tells whether c makes room before other does.
+func (c *Control) evictBefore(other *Control) bool {
 	if !c.notAfter.Equal(other.notAfter) {
 		return c.notAfter.Before(other.notAfter)
 	}
 	return c.opened.Before(other.opened)
 }
 
-// Heard notes that the client said something.
-func (c *Control) Heard() {
+// Touch notes that the client said something.
+func (c *Control) Touch() {
 	c.gate.mu.Lock()
 	defer c.gate.mu.Unlock()
 	if !c.closed {
@@ -129,7 +129,7 @@ func (c *Control) Hold(names []string) (held []string) {
 			held = append(held, name) // again: nothing changes
 			continue
 		}
-		if l == nil || l.run != c.run || l.cutFor != "" || !l.hangOn(c) {
+		if l == nil || l.run != c.run || l.cutFor != "" || !l.attachTo(c) {
 			continue
 		}
 		l.timer.Reset(l.left(now))
@@ -138,8 +138,8 @@ func (c *Control) Hold(names []string) (held []string) {
 	return held
 }
 
-// hangOn makes c the holder of l.
-func (l *Live) hangOn(c *Control) bool {
+// attachTo makes c the holder of l.
+func (l *AdmittedRelay) attachTo(c *Control) bool {
 	if !slices.Contains(l.certs, c.cert) {
 		if len(l.certs) >= maxCertificates {
 			return false
@@ -177,9 +177,9 @@ func (c *Control) silent() {
 	g.mu.Lock()
 	var cuts []cut
 	for l := range c.relays {
-		cuts = l.order(cuts, ReasonSilent)
+		cuts = l.markCut(cuts, ReasonSilent)
 	}
 	g.mu.Unlock()
-	run(cuts)
+	runCuts(cuts)
 	c.notifier.End()
 }

@@ -64,8 +64,8 @@ type Gate struct {
 	o Options
 
 	mu       sync.Mutex
-	relays   map[*Live]struct{}
-	byName   map[string]*Live
+	relays   map[*AdmittedRelay]struct{}
+	byName   map[string]*AdmittedRelay
 	perRun   map[runKey]int
 	controls map[*Control]struct{}
 	draining bool
@@ -82,8 +82,8 @@ type runKey struct{ id, run string }
 func NewGate(o Options) *Gate {
 	g := &Gate{
 		o:        o,
-		relays:   map[*Live]struct{}{},
-		byName:   map[string]*Live{},
+		relays:   map[*AdmittedRelay]struct{}{},
+		byName:   map[string]*AdmittedRelay{},
 		perRun:   map[runKey]int{},
 		controls: map[*Control]struct{}{},
 		empty:    make(chan struct{}),
@@ -131,7 +131,7 @@ func keyOf(p mtls.Peer) runKey { return runKey{p.Claims.ID.String(), p.Claims.Gr
 
 // Admit judges a peer and, in the same moment, enters its relay in the table.
 // name is the relay's (mtls.RelayName). The caller calls Done when it is over.
-func (g *Gate) Admit(p mtls.Peer, name string, c Cutter) (*Live, *Refusal) {
+func (g *Gate) Admit(p mtls.Peer, name string, c Cutter) (*AdmittedRelay, *Refusal) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if refusal := g.judge(p); refusal != nil {
@@ -141,7 +141,7 @@ func (g *Gate) Admit(p mtls.Peer, name string, c Cutter) (*Live, *Refusal) {
 		return nil, &Refusal{wire.ReasonLimit, errors.New("the relay's name is taken")}
 	}
 	now := time.Now()
-	l := &Live{
+	l := &AdmittedRelay{
 		gate: g, name: name, cutter: c, run: keyOf(p),
 		certs:    []revocation.Certificate{revocation.CertificateOf(p.Chain)},
 		opened:   now,
@@ -166,11 +166,11 @@ func (g *Gate) Drain() {
 	g.draining = true
 }
 
-// Shut refuses new relays until Reopen, those too whose handshake was under way.
-func (g *Gate) Shut() { g.setShut(true) }
+// Pause refuses new relays until Reopen, those too whose handshake was under way.
+func (g *Gate) Pause() { g.setShut(true) }
 
-// Reopen undoes Shut.
-func (g *Gate) Reopen() { g.setShut(false) }
+// Resume undoes Shut.
+func (g *Gate) Resume() { g.setShut(false) }
 
 func (g *Gate) setShut(shut bool) {
 	g.mu.Lock()
@@ -192,8 +192,8 @@ func (g *Gate) Sweep() {
 	g.mu.Lock()
 	var cuts []cut
 	for l := range g.relays {
-		if reason := g.why(l, now); reason != "" {
-			cuts = l.order(cuts, reason)
+		if reason := g.cutReason(l, now); reason != "" {
+			cuts = l.markCut(cuts, reason)
 		}
 	}
 	var ends []*Control
@@ -203,14 +203,14 @@ func (g *Gate) Sweep() {
 		}
 	}
 	g.mu.Unlock()
-	run(cuts)
+	runCuts(cuts)
 	for _, c := range ends {
 		c.notifier.End()
 	}
 }
 
-// why gives the reason to cut l at now, or "".
-func (g *Gate) why(l *Live, now time.Time) string {
+// cutReason gives the reason to cut l at now, or "".
+func (g *Gate) cutReason(l *AdmittedRelay, now time.Time) string {
 	for _, c := range l.certs {
 		if g.o.Checker.Revoked(c) {
 			return wire.ReasonRevoked
@@ -233,10 +233,10 @@ func (g *Gate) CutAll(reason, detail string) {
 		if l.cutFor == "" {
 			l.detail = detail
 		}
-		cuts = l.order(cuts, reason)
+		cuts = l.markCut(cuts, reason)
 	}
 	g.mu.Unlock()
-	run(cuts)
+	runCuts(cuts)
 }
 
 // EndControls ends every control connection, after what it still has to say.
@@ -263,15 +263,15 @@ func (g *Gate) Empty() <-chan struct{} {
 // Counts are the sizes of the table.
 type Counts struct {
 	Relays, Controls int
-	// Ever tells whether any relay was ever admitted, and Emptied when the last
+	// HadRelay tells whether any relay was ever admitted, and Emptied when the last
 	// one went, while there is none.
-	Ever    bool
-	Emptied time.Time
+	HadRelay  bool
+	IdleSince time.Time
 }
 
 // Counts returns the sizes of the table now.
 func (g *Gate) Counts() Counts {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return Counts{Relays: len(g.relays), Controls: len(g.controls), Ever: g.ever, Emptied: g.emptied}
+	return Counts{Relays: len(g.relays), Controls: len(g.controls), HadRelay: g.ever, IdleSince: g.emptied}
 }

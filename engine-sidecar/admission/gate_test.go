@@ -90,14 +90,14 @@ func peer(serial int64, left time.Duration, run string) mtls.Peer {
 	}
 	return mtls.Peer{
 		Certificate: cert, Chain: []*x509.Certificate{cert, cert, cert}, ALPN: wire.ALPNRelay,
-		Claims: identity.Claims{
+		Claims: identity.Identity{
 			ID:    spiffeid.RequireFromString("spiffe://ci.example.com/github/1/2"),
-			Grant: identity.Grant{Engines: []string{"other", "default"}, Run: run},
+			Grant: identity.Scope{Engines: []string{"other", "default"}, Run: run},
 		},
 	}
 }
 
-func admit(t *testing.T, g *Gate, p mtls.Peer, name string, c Cutter) *Live {
+func admit(t *testing.T, g *Gate, p mtls.Peer, name string, c Cutter) *AdmittedRelay {
 	t.Helper()
 	l, refusal := g.Admit(p, name, c)
 	if refusal != nil {
@@ -150,11 +150,11 @@ func TestJudge(t *testing.T) {
 		}
 	}
 	f.stale = false
-	g.Shut()
+	g.Pause()
 	if r := g.Judge(peer(1, time.Hour, "r")); r == nil || r.Reason != wire.ReasonDraining {
 		t.Errorf("shut: %v", r)
 	}
-	g.Reopen()
+	g.Resume()
 	if r := g.Judge(peer(1, time.Hour, "r")); r != nil {
 		t.Errorf("open again: %v", r)
 	}
@@ -168,7 +168,7 @@ func TestJudge(t *testing.T) {
 func TestLimits(t *testing.T) {
 	t.Parallel()
 	g := gate(&feed{})
-	var lives []*Live
+	var lives []*AdmittedRelay
 	for i := range 3 {
 		lives = append(lives, admit(t, g, peer(1, time.Hour, "a"), fmt.Sprint("a", i), &conn{}))
 	}
@@ -199,7 +199,7 @@ func TestEndsAtNotAfter(t *testing.T) {
 		alive := func(c *Control, d time.Duration) {
 			for range int(d / wire.ControlPingEvery) {
 				time.Sleep(wire.ControlPingEvery)
-				c.Heard()
+				c.Touch()
 			}
 		}
 		alive(c1, 30*time.Minute)
@@ -232,7 +232,7 @@ func TestSilence(t *testing.T) {
 		c := control(t, g, p, ctl)
 		c.Hold([]string{"a"})
 		time.Sleep(15 * time.Second)
-		c.Heard()
+		c.Touch()
 		time.Sleep(19 * time.Second)
 		relay.want(t)
 		time.Sleep(2 * time.Second)
@@ -294,18 +294,18 @@ func TestMaxAge(t *testing.T) {
 			c = next
 			for range 120 - 2 {
 				time.Sleep(10 * time.Second)
-				c.Heard()
+				c.Touch()
 			}
 			relay.want(t)
 		}
 		for range 24 * 6 {
 			time.Sleep(10 * time.Second)
-			c.Heard()
+			c.Touch()
 		}
 		relay.want(t)
 		for range 24 * 6 {
 			time.Sleep(10 * time.Second)
-			c.Heard()
+			c.Touch()
 			if held := control(t, g, peer(999, time.Hour, "r"), &conn{}).Hold([]string{"a"}); len(held) == 0 {
 				break
 			}
@@ -443,7 +443,7 @@ func TestEmpty(t *testing.T) {
 	}
 	l.Done()
 	<-empty
-	if c := g.Counts(); !c.Ever || c.Emptied.IsZero() || c.Relays != 0 {
+	if c := g.Counts(); !c.HadRelay || c.IdleSince.IsZero() || c.Relays != 0 {
 		t.Fatalf("%+v", c)
 	}
 }

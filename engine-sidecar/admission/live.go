@@ -7,8 +7,8 @@ import (
 	"github.com/mayfly-ca/mayfly/engine-sidecar/revocation"
 )
 
-// Live is an admitted relay.
-type Live struct {
+// AdmittedRelay is an admitted relay.
+type AdmittedRelay struct {
 	gate   *Gate
 	name   string
 	cutter Cutter
@@ -27,7 +27,7 @@ type Live struct {
 }
 
 // Done takes the relay out of the table. It may be called once.
-func (l *Live) Done() {
+func (l *AdmittedRelay) Done() {
 	g := l.gate
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -47,44 +47,44 @@ func (l *Live) Done() {
 	}
 }
 
-// CutFor returns why a cut of the relay was ordered, "" when none was, and what is
+// CutReason returns why a cut of the relay was ordered, "" when none was, and what is
 // said beside that. A client that reads of it may hang up before the cut.
-func (l *Live) CutFor() (reason, detail string) {
+func (l *AdmittedRelay) CutReason() (reason, detail string) {
 	l.gate.mu.Lock()
 	defer l.gate.mu.Unlock()
 	return l.cutFor, l.detail
 }
 
 // left is how long the relay may still live, at least a moment.
-func (l *Live) left(now time.Time) time.Duration {
+func (l *AdmittedRelay) left(now time.Time) time.Duration {
 	return max(min(l.notAfter.Sub(now), l.gate.o.MaxAge-now.Sub(l.opened)), 0) + time.Millisecond
 }
 
 // expire is the timer's function.
-func (l *Live) expire() {
+func (l *AdmittedRelay) expire() {
 	now := time.Now()
 	g := l.gate
 	g.mu.Lock()
 	var cuts []cut
-	if reason := g.why(l, now); reason != "" {
-		cuts = l.order(cuts, reason)
+	if reason := g.cutReason(l, now); reason != "" {
+		cuts = l.markCut(cuts, reason)
 	} else if !l.done {
 		l.timer.Reset(l.left(now)) // held meanwhile, or the wall clock was set back
 	}
 	g.mu.Unlock()
-	run(cuts)
+	runCuts(cuts)
 }
 
 // cut is a decided cut, to be run without the lock.
 type cut struct {
-	live   *Live
+	live   *AdmittedRelay
 	holder *Control
 	reason string
 	detail string
 }
 
-// order decides to cut l, once. The caller holds gate.mu.
-func (l *Live) order(cuts []cut, reason string) []cut {
+// markCut decides to cut l, once. The caller holds gate.mu.
+func (l *AdmittedRelay) markCut(cuts []cut, reason string) []cut {
 	if l.cutFor != "" || l.done {
 		return cuts
 	}
@@ -92,8 +92,8 @@ func (l *Live) order(cuts []cut, reason string) []cut {
 	return append(cuts, cut{l, l.holder, reason, l.detail})
 }
 
-// run tells who holds each relay and then cuts it.
-func run(cuts []cut) {
+// runCuts tells who holds each relay and then cuts it.
+func runCuts(cuts []cut) {
 	for _, c := range cuts {
 		end := func() { c.live.cutter.Cut(c.reason) }
 		if c.holder == nil {

@@ -130,7 +130,7 @@ func (c *runCommand) Run(ctx context.Context, stdio Stdio, flags command.Log) er
 	life, end := context.WithCancel(context.WithoutCancel(ctx))
 	var keepers sync.WaitGroup
 	keepers.Go(func() { supervise.ReapOrphans(life) })
-	keepers.Go(func() { keepMemory(life) })
+	keepers.Go(func() { returnIdleMemory(life) })
 	defer keepers.Wait()
 	defer end()
 	others := make(chan os.Signal, 8)

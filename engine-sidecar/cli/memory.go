@@ -28,9 +28,9 @@ const (
 	room = 16 << 20
 )
 
-// keepMemory gives memory back whenever the process has fallen idle, until ctx
+// returnIdleMemory gives memory back whenever the process has fallen idle, until ctx
 // ends, and sets how often the collector runs, unless GOGC does.
-func keepMemory(ctx context.Context) {
+func returnIdleMemory(ctx context.Context) {
 	tuned := os.Getenv("GOGC") != ""
 	tick := time.NewTicker(lookAtMemory)
 	defer tick.Stop()

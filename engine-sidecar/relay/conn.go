@@ -47,7 +47,7 @@ type Conn struct {
 	mu   sync.Mutex
 	cork *[]byte // what Write collects; nil when it writes through
 
-	patience patience
+	peerTimeout peerTimeout
 }
 
 // NewConn wraps tcp, which it owns from then on.
@@ -178,8 +178,8 @@ func (c *Conn) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// hold makes Write collect until flush.
-func (c *Conn) hold() {
+// startCork makes Write collect until flush.
+func (c *Conn) startCork() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.cork == nil {

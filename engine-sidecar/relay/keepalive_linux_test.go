@@ -55,8 +55,8 @@ func TestKeepAlive(t *testing.T) {
 					}
 				})
 			}
-			if c.patience.timeout != bound {
-				t.Errorf("the peer is looked after by %v, want %v", c.patience.timeout, bound)
+			if c.peerTimeout.timeout != bound {
+				t.Errorf("the peer is looked after by %v, want %v", c.peerTimeout.timeout, bound)
 			}
 		})
 	}

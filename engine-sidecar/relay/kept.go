@@ -68,35 +68,35 @@ func forgetHandshake(t *tls.Conn) {
 	}
 	*(*[]*x509.Certificate)(unsafe.Add(unsafe.Pointer(t), kept.peerCertificates)) = nil
 	*(*[][]*x509.Certificate)(unsafe.Add(unsafe.Pointer(t), kept.verifiedChains)) = nil
-	giveBack(rawInput(t))
+	freeBuffer(rawInput(t))
 }
 
-// giveBack drops the buffer's memory if it holds nothing.
-func giveBack(b *bytes.Buffer) {
+// freeBuffer drops the buffer's memory if it holds nothing.
+func freeBuffer(b *bytes.Buffer) {
 	if b != nil && b.Len() == 0 {
 		*b = bytes.Buffer{}
 	}
 }
 
-// arm sees to it that the buffer of a client that falls silent is given back.
+// scheduleTrim sees to it that the buffer of a client that falls silent is given back.
 // The caller holds r.awake.
-func (r *Relay) arm() {
+func (r *Relay) scheduleTrim() {
 	b := rawInput(r.tls)
 	if r.armed || b == nil || b.Cap() <= keptMost {
 		return
 	}
 	r.armed, r.armedAt = true, r.in.Load()
 	if r.keeper == nil {
-		r.keeper = time.AfterFunc(keptAfter, r.keep)
+		r.keeper = time.AfterFunc(keptAfter, r.trim)
 		return
 	}
 	r.keeper.Reset(keptAfter)
 }
 
-// keep is the timer's function: the buffer stays while bytes come.
-func (r *Relay) keep() {
-	r.awake.Lock()
-	defer r.awake.Unlock()
+// trim is the timer's function: the buffer stays while bytes come.
+func (r *Relay) trim() {
+	r.readMu.Lock()
+	defer r.readMu.Unlock()
 	if r.over {
 		return
 	}
@@ -106,11 +106,11 @@ func (r *Relay) keep() {
 		return
 	}
 	r.armed = false
-	giveBack(rawInput(r.tls))
+	freeBuffer(rawInput(r.tls))
 }
 
-// disarm ends that. The caller holds r.awake.
-func (r *Relay) disarm() {
+// stopTrim ends that. The caller holds r.awake.
+func (r *Relay) stopTrim() {
 	r.over = true
 	if r.keeper != nil {
 		r.keeper.Stop()

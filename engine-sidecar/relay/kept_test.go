@@ -67,7 +67,7 @@ func TestKept(t *testing.T) {
 		if before := rawInput(server); before.Len() != 0 || before.Cap() <= keptMost {
 			t.Fatalf("crypto/tls holds %d bytes in %d", before.Len(), before.Cap())
 		}
-		giveBack(rawInput(server))
+		freeBuffer(rawInput(server))
 		if n := rawInput(server).Cap(); n != 0 {
 			t.Fatalf("a buffer of %d bytes is kept", n)
 		}

@@ -173,8 +173,8 @@ func idleMemory(t *testing.T, n, size int) (perRelay, stack int) {
 }
 
 func armed(r *Relay) bool {
-	r.awake.Lock()
-	defer r.awake.Unlock()
+	r.readMu.Lock()
+	defer r.readMu.Unlock()
 	return r.armed
 }
 

@@ -8,14 +8,14 @@ import (
 	"time"
 )
 
-// patience tells a peer that is slow from one that is gone. The kernel's bound
+// peerTimeout tells a peer that is slow from one that is gone. The kernel's bound
 // on unacknowledged data (TCP_USER_TIMEOUT) does not: it also ends a connection
 // whose peer answers every probe but has its window closed, because whoever
 // reads there has paused.
 //
 // So, while data is unacknowledged, a timer looks at the connection, and moves
 // the bound ahead as long as the peer answers.
-type patience struct {
+type peerTimeout struct {
 	mu       sync.Mutex
 	timeout  time.Duration // 0: the kernel's defaults, and nobody looks
 	timer    *time.Timer
@@ -27,8 +27,8 @@ type patience struct {
 	since    time.Time // of when acked stands still
 }
 
-// pulse is what the kernel knows of the peer.
-type pulse struct {
+// tcpInfo is what the kernel knows of the peer.
+type tcpInfo struct {
 	acked     uint64        // bytes, ever
 	lastHeard time.Duration // since its last acknowledgement of anything
 	resending bool          // data is lost, not held back by the peer's window
@@ -57,9 +57,9 @@ func keepAlive(timeout time.Duration) net.KeepAliveConfig {
 // probes while the connection is silent, and a bound on unacknowledged data,
 // which a peer that is merely slow is not held to.
 func (c *Conn) KeepAlive(timeout time.Duration) error {
-	c.patience.mu.Lock()
-	defer c.patience.mu.Unlock()
-	c.patience.timeout = timeout
+	c.peerTimeout.mu.Lock()
+	defer c.peerTimeout.mu.Unlock()
+	c.peerTimeout.timeout = timeout
 	inherited := false
 	if err := c.raw.Control(func(fd uintptr) { inherited = userTimeout(fd) == timeout }); err != nil {
 		return err
@@ -79,7 +79,7 @@ func (c *Conn) bound(d time.Duration) error {
 
 // watch begins to look after the peer of what is about to be written.
 func (c *Conn) watch() {
-	p := &c.patience
+	p := &c.peerTimeout
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.writes++
@@ -88,20 +88,20 @@ func (c *Conn) watch() {
 	}
 	p.watching, p.since = true, time.Now()
 	if p.timer == nil {
-		p.timer = time.AfterFunc(p.timeout/4, c.look)
+		p.timer = time.AfterFunc(p.timeout/4, c.checkPeer)
 		return
 	}
 	p.timer.Reset(p.timeout / 4)
 }
 
-// look is the timer's function. The last one is that which finds nothing
+// checkPeer is the timer's function. The last one is that which finds nothing
 // unacknowledged, or the connection closed.
-func (c *Conn) look() {
-	p := &c.patience
+func (c *Conn) checkPeer() {
+	p := &c.peerTimeout
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	left := c.unsent()
-	var now pulse
+	var now tcpInfo
 	known := false
 	if err := c.raw.Control(func(fd uintptr) { now, known = pulseOf(fd) }); err != nil || !known {
 		p.watching = false
@@ -127,7 +127,7 @@ func (c *Conn) look() {
 
 // alive tells whether the peer has acknowledged anything of late.
 func (c *Conn) alive(within time.Duration) bool {
-	var now pulse
+	var now tcpInfo
 	known := false
 	err := c.raw.Control(func(fd uintptr) { now, known = pulseOf(fd) })
 	return err == nil && known && now.lastHeard < within

@@ -44,20 +44,20 @@ type Relay struct {
 	conn   *Conn
 	engine *net.UnixConn
 
-	in, out atomic.Int64
-	reason  atomic.Pointer[string] // the first Cut's
-	down    chan downEnd
-	deaf    bool // owned by up: the engine takes no more bytes
+	in, out      atomic.Int64
+	reason       atomic.Pointer[string] // the first Cut's
+	down         chan engineEnd
+	engineClosed bool // owned by up: the engine takes no more bytes
 
-	awake   sync.Mutex // held by up, but while it waits for the client
+	readMu  sync.Mutex // held by up, but while it waits for the client
 	keeper  *time.Timer
 	armed   bool  // keeper runs
 	armedAt int64 // in, when the keeper last looked
 	over    bool
 }
 
-// downEnd is how the engine's direction ended.
-type downEnd struct {
+// engineEnd is how the engine's direction ended.
+type engineEnd struct {
 	clean  bool // the engine's end of stream, and close_notify was sent
 	client bool // otherwise: the client's side failed, not the engine's
 	late   bool // and that only when all bytes had been delivered
@@ -68,7 +68,7 @@ type downEnd struct {
 // names no certificates any more.
 func New(t *tls.Conn, below *Conn, engine *net.UnixConn) *Relay {
 	forgetHandshake(t)
-	return &Relay{tls: t, conn: below, engine: engine, down: make(chan downEnd, 1)}
+	return &Relay{tls: t, conn: below, engine: engine, down: make(chan engineEnd, 1)}
 }
 
 // Bytes tells what has been relayed so far, client to engine and back.
@@ -106,7 +106,7 @@ func (r *Relay) run() (reason string, err error) {
 	var downErr error
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		var end downEnd
+		var end engineEnd
 		end, downErr = r.downstream()
 		r.down <- end
 		// Wake upstream, which waits for the client. Fails once that is closed.
@@ -133,19 +133,19 @@ func (r *Relay) finish(downErr error) (string, error) {
 	defer r.engine.Close()
 	if end.client {
 		_ = r.conn.Abort()
-		if end.late && !r.deaf {
+		if end.late && !r.engineClosed {
 			return Closed, nil // it had said its own end, and then hung up
 		}
 		return ClientLost, downErr
 	}
 	// The client may be slow, and may still be sending: all that was sent to
 	// it is its own before the socket goes.
-	err := r.linger(r.deaf || !end.clean)
+	err := r.linger(r.engineClosed || !end.clean)
 	err = errors.Join(err, r.conn.Close())
 	switch {
 	case !end.clean:
 		return EngineLost, downErr
-	case r.deaf && err != nil:
+	case r.engineClosed && err != nil:
 		return ClientLost, err
 	case hungUp(err):
 		return Closed, nil // it had said its own end
@@ -163,9 +163,9 @@ func hungUp(err error) bool {
 // close_notify, or when the engine takes no more and its own end was
 // delivered.
 func (r *Relay) upstream() (string, error) {
-	r.awake.Lock()
-	defer r.awake.Unlock()
-	defer r.disarm()
+	r.readMu.Lock()
+	defer r.readMu.Unlock()
+	defer r.stopTrim()
 	for {
 		buf := getBuffer()
 		n, err := r.readRecords(*buf)
@@ -184,7 +184,7 @@ func (r *Relay) upstream() (string, error) {
 			continue
 		case errors.Is(err, io.EOF) && r.conn.readErr == nil:
 			// close_notify: the TCP stream itself has not ended.
-			if !r.deaf {
+			if !r.engineClosed {
 				// Fails only when the engine is gone, which downstream sees.
 				_ = r.engine.CloseWrite()
 			}
@@ -211,13 +211,13 @@ func (r *Relay) readRecords(p []byte) (n int, err error) {
 // bytes have nowhere to go; they are read and dropped, so that a reset does not
 // take the engine's last bytes from the client.
 func (r *Relay) toEngine(p []byte) {
-	if r.deaf {
+	if r.engineClosed {
 		return
 	}
 	n, err := r.engine.Write(p)
 	r.in.Add(int64(n))
 	if err != nil {
-		r.deaf = true
+		r.engineClosed = true
 	}
 }
 
@@ -226,13 +226,13 @@ func (r *Relay) toEngine(p []byte) {
 // engine hears nothing.
 func (r *Relay) await() (string, error) {
 	for {
-		if end, ended := r.downEnded(); ended && (r.deaf || !end.clean) {
+		if end, ended := r.downEnded(); ended && (r.engineClosed || !end.clean) {
 			return Closed, nil
 		}
-		r.arm()
-		r.awake.Unlock()
+		r.scheduleTrim()
+		r.readMu.Unlock()
 		err := r.conn.fill()
-		r.awake.Lock()
+		r.readMu.Lock()
 		switch {
 		case err == nil, errors.Is(err, io.EOF):
 			return "", nil // the next read says which end it was
@@ -246,21 +246,21 @@ func (r *Relay) await() (string, error) {
 	}
 }
 
-func (r *Relay) downEnded() (downEnd, bool) {
+func (r *Relay) downEnded() (engineEnd, bool) {
 	select {
 	case end := <-r.down:
 		r.down <- end
 		return end, true
 	default:
-		return downEnd{}, false
+		return engineEnd{}, false
 	}
 }
 
 // downstream carries engine to client.
-func (r *Relay) downstream() (downEnd, error) {
+func (r *Relay) downstream() (engineEnd, error) {
 	raw, err := r.engine.SyscallConn()
 	if err != nil {
-		return downEnd{}, err
+		return engineEnd{}, err
 	}
 	var (
 		buf    *[]byte
@@ -277,25 +277,25 @@ func (r *Relay) downstream() (downEnd, error) {
 	}
 	for {
 		if err := raw.Read(once); err != nil {
-			return downEnd{}, err
+			return engineEnd{}, err
 		}
 		if n == 0 && r.awaitCut(cutWait) {
-			return downEnd{}, net.ErrClosed
+			return engineEnd{}, net.ErrClosed
 		}
 		if sysErr != nil {
-			return downEnd{}, os.NewSyscallError("read", sysErr)
+			return engineEnd{}, os.NewSyscallError("read", sysErr)
 		}
 		if n == 0 {
-			return r.tellEnd()
+			return r.sendCloseNotify()
 		}
-		r.conn.hold()
+		r.conn.startCork()
 		_, err := r.tls.Write((*buf)[:n])
 		err = errors.Join(err, r.conn.flush())
 		putBuffer(buf)
 		if err != nil {
 			// The client is gone: wake the other direction too.
 			_ = r.conn.Abort()
-			return downEnd{client: true}, err
+			return engineEnd{client: true}, err
 		}
 		r.out.Add(int64(n))
 	}
@@ -319,15 +319,15 @@ func (r *Relay) awaitCut(most time.Duration) bool {
 	return true
 }
 
-// tellEnd passes the engine's end of stream on as close_notify.
-func (r *Relay) tellEnd() (downEnd, error) {
-	r.conn.hold()
+// sendCloseNotify passes the engine's end of stream on as close_notify.
+func (r *Relay) sendCloseNotify() (engineEnd, error) {
+	r.conn.startCork()
 	err := errors.Join(r.tls.CloseWrite(), r.conn.flush())
 	if err != nil {
 		_ = r.conn.Abort()
-		return downEnd{client: true, late: true}, err
+		return engineEnd{client: true, late: true}, err
 	}
-	return downEnd{clean: true}, nil
+	return engineEnd{clean: true}, nil
 }
 
 // linger waits until the client has acknowledged everything, and, if it may

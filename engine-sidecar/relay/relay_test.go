@@ -371,9 +371,9 @@ func TestPausedReader(t *testing.T) {
 				t.Fatal(err)
 			}
 			if !bounded { // what the kernel's bound alone does is why
-				p.relay.conn.patience.mu.Lock()
-				p.relay.conn.patience.timeout = 0
-				p.relay.conn.patience.mu.Unlock()
+				p.relay.conn.peerTimeout.mu.Lock()
+				p.relay.conn.peerTimeout.timeout = 0
+				p.relay.conn.peerTimeout.mu.Unlock()
 			}
 			p.clientTCP.SetReadBuffer(64 << 10)
 			go func() {

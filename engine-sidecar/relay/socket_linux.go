@@ -53,12 +53,12 @@ func outQueue(fd uintptr) int {
 }
 
 // pulseOf reads how the peer does.
-func pulseOf(fd uintptr) (pulse, bool) {
+func pulseOf(fd uintptr) (tcpInfo, bool) {
 	info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
 	if err != nil {
-		return pulse{}, false
+		return tcpInfo{}, false
 	}
-	return pulse{
+	return tcpInfo{
 		acked:     info.Bytes_acked,
 		lastHeard: time.Duration(info.Last_ack_recv) * time.Millisecond,
 		resending: info.Retransmits > 0,

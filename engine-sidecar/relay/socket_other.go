@@ -17,4 +17,4 @@ func outQueue(uintptr) int { return 0 }
 
 func peerExiting(*net.UnixConn) bool { return false }
 
-func pulseOf(uintptr) (pulse, bool) { return pulse{}, false }
+func pulseOf(uintptr) (tcpInfo, bool) { return tcpInfo{}, false }

@@ -10,7 +10,7 @@ type arrival struct {
 	ahead      time.Duration // how far thisUpdate lay in the future, at least 0
 }
 
-func arrive(thisUpdate, now time.Time) arrival {
+func newArrival(thisUpdate, now time.Time) arrival {
 	age := now.Round(0).Sub(thisUpdate)
 	return arrival{thisUpdate: thisUpdate, at: now, age: max(age, 0), ahead: max(-age, 0)}
 }

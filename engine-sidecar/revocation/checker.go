@@ -29,12 +29,12 @@ const (
 	// keepRevoked is how long a serial stays out after the last feed that held
 	// it: longer than any relay or certificate that it could name lives.
 	keepRevoked = 25 * time.Hour
-	// mustHold is how long a feed has to hold a serial after it first did: the
+	// feedRetention is how long a feed has to hold a serial after it first did: the
 	// issuer keeps entries until NotAfter + 24 h. A feed that lacks one earlier
 	// has been rolled back.
-	mustHold = 24 * time.Hour
-	// pace is the least time between two answers that bring nothing new.
-	pace = time.Second
+	feedRetention = 24 * time.Hour
+	// minPollInterval is the least time between two answers that bring nothing new.
+	minPollInterval = time.Second
 	// retryMin and retryMax bound the wait after an error.
 	retryMin = 100 * time.Millisecond
 	retryMax = 5 * time.Second
@@ -100,7 +100,7 @@ type Checker struct {
 	mu      sync.RWMutex
 	feed    *mtls.Feed // of the highest number; nil before the first
 	arrival arrival
-	revoked map[string]sighting
+	revoked map[string]seenAt
 	issuers map[mtls.IntermediateID]struct{} // intermediates once seen as revoked
 	floor   time.Time                        // the highest
 
@@ -108,8 +108,8 @@ type Checker struct {
 	freshOnce sync.Once
 }
 
-// sighting is when feeds held a serial, and whose CRL it stood in.
-type sighting struct {
+// seenAt is when feeds held a serial, and whose CRL it stood in.
+type seenAt struct {
 	first, last time.Time
 	issuer      mtls.IntermediateID
 }
@@ -124,7 +124,7 @@ func New(o Options) *Checker {
 	}
 	return &Checker{
 		o:       o,
-		revoked: map[string]sighting{},
+		revoked: map[string]seenAt{},
 		issuers: map[mtls.IntermediateID]struct{}{},
 		fresh:   make(chan struct{}),
 	}
@@ -154,7 +154,7 @@ func (c *Checker) Run(ctx context.Context) {
 			}
 			retry, failing = retryMin, false
 			if !news {
-				wait = pace - time.Since(began)
+				wait = minPollInterval - time.Since(began)
 			}
 		}
 		sleep(ctx, wait)
@@ -171,25 +171,25 @@ func (c *Checker) step(ctx context.Context) (news bool, err error) {
 	if data == nil {
 		return false, nil
 	}
-	return c.Offer(data)
+	return c.Update(data)
 }
 
-// Offer takes in the PEM of a feed, wherever it comes from, and tells whether
+// Update takes in the PEM of a feed, wherever it comes from, and tells whether
 // it is newer than what is known. One that does not verify changes nothing.
-func (c *Checker) Offer(data []byte) (news bool, err error) {
+func (c *Checker) Update(data []byte) (news bool, err error) {
 	feed, err := mtls.ParseFeed(data, c.o.Roots())
 	if err != nil {
 		c.o.Report(EventInvalid)
 		return false, err
 	}
-	news = c.take(feed, time.Now())
+	news = c.accept(feed, time.Now())
 	c.o.Changed()
 	return news, nil
 }
 
-// take makes a verified feed the newest, or, when it is older than what is
+// accept makes a verified feed the newest, or, when it is older than what is
 // known, keeps what it adds.
-func (c *Checker) take(feed *mtls.Feed, now time.Time) bool {
+func (c *Checker) accept(feed *mtls.Feed, now time.Time) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.feed != nil && feed.Number <= c.feed.Number {
@@ -203,7 +203,7 @@ func (c *Checker) take(feed *mtls.Feed, now time.Time) bool {
 	c.remember(feed, now)
 	c.forget(now)
 	c.feed = feed
-	c.arrival = arrive(feed.ThisUpdate, now)
+	c.arrival = newArrival(feed.ThisUpdate, now)
 	if c.arrival.ahead > mtls.MaxFeedSkew || c.arrival.age >= c.o.MaxStaleness {
 		c.o.Report(EventClockSkew)
 		c.o.Logger.Error("clock skew: a new revocation feed is from the future or stale on arrival",
@@ -227,7 +227,7 @@ func (c *Checker) compare(feed *mtls.Feed, now time.Time) {
 	missing := 0
 	example := ""
 	for serial, seen := range c.revoked {
-		if now.Sub(seen.first) < mustHold && !feed.Revoked(serial) && !gone[seen.issuer] {
+		if now.Sub(seen.first) < feedRetention && !feed.Revoked(serial) && !gone[seen.issuer] {
 			missing++
 			example = serial
 		}
@@ -308,10 +308,10 @@ func (c *Checker) Stale() bool {
 func (c *Checker) Revoked(cert Certificate) bool {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
-	return c.out(cert)
+	return c.isRevoked(cert)
 }
 
-func (c *Checker) out(cert Certificate) bool {
+func (c *Checker) isRevoked(cert Certificate) bool {
 	_, serial := c.revoked[cert.Serial]
 	_, issuer := c.issuers[cert.Issuer]
 	return serial || issuer || cert.Issued.Before(c.floor)
@@ -323,7 +323,7 @@ func (c *Checker) Check(chain []*x509.Certificate) (reason string, err error) {
 	now := time.Now()
 	c.mu.RLock()
 	defer c.mu.RUnlock()
-	if c.out(CertificateOf(chain)) {
+	if c.isRevoked(CertificateOf(chain)) {
 		return wire.ReasonRevoked, mtls.ErrRevoked
 	}
 	if age := c.age(now); age >= c.o.MaxStaleness {

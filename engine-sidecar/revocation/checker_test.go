@@ -47,7 +47,7 @@ func (h *harness) reported(event string) bool {
 
 func (h *harness) offer(f mtlstest.Feed) bool {
 	h.tb.Helper()
-	news, err := h.Offer(h.ca.Feed(h.tb, f))
+	news, err := h.Update(h.ca.Feed(h.tb, f))
 	if err != nil {
 		h.tb.Fatal(err)
 	}
@@ -98,7 +98,7 @@ func TestAge(t *testing.T) {
 		{"suspended", time.Second, time.Hour, 2 * time.Second, time.Hour},
 		{"late arrival", 4 * time.Minute, 6 * time.Minute, 2 * time.Minute, 6 * time.Minute},
 	} {
-		a := arrive(published, published.Add(tc.arrived))
+		a := newArrival(published, published.Add(tc.arrived))
 		if got := a.ageAt(published.Add(tc.wall), tc.elapsed); got != tc.want {
 			t.Errorf("%s: %v, want %v", tc.name, got, tc.want)
 		}
@@ -266,7 +266,7 @@ func TestForgedAndUncovered(t *testing.T) {
 	h.offer(mtlstest.Feed{Number: 1})
 	fine := h.chain(nil)
 	forger := mtlstest.New(t, trustDomain)
-	if _, err := h.Offer(forger.Feed(t, mtlstest.Feed{Number: 99})); err == nil || !h.reported(EventInvalid) {
+	if _, err := h.Update(forger.Feed(t, mtlstest.Feed{Number: 99})); err == nil || !h.reported(EventInvalid) {
 		t.Fatalf("forged: %v", err)
 	}
 	h.want(fine, "")
@@ -366,10 +366,10 @@ func FuzzOffer(f *testing.F) {
 	f.Add([]byte("-----BEGIN X509 CRL-----\n-----END X509 CRL-----\n"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		c := New(h.o)
-		if _, err := c.Offer(first); err != nil {
+		if _, err := c.Update(first); err != nil {
 			t.Fatal(err)
 		}
-		_, _ = c.Offer(data)
+		_, _ = c.Update(data)
 		if c.Number() < 5 {
 			t.Fatalf("number fell to %d", c.Number())
 		}

@@ -47,7 +47,7 @@ func Child(args []string) int {
 	if err != nil {
 		return refuse(link, "", err)
 	}
-	if err := drop(); err != nil {
+	if err := closeOnExecAll(); err != nil {
 		return refuse(link, "drop descriptors", err)
 	}
 	if s.Isolate {
@@ -69,12 +69,12 @@ func Child(args []string) int {
 	if err := answer(link, reply{}); err != nil {
 		return abandon(s.Isolate)
 	}
-	return mind(s.Isolate, pid, link, signals)
+	return waitEngine(s.Isolate, pid, link, signals)
 }
 
-// mind forwards signals to the engine and reaps until it has ended, or the
+// waitEngine forwards signals to the engine and reaps until it has ended, or the
 // sidecar is gone.
-func mind(isolated bool, pid int, link io.Reader, signals <-chan os.Signal) int {
+func waitEngine(isolated bool, pid int, link io.Reader, signals <-chan os.Signal) int {
 	ended := make(chan int, 1)
 	go func() { ended <- reapUntil(pid) }()
 	gone := make(chan struct{})
@@ -120,9 +120,9 @@ func readSpec(r io.Reader) (spec, error) {
 	return s, nil
 }
 
-// drop marks every descriptor above the three standard ones close-on-exec,
+// closeOnExecAll marks every descriptor above the three standard ones close-on-exec,
 // also those that the sidecar's own parent left open.
-func drop() error {
+func closeOnExecAll() error {
 	return unix.CloseRange(childLink, ^uint(0), unix.CLOSE_RANGE_CLOEXEC)
 }
 

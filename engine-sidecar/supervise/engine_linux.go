@@ -38,7 +38,7 @@ type Engine struct {
 	log     *slog.Logger
 	process *os.Process // the child, or with it the whole PID namespace
 	notify  *net.UnixConn
-	told    chan struct{} // closed when READY=1 came
+	ready   chan struct{} // closed when READY=1 came
 	done    chan struct{}
 	code    int // after done
 	stop    sync.Once
@@ -68,7 +68,7 @@ func startChild(ctx context.Context, o Options) (*Engine, error) {
 	if o.Isolate && os.Geteuid() != 0 {
 		return nil, &IsolationError{Op: "namespaces", Err: os.ErrPermission}
 	}
-	e := &Engine{opts: o, log: o.logger(), told: make(chan struct{}), done: make(chan struct{})}
+	e := &Engine{opts: o, log: o.logger(), ready: make(chan struct{}), done: make(chan struct{})}
 	if e.notify, err = listenNotify(); err != nil {
 		return nil, err
 	}
@@ -78,7 +78,7 @@ func startChild(ctx context.Context, o Options) (*Engine, error) {
 		}
 	}
 	env = append(env, notifyVariable+"="+e.notify.LocalAddr().String())
-	e.ended.Go(e.hear)
+	e.ended.Go(e.readNotify)
 	if len(dropped) > 0 {
 		e.log.Info("variables that the engine does not get", "names", dropped)
 	}
@@ -97,7 +97,7 @@ func startChild(ctx context.Context, o Options) (*Engine, error) {
 func (e *Engine) run(ctx context.Context, env []string, started chan<- error) {
 	runtime.LockOSThread()
 	defer close(e.done)
-	defer e.tidy()
+	defer e.cleanCgroups()
 	defer e.ended.Wait()
 	defer e.notify.Close()
 	cmd, link, err := e.spawn(env)
@@ -110,7 +110,7 @@ func (e *Engine) run(ctx context.Context, env []string, started chan<- error) {
 		err = e.cgroup.add(cmd.Process.Pid)
 	}
 	if err == nil {
-		err = e.brief(ctx, link)
+		err = e.sendSpec(ctx, link)
 	}
 	if err != nil {
 		_ = cmd.Process.Kill()
@@ -125,8 +125,8 @@ func (e *Engine) run(ctx context.Context, env []string, started chan<- error) {
 	e.log.Info("engine ended", "exit_code", e.code)
 }
 
-// tidy removes what an isolated engine left in the kernel.
-func (e *Engine) tidy() {
+// cleanCgroups removes what an isolated engine left in the kernel.
+func (e *Engine) cleanCgroups() {
 	if e.cgroup != nil {
 		e.cgroup.remove()
 	}
@@ -169,8 +169,8 @@ func (e *Engine) spawn(env []string) (*exec.Cmd, *net.UnixConn, error) {
 	return cmd, ours, nil
 }
 
-// brief sends the child its spec and waits for its reply.
-func (e *Engine) brief(ctx context.Context, link *net.UnixConn) error {
+// sendSpec sends the child its spec and waits for its reply.
+func (e *Engine) sendSpec(ctx context.Context, link *net.UnixConn) error {
 	_ = link.SetDeadline(time.Now().Add(replyTimeout))
 	defer context.AfterFunc(ctx, func() { _ = link.SetDeadline(time.Unix(1, 0)) })()
 	orders := e.opts.spec()
@@ -206,7 +206,7 @@ func (e *Engine) brief(ctx context.Context, link *net.UnixConn) error {
 // Ready returns nil as soon as the engine answers on its socket, an
 // *ExitError when it ends before, and ctx's error with the last cause.
 func (e *Engine) Ready(ctx context.Context) error {
-	told := e.told
+	told := e.ready
 	// An attempt costs microseconds, and what is waited for too long adds to
 	// every start of the machine.
 	for wait := 2 * time.Millisecond; ; wait = min(wait+wait/4, 25*time.Millisecond) {
@@ -300,10 +300,10 @@ func (e *Engine) Kill() error {
 	return ErrKilled
 }
 
-// hear reads the engine's notifications until the socket is closed. They only
+// readNotify reads the engine's notifications until the socket is closed. They only
 // hurry the next probe, since whoever shares the engine's network could forge
 // them.
-func (e *Engine) hear() {
+func (e *Engine) readNotify() {
 	buf := make([]byte, 4096)
 	var once sync.Once
 	for {
@@ -312,7 +312,7 @@ func (e *Engine) hear() {
 			return
 		}
 		if isReady(buf[:n]) {
-			once.Do(func() { close(e.told) })
+			once.Do(func() { close(e.ready) })
 		}
 	}
 }

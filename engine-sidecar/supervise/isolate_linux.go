@@ -21,7 +21,7 @@ func isolate(hide []string) (op string, err error) {
 		return "make mounts private", err
 	}
 	for _, path := range hide {
-		if err := cover(path); err != nil {
+		if err := hidePaths(path); err != nil {
 			return "cover " + path, err
 		}
 	}
@@ -31,9 +31,9 @@ func isolate(hide []string) (op string, err error) {
 	return "", nil
 }
 
-// cover puts an empty read-only folder over a folder, and /dev/null over
+// hidePaths puts an empty read-only folder over a folder, and /dev/null over
 // anything else. What does not exist needs no cover.
-func cover(path string) error {
+func hidePaths(path string) error {
 	info, err := os.Stat(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil

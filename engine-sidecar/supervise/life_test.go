@@ -162,7 +162,7 @@ func TestReady(t *testing.T) {
 			t.Error(err)
 		}
 		select {
-		case <-e.told:
+		case <-e.ready:
 		case <-patience(t).Done():
 			t.Error("READY=1 was not heard")
 		}

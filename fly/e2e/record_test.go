@@ -66,7 +66,7 @@ func TestRecord(t *testing.T) {
 			t.Errorf("event %d follows %d", e.Seq, last)
 		}
 		last = e.Seq
-		said[e.Type] = append(said[e.Type], e.Words())
+		said[e.Type] = append(said[e.Type], e.Text())
 	}
 	if n := len(said["admin_read"]); n != 2 {
 		t.Errorf("%d reads were recorded, want the page's and the API's", n)

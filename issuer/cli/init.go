@@ -54,7 +54,7 @@ func (c *initCommand) Run(ctx context.Context, i *invocation) error {
 	}
 	config := filepath.Join(res.IssuerDir, "issuer.yaml")
 	err = writeFirstConfig(config, res, c.TrustDomain, c.IssuerURL, dns[0])
-	tellInit(i.Out, res, config) // whatever became of the config: the password is told this once
+	printInitResult(i.Out, res, config) // whatever became of the config: the password is told this once
 	return err
 }
 
@@ -156,8 +156,8 @@ rules:
     grant: {profile: server, engines: [default], dns: ["%s"], ttl: 24h}
 `
 
-// tellInit says what was made, what goes where, and what comes next.
-func tellInit(w io.Writer, res *ca.InitResult, config string) {
+// printInitResult says what was made, what goes where, and what comes next.
+func printInitResult(w io.Writer, res *ca.InitResult, config string) {
 	fmt.Fprintf(w, "made a CA; its root is sha256:%s\n\n", res.Fingerprint)
 	fmt.Fprintf(w, "OFFLINE, on a medium that you lock away:\n  %s\n", res.RootDir)
 	fmt.Fprintf(w, "    %s  the root's key, encrypted; rotate sign needs it, once a year\n", filepath.Base(res.RootKey))

@@ -8,11 +8,11 @@ import (
 	"strings"
 )
 
-// collectLess has the garbage collector run when the heap has grown fivefold,
+// tuneGC has the garbage collector run when the heap has grown fivefold,
 // not twofold: an issuer keeps little and allocates much, and collecting was a
 // tenth of its work. As memory runs short, it collects as often as it must. Who
 // has set GOGC or GOMEMLIMIT is obeyed.
-func collectLess() {
+func tuneGC() {
 	const growth = 400 // percent
 	if os.Getenv("GOGC") != "" {
 		return

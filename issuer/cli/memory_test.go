@@ -27,13 +27,13 @@ func TestCollectLess(t *testing.T) {
 	percent, limit := debug.SetGCPercent(100), debug.SetMemoryLimit(-1)
 	t.Cleanup(func() { debug.SetGCPercent(percent); debug.SetMemoryLimit(limit) })
 	t.Setenv("GOGC", "100")
-	collectLess()
+	tuneGC()
 	if got := debug.SetGCPercent(100); got != 100 {
 		t.Errorf("GOGC=100 is not obeyed: %d", got)
 	}
 	t.Setenv("GOGC", "")
 	t.Setenv("GOMEMLIMIT", "")
-	collectLess()
+	tuneGC()
 	if got := debug.SetGCPercent(100); got != 400 {
 		t.Errorf("collects at %d%%", got)
 	}

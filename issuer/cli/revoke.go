@@ -38,7 +38,7 @@ func (c *revokeCommand) Run(ctx context.Context, i *invocation) error {
 		return command.Usagef("give a serial, or --all")
 	}
 	req := wire.RevokeRequest{Serial: c.Serial, All: c.All, Block: c.Block, Reason: c.Reason}
-	order, err := issuer.RevocationOf(req)
+	order, err := issuer.ParseRevocation(req)
 	if err != nil {
 		var wrong *issuer.Error // without the name that it has on the wire
 		if errors.As(err, &wrong) && wrong.Detail != "" {

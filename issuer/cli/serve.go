@@ -44,7 +44,7 @@ func (c *serveCommand) Run(ctx context.Context, i *invocation) error {
 	cfg.Logger = i.log.Logger(i.Err)
 	cfg.Out = i.Out
 
-	collectLess()
+	tuneGC()
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, os.Interrupt)
 	defer stop()
 	hup := make(chan os.Signal, 1)

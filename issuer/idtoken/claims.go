@@ -161,10 +161,10 @@ func copyValue(v any) any {
 // token's own is bounded by the token.
 const MaxPayloadBytes = 64 << 10
 
-// Recorded makes claims that nobody vouches for, from the payload of a token
+// ParseClaims makes claims that nobody vouches for, from the payload of a token
 // or of a test: policy explains them and never grants on them. Times, audience
 // and issuer are not checked; members of the wrong type are read as missing.
-func Recorded(p Provider, payload []byte) (Claims, error) {
+func ParseClaims(p Provider, payload []byte) (Claims, error) {
 	c, err := readClaims(p, payload)
 	if err != nil {
 		return Claims{}, err

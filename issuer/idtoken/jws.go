@@ -85,15 +85,15 @@ func dots(raw string) (first, second int, err error) {
 	return first, second, nil
 }
 
-// canonical refuses bits after the last byte; alone it would skip line ends,
+// strictBase64 refuses bits after the last byte; alone it would skip line ends,
 // which dots has refused.
-var canonical = base64.RawURLEncoding.Strict()
+var strictBase64 = base64.RawURLEncoding.Strict()
 
 func decodePart(s string) ([]byte, error) {
 	if s == "" {
 		return nil, errors.New("empty part")
 	}
-	return canonical.DecodeString(s)
+	return strictBase64.DecodeString(s)
 }
 
 func (t *jws) readHeader(text string) error {

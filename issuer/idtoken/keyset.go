@@ -72,7 +72,7 @@ type keySet struct {
 	wg   sync.WaitGroup // the refresher and flights
 
 	mu      sync.Mutex
-	flight  *flight   // the fetch under way; nil when none is
+	fetch   *fetch    // the fetch under way; nil when none is
 	asked   time.Time // when a token last caused a fetch
 	failure error     // of the newest fetch; nil when it succeeded
 	stopped bool
@@ -92,7 +92,7 @@ func (g *generation) fresh(now time.Time) bool { return g.age(now) < staleAfter 
 
 func (g *generation) usable(now time.Time) bool { return g.age(now) < lastGoodFor }
 
-type flight struct {
+type fetch struct {
 	done chan struct{}
 	err  error // set before done is closed
 }
@@ -111,7 +111,7 @@ func newKeySet(provider string, f fetcher, logger *slog.Logger) *keySet {
 	}
 	// The first fetch is under way before anybody can ask, and so is nobody's
 	// ask: the pause between asks begins with the first unknown key.
-	first := k.fly()
+	first := k.startFetch()
 	k.wg.Go(func() { k.refresh(first) })
 	return k
 }
@@ -124,10 +124,10 @@ func (k *keySet) close() {
 
 // refresh is the background work: a provider that is down at boot, or goes
 // down later, heals without anybody asking.
-func (k *keySet) refresh(fl *flight) {
+func (k *keySet) refresh(fl *fetch) {
 	defer k.fetcher.close()
 	retry := firstRetry
-	for ; ; fl = k.fly() {
+	for ; ; fl = k.startFetch() {
 		pause := refreshAfter - rand.N(refreshAfter/10)
 		if fl != nil {
 			<-fl.done
@@ -146,27 +146,27 @@ func (k *keySet) refresh(fl *flight) {
 	}
 }
 
-// fly joins the fetch under way or starts one; nil when the set is stopped.
-func (k *keySet) fly() *flight {
+// startFetch joins the fetch under way or starts one; nil when the set is stopped.
+func (k *keySet) startFetch() *fetch {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return k.flyLocked()
 }
 
-func (k *keySet) flyLocked() *flight {
+func (k *keySet) flyLocked() *fetch {
 	if k.stopped {
 		return nil
 	}
-	if k.flight == nil {
-		fl := &flight{done: make(chan struct{})}
-		k.flight = fl
-		k.wg.Go(func() { k.land(fl) })
+	if k.fetch == nil {
+		fl := &fetch{done: make(chan struct{})}
+		k.fetch = fl
+		k.wg.Go(func() { k.finishFetch(fl) })
 	}
-	return k.flight
+	return k.fetch
 }
 
-// land performs one fetch and publishes what came of it.
-func (k *keySet) land(fl *flight) {
+// finishFetch performs one fetch and publishes what came of it.
+func (k *keySet) finishFetch(fl *fetch) {
 	ctx, cancel := context.WithTimeout(k.ctx, fetchTimeout)
 	defer cancel()
 	got, err := k.fetcher.fetch(ctx)
@@ -175,7 +175,7 @@ func (k *keySet) land(fl *flight) {
 	}
 	k.mu.Lock()
 	was := k.failure
-	k.flight, k.failure, fl.err = nil, err, err
+	k.fetch, k.failure, fl.err = nil, err, err
 	k.mu.Unlock()
 	close(fl.done)
 	switch {
@@ -187,13 +187,13 @@ func (k *keySet) land(fl *flight) {
 	}
 }
 
-// ask is fly for a token's sake: it starts a fetch at most once per askPause,
+// fetchForToken is fly for a token's sake: it starts a fetch at most once per askPause,
 // so that made-up key ids cannot have the provider flooded. nil: not now.
-func (k *keySet) ask(now time.Time) *flight {
+func (k *keySet) fetchForToken(now time.Time) *fetch {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.flight != nil {
-		return k.flight
+	if k.fetch != nil {
+		return k.fetch
 	}
 	if !k.asked.IsZero() && now.Sub(k.asked) < askPause {
 		return nil
@@ -245,7 +245,7 @@ func (k *keySet) key(ctx context.Context, kid, alg string) (crypto.PublicKey, er
 // was under way may have read the set before the token's key was published;
 // the next token starts another.
 func (k *keySet) await(ctx context.Context, now time.Time) error {
-	fl := k.ask(now)
+	fl := k.fetchForToken(now)
 	if fl == nil {
 		return nil
 	}

@@ -34,11 +34,11 @@ type Options struct {
 // concurrent use. Its key sets refresh themselves until Close.
 type Verifier struct {
 	options  Options
-	byIssuer map[string]*trusted
+	byIssuer map[string]*providerVerifier
 }
 
-// trusted is a provider with its keys, which successive Verifiers may share.
-type trusted struct {
+// providerVerifier is a provider with its keys, which successive Verifiers may share.
+type providerVerifier struct {
 	Provider
 	keys *keySet
 }
@@ -67,7 +67,7 @@ func (v *Verifier) With(providers []Provider) (*Verifier, error) {
 	return next, nil
 }
 
-func newVerifier(providers []Provider, o Options, have map[string]*trusted) (*Verifier, error) {
+func newVerifier(providers []Provider, o Options, have map[string]*providerVerifier) (*Verifier, error) {
 	if len(providers) == 0 {
 		return nil, errors.New("no token provider")
 	}
@@ -82,9 +82,9 @@ func newVerifier(providers []Provider, o Options, have map[string]*trusted) (*Ve
 	if err := CheckDistinct(complete); err != nil {
 		return nil, err
 	}
-	v := &Verifier{options: o, byIssuer: make(map[string]*trusted, len(complete))}
+	v := &Verifier{options: o, byIssuer: make(map[string]*providerVerifier, len(complete))}
 	for _, p := range complete {
-		t := &trusted{Provider: p}
+		t := &providerVerifier{Provider: p}
 		if old, ok := have[p.Issuer]; ok && sameKeys(old.Provider, p) {
 			t.keys = old.keys
 		} else {
@@ -169,7 +169,7 @@ func (v *Verifier) Restore(provider string, payload []byte) (Claims, error) {
 
 // check holds everything but the signature against the table of the design:
 // header, audience, times, and what the provider's type asks for.
-func (p *trusted) check(t *jws, audience string, now time.Time) (*claims, error) {
+func (p *providerVerifier) check(t *jws, audience string, now time.Time) (*claims, error) {
 	if !slices.Contains(p.Algorithms, t.alg) {
 		return nil, refuse("alg is not one that provider %s is pinned to (%s)", p.Name, strings.Join(p.Algorithms, ", "))
 	}
@@ -193,7 +193,7 @@ func (p *trusted) check(t *jws, audience string, now time.Time) (*claims, error)
 	return c, nil
 }
 
-func (p *trusted) checkAudience(object map[string]any, want string) (string, error) {
+func (p *providerVerifier) checkAudience(object map[string]any, want string) (string, error) {
 	switch {
 	case p.Type == People:
 		want = p.ClientID
@@ -210,7 +210,7 @@ func (p *trusted) checkAudience(object map[string]any, want string) (string, err
 	return got, nil
 }
 
-func (p *trusted) checkTokenID(c *claims) error {
+func (p *providerVerifier) checkTokenID(c *claims) error {
 	v, ok := c.object[ClaimID]
 	if !ok && !p.Type.SingleUse() {
 		return nil
@@ -224,7 +224,7 @@ func (p *trusted) checkTokenID(c *claims) error {
 	return nil
 }
 
-func (p *trusted) checkTimes(c *claims, now time.Time) error {
+func (p *providerVerifier) checkTimes(c *claims, now time.Time) error {
 	exp, ok, err := timeClaim(c.object, ClaimExpiry)
 	if err != nil || !ok {
 		return &TokenError{Public: "exp is missing or not a time", Err: err}
@@ -258,7 +258,7 @@ func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
 // checkPerson tells an ID token from the other tokens that the same provider
 // signs with the same keys: access tokens (RFC 9068), logout tokens (OpenID
 // Connect Back-Channel Logout), and ID tokens asked for by another client.
-func (p *trusted) checkPerson(t *jws) error {
+func (p *providerVerifier) checkPerson(t *jws) error {
 	switch mediaType(t.typ) {
 	case "at+jwt":
 		return refuse("it is an access token; want an ID token")

@@ -126,18 +126,18 @@ func (c *checker) engines() {
 		}
 		switch {
 		case !served && len(clients) > 0:
-			c.foundKey(SeverityError, "", at, "engine %s: no rule with profile: server grants it, so its sidecar gets no certificate and the clients of rule %s reach nothing; add one", e.Name, few(clients))
+			c.foundKey(SeverityError, "", at, "engine %s: no rule with profile: server grants it, so its sidecar gets no certificate and the clients of rule %s reach nothing; add one", e.Name, firstNames(clients))
 		case !served:
 			c.foundKey(SeverityWarning, "", at, "engine %s: no rule grants it; add one, or drop the engine", e.Name)
 		}
 		if len(prs) > 0 && len(branches) > 0 {
-			c.foundKey(SeverityWarning, "", at, "rules %s (pull requests) and %s (branches) share engine %s: a pull request's build can poison the cache that the branch builds from; give pull requests an engine of their own", few(prs), few(branches), e.Name)
+			c.foundKey(SeverityWarning, "", at, "rules %s (pull requests) and %s (branches) share engine %s: a pull request's build can poison the cache that the branch builds from; give pull requests an engine of their own", firstNames(prs), firstNames(branches), e.Name)
 		}
 	}
 }
 
-// few names the first names.
-func few(names []string) string {
+// firstNames names the first names.
+func firstNames(names []string) string {
 	const most = 5
 	if more := len(names) - most; more > 0 {
 		return fmt.Sprintf("%s and %d more", strings.Join(names[:most], ", "), more)

@@ -112,7 +112,7 @@ var (
 // *Denial; *SeveralEnginesError; *idtoken.TokenError when a role is wanted with too old a token; and
 // the errors above, which mean that the calling program is at fault.
 func (s *Set) Decide(c idtoken.Claims, r Request) (Decision, error) {
-	if err := s.acceptable(c, r); err != nil {
+	if err := s.checkClaims(c, r); err != nil {
 		return Decision{}, err
 	}
 	if r.Want == WantRole && !c.Restored() && time.Since(c.IssuedAt()) > MaxRoleAge+idtoken.Leeway {
@@ -129,7 +129,7 @@ func (s *Set) Decide(c idtoken.Claims, r Request) (Decision, error) {
 type outcome struct {
 	rule    *rule
 	engines []Engine
-	who     identity.Claims // of a certificate
+	who     identity.Identity // of a certificate
 }
 
 // judge holds claims against the rules whose grant is what r wants, in file
@@ -137,7 +137,7 @@ type outcome struct {
 // RunTests all ask it. It looks at neither signature nor times. visit, if not
 // nil, is called for each rule with whether the claims miss it, and where; then
 // the rules after the first match are held against the claims too.
-func (s *Set) judge(c idtoken.Claims, r Request, visit func(*rule, bool, miss)) (outcome, error) {
+func (s *Set) judge(c idtoken.Claims, r Request, visit func(*rule, bool, mismatch)) (outcome, error) {
 	p := c.Provider()
 	if r.Want == WantSessions && p.Type == idtoken.People {
 		return outcome{}, &Denial{}
@@ -149,16 +149,16 @@ func (s *Set) judge(c idtoken.Claims, r Request, visit func(*rule, bool, miss)) 
 		least         = math.MaxInt
 	)
 	for _, rule := range s.rules {
-		if !rule.fits(r.Want) {
+		if !rule.grants(r.Want) {
 			continue
 		}
 		if rule.provider.Name != p.Name {
 			if visit != nil {
-				visit(rule, true, miss{claim: idtoken.ClaimIssuer, got: p.Issuer, present: true, want: []value{{text: rule.provider.Issuer}}})
+				visit(rule, true, mismatch{claim: idtoken.ClaimIssuer, got: p.Issuer, present: true, want: []value{{text: rule.provider.Issuer}}})
 			}
 			continue
 		}
-		m, missed, distance := rule.against(c, r.Engine)
+		m, missed, distance := rule.firstMismatch(c, r.Engine)
 		switch {
 		case !missed && !matched:
 			matched = true
@@ -180,8 +180,8 @@ func (s *Set) judge(c idtoken.Claims, r Request, visit func(*rule, bool, miss)) 
 	return granted, err
 }
 
-// acceptable refuses what a Verifier did not make for this very request.
-func (s *Set) acceptable(c idtoken.Claims, r Request) error {
+// checkClaims refuses what a Verifier did not make for this very request.
+func (s *Set) checkClaims(c idtoken.Claims, r Request) error {
 	if !c.Verified() {
 		return ErrUnverified
 	}
@@ -215,8 +215,8 @@ func (s *Set) acceptable(c idtoken.Claims, r Request) error {
 	return nil
 }
 
-// fits tells whether what the rule grants is what is wanted.
-func (r *rule) fits(w Want) bool {
+// grants tells whether what the rule grants is what is wanted.
+func (r *rule) grants(w Want) bool {
 	switch w {
 	case WantCertificate:
 		return r.profile != ""
@@ -229,7 +229,7 @@ func (r *rule) fits(w Want) bool {
 }
 
 // text is the caller's value as JSON, cut; "" when missing.
-func (m *miss) text() string {
+func (m *mismatch) text() string {
 	if !m.present {
 		return ""
 	}

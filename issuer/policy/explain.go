@@ -34,7 +34,7 @@ type ExplainedRule struct {
 func (s *Set) Explain(c idtoken.Claims, r Request) Explanation {
 	var x Explanation
 	first := -1 // the rule that decides
-	o, err := s.judge(c, r, func(rule *rule, missed bool, m miss) {
+	o, err := s.judge(c, r, func(rule *rule, missed bool, m mismatch) {
 		e := ExplainedRule{Rule: rule.name, Matched: !missed}
 		if missed {
 			e.Claim, e.Got, e.Want = m.claim, m.text(), wanted(m.want)

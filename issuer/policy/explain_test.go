@@ -14,7 +14,7 @@ func recorded(t testing.TB, s *policy.Set, provider, payload string) idtoken.Cla
 	t.Helper()
 	for _, p := range s.Providers() {
 		if p.Name == provider {
-			c, err := idtoken.Recorded(p, []byte(payload))
+			c, err := idtoken.ParseClaims(p, []byte(payload))
 			if err != nil {
 				t.Fatal(err)
 			}

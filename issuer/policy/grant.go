@@ -46,7 +46,7 @@ func (o outcome) decision(c idtoken.Claims, req Request) (Decision, error) {
 		return d, nil
 	}
 	var err error
-	d.Grant, err = issuance.NewGrant(issuance.Params{
+	d.Grant, err = issuance.New(issuance.Params{
 		Profile:  r.profile,
 		TTL:      r.ttl,
 		Provider: r.provider.Name,
@@ -67,20 +67,20 @@ func (o outcome) decision(c idtoken.Claims, req Request) (Decision, error) {
 
 // identity is what the leaf says of its subject. A token that matched and
 // still lacks a claim that its SPIFFE ID is made of is denied by that claim.
-func (s *Set) identity(r *rule, c idtoken.Claims, engines []string) (identity.Claims, error) {
+func (s *Set) identity(r *rule, c idtoken.Claims, engines []string) (identity.Identity, error) {
 	parts := nameClaims(r)
 	segments := make([]string, 0, len(parts))
 	for _, claim := range parts {
 		v, ok := c.String(claim)
 		if !ok || v == "" {
 			got, present := c.Get(claim)
-			m := miss{got: got, present: present}
-			return identity.Claims{}, &Denial{Rule: r.name, Claim: claim, Got: m.text()}
+			m := mismatch{got: got, present: present}
+			return identity.Identity{}, &Denial{Rule: r.name, Claim: claim, Got: m.text()}
 		}
 		segments = append(segments, v)
 	}
-	who := identity.Claims{
-		Grant:    identity.Grant{Engines: engines, Rule: r.name},
+	who := identity.Identity{
+		Grant:    identity.Scope{Engines: engines, Rule: r.name},
 		Workflow: workflowOf(r.provider, c),
 	}
 	var err error
@@ -99,7 +99,7 @@ func (s *Set) identity(r *rule, c idtoken.Claims, engines []string) (identity.Cl
 		// A claim is too long for a certificate; the cause says where.
 		claim := longestClaim(c)
 		got, _ := c.Get(claim)
-		return identity.Claims{}, fmt.Errorf("%w: %w", &Denial{Rule: r.name, Claim: claim, Got: asJSON(got)}, err)
+		return identity.Identity{}, fmt.Errorf("%w: %w", &Denial{Rule: r.name, Claim: claim, Got: asJSON(got)}, err)
 	}
 	return who, nil
 }
@@ -162,14 +162,14 @@ func runOf(t idtoken.Type, c idtoken.Claims) string {
 }
 
 // subjectOf is what lists, revocations and blocks select by.
-func subjectOf(t idtoken.Type, c idtoken.Claims) issuance.Subject {
+func subjectOf(t idtoken.Type, c idtoken.Claims) issuance.Labels {
 	text := func(claim string) string {
 		s, _ := c.String(claim)
 		return s
 	}
 	switch t {
 	case idtoken.GitHub:
-		return issuance.Subject{
+		return issuance.Labels{
 			Repository:   text(idtoken.ClaimRepository),
 			RepositoryID: text(idtoken.ClaimRepositoryID),
 			RunID:        text(idtoken.ClaimRunID),
@@ -177,10 +177,10 @@ func subjectOf(t idtoken.Type, c idtoken.Claims) issuance.Subject {
 		}
 	case idtoken.People:
 		if yes, _ := c.Get(idtoken.ClaimEmailVerified); yes == true {
-			return issuance.Subject{Actor: text(idtoken.ClaimEmail)}
+			return issuance.Labels{Actor: text(idtoken.ClaimEmail)}
 		}
 	}
-	return issuance.Subject{}
+	return issuance.Labels{}
 }
 
 // workflowOf is Fulcio's description of a GitHub run (sigstore/fulcio

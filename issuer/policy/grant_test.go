@@ -29,9 +29,9 @@ func TestGrantOfAJob(t *testing.T) {
 	const sha = "b8962f4e2a1c0d9e8f7a6b5c4d3e2f1a0b9c8d7e"
 	want := issuance.Params{
 		Profile: issuance.Client, TTL: time.Hour, Provider: "github",
-		Identity: identity.Claims{
+		Identity: identity.Identity{
 			CommonName: "github/andreaso/actions-tester",
-			Grant:      identity.Grant{Engines: []string{"default", "arm"}, Rule: "app-main", Run: "32291736541/1/96193868770"},
+			Grant:      identity.Scope{Engines: []string{"default", "arm"}, Rule: "app-main", Run: "32291736541/1/96193868770"},
 			Workflow: identity.Workflow{
 				Issuer: hub.URL(), BuildSignerURI: workflow, BuildSignerDigest: sha, RunnerEnvironment: "github-hosted",
 				SourceRepositoryURI: repo, SourceRepositoryDigest: sha, SourceRepositoryRef: "refs/heads/main",
@@ -42,7 +42,7 @@ func TestGrantOfAJob(t *testing.T) {
 			},
 		},
 		Token: issuance.Token{Issuer: hub.URL(), ID: "token-1", SingleUse: true, IssuedAt: c.IssuedAt(), ExpiresAt: c.ExpiresAt()},
-		Subject: issuance.Subject{
+		Subject: issuance.Labels{
 			Repository: "andreaso/actions-tester", RepositoryID: "1339936803", RunID: "32291736541", Actor: "andreaso",
 		},
 		Claims: c.JSON(),
@@ -52,7 +52,7 @@ func TestGrantOfAJob(t *testing.T) {
 		t.Errorf("identity %s", id)
 	}
 	got.Identity.ID = want.Identity.ID
-	if diff := cmp.Diff(want, got, cmp.AllowUnexported(identity.Claims{}.ID)); diff != "" {
+	if diff := cmp.Diff(want, got, cmp.AllowUnexported(identity.Identity{}.ID)); diff != "" {
 		t.Error(diff)
 	}
 	wantEngines := []policy.Engine{
@@ -105,7 +105,7 @@ func TestGrantOfAMachine(t *testing.T) {
 	p := d.Grant.Params()
 	got := []any{p.Profile, p.TTL, p.DNSNames, p.Identity.ID.String(), p.Identity.CommonName, p.Identity.Grant.Run, p.Identity.Workflow, p.Token.SingleUse, p.Subject}
 	want := []any{issuance.Server, 24 * time.Hour, []string{"engine.example.com"},
-		"spiffe://ci.example.com/engine/default/fly/22222222/148e21ea7e46e8", "default", "", identity.Workflow{}, true, issuance.Subject{}}
+		"spiffe://ci.example.com/engine/default/fly/22222222/148e21ea7e46e8", "default", "", identity.Workflow{}, true, issuance.Labels{}}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}

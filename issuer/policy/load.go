@@ -72,7 +72,7 @@ func (l *loader) head(f *file) {
 		l.bad(path{"version"}, "version: want 1")
 	}
 	at := path{"trust_domain"}
-	if !issuance.HostName(f.TrustDomain) || !strings.Contains(f.TrustDomain, ".") {
+	if !issuance.ValidHostName(f.TrustDomain) || !strings.Contains(f.TrustDomain, ".") {
 		l.bad(at, "trust_domain: want a lower-case DNS name of two labels or more, like ci.example.com")
 		return
 	}
@@ -169,7 +169,7 @@ func (l *loader) loadEngines(in map[string]fileEngine) {
 		if err := checkEndpoint(f.Endpoint); err != nil {
 			l.bad(path{"engines", name, "endpoint"}, "engines.%s.endpoint: %v", name, err)
 		}
-		if !issuance.HostName(f.ServerName) {
+		if !issuance.ValidHostName(f.ServerName) {
 			l.bad(path{"engines", name, "server_name"}, "engines.%s.server_name: want a lower-case DNS name without wildcard", name)
 		}
 		l.set.engines = append(l.set.engines, Engine{Name: name, Endpoint: f.Endpoint, ServerName: f.ServerName})
@@ -190,7 +190,7 @@ func checkEndpoint(s string) error {
 	if err != nil || port == 0 {
 		return wrong
 	}
-	if host := u.Hostname(); !isIP(host) && !issuance.HostName(host) {
+	if host := u.Hostname(); !isIP(host) && !issuance.ValidHostName(host) {
 		return wrong
 	}
 	return nil

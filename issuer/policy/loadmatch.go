@@ -70,7 +70,7 @@ func (l *loader) loadMatch(where string, at path, t idtoken.Type, n *yaml.Node) 
 			l.problems = append(l.problems, l.doc.ErrorAt(bad, "%s.match.%s: %v", where, claim, err))
 			return nil, false
 		}
-		c.who = slices.Contains(who, claim)
+		c.identifying = slices.Contains(who, claim)
 		out = append(out, c)
 	}
 	rank := func(c condition) int {

@@ -346,7 +346,7 @@ func TestUnacceptableClaims(t *testing.T) {
 	if _, err := s.Decide(good, certificate); err != nil {
 		t.Fatal(err)
 	}
-	recorded, err := idtoken.Recorded(good.Provider(), good.JSON())
+	recorded, err := idtoken.ParseClaims(good.Provider(), good.JSON())
 	if err != nil {
 		t.Fatal(err)
 	}

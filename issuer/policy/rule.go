@@ -27,9 +27,9 @@ type rule struct {
 
 // condition is one key of match: the claim must be there and equal one value.
 type condition struct {
-	claim  string
-	who    bool // says who the token is of, and is compared first
-	values []value
+	claim       string
+	identifying bool // says who the token is of, and is compared first
+	values      []value
 }
 
 func (c condition) admits(claims idtoken.Claims) bool {
@@ -129,34 +129,34 @@ func quote(s string) string {
 	return strings.TrimSuffix(b.String(), "\n")
 }
 
-// miss is the first condition of a rule that a token fails.
-type miss struct {
+// mismatch is the first condition of a rule that a token fails.
+type mismatch struct {
 	claim   string
 	got     any
 	present bool
 	want    []value
 }
 
-// against holds claims against the rule. It returns the first miss, false when
+// firstMismatch holds claims against the rule. It returns the first miss, false when
 // all conditions hold, and how far the token is from the rule: a miss in who it
 // is outweighs any number of others.
-func (r *rule) against(claims idtoken.Claims, engine string) (first miss, missed bool, distance int) {
+func (r *rule) firstMismatch(claims idtoken.Claims, engine string) (first mismatch, missed bool, distance int) {
 	for _, c := range r.match {
 		if c.admits(claims) {
 			continue
 		}
 		if !missed {
 			got, ok := claims.Get(c.claim)
-			first, missed = miss{claim: c.claim, got: got, present: ok, want: c.values}, true
+			first, missed = mismatch{claim: c.claim, got: got, present: ok, want: c.values}, true
 		}
 		distance++
-		if c.who {
+		if c.identifying {
 			distance += 1000
 		}
 	}
 	if engine != "" && !slices.Contains(r.engines, engine) {
 		if !missed {
-			first, missed = miss{claim: claimEngine, got: engine, present: true}, true
+			first, missed = mismatch{claim: claimEngine, got: engine, present: true}, true
 			for _, e := range r.engines {
 				first.want = append(first.want, value{text: e})
 			}

@@ -135,7 +135,7 @@ func (p *Page) callback(w http.ResponseWriter, r *http.Request) error {
 	dropCookie(w, stateCookie) // one answer, good or bad
 	provider, nonce, verifier := part[0], part[2], part[3]
 	if q.Get("code") == "" {
-		return &refusal{http.StatusForbidden, "The login provider refused the login.", fmt.Errorf("provider: %q", clip(q.Get("error")))}
+		return &refusal{http.StatusForbidden, "The login provider refused the login.", fmt.Errorf("provider: %q", truncate(q.Get("error")))}
 	}
 	claims, err := p.redeem(r, provider, verifier, nonce)
 	if err != nil {
@@ -184,7 +184,7 @@ func (p *Page) redeem(r *http.Request, provider, verifier, nonce string) (json.R
 		// Its text may hold the provider's whole answer.
 		var re *oauth2.RetrieveError
 		if errors.As(err, &re) {
-			err = fmt.Errorf("token endpoint: %q", clip(re.ErrorCode))
+			err = fmt.Errorf("token endpoint: %q", truncate(re.ErrorCode))
 		}
 		return nil, &refusal{http.StatusBadGateway, "The login provider did not redeem the login. Log in again.", err}
 	}
@@ -215,8 +215,8 @@ func (p *Page) logout(w http.ResponseWriter, r *http.Request, who visitor) error
 	return nil
 }
 
-// clip bounds a stranger's text for the log.
-func clip(s string) string {
+// truncate bounds a stranger's text for the log.
+func truncate(s string) string {
 	if len(s) > 100 {
 		return s[:100]
 	}

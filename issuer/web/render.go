@@ -29,8 +29,8 @@ func parse(b Backend) map[string]*template.Template {
 		"tail":  func(s string) string { return s[min(len(s), 12):] },
 		"count": count,
 		"kind":  func(s string) string { return strings.ReplaceAll(s, "_", " ") },
-		"tone":  tone,
-		"rest":  rest,
+		"tone":  severity,
+		"rest":  otherDetails,
 		"ci": func(identity, repository, run string) ciRun {
 			r := ciRun{run, b.RunURL(identity, repository, run)}
 			if r.URL != "" { // of GitHub, where attempt and job follow the number
@@ -82,8 +82,8 @@ func count(n int, noun string) string {
 	return fmt.Sprintf("%d %ss", n, noun)
 }
 
-// tone is the colour of an event, which its word says too.
-func tone(kind string) string {
+// severity is the colour of an event, which its word says too.
+func severity(kind string) string {
 	switch kind {
 	case "issued", "connected":
 		return "good"
@@ -95,14 +95,14 @@ func tone(kind string) string {
 	return "quiet"
 }
 
-// told are the details that an event's words hold already.
-var told = []string{"engine", "remote_addr", "bytes_in", "bytes_out", "got", "until", "all", "certificates", "names", "rules", "up_to"}
+// shownDetails are the details that an event's words hold already.
+var shownDetails = []string{"engine", "remote_addr", "bytes_in", "bytes_out", "got", "until", "all", "certificates", "names", "rules", "up_to"}
 
-// rest are an event's other details, in the order of their names.
-func rest(e wire.Event) []fact {
+// otherDetails are an event's other details, in the order of their names.
+func otherDetails(e wire.Event) []fact {
 	var out []fact
 	for _, k := range slices.Sorted(maps.Keys(e.Detail)) {
-		if !slices.Contains(told, k) {
+		if !slices.Contains(shownDetails, k) {
 			out = append(out, fact{Name: k, Value: e.Detail[k]})
 		}
 	}

@@ -105,9 +105,9 @@ func (ca *CA) Issue(tb testing.TB, l Leaf) *tls.Certificate {
 		ExtKeyUsage:  []x509.ExtKeyUsage{l.Usage},
 		DNSNames:     l.DNS, BasicConstraintsValid: true,
 	}
-	check(tb, identity.Embed(identity.Claims{
+	check(tb, identity.Embed(identity.Identity{
 		ID: id, CommonName: "test/" + l.Rule,
-		Grant: identity.Grant{Engines: l.Engines, Rule: l.Rule, Run: l.Run},
+		Grant: identity.Scope{Engines: l.Engines, Rule: l.Rule, Run: l.Run},
 	}, tmpl))
 	if l.Template != nil {
 		l.Template(tmpl)
