@@ -1,5 +1,5 @@
 // Package ca is mayfly's certificate authority: an offline root, a constrained
-// intermediate whose key only ca/guard holds, and the durable store of what was
+// intermediate whose key only ca/internal/guard holds, and the durable store of what was
 // issued and revoked.
 //
 // Init makes one on the operator's machine, Open runs it. Issue takes a Grant,
@@ -7,7 +7,7 @@
 // key is used; nothing is signed before its record is durable. Revoke returns
 // when a committed CRL holds what was revoked.
 //
-// It imports ca/issuance, ca/guard, ca/store, ca/internal/step and
+// It imports ca/grant, ca/internal/guard, ca/store, ca/internal/keys and
 // ca/internal/sqlstore. It knows neither tokens nor HTTP.
 package ca
 

@@ -12,7 +12,7 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
-	"github.com/mayfly-ca/mayfly/ca/issuance"
+	"github.com/mayfly-ca/mayfly/ca/grant"
 )
 
 // noMailHost is the only host at which the intermediate may name e-mail
@@ -70,14 +70,14 @@ func NewConstraints(trustDomain string, engineDNS []string, issuerURL string) (C
 // ParseTrustDomain takes a lower-case DNS name of two labels or more.
 func ParseTrustDomain(s string) (spiffeid.TrustDomain, error) {
 	td, err := spiffeid.TrustDomainFromString(s)
-	if err != nil || td.Name() != s || !issuance.ValidHostName(s) || !strings.Contains(s, ".") {
+	if err != nil || td.Name() != s || !grant.ValidHostName(s) || !strings.Contains(s, ".") {
 		return spiffeid.TrustDomain{}, fmt.Errorf("trust domain %q is not a lower-case DNS name of two labels or more", s)
 	}
 	return td, nil
 }
 
 func (c *Constraints) addDNS(name string) error {
-	if !issuance.ValidHostName(name) {
+	if !grant.ValidHostName(name) {
 		return fmt.Errorf("%q is not a lower-case host name without wildcard", name)
 	}
 	if !strings.Contains(name, ".") && name != "localhost" {

@@ -10,8 +10,8 @@ import (
 	"math/big"
 	"time"
 
-	"github.com/mayfly-ca/mayfly/ca/guard"
-	"github.com/mayfly-ca/mayfly/ca/internal/step"
+	"github.com/mayfly-ca/mayfly/ca/internal/guard"
+	"github.com/mayfly-ca/mayfly/ca/internal/keys"
 	"github.com/mayfly-ca/mayfly/ca/store"
 )
 
@@ -223,7 +223,7 @@ func (a *Authority) signCRLs(ctx context.Context, s store.CRLState) ([]store.Sig
 			RevokedCertificateEntries: entries,
 			ExtraExtensions:           []pkix.Extension{floor},
 		}
-		der, err := step.CRL(ctx, list, l.cert, l.guard.CRLSigner(want))
+		der, err := keys.CRL(ctx, list, l.cert, l.guard.CRLSigner(want))
 		if err != nil {
 			return nil, err
 		}

@@ -6,7 +6,7 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/mayfly-ca/mayfly/ca/issuance"
+	"github.com/mayfly-ca/mayfly/ca/grant"
 )
 
 // CSRError refuses a certificate request for what it is. Its text may be shown.
@@ -25,7 +25,7 @@ func (a *Authority) checkCSR(csr *x509.CertificateRequest) error {
 	if csr == nil {
 		return &CSRError{errors.New("none")}
 	}
-	if err := issuance.CheckKey(csr.PublicKey); err != nil {
+	if err := grant.CheckKey(csr.PublicKey); err != nil {
 		return &CSRError{err}
 	}
 	if a.isOwnKey(csr.PublicKey) {

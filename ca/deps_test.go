@@ -16,15 +16,15 @@ func TestImports(t *testing.T) {
 	t.Run("smallstep stays in its room", func(t *testing.T) {
 		for _, line := range goList(t, "{{.ImportPath}} {{join .Imports \" \"}}", "./...") {
 			path, imports, _ := strings.Cut(line, " ")
-			if path != module+"ca/internal/step" && (strings.Contains(imports, "github.com/smallstep/") || strings.Contains(imports, "go.step.sm/")) {
+			if path != module+"ca/internal/keys" && (strings.Contains(imports, "github.com/smallstep/") || strings.Contains(imports, "go.step.sm/")) {
 				t.Errorf("%s imports smallstep", path)
 			}
 		}
 	})
 	for room, allowed := range map[string][]string{
-		"./identity": nil,
-		"./issuance": {"ca/identity"},
-		"./guard":    {"ca/identity", "ca/issuance"},
+		"./identity":       nil,
+		"./grant":          {"ca/identity"},
+		"./internal/guard": {"ca/identity", "ca/grant"},
 	} {
 		t.Run(room, func(t *testing.T) {
 			for _, dep := range goList(t, "{{join .Deps \"\\n\"}}", room) {

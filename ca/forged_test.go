@@ -14,7 +14,7 @@ import (
 
 	"github.com/mayfly-ca/mayfly/ca"
 	"github.com/mayfly-ca/mayfly/ca/catest"
-	"github.com/mayfly-ca/mayfly/ca/issuance"
+	"github.com/mayfly-ca/mayfly/ca/grant"
 	"github.com/mayfly-ca/mayfly/ca/store"
 )
 
@@ -40,26 +40,26 @@ func TestForgedRowsAreNotSigned(t *testing.T) {
 			})
 			t.Run("a row by hand of what the token's grant gives", func(t *testing.T) {
 				key, p := catest.Key(t), catest.ClientParams(t, "default")
-				tbs, number := forgeRow(t, a, d, key, p, func(*x509.Certificate, *issuance.Params) {})
+				tbs, number := forgeRow(t, a, d, key, p, func(*x509.Certificate, *grant.Params) {})
 				issued, err := a.Issue(t.Context(), catest.Grant(t, p), catest.CSR(t, key))
 				if err != nil || issued.Record.Serial != number || signed.countOf(tbs) != 1 {
 					t.Errorf("%v, %v", issued, err)
 				}
 			})
-			for name, forge := range map[string]func(leaf *x509.Certificate, p *issuance.Params){
-				"a client certificate that begins in 200 days": func(leaf *x509.Certificate, _ *issuance.Params) {
+			for name, forge := range map[string]func(leaf *x509.Certificate, p *grant.Params){
+				"a client certificate that begins in 200 days": func(leaf *x509.Certificate, _ *grant.Params) {
 					leaf.NotBefore, leaf.NotAfter = leaf.NotBefore.AddDate(0, 0, 200), leaf.NotAfter.AddDate(0, 0, 200)
 				},
-				"a server certificate": func(leaf *x509.Certificate, p *issuance.Params) {
+				"a server certificate": func(leaf *x509.Certificate, p *grant.Params) {
 					*p = catest.ServerParams(t, "default")
 				},
-				"another client's certificate": func(_ *x509.Certificate, p *issuance.Params) {
+				"another client's certificate": func(_ *x509.Certificate, p *grant.Params) {
 					p.Identity.Grant.Engines = []string{"default", "large"}
 				},
-				"a CA certificate": func(leaf *x509.Certificate, _ *issuance.Params) {
+				"a CA certificate": func(leaf *x509.Certificate, _ *grant.Params) {
 					leaf.IsCA, leaf.KeyUsage = true, x509.KeyUsageCertSign
 				},
-				"a certificate with a serial number that is too short": func(leaf *x509.Certificate, _ *issuance.Params) {
+				"a certificate with a serial number that is too short": func(leaf *x509.Certificate, _ *grant.Params) {
 					leaf.SerialNumber = big.NewInt(7)
 				},
 			} {
@@ -101,12 +101,12 @@ func TestForgedRowsAreNotSigned(t *testing.T) {
 // forgeRow writes a row of a certificate that a has not issued, as whoever writes
 // to its database can: with the token of p, for key. It returns the to-be-signed
 // bytes and the serial.
-func forgeRow(t *testing.T, a *ca.Authority, d database, key *ecdsa.PrivateKey, p issuance.Params, forge func(*x509.Certificate, *issuance.Params)) ([]byte, string) {
+func forgeRow(t *testing.T, a *ca.Authority, d database, key *ecdsa.PrivateKey, p grant.Params, forge func(*x509.Certificate, *grant.Params)) ([]byte, string) {
 	t.Helper()
 	intermediate := *a.Intermediates()[0]
 	intermediate.PublicKey = nil // else CreateCertificate wants its key
 	now := time.Now().UTC().Truncate(time.Second)
-	serial := make([]byte, issuance.SerialBytes)
+	serial := make([]byte, grant.SerialBytes)
 	_, _ = rand.Read(serial)
 	serial[0] |= 1
 	aki := fmt.Sprintf("%x", intermediate.SubjectKeyId)
@@ -116,7 +116,7 @@ func forgeRow(t *testing.T, a *ca.Authority, d database, key *ecdsa.PrivateKey, 
 	}
 	keyID := sha256.Sum256(point)
 	leaf := &x509.Certificate{
-		SerialNumber: new(big.Int).SetBytes(serial), NotBefore: now.Add(-issuance.Backdate), NotAfter: now.Add(p.TTL),
+		SerialNumber: new(big.Int).SetBytes(serial), NotBefore: now.Add(-grant.Backdate), NotAfter: now.Add(p.TTL),
 		KeyUsage: x509.KeyUsageDigitalSignature, BasicConstraintsValid: true, SubjectKeyId: keyID[:20],
 		CRLDistributionPoints: []string{catest.PublicURL + "/v1/crl/" + aki},
 	}
@@ -144,7 +144,7 @@ func forgeRow(t *testing.T, a *ca.Authority, d database, key *ecdsa.PrivateKey, 
 		Serial: number, Profile: string(forged.Profile), Provider: p.Provider, Identity: forged.Identity.ID.String(), Rule: "forged",
 		Engines: forged.Identity.Grant.Engines, Repository: "example-org/app", RepositoryID: "1", RunID: "forged",
 		TokenIssuer: p.Token.Issuer, TokenID: p.Token.ID, SingleUse: true, TokenIAT: p.Token.IssuedAt, SPKI: spki[:], AKI: aki,
-		Claims: p.Claims, TBS: cert.RawTBSCertificate, NotBefore: now.Add(-issuance.Backdate), NotAfter: now.Add(p.TTL), IssuedAt: now,
+		Claims: p.Claims, TBS: cert.RawTBSCertificate, NotBefore: now.Add(-grant.Backdate), NotAfter: now.Add(p.TTL), IssuedAt: now,
 	}, store.Event{}); err != nil {
 		t.Fatal(err)
 	}

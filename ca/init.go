@@ -12,7 +12,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/mayfly-ca/mayfly/ca/internal/step"
+	"github.com/mayfly-ca/mayfly/ca/internal/keys"
 	"github.com/mayfly-ca/mayfly/ca/store"
 )
 
@@ -172,7 +172,7 @@ func (f *authorityFiles) write(result *InitResult) error {
 }
 
 func makeAuthority(ctx context.Context, c Constraints, password []byte, now time.Time) (*authorityFiles, error) {
-	rootKey, err := step.Generate()
+	rootKey, err := keys.Generate()
 	if err != nil {
 		return nil, err
 	}
@@ -180,11 +180,11 @@ func makeAuthority(ctx context.Context, c Constraints, password []byte, now time
 	if err != nil {
 		return nil, err
 	}
-	root, err := step.CA(template, template, rootKey.Public(), rootKey)
+	root, err := keys.CA(template, template, rootKey.Public(), rootKey)
 	if err != nil {
 		return nil, err
 	}
-	key, err := step.Generate()
+	key, err := keys.Generate()
 	if err != nil {
 		return nil, err
 	}
@@ -192,7 +192,7 @@ func makeAuthority(ctx context.Context, c Constraints, password []byte, now time
 	if err != nil {
 		return nil, err
 	}
-	intermediate, err := step.CA(template, root, key.Public(), rootKey)
+	intermediate, err := keys.CA(template, root, key.Public(), rootKey)
 	if err != nil {
 		return nil, err
 	}
@@ -212,10 +212,10 @@ func makeAuthority(ctx context.Context, c Constraints, password []byte, now time
 	if f.rootCRL, err = signRootCRL(ctx, root, rootKey, nil, nil, now, intermediate.NotAfter); err != nil {
 		return nil, err
 	}
-	if f.rootKey, err = step.Marshal(rootKey, password); err != nil {
+	if f.rootKey, err = keys.Marshal(rootKey, password); err != nil {
 		return nil, err
 	}
-	if f.key, err = step.Marshal(key, nil); err != nil {
+	if f.key, err = keys.Marshal(key, nil); err != nil {
 		return nil, err
 	}
 	return f, nil

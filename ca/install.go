@@ -13,7 +13,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/mayfly-ca/mayfly/ca/internal/step"
+	"github.com/mayfly-ca/mayfly/ca/internal/keys"
 	"github.com/mayfly-ca/mayfly/ca/store"
 )
 
@@ -170,7 +170,7 @@ func (f *issuerFiles) keep(ctx context.Context, installed *Installed, keyFile st
 
 // holdsKey tells whether ref names cert's key.
 func holdsKey(ctx context.Context, ref string, cert *x509.Certificate) bool {
-	key, err := step.Open(ctx, ref)
+	key, err := keys.Open(ctx, ref)
 	if err != nil {
 		return false
 	}

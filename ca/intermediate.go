@@ -12,8 +12,8 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
-	"github.com/mayfly-ca/mayfly/ca/guard"
-	"github.com/mayfly-ca/mayfly/ca/internal/step"
+	"github.com/mayfly-ca/mayfly/ca/internal/guard"
+	"github.com/mayfly-ca/mayfly/ca/internal/keys"
 )
 
 // intermediate is one whose key this authority holds.
@@ -21,12 +21,12 @@ type intermediate struct {
 	cert  *x509.Certificate
 	aki   string // lower-case hex of the certificate's subject key id
 	crl   string // URL of its CRL
-	key   *step.Key
+	key   *keys.Key
 	guard *guard.Guard
 }
 
 func openIntermediate(ctx context.Context, cert *x509.Certificate, keyRef string, td spiffeid.TrustDomain, crlBase string) (*intermediate, error) {
-	key, err := step.Open(ctx, keyRef)
+	key, err := keys.Open(ctx, keyRef)
 	if err != nil {
 		return nil, fmt.Errorf("key: %w", err)
 	}

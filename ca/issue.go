@@ -11,9 +11,9 @@ import (
 	"math/big"
 	"time"
 
-	"github.com/mayfly-ca/mayfly/ca/guard"
-	"github.com/mayfly-ca/mayfly/ca/internal/step"
-	"github.com/mayfly-ca/mayfly/ca/issuance"
+	"github.com/mayfly-ca/mayfly/ca/grant"
+	"github.com/mayfly-ca/mayfly/ca/internal/guard"
+	"github.com/mayfly-ca/mayfly/ca/internal/keys"
 	"github.com/mayfly-ca/mayfly/ca/store"
 )
 
@@ -35,7 +35,7 @@ type RefusedError = guard.RefusedError
 // answer was lost. Errors: *CSRError for the request, *BlockedError,
 // *ReplayError, ErrBeforeFloor, and anything else for a fault of ours. Nothing
 // has left the authority then.
-func (a *Authority) Issue(ctx context.Context, g issuance.Grant, csr *x509.CertificateRequest) (*Issued, error) {
+func (a *Authority) Issue(ctx context.Context, g grant.Grant, csr *x509.CertificateRequest) (*Issued, error) {
 	if g.IsZero() {
 		return nil, errors.New("issue: zero grant")
 	}
@@ -95,7 +95,7 @@ func (a *Authority) retry(ctx context.Context, template *x509.Certificate, want 
 func (a *Authority) signLeaf(ctx context.Context, template *x509.Certificate, want guard.Leaf, r *recorder) (*Issued, error) {
 	want.Serial = guard.Serial(template)
 	signer := a.current.guard.LeafSigner(want, func(leaf *x509.Certificate) error { return r.record(ctx, leaf) })
-	leaf, err := step.Leaf(ctx, template, a.current.cert, signer)
+	leaf, err := keys.Leaf(ctx, template, a.current.cert, signer)
 	if err != nil {
 		return nil, err
 	}
@@ -106,7 +106,7 @@ func (a *Authority) signLeaf(ctx context.Context, template *x509.Certificate, wa
 }
 
 // leaf is the template of a leaf: what the guard will find in it.
-func (i *intermediate) leaf(p issuance.Params, pub crypto.PublicKey, now time.Time) (*x509.Certificate, error) {
+func (i *intermediate) leaf(p grant.Params, pub crypto.PublicKey, now time.Time) (*x509.Certificate, error) {
 	eku, err := p.Profile.ExtKeyUsage()
 	if err != nil {
 		return nil, err
@@ -115,7 +115,7 @@ func (i *intermediate) leaf(p issuance.Params, pub crypto.PublicKey, now time.Ti
 	if err != nil {
 		return nil, err
 	}
-	t.NotAfter = issuance.NotAfter(t.NotBefore, p.TTL, i.cert)
+	t.NotAfter = grant.NotAfter(t.NotBefore, p.TTL, i.cert)
 	if err := p.Embed(t); err != nil {
 		return nil, err
 	}
@@ -132,7 +132,7 @@ func (i *intermediate) baseTemplate(pub crypto.PublicKey, eku x509.ExtKeyUsage, 
 	if err != nil {
 		return nil, err
 	}
-	notBefore := now.UTC().Truncate(time.Second).Add(-issuance.Backdate)
+	notBefore := now.UTC().Truncate(time.Second).Add(-grant.Backdate)
 	if notBefore.Before(i.cert.NotBefore) {
 		return nil, fmt.Errorf("the intermediate is not valid before %v", i.cert.NotBefore)
 	}
@@ -155,7 +155,7 @@ var errOtherRecorded = errors.New("the token was used for another certificate")
 // recorder writes the record of one issuance.
 type recorder struct {
 	store    store.Store
-	params   issuance.Params
+	params   grant.Params
 	aki      string
 	issuedAt time.Time
 	// stored is what the store holds for the token, once record has returned.

@@ -26,17 +26,17 @@ import (
 
 	"github.com/mayfly-ca/mayfly/ca"
 	"github.com/mayfly-ca/mayfly/ca/catest"
+	"github.com/mayfly-ca/mayfly/ca/grant"
 	"github.com/mayfly-ca/mayfly/ca/identity"
-	"github.com/mayfly-ca/mayfly/ca/issuance"
 	"github.com/mayfly-ca/mayfly/ca/store"
 )
 
 var compareIDs = cmp.Comparer(func(a, b spiffeid.ID) bool { return a == b })
 
 // params of each profile.
-var profiles = map[string]func(testing.TB) issuance.Params{
-	"client": func(t testing.TB) issuance.Params { return catest.ClientParams(t, "default", "large") },
-	"server": func(t testing.TB) issuance.Params { return catest.ServerParams(t, "default") },
+var profiles = map[string]func(testing.TB) grant.Params{
+	"client": func(t testing.TB) grant.Params { return catest.ClientParams(t, "default", "large") },
+	"server": func(t testing.TB) grant.Params { return catest.ServerParams(t, "default") },
 }
 
 func TestIssue(t *testing.T) {
@@ -86,7 +86,7 @@ func TestIssue(t *testing.T) {
 }
 
 // verify holds a chain to Go's and to go-spiffe's verifiers.
-func verify(t *testing.T, c *catest.CA, chain []*x509.Certificate, p issuance.Params) {
+func verify(t *testing.T, c *catest.CA, chain []*x509.Certificate, p grant.Params) {
 	t.Helper()
 	eku, err := p.Profile.ExtKeyUsage()
 	if err != nil {
@@ -101,7 +101,7 @@ func verify(t *testing.T, c *catest.CA, chain []*x509.Certificate, p issuance.Pa
 		t.Errorf("verify: %v", err)
 	}
 	o.KeyUsages = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
-	if p.Profile == issuance.Server {
+	if p.Profile == grant.Server {
 		o.KeyUsages[0] = x509.ExtKeyUsageClientAuth
 	}
 	if _, err := chain[0].Verify(o); err == nil {
@@ -282,15 +282,15 @@ func TestIssueOncePerToken(t *testing.T) {
 		verify(t, c, again.Chain, g.Params())
 	})
 	t.Run("another key", func(t *testing.T) { wantReplay(t, c, g, catest.Key(t), "another key") })
-	for name, change := range map[string]func(*issuance.Params){
-		"narrower policy":     func(p *issuance.Params) { p.Identity.Grant.Engines = []string{"large"} },
-		"wider policy":        func(p *issuance.Params) { p.Identity.Grant.Engines = []string{"default", "large"} },
-		"shorter policy":      func(p *issuance.Params) { p.TTL = 5 * time.Minute },
-		"another rule":        func(p *issuance.Params) { p.Identity.Grant.Rule = "other" },
-		"another common name": func(p *issuance.Params) { p.Identity.CommonName = "github/other/app" },
-		"another branch":      func(p *issuance.Params) { p.Identity.Workflow.SourceRepositoryRef = "refs/heads/other" },
-		"a token from after NotBefore": func(p *issuance.Params) {
-			p.Token.IssuedAt = first.Certificate.NotBefore.Add(issuance.MaxAge + time.Second)
+	for name, change := range map[string]func(*grant.Params){
+		"narrower policy":     func(p *grant.Params) { p.Identity.Grant.Engines = []string{"large"} },
+		"wider policy":        func(p *grant.Params) { p.Identity.Grant.Engines = []string{"default", "large"} },
+		"shorter policy":      func(p *grant.Params) { p.TTL = 5 * time.Minute },
+		"another rule":        func(p *grant.Params) { p.Identity.Grant.Rule = "other" },
+		"another common name": func(p *grant.Params) { p.Identity.CommonName = "github/other/app" },
+		"another branch":      func(p *grant.Params) { p.Identity.Workflow.SourceRepositoryRef = "refs/heads/other" },
+		"a token from after NotBefore": func(p *grant.Params) {
+			p.Token.IssuedAt = first.Certificate.NotBefore.Add(grant.MaxAge + time.Second)
 		},
 	} {
 		t.Run("same key, "+name, func(t *testing.T) {
@@ -337,7 +337,7 @@ func TestRetryFromBeforeTheFloor(t *testing.T) {
 	wantReplay(t, c, catest.Grant(t, p), key, "revoked")
 }
 
-func wantReplay(t *testing.T, c *catest.CA, g issuance.Grant, key crypto.Signer, why string) {
+func wantReplay(t *testing.T, c *catest.CA, g grant.Grant, key crypto.Signer, why string) {
 	t.Helper()
 	_, err := c.Issue(t.Context(), g, catest.CSR(t, key))
 	var replay *store.ReplayError
@@ -350,7 +350,7 @@ func TestIssueRefusesAGrantThatIsNotOurs(t *testing.T) {
 	t.Parallel()
 	c := catest.New(t, catest.Options{})
 	csr := catest.CSR(t, catest.Key(t))
-	if _, err := c.Issue(t.Context(), issuance.Grant{}, csr); err == nil {
+	if _, err := c.Issue(t.Context(), grant.Grant{}, csr); err == nil {
 		t.Error("a zero grant was issued")
 	}
 	p := catest.ServerParams(t, "default", "engine.example.org")

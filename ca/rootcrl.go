@@ -10,7 +10,7 @@ import (
 	"math/big"
 	"time"
 
-	"github.com/mayfly-ca/mayfly/ca/internal/step"
+	"github.com/mayfly-ca/mayfly/ca/internal/keys"
 )
 
 // reasonCACompromise is the CRL reason of a compromised intermediate (RFC 5280
@@ -60,7 +60,7 @@ func signRootCRL(ctx context.Context, root *x509.Certificate, key crypto.Signer,
 		list.RevokedCertificateEntries = append(list.RevokedCertificateEntries,
 			x509.RevocationListEntry{SerialNumber: serial, RevocationTime: now, ReasonCode: reasonCACompromise})
 	}
-	der, err := step.CRL(ctx, list, root, key)
+	der, err := keys.CRL(ctx, list, root, key)
 	if err != nil {
 		return nil, fmt.Errorf("root CRL: %w", err)
 	}

@@ -15,7 +15,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/mayfly-ca/mayfly/ca/internal/step"
+	"github.com/mayfly-ca/mayfly/ca/internal/keys"
 )
 
 // Names of the files of a rotation in the issuer's folder.
@@ -45,7 +45,7 @@ func RequestRotation(ctx context.Context, dir, keyRef string) (*RotationRequest,
 	r := &RotationRequest{Request: filepath.Join(dir, fileNextCSR)}
 	var signer crypto.Signer
 	if keyRef != "" {
-		key, err := step.Open(ctx, keyRef)
+		key, err := keys.Open(ctx, keyRef)
 		if err != nil {
 			return nil, fmt.Errorf("request rotation: %w", err)
 		}
@@ -53,11 +53,11 @@ func RequestRotation(ctx context.Context, dir, keyRef string) (*RotationRequest,
 		signer = key.Signer
 	} else {
 		r.Key = filepath.Join(dir, fileNextKey)
-		key, err := step.Generate()
+		key, err := keys.Generate()
 		if err != nil {
 			return nil, fmt.Errorf("request rotation: %w", err)
 		}
-		data, err := step.Marshal(key, nil)
+		data, err := keys.Marshal(key, nil)
 		if err != nil {
 			return nil, fmt.Errorf("request rotation: %w", err)
 		}
@@ -190,7 +190,7 @@ func readRoot(o RotationOptions) (*offlineRoot, error) {
 	if data, err = os.ReadFile(path); err != nil {
 		return nil, err
 	}
-	if r.key, err = step.Parse(data, o.Password); err != nil {
+	if r.key, err = keys.Parse(data, o.Password); err != nil {
 		return nil, fmt.Errorf("root key: %w", err)
 	}
 	if !equalKeys(r.cert.PublicKey, r.key.Public()) {
@@ -212,7 +212,7 @@ func (r *offlineRoot) signNext(o RotationOptions, now time.Time) (*x509.Certific
 	if err := csr.CheckSignature(); err != nil {
 		return nil, fmt.Errorf("request: %w", err)
 	}
-	if err := step.CheckPublic(csr.PublicKey); err != nil {
+	if err := keys.CheckPublic(csr.PublicKey); err != nil {
 		return nil, fmt.Errorf("request: %w", err)
 	}
 	if equalKeys(csr.PublicKey, r.cert.PublicKey) || equalKeys(csr.PublicKey, r.intermediate.PublicKey) {
@@ -230,7 +230,7 @@ func (r *offlineRoot) signNext(o RotationOptions, now time.Time) (*x509.Certific
 	if err != nil {
 		return nil, err
 	}
-	cert, err := step.CA(template, r.cert, csr.PublicKey, r.key)
+	cert, err := keys.CA(template, r.cert, csr.PublicKey, r.key)
 	if err != nil {
 		return nil, err
 	}

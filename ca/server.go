@@ -11,9 +11,9 @@ import (
 	"strings"
 	"time"
 
-	"github.com/mayfly-ca/mayfly/ca/guard"
-	"github.com/mayfly-ca/mayfly/ca/internal/step"
-	"github.com/mayfly-ca/mayfly/ca/issuance"
+	"github.com/mayfly-ca/mayfly/ca/grant"
+	"github.com/mayfly-ca/mayfly/ca/internal/guard"
+	"github.com/mayfly-ca/mayfly/ca/internal/keys"
 	"github.com/mayfly-ca/mayfly/ca/store"
 )
 
@@ -34,7 +34,7 @@ func (a *Authority) serverCertificate(ctx context.Context, dnsNames []string, ip
 		return nil, errors.New("no name")
 	}
 	for _, name := range dnsNames {
-		if !issuance.ValidHostName(name) || !a.constraints.PermitsDNS(name) {
+		if !grant.ValidHostName(name) || !a.constraints.PermitsDNS(name) {
 			return nil, fmt.Errorf("DNS name %q is outside of the intermediate's name constraints (init --issuer-url)", name)
 		}
 	}
@@ -43,7 +43,7 @@ func (a *Authority) serverCertificate(ctx context.Context, dnsNames []string, ip
 			return nil, fmt.Errorf("IP address %v is outside of the intermediate's name constraints (init --issuer-url)", ip)
 		}
 	}
-	key, err := step.Generate()
+	key, err := keys.Generate()
 	if err != nil {
 		return nil, err
 	}
@@ -53,7 +53,7 @@ func (a *Authority) serverCertificate(ctx context.Context, dnsNames []string, ip
 	}
 	template.Subject = pkix.Name{CommonName: "mayfly/issuer"}
 	template.DNSNames, template.IPAddresses = dnsNames, ips
-	template.NotAfter = issuance.NotAfter(template.NotBefore, guard.ServerTTL, a.current.cert)
+	template.NotAfter = grant.NotAfter(template.NotBefore, guard.ServerTTL, a.current.cert)
 	want := guard.Server{Serial: guard.Serial(template), DNSNames: dnsNames, IPAddresses: ips, PublicKey: key.Public()}
 	record := func(leaf *x509.Certificate) error {
 		names := append([]string(nil), dnsNames...)
@@ -65,7 +65,7 @@ func (a *Authority) serverCertificate(ctx context.Context, dnsNames []string, ip
 			Reason: "certificate of the issuer's own listener", Detail: map[string]string{"names": strings.Join(names, " ")},
 		})
 	}
-	leaf, err := step.Leaf(ctx, template, a.current.cert, a.current.guard.ServerSigner(want, record))
+	leaf, err := keys.Leaf(ctx, template, a.current.cert, a.current.guard.ServerSigner(want, record))
 	if err != nil {
 		return nil, err
 	}

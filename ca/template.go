@@ -16,7 +16,7 @@ import (
 	"golang.org/x/crypto/cryptobyte"
 	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
 
-	"github.com/mayfly-ca/mayfly/ca/issuance"
+	"github.com/mayfly-ca/mayfly/ca/grant"
 )
 
 // Lifetimes of CA certificates. Both begin caBackdate before they are made.
@@ -29,7 +29,7 @@ const (
 // newSerial draws a 128-bit serial number whose first byte is not zero, so that
 // it always has 32 hex digits and never fewer octets.
 func newSerial() (*big.Int, error) {
-	var b [issuance.SerialBytes]byte
+	var b [grant.SerialBytes]byte
 	for b[0] == 0 {
 		if _, err := io.ReadFull(rand.Reader, b[:]); err != nil {
 			return nil, fmt.Errorf("draw serial number: %w", err)

@@ -12,8 +12,8 @@ import (
 	"slices"
 	"time"
 
-	"github.com/mayfly-ca/mayfly/ca/guard"
-	"github.com/mayfly-ca/mayfly/ca/issuance"
+	"github.com/mayfly-ca/mayfly/ca/grant"
+	"github.com/mayfly-ca/mayfly/ca/internal/guard"
 	"github.com/mayfly-ca/mayfly/ca/store"
 )
 
@@ -147,24 +147,24 @@ func (a *Authority) verifyRecord(c *store.Certificate) (known bool, err error) {
 	if err := checkColumns(c, leaf); err != nil {
 		return line != nil, err
 	}
-	if err := issuance.CheckSubject(leaf, a.constraints.TrustDomain, c.Identity, c.Rule, c.Run, c.Engines, subjectOf(c)); err != nil {
+	if err := grant.CheckSubject(leaf, a.constraints.TrustDomain, c.Identity, c.Rule, c.Run, c.Engines, subjectOf(c)); err != nil {
 		return line != nil, err
 	}
 	if line == nil {
 		return false, nil
 	}
-	p := issuance.Profile(c.Profile)
+	p := grant.Profile(c.Profile)
 	eku, err := p.ExtKeyUsage()
 	if err != nil {
 		return true, err
 	}
-	if err := issuance.CheckEndEntity(leaf, line.cert, eku); err != nil {
+	if err := grant.CheckEndEntity(leaf, line.cert, eku); err != nil {
 		return true, err
 	}
-	if err := issuance.CheckNames(leaf, leaf.DNSNames, nil, c.Identity); err != nil {
+	if err := grant.CheckNames(leaf, leaf.DNSNames, nil, c.Identity); err != nil {
 		return true, err
 	}
-	if leaf.NotAfter.Sub(leaf.NotBefore) > issuance.Backdate+p.MaxTTL() {
+	if leaf.NotAfter.Sub(leaf.NotBefore) > grant.Backdate+p.MaxTTL() {
 		return true, errors.New("it lives longer than its profile may")
 	}
 	if len(c.Signature) > 0 {
@@ -173,8 +173,8 @@ func (a *Authority) verifyRecord(c *store.Certificate) (known bool, err error) {
 	return true, nil
 }
 
-func subjectOf(c *store.Certificate) issuance.Labels {
-	return issuance.Labels{Repository: c.Repository, RepositoryID: c.RepositoryID, RunID: c.RunID, Actor: c.Actor}
+func subjectOf(c *store.Certificate) grant.Labels {
+	return grant.Labels{Repository: c.Repository, RepositoryID: c.RepositoryID, RunID: c.RunID, Actor: c.Actor}
 }
 
 // checkColumns compares the columns of a record with the leaf that it records.

@@ -19,12 +19,12 @@ func TestDependencies(t *testing.T) {
 	t.Parallel()
 	const module = "github.com/mayfly-ca/mayfly/"
 	arrows := map[string][]string{
-		"client":             {"client/wire", "client/mtls", "client/tokensource", "ca/identity"},
-		"client/mtls":        {"ca/identity"},
-		"client/admin":       {"client/wire"},
-		"client/wire":        nil,
-		"client/tokensource": nil,
-		"ca/identity":        nil,
+		"client":              {"client/wire", "client/mtls", "client/tokensource", "ca/identity"},
+		"client/mtls":         {"ca/identity"},
+		"client/internal/api": {"client/wire"},
+		"client/wire":         nil,
+		"client/tokensource":  nil,
+		"ca/identity":         nil,
 	}
 	for pkg, may := range arrows {
 		for _, os := range []string{"linux", "darwin"} {

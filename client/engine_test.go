@@ -15,8 +15,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/mayfly-ca/mayfly/client/clienttest"
 	"github.com/mayfly-ca/mayfly/client/mtls"
-	"github.com/mayfly-ca/mayfly/client/mtls/mtlstest"
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
@@ -90,7 +90,7 @@ func TestEngineRefuses(t *testing.T) {
 			}
 		}},
 		{name: "knows another root", spoil: func(w *world) {
-			w.sidecar.roots = mtlstest.New(w.t, testDomain).Roots()
+			w.sidecar.roots = clienttest.New(w.t, testDomain).Roots()
 		}, want: rejected(ReasonUnknownCA, false), says: "sidecar the same issuer"},
 		{name: "sees the certificate expired", spoil: func(w *world) {
 			w.sidecar.accept = func(_ int, c net.Conn) bool {
@@ -143,30 +143,30 @@ func TestEngineRefuses(t *testing.T) {
 				return false
 			}
 		}, want: untrustedEngine, says: "does not speak mayfly/1"},
-		{name: "wrong name", spoil: engineCert(func(l *mtlstest.Leaf) { l.DNS = []string{"other.example.com"} }), want: untrustedEngine, says: "not engine.example.com"},
-		{name: "wildcard name", spoil: engineCert(func(l *mtlstest.Leaf) { l.DNS = []string{"*.example.com"} }), want: untrustedEngine, says: "does not name engine.example.com"},
-		{name: "certificate of another engine", spoil: engineCert(func(l *mtlstest.Leaf) { l.ID, l.Engines = "/engine/other/fly/1", []string{"other"} }), want: untrustedEngine, says: "it leads to engine other"},
-		{name: "identity of this engine, grant of another", spoil: engineCert(func(l *mtlstest.Leaf) { l.Engines = []string{"other"} }), want: untrustedEngine, says: "not granted for engine default"},
-		{name: "engine whose name begins with ours", spoil: engineCert(func(l *mtlstest.Leaf) { l.ID = "/engine/default-2/fly/1" }), want: untrustedEngine, says: "it is engine default-2"},
-		{name: "identity of a job", spoil: engineCert(func(l *mtlstest.Leaf) { l.ID = "/github/engine/default/1" }), want: untrustedEngine, says: "which is no engine's"},
-		{name: "client certificate as a server's", spoil: engineCert(func(l *mtlstest.Leaf) { l.Usage = x509.ExtKeyUsageClientAuth }), want: untrustedEngine, says: "incompatible key usage"},
-		{name: "expired certificate", spoil: engineCert(func(l *mtlstest.Leaf) { l.NotAfter = time.Now().Add(-time.Second) }), want: untrustedEngine, says: "expired"},
+		{name: "wrong name", spoil: engineCert(func(l *clienttest.Leaf) { l.DNS = []string{"other.example.com"} }), want: untrustedEngine, says: "not engine.example.com"},
+		{name: "wildcard name", spoil: engineCert(func(l *clienttest.Leaf) { l.DNS = []string{"*.example.com"} }), want: untrustedEngine, says: "does not name engine.example.com"},
+		{name: "certificate of another engine", spoil: engineCert(func(l *clienttest.Leaf) { l.ID, l.Engines = "/engine/other/fly/1", []string{"other"} }), want: untrustedEngine, says: "it leads to engine other"},
+		{name: "identity of this engine, grant of another", spoil: engineCert(func(l *clienttest.Leaf) { l.Engines = []string{"other"} }), want: untrustedEngine, says: "not granted for engine default"},
+		{name: "engine whose name begins with ours", spoil: engineCert(func(l *clienttest.Leaf) { l.ID = "/engine/default-2/fly/1" }), want: untrustedEngine, says: "it is engine default-2"},
+		{name: "identity of a job", spoil: engineCert(func(l *clienttest.Leaf) { l.ID = "/github/engine/default/1" }), want: untrustedEngine, says: "which is no engine's"},
+		{name: "client certificate as a server's", spoil: engineCert(func(l *clienttest.Leaf) { l.Usage = x509.ExtKeyUsageClientAuth }), want: untrustedEngine, says: "incompatible key usage"},
+		{name: "expired certificate", spoil: engineCert(func(l *clienttest.Leaf) { l.NotAfter = time.Now().Add(-time.Second) }), want: untrustedEngine, says: "expired"},
 		{name: "another root, same trust domain", spoil: func(w *world) {
-			w.sidecar.cert = mtlstest.New(w.t, testDomain).Issue(w.t, engineLeaf())
+			w.sidecar.cert = clienttest.New(w.t, testDomain).Issue(w.t, engineLeaf())
 		}, want: untrustedEngine, says: "unknown authority"},
 		{name: "our root, another trust domain", spoil: func(w *world) {
 			other := *w.ca
-			other.TrustDomain = mtlstest.New(w.t, "ci.other.example").TrustDomain
+			other.TrustDomain = clienttest.New(w.t, "ci.other.example").TrustDomain
 			w.sidecar.cert = other.Issue(w.t, engineLeaf())
 		}, want: untrustedEngine, says: "trust domain"},
 		{name: "revoked certificate, in the list of the 201", spoil: func(w *world) {
 			w.issuer.feed.Revoked = []*big.Int{w.sidecar.cert.Leaf.SerialNumber}
 		}, want: untrustedEngine, says: "revoked"},
 		{name: "another serial revoked", spoil: func(w *world) {
-			w.issuer.feed.Revoked = []*big.Int{mtlstest.Serial(w.t)}
+			w.issuer.feed.Revoked = []*big.Int{clienttest.Serial(w.t)}
 		}},
 		{name: "certificate from before the floor", spoil: func(w *world) {
-			w.sidecar.cert = w.ca.Issue(w.t, func() mtlstest.Leaf { l := engineLeaf(); l.NotBefore = time.Now().Add(-time.Hour); return l }())
+			w.sidecar.cert = w.ca.Issue(w.t, func() clienttest.Leaf { l := engineLeaf(); l.NotBefore = time.Now().Add(-time.Hour); return l }())
 			w.issuer.feed.Floor = time.Now().Add(-time.Minute)
 		}, want: untrustedEngine, says: "issued before everything was revoked"},
 		{name: "certificate of a compromised intermediate", spoil: func(w *world) {
@@ -232,7 +232,7 @@ func verdict(reason string) func(*world) {
 	return func(w *world) { w.sidecar.verdict = refuse(reason) }
 }
 
-func engineCert(change func(*mtlstest.Leaf)) func(*world) {
+func engineCert(change func(*clienttest.Leaf)) func(*world) {
 	return func(w *world) {
 		l := engineLeaf()
 		change(&l)
@@ -369,8 +369,8 @@ func TestFeedIsFetchedAgain(t *testing.T) {
 func TestEdge(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, loopback{})
-	edge := mtlstest.New(t, "edge.example.com")
-	cert := edge.Issue(t, mtlstest.Leaf{ID: "/x/y/z", DNS: []string{"localhost"}, Usage: x509.ExtKeyUsageServerAuth})
+	edge := clienttest.New(t, "edge.example.com")
+	cert := edge.Issue(t, clienttest.Leaf{ID: "/x/y/z", DNS: []string{"localhost"}, Usage: x509.ExtKeyUsageServerAuth})
 	var hello *tls.ClientHelloInfo
 	w.sidecar.set(func(s *fakeSidecar) {
 		s.accept = func(_ int, c net.Conn) bool {
@@ -431,7 +431,7 @@ func TestTLSConfig(t *testing.T) {
 		_ = conn.Close()
 	}
 	w.sidecar.set(func(*fakeSidecar) {
-		engineCert(func(l *mtlstest.Leaf) { l.ID, l.Engines = "/engine/other/fly/1", []string{"other"} })(w)
+		engineCert(func(l *clienttest.Leaf) { l.ID, l.Engines = "/engine/other/fly/1", []string{"other"} })(w)
 	})
 	if conn, err := tls.Dial("tcp", w.sidecar.addr, c.TLSConfig()); err == nil {
 		_ = conn.Close()

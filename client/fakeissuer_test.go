@@ -11,23 +11,23 @@ import (
 	"testing"
 	"time"
 
+	"github.com/mayfly-ca/mayfly/client/clienttest"
 	"github.com/mayfly-ca/mayfly/client/mtls"
-	"github.com/mayfly-ca/mayfly/client/mtls/mtlstest"
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
 // fakeIssuer speaks the issuer's API for one engine.
 type fakeIssuer struct {
 	t    *testing.T
-	ca   *mtlstest.CA
+	ca   *clienttest.CA
 	url  string
 	http *http.Server
 
 	mu      sync.Mutex
 	engines []wire.Engine
-	leaf    mtlstest.Leaf
+	leaf    clienttest.Leaf
 	ttl     time.Duration
-	feed    mtlstest.Feed
+	feed    clienttest.Feed
 	info    wire.Info
 	// answer, if it returns true, has answered the n-th POST of a certificate,
 	// from 1; spoil changes a right answer.
@@ -39,13 +39,13 @@ type fakeIssuer struct {
 	tokens []string
 }
 
-func startIssuer(t *testing.T, n network, ca *mtlstest.CA, engines ...wire.Engine) *fakeIssuer {
+func startIssuer(t *testing.T, n network, ca *clienttest.CA, engines ...wire.Engine) *fakeIssuer {
 	t.Helper()
 	ln := n.listen(t)
 	i := &fakeIssuer{
 		t: t, ca: ca, url: "http://" + ln.Addr().String(), engines: engines, ttl: time.Hour,
 		info: wire.Info{TrustDomain: testDomain, Audience: "mayfly:" + testDomain},
-		leaf: mtlstest.Leaf{Run: "1/1/1"},
+		leaf: clienttest.Leaf{Run: "1/1/1"},
 	}
 	i.http = &http.Server{Handler: i.handler()}
 	done := make(chan struct{})

@@ -10,15 +10,15 @@ import (
 	"testing"
 	"time"
 
+	"github.com/mayfly-ca/mayfly/client/clienttest"
 	"github.com/mayfly-ca/mayfly/client/mtls"
-	"github.com/mayfly-ca/mayfly/client/mtls/mtlstest"
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
 // fakeSidecar speaks the sidecar's protocol and serves an echo as its engine.
 type fakeSidecar struct {
 	t    *testing.T
-	ca   *mtlstest.CA
+	ca   *clienttest.CA
 	addr string
 	ln   net.Listener
 	wg   sync.WaitGroup
@@ -59,7 +59,7 @@ type fakeLink struct {
 	mu     sync.Mutex
 }
 
-func startSidecar(t *testing.T, n network, ca *mtlstest.CA) *fakeSidecar {
+func startSidecar(t *testing.T, n network, ca *clienttest.CA) *fakeSidecar {
 	t.Helper()
 	s := &fakeSidecar{
 		t: t, ca: ca, roots: ca.Roots(), ln: n.listen(t),
@@ -72,8 +72,8 @@ func startSidecar(t *testing.T, n network, ca *mtlstest.CA) *fakeSidecar {
 	return s
 }
 
-func engineLeaf() mtlstest.Leaf {
-	return mtlstest.Leaf{ID: "/engine/" + testEngine + "/fly/1", DNS: []string{testServerName}, Usage: x509.ExtKeyUsageServerAuth, NotAfter: time.Now().Add(24 * time.Hour)}
+func engineLeaf() clienttest.Leaf {
+	return clienttest.Leaf{ID: "/engine/" + testEngine + "/fly/1", DNS: []string{testServerName}, Usage: x509.ExtKeyUsageServerAuth, NotAfter: time.Now().Add(24 * time.Hour)}
 }
 
 func (s *fakeSidecar) set(f func(*fakeSidecar)) {

@@ -11,7 +11,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/mayfly-ca/mayfly/client/mtls/mtlstest"
+	"github.com/mayfly-ca/mayfly/client/clienttest"
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
@@ -113,7 +113,7 @@ func (l *memListener) Accept() (net.Conn, error) {
 type world struct {
 	t       *testing.T
 	net     network
-	ca      *mtlstest.CA
+	ca      *clienttest.CA
 	issuer  *fakeIssuer
 	sidecar *fakeSidecar
 	source  *countingSource
@@ -121,7 +121,7 @@ type world struct {
 
 func newWorld(t *testing.T, n network) *world {
 	t.Helper()
-	ca := mtlstest.New(t, testDomain)
+	ca := clienttest.New(t, testDomain)
 	w := &world{t: t, net: n, ca: ca, source: &countingSource{}}
 	w.sidecar = startSidecar(t, n, ca)
 	w.issuer = startIssuer(t, n, ca, wire.Engine{Name: testEngine, Endpoint: "tcp://" + w.sidecar.addr, ServerName: testServerName})

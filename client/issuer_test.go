@@ -22,7 +22,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/mayfly-ca/mayfly/client/mtls/mtlstest"
+	"github.com/mayfly-ca/mayfly/client/clienttest"
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
@@ -186,7 +186,7 @@ func TestIssuerDown(t *testing.T) {
 // An answer is believed in no part that the certificate does not bear out.
 func TestAnswerIsChecked(t *testing.T) {
 	t.Parallel()
-	stranger := mtlstest.New(t, testDomain)
+	stranger := clienttest.New(t, testDomain)
 	for _, tt := range []struct {
 		name  string
 		spoil func(*world)
@@ -195,9 +195,9 @@ func TestAnswerIsChecked(t *testing.T) {
 		{name: "whole"},
 		{name: "another key", spoil: func(w *world) {
 			w.issuer.leaf.Key = stranger.Root.Key.Public()
-			w.issuer.spoil = w.swap(mtlstest.Leaf{Run: "1"})
+			w.issuer.spoil = w.swap(clienttest.Leaf{Run: "1"})
 		}, says: "another key"},
-		{name: "server certificate", spoil: func(w *world) { w.issuer.leaf = mtlstest.Leaf{Usage: x509.ExtKeyUsageServerAuth} }, says: "admits this job as an engine"},
+		{name: "server certificate", spoil: func(w *world) { w.issuer.leaf = clienttest.Leaf{Usage: x509.ExtKeyUsageServerAuth} }, says: "admits this job as an engine"},
 		{name: "another serial", spoil: response(func(r *wire.IssueResponse) { r.Serial = strings.Repeat("0", 32) }), says: "serial is not"},
 		{name: "another identity", spoil: response(func(r *wire.IssueResponse) { r.Identity += "x" }), says: "identity is not"},
 		{name: "another end", spoil: response(func(r *wire.IssueResponse) { r.NotAfter = r.NotAfter.Add(time.Hour) }), says: "times are not"},
@@ -207,7 +207,7 @@ func TestAnswerIsChecked(t *testing.T) {
 		{name: "no chain", spoil: response(func(r *wire.IssueResponse) { r.Certificate = "x" }), says: "certificate"},
 		{name: "no revocation list", spoil: response(func(r *wire.IssueResponse) { r.CRL = "" }), says: "revocation feed"},
 		{name: "another's revocation list", spoil: func(w *world) {
-			feed := string(stranger.Feed(w.t, mtlstest.Feed{}))
+			feed := string(stranger.Feed(w.t, clienttest.Feed{}))
 			response(func(r *wire.IssueResponse) { r.CRL = feed })(w)
 		}, says: "not signed by a known root"},
 		{name: "a stale revocation list", spoil: func(w *world) { w.issuer.feed.ThisUpdate = time.Now().Add(-time.Hour) }, says: "next update"},
@@ -242,7 +242,7 @@ func response(change func(*wire.IssueResponse)) func(*world) {
 }
 
 // swap answers with a certificate for a key that is not the CSR's.
-func (w *world) swap(l mtlstest.Leaf) func(*wire.IssueResponse) {
+func (w *world) swap(l clienttest.Leaf) func(*wire.IssueResponse) {
 	return func(r *wire.IssueResponse) {
 		cert := w.ca.Issue(w.t, l)
 		block, rest := pem.Decode([]byte(r.Certificate))
@@ -254,11 +254,11 @@ func (w *world) swap(l mtlstest.Leaf) func(*wire.IssueResponse) {
 	}
 }
 
-func rootPEM(ca *mtlstest.CA) string {
+func rootPEM(ca *clienttest.CA) string {
 	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca.Root.Certificate.Raw}))
 }
 
-func anchorOf(ca *mtlstest.CA) string {
+func anchorOf(ca *clienttest.CA) string {
 	return fmt.Sprintf("sha256:%x", sha256.Sum256(ca.Root.Certificate.Raw))
 }
 
@@ -266,7 +266,7 @@ func anchorOf(ca *mtlstest.CA) string {
 func TestTrustAnchor(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, loopback{})
-	stranger := mtlstest.New(t, testDomain)
+	stranger := clienttest.New(t, testDomain)
 	c := w.client(func(c *Config) { c.TrustAnchor = anchorOf(w.ca) })
 	if _, err := c.Issuer().TrustBundle(t.Context()); err != nil {
 		t.Error(err)
@@ -287,8 +287,8 @@ func TestTrustAnchor(t *testing.T) {
 // The issuer's own TLS certificate.
 func TestIssuerTLS(t *testing.T) {
 	t.Parallel()
-	ca, stranger := mtlstest.New(t, testDomain), mtlstest.New(t, testDomain)
-	file := func(ca *mtlstest.CA) string {
+	ca, stranger := clienttest.New(t, testDomain), clienttest.New(t, testDomain)
+	file := func(ca *clienttest.CA) string {
 		name := filepath.Join(t.TempDir(), "root.crt")
 		if err := os.WriteFile(name, []byte(rootPEM(ca)), 0o600); err != nil {
 			t.Fatal(err)
@@ -297,10 +297,10 @@ func TestIssuerTLS(t *testing.T) {
 	}
 	for _, tt := range []struct {
 		name         string
-		cert         *mtlstest.CA // whose certificate the issuer serves
+		cert         *clienttest.CA // whose certificate the issuer serves
 		dns          string
 		withRoot     bool
-		file, anchor *mtlstest.CA
+		file, anchor *clienttest.CA
 		ok           bool
 		hint         string // begins so
 	}{
@@ -321,7 +321,7 @@ func TestIssuerTLS(t *testing.T) {
 			if tt.dns == "" {
 				tt.dns = "localhost"
 			}
-			cert := tt.cert.Issue(t, mtlstest.Leaf{DNS: []string{tt.dns}, Usage: x509.ExtKeyUsageServerAuth})
+			cert := tt.cert.Issue(t, clienttest.Leaf{DNS: []string{tt.dns}, Usage: x509.ExtKeyUsageServerAuth})
 			if tt.withRoot {
 				cert.Certificate = append(cert.Certificate, ca.Root.Certificate.Raw)
 			}
@@ -409,8 +409,8 @@ func TestHTTPStaysOnLoopback(t *testing.T) {
 // WaitCRL answers nil for 204, and Report and the feed carry what they should.
 func TestIssuerCalls(t *testing.T) {
 	t.Parallel()
-	ca := mtlstest.New(t, testDomain)
-	serial := mtlstest.Serial(t)
+	ca := clienttest.New(t, testDomain)
+	serial := clienttest.Serial(t)
 	mux := http.NewServeMux()
 	var after url.Values
 	mux.HandleFunc("GET /base"+wire.PathCRLWait, func(w http.ResponseWriter, r *http.Request) {
@@ -419,7 +419,7 @@ func TestIssuerCalls(t *testing.T) {
 			w.WriteHeader(http.StatusNoContent)
 			return
 		}
-		_, _ = w.Write(ca.Feed(t, mtlstest.Feed{Number: 5, Revoked: []*big.Int{serial}}))
+		_, _ = w.Write(ca.Feed(t, clienttest.Feed{Number: 5, Revoked: []*big.Int{serial}}))
 	})
 	mux.HandleFunc("POST /base"+wire.PathSessions, func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("Authorization") != "Bearer tok" {

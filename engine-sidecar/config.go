@@ -18,7 +18,7 @@ import (
 	"github.com/mayfly-ca/mayfly/client"
 	"github.com/mayfly-ca/mayfly/client/configfile"
 	"github.com/mayfly-ca/mayfly/client/tokensource"
-	"github.com/mayfly-ca/mayfly/engine-sidecar/supervise"
+	"github.com/mayfly-ca/mayfly/engine-sidecar/internal/supervise"
 )
 
 // EnvPrefix begins the environment variable of every key: MAYFLY_SIDECAR_ and

@@ -15,7 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/pires/go-proxyproto"
 
-	"github.com/mayfly-ca/mayfly/engine-sidecar/admission"
+	"github.com/mayfly-ca/mayfly/engine-sidecar/internal/admission"
 )
 
 const minimal = "issuer: https://issuer.example.com\nengine: default\n"

@@ -11,8 +11,8 @@ import (
 
 	"github.com/mayfly-ca/mayfly/client/mtls"
 	"github.com/mayfly-ca/mayfly/client/wire"
-	"github.com/mayfly-ca/mayfly/engine-sidecar/admission"
-	"github.com/mayfly-ca/mayfly/engine-sidecar/relay"
+	"github.com/mayfly-ca/mayfly/engine-sidecar/internal/admission"
+	"github.com/mayfly-ca/mayfly/engine-sidecar/internal/relay"
 )
 
 // engineDialTimeout bounds the connection to the engine's socket.

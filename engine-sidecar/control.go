@@ -13,7 +13,7 @@ import (
 
 	"github.com/mayfly-ca/mayfly/client/mtls"
 	"github.com/mayfly-ca/mayfly/client/wire"
-	"github.com/mayfly-ca/mayfly/engine-sidecar/admission"
+	"github.com/mayfly-ca/mayfly/engine-sidecar/internal/admission"
 )
 
 const (

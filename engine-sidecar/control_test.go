@@ -9,8 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/mayfly-ca/mayfly/client/clienttest"
 	"github.com/mayfly-ca/mayfly/client/mtls"
-	"github.com/mayfly-ca/mayfly/client/mtls/mtlstest"
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
@@ -69,8 +69,8 @@ func (c *controlConn) hold(conns ...*tls.Conn) []string {
 }
 
 // until makes a certificate that ends soon.
-func until(end time.Time) func(*mtlstest.Leaf) {
-	return func(l *mtlstest.Leaf) { l.Run, l.NotAfter = "77/1/5", end }
+func until(end time.Time) func(*clienttest.Leaf) {
+	return func(l *clienttest.Leaf) { l.Run, l.NotAfter = "77/1/5", end }
 }
 
 // TestThief: a relay under a stolen certificate gains nothing by the owner's
@@ -104,11 +104,11 @@ func TestHoldOfOthers(t *testing.T) {
 	t.Parallel()
 	w := start(t)
 	mine := w.admitted(w.clientCert(nil))
-	unnamed := w.admitted(w.clientCert(func(l *mtlstest.Leaf) { l.Run = "" }))
-	for name, change := range map[string]func(*mtlstest.Leaf){
-		"another run":      func(l *mtlstest.Leaf) { l.Run = "77/2/5" },
-		"another identity": func(l *mtlstest.Leaf) { l.ID = "/github/1/3" },
-		"an empty run":     func(l *mtlstest.Leaf) { l.Run = "" },
+	unnamed := w.admitted(w.clientCert(func(l *clienttest.Leaf) { l.Run = "" }))
+	for name, change := range map[string]func(*clienttest.Leaf){
+		"another run":      func(l *clienttest.Leaf) { l.Run = "77/2/5" },
+		"another identity": func(l *clienttest.Leaf) { l.ID = "/github/1/3" },
+		"an empty run":     func(l *clienttest.Leaf) { l.Run = "" },
 	} {
 		if held := w.control(w.clientCert(change)).hold(mine, unnamed); len(held) != 0 {
 			t.Errorf("%s: held %v", name, held)
@@ -209,7 +209,7 @@ func TestControlRefusals(t *testing.T) {
 	for cert, want := range map[string]string{"wrong": wire.ReasonWrongEngine, "revoked": wire.ReasonRevoked} {
 		c := revoked
 		if cert == "wrong" {
-			c = w.clientCert(func(l *mtlstest.Leaf) { l.Engines = []string{"other"} })
+			c = w.clientCert(func(l *clienttest.Leaf) { l.Engines = []string{"other"} })
 		}
 		conn, err := w.dial(c, wire.ALPNControl)
 		if err != nil {

@@ -16,7 +16,7 @@ import (
 	"github.com/mayfly-ca/mayfly/client/mtls"
 	"github.com/mayfly-ca/mayfly/client/tokensource"
 	"github.com/mayfly-ca/mayfly/client/wire"
-	"github.com/mayfly-ca/mayfly/engine-sidecar/revocation"
+	"github.com/mayfly-ca/mayfly/engine-sidecar/internal/revocation"
 )
 
 // Waits between attempts to get a certificate, beside those of Issuer.Mint.

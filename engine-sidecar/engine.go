@@ -11,7 +11,7 @@ import (
 	"time"
 
 	"github.com/mayfly-ca/mayfly/client/wire"
-	"github.com/mayfly-ca/mayfly/engine-sidecar/supervise"
+	"github.com/mayfly-ca/mayfly/engine-sidecar/internal/supervise"
 )
 
 // engine is what stands behind the socket: a supervise.Engine, or somebody

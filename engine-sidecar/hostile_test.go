@@ -15,8 +15,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/mayfly-ca/mayfly/client/clienttest"
 	"github.com/mayfly-ca/mayfly/client/mtls"
-	"github.com/mayfly-ca/mayfly/client/mtls/mtlstest"
 	"github.com/mayfly-ca/mayfly/client/wire"
 	sidecar "github.com/mayfly-ca/mayfly/engine-sidecar"
 )
@@ -54,7 +54,7 @@ func TestLongHandshake(t *testing.T) {
 func TestALPNConfusion(t *testing.T) {
 	t.Parallel()
 	w := start(t)
-	good, wrong := w.clientCert(nil), w.clientCert(func(l *mtlstest.Leaf) { l.Engines = []string{"other"} })
+	good, wrong := w.clientCert(nil), w.clientCert(func(l *clienttest.Leaf) { l.Engines = []string{"other"} })
 	for _, tc := range []struct {
 		offers []string
 		want   string // negotiated
@@ -109,8 +109,8 @@ func TestLogInjection(t *testing.T) {
 	t.Parallel()
 	w := start(t)
 	evil := "77/1/5\ntime=2026-01-01T00:00:00Z level=ERROR msg=\"forged line\"\r\x1b[2J\"}"
-	w.admitted(w.clientCert(func(l *mtlstest.Leaf) { l.Run = evil })).Close()
-	w.refusedWith(w.clientCert(func(l *mtlstest.Leaf) { l.Run, l.Engines = evil, []string{"x\nforged line"} }), wire.ReasonWrongEngine)
+	w.admitted(w.clientCert(func(l *clienttest.Leaf) { l.Run = evil })).Close()
+	w.refusedWith(w.clientCert(func(l *clienttest.Leaf) { l.Run, l.Engines = evil, []string{"x\nforged line"} }), wire.ReasonWrongEngine)
 	eventually(t, "the end in the log", func() bool { return w.log.has("relay ended", "forged line") })
 	for line := range strings.Lines(w.log.String()) {
 		if !strings.HasPrefix(line, "time=") || strings.ContainsAny(line, "\x1b\r") || strings.Contains(line, "time=2026-01-01") && !strings.Contains(line, `\ntime=2026-01-01`) {
@@ -146,7 +146,7 @@ func TestControlFlood(t *testing.T) {
 		}
 		sent <- err
 	}()
-	other := w.clientCert(func(l *mtlstest.Leaf) { l.Run = "78/1/5" })
+	other := w.clientCert(func(l *clienttest.Leaf) { l.Run = "78/1/5" })
 	for range 20 {
 		w.admitted(other).Close()
 	}
@@ -172,7 +172,7 @@ func TestControlFlood(t *testing.T) {
 func TestManyControls(t *testing.T) {
 	t.Parallel()
 	w := start(t)
-	other, cert := w.control(w.clientCert(func(l *mtlstest.Leaf) { l.Run = "78/1/5" })), w.clientCert(nil)
+	other, cert := w.control(w.clientCert(func(l *clienttest.Leaf) { l.Run = "78/1/5" })), w.clientCert(nil)
 	relay, owner, free := w.admitted(cert), w.control(cert), w.control(cert)
 	if held := owner.hold(relay); len(held) != 1 {
 		t.Fatalf("held %v", held)

@@ -15,7 +15,7 @@ import (
 	"github.com/mayfly-ca/mayfly/client/mtls"
 	"github.com/mayfly-ca/mayfly/client/wire"
 	sidecar "github.com/mayfly-ca/mayfly/engine-sidecar"
-	"github.com/mayfly-ca/mayfly/engine-sidecar/supervise"
+	"github.com/mayfly-ca/mayfly/engine-sidecar/internal/supervise"
 )
 
 // TestMain lets the test binary be the sidecar's hidden subcommand and the

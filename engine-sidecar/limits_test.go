@@ -12,8 +12,8 @@ import (
 	"github.com/pires/go-proxyproto"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/mayfly-ca/mayfly/client/clienttest"
 	"github.com/mayfly-ca/mayfly/client/mtls"
-	"github.com/mayfly-ca/mayfly/client/mtls/mtlstest"
 	"github.com/mayfly-ca/mayfly/client/wire"
 	sidecar "github.com/mayfly-ca/mayfly/engine-sidecar"
 )
@@ -130,7 +130,7 @@ func (w *world) viaProxy(header []byte, cert *tls.Certificate) (*tls.Conn, error
 		return nil, err
 	}
 	td := spiffeid.RequireTrustDomainFromString(trustDomain)
-	conn := tls.Client(tcp, mtls.ClientConfig(mtlstest.Source{Cert: cert, Pool: w.issuer.ca.Roots()}, td, serverName,
+	conn := tls.Client(tcp, mtls.ClientConfig(clienttest.Source{Cert: cert, Pool: w.issuer.ca.Roots()}, td, serverName,
 		[]string{wire.ALPNRelay}, func(mtls.Peer) error { return nil }))
 	return conn, conn.Handshake()
 }

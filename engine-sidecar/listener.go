@@ -18,8 +18,8 @@ import (
 	"github.com/mayfly-ca/mayfly/ca/identity"
 	"github.com/mayfly-ca/mayfly/client/mtls"
 	"github.com/mayfly-ca/mayfly/client/wire"
-	"github.com/mayfly-ca/mayfly/engine-sidecar/admission"
-	"github.com/mayfly-ca/mayfly/engine-sidecar/relay"
+	"github.com/mayfly-ca/mayfly/engine-sidecar/internal/admission"
+	"github.com/mayfly-ca/mayfly/engine-sidecar/internal/relay"
 )
 
 const (

@@ -17,7 +17,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/mayfly-ca/mayfly/client/mtls/mtlstest"
+	"github.com/mayfly-ca/mayfly/client/clienttest"
 	sidecar "github.com/mayfly-ca/mayfly/engine-sidecar"
 )
 
@@ -113,7 +113,7 @@ func TestIdleMemory(t *testing.T) {
 	data := []byte(strings.Repeat("x", 64<<10))
 	conns := make([]*tls.Conn, count)
 	one := func(i int) {
-		conn, reason := w.open(w.clientCert(func(l *mtlstest.Leaf) { l.Run = fmt.Sprint(i) }))
+		conn, reason := w.open(w.clientCert(func(l *clienttest.Leaf) { l.Run = fmt.Sprint(i) }))
 		if reason != "" {
 			t.Fatal(reason)
 		}

@@ -12,7 +12,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/mayfly-ca/mayfly/client/mtls/mtlstest"
+	"github.com/mayfly-ca/mayfly/client/clienttest"
 )
 
 // opensslFiles writes what `openssl s_client` wants.
@@ -106,7 +106,7 @@ func TestOpenSSLClient(t *testing.T) {
 	if out := w.sClient(good, "hello\n", "-alpn", "mayfly/1"); !strings.Contains(out, "OK\nengine heard hello") {
 		t.Fatalf("no verdict:\n%s", out)
 	}
-	wrong := w.clientCert(func(l *mtlstest.Leaf) { l.Engines = []string{"other"} })
+	wrong := w.clientCert(func(l *clienttest.Leaf) { l.Engines = []string{"other"} })
 	if out := w.sClient(wrong, "hello\n"); !strings.Contains(out, "alert bad certificate") || strings.Contains(out, "engine heard") {
 		t.Fatalf("wrong engine:\n%s", out)
 	}
@@ -116,7 +116,7 @@ func TestOpenSSLClient(t *testing.T) {
 	if out := w.sClient(good, "hello\n", "-tls1_2"); !strings.Contains(out, "alert protocol version") {
 		t.Fatalf("TLS 1.2:\n%s", out)
 	}
-	server := w.clientCert(func(l *mtlstest.Leaf) {
+	server := w.clientCert(func(l *clienttest.Leaf) {
 		l.Usage, l.ID, l.DNS = x509.ExtKeyUsageServerAuth, "/engine/default/fly/22/m2", []string{serverName}
 	})
 	if out := w.sClient(server, "hello\n"); !strings.Contains(out, "alert bad certificate") {

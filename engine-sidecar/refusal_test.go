@@ -10,7 +10,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/mayfly-ca/mayfly/client/mtls/mtlstest"
+	"github.com/mayfly-ca/mayfly/client/clienttest"
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
@@ -37,27 +37,27 @@ var everyALPN = []string{wire.ALPNRelay, wire.ALPNControl, "h2", ""}
 func TestRefusedByAlert(t *testing.T) { // ATTACKS 38
 	t.Parallel()
 	w := start(t)
-	other := mtlstest.New(t, trustDomain)
-	foreign := mtlstest.New(t, "ci.example.org")
+	other := clienttest.New(t, trustDomain)
+	foreign := clienttest.New(t, "ci.example.org")
 	foreign.Root, foreign.Intermediates = w.issuer.ca.Root, w.issuer.ca.Intermediates
 	for _, tc := range []struct {
 		name, alert string
 		cert        *tls.Certificate
 	}{
-		{"server certificate as a client's", "bad certificate", w.clientCert(func(l *mtlstest.Leaf) {
+		{"server certificate as a client's", "bad certificate", w.clientCert(func(l *clienttest.Leaf) {
 			l.Usage, l.ID, l.DNS = x509.ExtKeyUsageServerAuth, "/engine/default/fly/22/m1", []string{serverName}
 		})},
-		{"both uses", "bad certificate", w.clientCert(func(l *mtlstest.Leaf) {
+		{"both uses", "bad certificate", w.clientCert(func(l *clienttest.Leaf) {
 			l.Template = func(c *x509.Certificate) {
 				c.ExtKeyUsage = append(c.ExtKeyUsage, x509.ExtKeyUsageServerAuth)
 			}
 		})},
-		{"another root", "unknown certificate authority", other.Issue(t, mtlstest.Leaf{Run: "1/1/1"})},
-		{"another trust domain", "bad certificate", foreign.Issue(t, mtlstest.Leaf{Run: "1/1/1"})},
-		{"expired", "expired certificate", w.clientCert(func(l *mtlstest.Leaf) {
+		{"another root", "unknown certificate authority", other.Issue(t, clienttest.Leaf{Run: "1/1/1"})},
+		{"another trust domain", "bad certificate", foreign.Issue(t, clienttest.Leaf{Run: "1/1/1"})},
+		{"expired", "expired certificate", w.clientCert(func(l *clienttest.Leaf) {
 			l.NotBefore, l.NotAfter = time.Now().Add(-2*time.Hour), time.Now().Add(-time.Hour)
 		})},
-		{"no grant", "bad certificate", w.clientCert(func(l *mtlstest.Leaf) {
+		{"no grant", "bad certificate", w.clientCert(func(l *clienttest.Leaf) {
 			l.Template = func(c *x509.Certificate) { c.ExtraExtensions = nil }
 		})},
 	} {
@@ -121,7 +121,7 @@ func TestPlainTCPAndOldTLS(t *testing.T) { // ATTACKS 47
 func TestAnyTLSClient(t *testing.T) {
 	t.Parallel()
 	w := start(t)
-	good, wrong := w.clientCert(nil), w.clientCert(func(l *mtlstest.Leaf) { l.Engines = []string{"other"} })
+	good, wrong := w.clientCert(nil), w.clientCert(func(l *clienttest.Leaf) { l.Engines = []string{"other"} })
 	for _, alpn := range []string{"h2", ""} {
 		var offers []string
 		if alpn != "" {
@@ -192,7 +192,7 @@ func TestPerRunLimit(t *testing.T) {
 	w.admitted(cert)
 	w.refusedWith(cert, wire.ReasonLimit)
 	w.control(cert) // never refused for a limit
-	w.admitted(w.clientCert(func(l *mtlstest.Leaf) { l.Run = "78/1/5" }))
+	w.admitted(w.clientCert(func(l *clienttest.Leaf) { l.Run = "78/1/5" }))
 	first.Close()
 	eventually(t, "room", func() bool { return w.log.has("relay ended", "run=77/1/5") })
 	w.admitted(cert)

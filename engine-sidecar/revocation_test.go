@@ -7,7 +7,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/mayfly-ca/mayfly/client/mtls/mtlstest"
+	"github.com/mayfly-ca/mayfly/client/clienttest"
 	"github.com/mayfly-ca/mayfly/client/wire"
 	sidecar "github.com/mayfly-ca/mayfly/engine-sidecar"
 )
@@ -42,16 +42,16 @@ func TestRevokeCuts(t *testing.T) { // ATTACKS 41
 func TestFloorCuts(t *testing.T) {
 	t.Parallel()
 	w := start(t)
-	old := w.clientCert(func(l *mtlstest.Leaf) { l.NotBefore = time.Now().Add(-10 * time.Minute) })
+	old := w.clientCert(func(l *clienttest.Leaf) { l.NotBefore = time.Now().Add(-10 * time.Minute) })
 	fresh := w.clientCert(nil)
 	conn, stays := w.admitted(old), w.admitted(fresh)
-	w.issuer.publish(func(f *mtlstest.Feed) { f.Floor = time.Now().Add(-5 * time.Minute) })
+	w.issuer.publish(func(f *clienttest.Feed) { f.Floor = time.Now().Add(-5 * time.Minute) })
 	w.cutOff(conn)
 	w.refusedWith(old, wire.ReasonRevoked)
 	w.echoes(stays)
 	w.admitted(fresh)
 	// An earlier floor afterwards changes nothing.
-	w.issuer.publish(func(f *mtlstest.Feed) { f.Floor = time.Now().Add(-time.Hour) })
+	w.issuer.publish(func(f *clienttest.Feed) { f.Floor = time.Now().Add(-time.Hour) })
 	eventually(t, "report", func() bool { return w.log.has("feed rolled back", "earlier floor") })
 	w.refusedWith(old, wire.ReasonRevoked)
 }
@@ -67,12 +67,12 @@ func TestCompromisedIntermediate(t *testing.T) {
 			w := setUp(t)
 			w.echo()
 			second := w.issuer.ca.AddIntermediate(t)
-			w.issuer.publish(func(*mtlstest.Feed) {})
+			w.issuer.publish(func(*clienttest.Feed) {})
 			w.run()
-			of := func(i int) func(*mtlstest.Leaf) { return func(l *mtlstest.Leaf) { l.Intermediate = i } }
+			of := func(i int) func(*clienttest.Leaf) { return func(l *clienttest.Leaf) { l.Intermediate = i } }
 			bad := w.clientCert(of(second))
 			conn, stays := w.admitted(bad), w.admitted(w.clientCert(nil))
-			w.issuer.publish(func(f *mtlstest.Feed) {
+			w.issuer.publish(func(f *clienttest.Feed) {
 				f.Compromised = []int{second}
 				if left {
 					f.Absent = f.Compromised
@@ -99,12 +99,12 @@ func TestOwnIntermediateCompromised(t *testing.T) {
 	w := setUp(t)
 	w.echo()
 	second := w.issuer.ca.AddIntermediate(t)
-	w.issuer.publish(func(*mtlstest.Feed) {})
+	w.issuer.publish(func(*clienttest.Feed) {})
 	w.issuer.set(func() { w.issuer.intermediate = second })
 	w.run()
 	conn := w.admitted(w.clientCert(nil))
 	w.issuer.set(func() { w.issuer.intermediate = 0 })
-	w.issuer.publish(func(f *mtlstest.Feed) { f.Compromised, f.Absent = []int{second}, []int{second} })
+	w.issuer.publish(func(f *clienttest.Feed) { f.Compromised, f.Absent = []int{second}, []int{second} })
 	w.cutOff(conn)
 	eventually(t, "another certificate", func() bool {
 		conn, err := w.dial(w.clientCert(nil), wire.ALPNRelay)
@@ -135,7 +135,7 @@ func TestFeedStale(t *testing.T) { // ATTACKS 42, 64
 				w.echoes(conn)
 			}
 			w.issuer.set(func() { w.issuer.frozen = false })
-			w.issuer.publish(func(*mtlstest.Feed) {})
+			w.issuer.publish(func(*clienttest.Feed) {})
 			eventually(t, "fresh again", func() bool { code, _ := w.get("/readyz"); return code == 200 })
 			w.admitted(cert)
 			eventually(t, "staleness told", func() bool {
@@ -154,10 +154,10 @@ func TestFeedRolledBackAndForged(t *testing.T) { // ATTACKS 42, 65
 	eventually(t, "feed 2", func() bool { _, b := w.get("/metrics"); return contains(b, "mayfly_sidecar_feed_number 2") })
 	w.refusedWith(revoked, wire.ReasonRevoked)
 
-	forger := mtlstest.New(t, trustDomain) // a CA of the same names and other keys
+	forger := clienttest.New(t, trustDomain) // a CA of the same names and other keys
 	w.issuer.set(func() {
 		w.issuer.feed.Number = 99
-		w.issuer.feedPEM = forger.Feed(t, mtlstest.Feed{Number: 99, Revoked: nil})
+		w.issuer.feedPEM = forger.Feed(t, clienttest.Feed{Number: 99, Revoked: nil})
 		close(w.issuer.changed)
 		w.issuer.changed = make(chan struct{})
 	})
@@ -168,12 +168,12 @@ func TestFeedRolledBackAndForged(t *testing.T) { // ATTACKS 42, 65
 	w.refusedWith(revoked, wire.ReasonRevoked)
 
 	// Signed by us, with a lower number, without the serial.
-	w.issuer.publish(func(f *mtlstest.Feed) { f.Number, f.Revoked = 1, nil })
+	w.issuer.publish(func(f *clienttest.Feed) { f.Number, f.Revoked = 1, nil })
 	eventually(t, "lower number reported", func() bool { return w.log.has("feed rolled back", "lower number") })
 	w.refusedWith(revoked, wire.ReasonRevoked)
 
 	// With a higher number, without the serial.
-	w.issuer.publish(func(f *mtlstest.Feed) { f.Number, f.Revoked = 200, nil })
+	w.issuer.publish(func(f *clienttest.Feed) { f.Number, f.Revoked = 200, nil })
 	eventually(t, "missing serial reported", func() bool { return w.log.has("feed rolled back", "lacks serials") })
 	w.refusedWith(revoked, wire.ReasonRevoked)
 	w.admitted(fine)

@@ -14,9 +14,9 @@ import (
 	"github.com/mayfly-ca/mayfly/client"
 	"github.com/mayfly-ca/mayfly/client/tokensource"
 	"github.com/mayfly-ca/mayfly/client/wire"
-	"github.com/mayfly-ca/mayfly/engine-sidecar/admission"
-	"github.com/mayfly-ca/mayfly/engine-sidecar/revocation"
-	"github.com/mayfly-ca/mayfly/engine-sidecar/supervise"
+	"github.com/mayfly-ca/mayfly/engine-sidecar/internal/admission"
+	"github.com/mayfly-ca/mayfly/engine-sidecar/internal/revocation"
+	"github.com/mayfly-ca/mayfly/engine-sidecar/internal/supervise"
 )
 
 // sidecar is one run of the program.

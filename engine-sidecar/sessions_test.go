@@ -7,8 +7,8 @@ import (
 	"time"
 
 	"github.com/mayfly-ca/mayfly/ca/identity"
+	"github.com/mayfly-ca/mayfly/client/clienttest"
 	"github.com/mayfly-ca/mayfly/client/mtls"
-	"github.com/mayfly-ca/mayfly/client/mtls/mtlstest"
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
@@ -102,7 +102,7 @@ func TestLongReports(t *testing.T) {
 	w := start(t)
 	const relays = 30 // of 25 KB each when told
 	w.issuer.set(func() { w.issuer.down = true })
-	cert := w.clientCert(func(l *mtlstest.Leaf) { l.Run = strings.Repeat("<", identity.MaxValue) }) // six bytes each in JSON
+	cert := w.clientCert(func(l *clienttest.Leaf) { l.Run = strings.Repeat("<", identity.MaxValue) }) // six bytes each in JSON
 	serial := mtls.Serial(cert.Leaf.SerialNumber)
 	for range relays {
 		w.admitted(cert).Close()

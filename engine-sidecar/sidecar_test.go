@@ -7,7 +7,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 
-	"github.com/mayfly-ca/mayfly/client/mtls/mtlstest"
+	"github.com/mayfly-ca/mayfly/client/clienttest"
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
@@ -50,5 +50,5 @@ func TestWrongEngine(t *testing.T) { // ATTACKS 39
 	t.Parallel()
 	w := start(t)
 	w.admitted(w.clientCert(nil))
-	w.refusedWith(w.clientCert(func(l *mtlstest.Leaf) { l.Engines = []string{"other"} }), wire.ReasonWrongEngine)
+	w.refusedWith(w.clientCert(func(l *clienttest.Leaf) { l.Engines = []string{"other"} }), wire.ReasonWrongEngine)
 }

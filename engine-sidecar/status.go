@@ -11,7 +11,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"golang.org/x/net/netutil"
 
-	"github.com/mayfly-ca/mayfly/engine-sidecar/revocation"
+	"github.com/mayfly-ca/mayfly/engine-sidecar/internal/revocation"
 )
 
 // notReadyReason says why clients are not admitted now; empty when they are.

@@ -7,7 +7,7 @@ import (
 	"time"
 
 	"github.com/mayfly-ca/mayfly/client/wire"
-	"github.com/mayfly-ca/mayfly/engine-sidecar/revocation"
+	"github.com/mayfly-ca/mayfly/engine-sidecar/internal/revocation"
 )
 
 // statusPause is how long no status is sent after the issuer did not understand

@@ -26,8 +26,8 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/mayfly-ca/mayfly/client/clienttest"
 	"github.com/mayfly-ca/mayfly/client/mtls"
-	"github.com/mayfly-ca/mayfly/client/mtls/mtlstest"
 	"github.com/mayfly-ca/mayfly/client/wire"
 	sidecar "github.com/mayfly-ca/mayfly/engine-sidecar"
 )
@@ -41,12 +41,12 @@ const (
 // tests of package e2e.
 type fakeIssuer struct {
 	tb  testing.TB
-	ca  *mtlstest.CA
+	ca  *clienttest.CA
 	srv *httptest.Server
 
 	mu           sync.Mutex
 	changed      chan struct{} // closed at each change of the feed
-	feed         mtlstest.Feed
+	feed         clienttest.Feed
 	feedPEM      []byte
 	down         bool   // answers 503 to everything
 	frozen       bool   // answers 204 to every wait, whatever the feed says
@@ -64,8 +64,8 @@ type fakeIssuer struct {
 
 func newFakeIssuer(tb testing.TB) *fakeIssuer {
 	tb.Helper()
-	f := &fakeIssuer{tb: tb, ca: mtlstest.New(tb, trustDomain), ttl: time.Hour, changed: make(chan struct{})}
-	f.publish(func(*mtlstest.Feed) {})
+	f := &fakeIssuer{tb: tb, ca: clienttest.New(tb, trustDomain), ttl: time.Hour, changed: make(chan struct{})}
+	f.publish(func(*clienttest.Feed) {})
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+wire.PathInfo, func(w http.ResponseWriter, _ *http.Request) {
 		_ = json.NewEncoder(w).Encode(wire.Info{TrustDomain: trustDomain, Audience: "mayfly:" + trustDomain})
@@ -88,7 +88,7 @@ func newFakeIssuer(tb testing.TB) *fakeIssuer {
 }
 
 // publish changes the feed and gives it the next number, unless change does.
-func (f *fakeIssuer) publish(change func(*mtlstest.Feed)) {
+func (f *fakeIssuer) publish(change func(*clienttest.Feed)) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.feed.Number++
@@ -102,7 +102,7 @@ func (f *fakeIssuer) publish(change func(*mtlstest.Feed)) {
 }
 
 func (f *fakeIssuer) revoke(certs ...*x509.Certificate) {
-	f.publish(func(feed *mtlstest.Feed) {
+	f.publish(func(feed *clienttest.Feed) {
 		for _, c := range certs {
 			feed.Revoked = append(feed.Revoked, c.SerialNumber)
 		}
@@ -157,7 +157,7 @@ func (f *fakeIssuer) issue(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	now := time.Now()
-	cert := f.ca.Issue(f.tb, mtlstest.Leaf{
+	cert := f.ca.Issue(f.tb, clienttest.Leaf{
 		Intermediate: f.intermediate, ID: "/engine/default/fly/22/m1", DNS: []string{serverName}, Usage: x509.ExtKeyUsageServerAuth,
 		Key: csr.PublicKey, NotBefore: now.Add(-time.Minute), NotAfter: now.Add(f.ttl),
 	})
@@ -353,9 +353,9 @@ func start(tb testing.TB) *world {
 }
 
 // clientCert makes a client's certificate for this engine.
-func (w *world) clientCert(change func(*mtlstest.Leaf)) *tls.Certificate {
+func (w *world) clientCert(change func(*clienttest.Leaf)) *tls.Certificate {
 	w.tb.Helper()
-	l := mtlstest.Leaf{Run: "77/1/5"}
+	l := clienttest.Leaf{Run: "77/1/5"}
 	if change != nil {
 		change(&l)
 	}
@@ -368,7 +368,7 @@ func (w *world) clientCert(change func(*mtlstest.Leaf)) *tls.Certificate {
 func (w *world) clientConfig(cert *tls.Certificate, alpn ...string) *tls.Config {
 	w.tb.Helper()
 	td := spiffeid.RequireTrustDomainFromString(trustDomain)
-	return mtls.ClientConfig(mtlstest.Source{Cert: cert, Pool: w.issuer.ca.Roots()}, td, serverName, alpn,
+	return mtls.ClientConfig(clienttest.Source{Cert: cert, Pool: w.issuer.ca.Roots()}, td, serverName, alpn,
 		func(mtls.Peer) error { return nil })
 }
 

@@ -22,7 +22,7 @@ import (
 	"golang.org/x/crypto/acme/autocert"
 
 	"github.com/mayfly-ca/mayfly/ca"
-	"github.com/mayfly-ca/mayfly/ca/issuance"
+	"github.com/mayfly-ca/mayfly/ca/grant"
 )
 
 const (
@@ -56,7 +56,7 @@ func (c *Config) checkACME() error {
 	switch {
 	case u.Scheme != "https":
 		return errors.New("tls.mode acme needs an https public_url")
-	case !issuance.ValidHostName(host) || !strings.Contains(host, "."):
+	case !grant.ValidHostName(host) || !strings.Contains(host, "."):
 		return fmt.Errorf("tls.mode acme gets certificates for public DNS names, and public_url's host is %q", u.Hostname())
 	case c.BehindProxy:
 		return errors.New("tls.mode acme needs the ACME server's connections to reach this listener itself: behind a TLS edge (behind_proxy) use tls.mode off")

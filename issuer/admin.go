@@ -10,8 +10,8 @@ import (
 	"github.com/mayfly-ca/mayfly/ca"
 	"github.com/mayfly-ca/mayfly/ca/store"
 	"github.com/mayfly-ca/mayfly/client/wire"
-	"github.com/mayfly-ca/mayfly/issuer/idtoken"
-	"github.com/mayfly-ca/mayfly/issuer/policy"
+	"github.com/mayfly-ca/mayfly/issuer/internal/idtoken"
+	"github.com/mayfly-ca/mayfly/issuer/internal/policy"
 )
 
 // Person is who acts on the admin calls, as decided for one request.

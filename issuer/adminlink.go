@@ -10,8 +10,8 @@ import (
 
 	"github.com/mayfly-ca/mayfly/ca/store"
 	"github.com/mayfly-ca/mayfly/client/wire"
-	"github.com/mayfly-ca/mayfly/issuer/policy"
-	"github.com/mayfly-ca/mayfly/issuer/web"
+	"github.com/mayfly-ca/mayfly/issuer/internal/policy"
+	"github.com/mayfly-ca/mayfly/issuer/internal/web"
 )
 
 // AdminLinkLife is how long a link of AdminLink can be used.

@@ -2,7 +2,7 @@ package issuer
 
 import (
 	"github.com/mayfly-ca/mayfly/client/wire"
-	"github.com/mayfly-ca/mayfly/issuer/policy"
+	"github.com/mayfly-ca/mayfly/issuer/internal/policy"
 )
 
 // wireExplanation turns the policy's account into the wire's.

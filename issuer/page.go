@@ -12,9 +12,9 @@ import (
 
 	"github.com/mayfly-ca/mayfly/ca/store"
 	"github.com/mayfly-ca/mayfly/client/wire"
-	"github.com/mayfly-ca/mayfly/issuer/idtoken"
-	"github.com/mayfly-ca/mayfly/issuer/policy"
-	"github.com/mayfly-ca/mayfly/issuer/web"
+	"github.com/mayfly-ca/mayfly/issuer/internal/idtoken"
+	"github.com/mayfly-ca/mayfly/issuer/internal/policy"
+	"github.com/mayfly-ca/mayfly/issuer/internal/web"
 )
 
 // Page makes the admin page of a server.

@@ -3,7 +3,7 @@ package issuer
 import (
 	"testing"
 
-	"github.com/mayfly-ca/mayfly/issuer/policy"
+	"github.com/mayfly-ca/mayfly/issuer/internal/policy"
 )
 
 func TestRunURL(t *testing.T) {

@@ -11,8 +11,8 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
-	"github.com/mayfly-ca/mayfly/issuer/idtoken"
-	"github.com/mayfly-ca/mayfly/issuer/policy"
+	"github.com/mayfly-ca/mayfly/issuer/internal/idtoken"
+	"github.com/mayfly-ca/mayfly/issuer/internal/policy"
 )
 
 // loadedPolicy is one loaded policy file: rules, and the verifier of the providers

@@ -13,8 +13,8 @@ import (
 	"github.com/mayfly-ca/mayfly/ca"
 	"github.com/mayfly-ca/mayfly/ca/store"
 	"github.com/mayfly-ca/mayfly/client/wire"
-	"github.com/mayfly-ca/mayfly/issuer/idtoken"
-	"github.com/mayfly-ca/mayfly/issuer/policy"
+	"github.com/mayfly-ca/mayfly/issuer/internal/idtoken"
+	"github.com/mayfly-ca/mayfly/issuer/internal/policy"
 )
 
 // Error is a refusal with its public text and its private cause apart. Name is

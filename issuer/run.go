@@ -16,8 +16,8 @@ import (
 	"github.com/mayfly-ca/mayfly/ca"
 	"github.com/mayfly-ca/mayfly/ca/store"
 	"github.com/mayfly-ca/mayfly/client/wire"
-	"github.com/mayfly-ca/mayfly/issuer/idtoken"
-	"github.com/mayfly-ca/mayfly/issuer/policy"
+	"github.com/mayfly-ca/mayfly/issuer/internal/idtoken"
+	"github.com/mayfly-ca/mayfly/issuer/internal/policy"
 )
 
 // Times of the server. WriteTimeout leaves a held crl/wait its 30 seconds.

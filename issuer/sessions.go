@@ -8,7 +8,7 @@ import (
 
 	"github.com/mayfly-ca/mayfly/ca/store"
 	"github.com/mayfly-ca/mayfly/client/wire"
-	"github.com/mayfly-ca/mayfly/issuer/policy"
+	"github.com/mayfly-ca/mayfly/issuer/internal/policy"
 )
 
 // maxSessionReason bounds the reason in a report.

@@ -13,8 +13,8 @@ import (
 	"github.com/go-chi/chi/v5"
 
 	"github.com/mayfly-ca/mayfly/client/wire"
+	"github.com/mayfly-ca/mayfly/issuer/internal/web"
 	"github.com/mayfly-ca/mayfly/issuer/issuertest"
-	"github.com/mayfly-ca/mayfly/issuer/web"
 )
 
 // notAdmins are the routes that change something and are not an admin's, and

@@ -353,7 +353,7 @@ func (e *testEngine) publishSmall(t *testing.T, image string) result {
 // testTest runs this repository's own test step, unit tests of some packages
 // and the integration tests against the services.
 func (e *testEngine) testTest(t *testing.T) {
-	got := e.pipeline(t, e.root, "test", "--test-packages", "./client/wire ./ca/identity ./issuer/policy")
+	got := e.pipeline(t, e.root, "test", "--test-packages", "./client/wire ./ca/identity ./issuer/internal/policy")
 	got.mustPass(t)
 	for _, want := range []string{"--- PASS: TestIntegrationReady", "--- PASS: TestIntegrationFeed", "--- PASS: TestIntegrationGarbageToken"} {
 		if !strings.Contains(got.stderr, want) {

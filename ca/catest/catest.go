@@ -21,8 +21,8 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/mayfly-ca/mayfly/ca"
+	"github.com/mayfly-ca/mayfly/ca/grant"
 	"github.com/mayfly-ca/mayfly/ca/identity"
-	"github.com/mayfly-ca/mayfly/ca/issuance"
 	"github.com/mayfly-ca/mayfly/ca/store"
 )
 
@@ -131,14 +131,14 @@ func (o Options) defaults() Options {
 
 // ClientParams are those of a GitHub job's certificate for engines, with a
 // token of its own. Change them before NewGrant.
-func ClientParams(t testing.TB, engines ...string) issuance.Params {
+func ClientParams(t testing.TB, engines ...string) grant.Params {
 	t.Helper()
 	id, err := identity.ClientID(trustDomain(t), "github", "285964", "1339936803")
 	if err != nil {
 		t.Fatal(err)
 	}
-	return issuance.Params{
-		Profile:  issuance.Client,
+	return grant.Params{
+		Profile:  grant.Client,
 		TTL:      time.Hour,
 		Provider: "github",
 		Identity: identity.Identity{
@@ -158,14 +158,14 @@ func ClientParams(t testing.TB, engines ...string) issuance.Params {
 			},
 		},
 		Token:   token("https://token.actions.githubusercontent.com"),
-		Subject: issuance.Labels{Repository: "example-org/app", RepositoryID: "1339936803", RunID: "1001", Actor: "alice"},
+		Subject: grant.Labels{Repository: "example-org/app", RepositoryID: "1339936803", RunID: "1001", Actor: "alice"},
 		Claims:  []byte(`{"repository":"example-org/app"}`),
 	}
 }
 
 // ServerParams are those of a Fly Machine's certificate for one engine, with a
 // token of its own.
-func ServerParams(t testing.TB, engine string, dns ...string) issuance.Params {
+func ServerParams(t testing.TB, engine string, dns ...string) grant.Params {
 	t.Helper()
 	id, err := identity.EngineID(trustDomain(t), engine, "fly", "22222222", "148e21ea7e1d89")
 	if err != nil {
@@ -174,8 +174,8 @@ func ServerParams(t testing.TB, engine string, dns ...string) issuance.Params {
 	if len(dns) == 0 {
 		dns = []string{EngineDNS}
 	}
-	return issuance.Params{
-		Profile:  issuance.Server,
+	return grant.Params{
+		Profile:  grant.Server,
 		TTL:      24 * time.Hour,
 		Provider: "fly",
 		Identity: identity.Identity{
@@ -199,17 +199,17 @@ func trustDomain(t testing.TB) spiffeid.TrustDomain {
 }
 
 // token returns an unused token.
-func token(issuer string) issuance.Token {
+func token(issuer string) grant.Token {
 	var id [16]byte
 	_, _ = rand.Read(id[:]) // never fails
 	now := time.Now().Truncate(time.Second)
-	return issuance.Token{Issuer: issuer, ID: hex.EncodeToString(id[:]), SingleUse: true, IssuedAt: now, ExpiresAt: now.Add(5 * time.Minute)}
+	return grant.Token{Issuer: issuer, ID: hex.EncodeToString(id[:]), SingleUse: true, IssuedAt: now, ExpiresAt: now.Add(5 * time.Minute)}
 }
 
 // Grant makes a grant of p.
-func Grant(t testing.TB, p issuance.Params) issuance.Grant {
+func Grant(t testing.TB, p grant.Params) grant.Grant {
 	t.Helper()
-	g, err := issuance.New(p)
+	g, err := grant.New(p)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -230,7 +230,7 @@ func (c *CA) Server(t testing.TB, engine string, dns ...string) tls.Certificate 
 
 // Leaf issues what p says for a new key. Its Certificate holds leaf and
 // intermediate.
-func (c *CA) Leaf(t testing.TB, p issuance.Params) tls.Certificate {
+func (c *CA) Leaf(t testing.TB, p grant.Params) tls.Certificate {
 	t.Helper()
 	key := Key(t)
 	issued, err := c.Issue(t.Context(), Grant(t, p), CSR(t, key))

@@ -16,30 +16,30 @@ import (
 	"time"
 
 	"github.com/mayfly-ca/mayfly/ca/identity"
+	"github.com/mayfly-ca/mayfly/client/clienttest"
 	"github.com/mayfly-ca/mayfly/client/mtls"
-	"github.com/mayfly-ca/mayfly/client/mtls/mtlstest"
 )
 
 func TestParseFeed(t *testing.T) {
 	t.Parallel()
-	ca := mtlstest.New(t, trustDomain)
+	ca := clienttest.New(t, trustDomain)
 	ca.AddIntermediate(t)
-	forger := mtlstest.New(t, trustDomain)
+	forger := clienttest.New(t, trustDomain)
 	floor := time.Now().Add(-time.Hour).Truncate(time.Second)
 	block := func(kind string, der []byte) []byte {
 		return pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der})
 	}
 	crl := func(der []byte) []byte { return block("X509 CRL", der) }
 	inter := func(i int) []byte { return block("CERTIFICATE", ca.Intermediates[i].Certificate.Raw) }
-	f := mtlstest.Feed{Number: 7, Floor: floor, ThisUpdate: time.Now()}
+	f := clienttest.Feed{Number: 7, Floor: floor, ThisUpdate: time.Now()}
 	l0, l1, root := crl(ca.List(t, 0, f)), crl(ca.List(t, 1, f)), crl(ca.RootList(t, f))
-	with := func(change func(*mtlstest.Feed)) []byte {
+	with := func(change func(*clienttest.Feed)) []byte {
 		g := f
 		change(&g)
 		return ca.Feed(t, g)
 	}
 	second := func(change func(*x509.RevocationList)) []byte {
-		return with(func(g *mtlstest.Feed) {
+		return with(func(g *clienttest.Feed) {
 			g.List = func(i int, list *x509.RevocationList) {
 				if i == 1 {
 					change(list)
@@ -73,27 +73,27 @@ func TestParseFeed(t *testing.T) {
 		{"root's list forged", slices.Concat(inter(0), l0, inter(1), l1, crl(forger.RootList(t, f))), "root's list: missing"},
 		{"root as an intermediate", slices.Concat(block("CERTIFICATE", ca.Root.Certificate.Raw), root), "not an intermediate"},
 		{"numbers differ", second(func(l *x509.RevocationList) { l.Number = big.NewInt(8) }), "numbers 7 and 8"},
-		{"number of 65 bits", with(func(g *mtlstest.Feed) {
+		{"number of 65 bits", with(func(g *clienttest.Feed) {
 			g.List = func(_ int, l *x509.RevocationList) { l.Number = new(big.Int).Lsh(big.NewInt(1), 64) }
 		}), "63 bits"},
 		{"floors differ", second(func(l *x509.RevocationList) {
-			l.ExtraExtensions = []pkix.Extension{mtlstest.Floor(t, floor.Add(-time.Second))}
+			l.ExtraExtensions = []pkix.Extension{clienttest.Floor(t, floor.Add(-time.Second))}
 		}), "different floors"},
 		{"floor in one list only", second(func(l *x509.RevocationList) { l.ExtraExtensions = nil }), "no floor"},
-		{"no floor", with(func(g *mtlstest.Feed) {
+		{"no floor", with(func(g *clienttest.Feed) {
 			g.List = func(_ int, l *x509.RevocationList) { l.ExtraExtensions = nil }
 		}), "no floor"},
-		{"floor is no time", with(func(g *mtlstest.Feed) {
+		{"floor is no time", with(func(g *clienttest.Feed) {
 			g.List = func(_ int, l *x509.RevocationList) {
 				l.ExtraExtensions = []pkix.Extension{{Id: identity.OIDFloor, Value: []byte{asn1.TagUTF8String, 1, 'x'}}}
 			}
 		}), "floor"},
-		{"two floors", with(func(g *mtlstest.Feed) {
+		{"two floors", with(func(g *clienttest.Feed) {
 			g.List = func(_ int, l *x509.RevocationList) {
-				l.ExtraExtensions = append(l.ExtraExtensions, mtlstest.Floor(t, floor))
+				l.ExtraExtensions = append(l.ExtraExtensions, clienttest.Floor(t, floor))
 			}
 		}), "malformed floor"},
-		{"critical extension", with(func(g *mtlstest.Feed) {
+		{"critical extension", with(func(g *clienttest.Feed) {
 			g.List = func(_ int, l *x509.RevocationList) {
 				// A delta list (RFC 5280 5.2.4) is only a part.
 				l.ExtraExtensions = append(l.ExtraExtensions, pkix.Extension{Id: asn1.ObjectIdentifier{2, 5, 29, 27}, Critical: true, Value: []byte{2, 1, 1}})
@@ -122,11 +122,11 @@ func TestParseFeed(t *testing.T) {
 
 func TestCheckChain(t *testing.T) {
 	t.Parallel()
-	ca := mtlstest.New(t, trustDomain)
+	ca := clienttest.New(t, trustDomain)
 	second := ca.AddIntermediate(t)
 	now := time.Now()
-	good, bad := ca.Issue(t, mtlstest.Leaf{}), ca.Issue(t, mtlstest.Leaf{})
-	younger := ca.Issue(t, mtlstest.Leaf{Intermediate: second})
+	good, bad := ca.Issue(t, clienttest.Leaf{}), ca.Issue(t, clienttest.Leaf{})
+	younger := ca.Issue(t, clienttest.Leaf{Intermediate: second})
 	issued := good.Leaf.NotBefore.Add(time.Minute)
 	chain := func(leaf *x509.Certificate, intermediate int) []*x509.Certificate {
 		return []*x509.Certificate{leaf, ca.Intermediates[intermediate].Certificate, ca.Root.Certificate}
@@ -134,7 +134,7 @@ func TestCheckChain(t *testing.T) {
 	revoked := []*big.Int{bad.Leaf.SerialNumber}
 	tests := []struct {
 		name  string
-		feed  mtlstest.Feed
+		feed  clienttest.Feed
 		chain []*x509.Certificate
 		at    time.Time
 		want  error
@@ -142,18 +142,18 @@ func TestCheckChain(t *testing.T) {
 		{name: "good", chain: chain(good.Leaf, 0)},
 		{name: "revoked", chain: chain(bad.Leaf, 0), want: mtls.ErrRevoked},
 		{name: "of the second intermediate", chain: chain(younger.Leaf, second)},
-		{name: "of a compromised intermediate", feed: mtlstest.Feed{Compromised: []int{second}}, chain: chain(younger.Leaf, second), want: mtls.ErrRevoked},
-		{name: "of a compromised intermediate that the feed leaves out", feed: mtlstest.Feed{Compromised: []int{second}, Absent: []int{second}}, chain: chain(younger.Leaf, second), want: mtls.ErrRevoked},
-		{name: "of another intermediate that the feed leaves out", feed: mtlstest.Feed{Absent: []int{second}}, chain: chain(younger.Leaf, second), want: mtls.ErrNotCovered},
-		{name: "of the intermediate beside one that is left out", feed: mtlstest.Feed{Compromised: []int{second}, Absent: []int{second}}, chain: chain(good.Leaf, 0)},
-		{name: "of the intermediate beside a compromised one", feed: mtlstest.Feed{Compromised: []int{second}}, chain: chain(good.Leaf, 0)},
-		{name: "issued at the floor", feed: mtlstest.Feed{Floor: issued}, chain: chain(good.Leaf, 0)},
-		{name: "issued a second before the floor", feed: mtlstest.Feed{Floor: issued.Add(time.Second)}, chain: chain(good.Leaf, 0), want: mtls.ErrBeforeFloor},
+		{name: "of a compromised intermediate", feed: clienttest.Feed{Compromised: []int{second}}, chain: chain(younger.Leaf, second), want: mtls.ErrRevoked},
+		{name: "of a compromised intermediate that the feed leaves out", feed: clienttest.Feed{Compromised: []int{second}, Absent: []int{second}}, chain: chain(younger.Leaf, second), want: mtls.ErrRevoked},
+		{name: "of another intermediate that the feed leaves out", feed: clienttest.Feed{Absent: []int{second}}, chain: chain(younger.Leaf, second), want: mtls.ErrNotCovered},
+		{name: "of the intermediate beside one that is left out", feed: clienttest.Feed{Compromised: []int{second}, Absent: []int{second}}, chain: chain(good.Leaf, 0)},
+		{name: "of the intermediate beside a compromised one", feed: clienttest.Feed{Compromised: []int{second}}, chain: chain(good.Leaf, 0)},
+		{name: "issued at the floor", feed: clienttest.Feed{Floor: issued}, chain: chain(good.Leaf, 0)},
+		{name: "issued a second before the floor", feed: clienttest.Feed{Floor: issued.Add(time.Second)}, chain: chain(good.Leaf, 0), want: mtls.ErrBeforeFloor},
 		{name: "of an intermediate that the feed has not", chain: []*x509.Certificate{good.Leaf, ca.Root.Certificate, ca.Root.Certificate}, want: mtls.ErrNotCovered},
 		{name: "a chain of two", chain: []*x509.Certificate{good.Leaf, ca.Root.Certificate}, want: mtls.ErrNotCovered},
 		{name: "just before the next update", chain: chain(good.Leaf, 0), at: now.Add(10*time.Minute - 2*time.Second)},
 		{name: "at the next update", chain: chain(good.Leaf, 0), at: now.Add(10 * time.Minute), want: mtls.ErrStale},
-		{name: "root's list is over", feed: mtlstest.Feed{RootNextUpdate: now.Add(time.Minute)}, chain: chain(good.Leaf, 0), at: now.Add(2 * time.Minute), want: mtls.ErrStale},
+		{name: "root's list is over", feed: clienttest.Feed{RootNextUpdate: now.Add(time.Minute)}, chain: chain(good.Leaf, 0), at: now.Add(2 * time.Minute), want: mtls.ErrStale},
 		{name: "a minute from the future", chain: chain(good.Leaf, 0), at: now.Add(-59 * time.Second)},
 		{name: "two minutes from the future", chain: chain(good.Leaf, 0), at: now.Add(-2 * time.Minute), want: mtls.ErrClockSkew},
 	}
@@ -195,10 +195,10 @@ const fuzzNumber = 3
 // A fuzzer's workers are processes of their own, so the CA comes from a file.
 func readFuzzFeed(f *testing.F) (roots []*x509.Certificate, feed []byte) {
 	if *update {
-		ca := mtlstest.New(f, trustDomain)
+		ca := clienttest.New(f, trustDomain)
 		ca.AddIntermediate(f)
 		root := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca.Root.Certificate.Raw})
-		feed := ca.Feed(f, mtlstest.Feed{Number: fuzzNumber, Revoked: []*big.Int{fuzzSerial}, Floor: time.Now()})
+		feed := ca.Feed(f, clienttest.Feed{Number: fuzzNumber, Revoked: []*big.Int{fuzzSerial}, Floor: time.Now()})
 		for name, data := range map[string][]byte{"testdata/root.pem": root, "testdata/feed.pem": feed} {
 			if err := os.WriteFile(name, data, 0o644); err != nil {
 				f.Fatal(err)

@@ -10,8 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/mayfly-ca/mayfly/client/clienttest"
 	"github.com/mayfly-ca/mayfly/client/mtls"
-	"github.com/mayfly-ca/mayfly/client/mtls/mtlstest"
 )
 
 const (
@@ -23,21 +23,21 @@ func admit(mtls.Peer) error { return nil }
 
 // ends are the two ends of one handshake, for a test to spoil.
 type ends struct {
-	ca             *mtlstest.CA
+	ca             *clienttest.CA
 	server, client *tls.Config
 }
 
-func newEnds(t *testing.T, server, client mtlstest.Leaf) *ends {
+func newEnds(t *testing.T, server, client clienttest.Leaf) *ends {
 	t.Helper()
-	ca := mtlstest.New(t, trustDomain)
+	ca := clienttest.New(t, trustDomain)
 	e := &ends{ca: ca}
-	e.server = mtls.ServerConfig(mtlstest.Source{Cert: ca.Issue(t, server), Pool: ca.Roots()}, ca.TrustDomain, admit)
-	e.client = mtls.ClientConfig(mtlstest.Source{Cert: ca.Issue(t, client), Pool: ca.Roots()}, ca.TrustDomain, serverName, []string{"mayfly/1"}, admit)
+	e.server = mtls.ServerConfig(clienttest.Source{Cert: ca.Issue(t, server), Pool: ca.Roots()}, ca.TrustDomain, admit)
+	e.client = mtls.ClientConfig(clienttest.Source{Cert: ca.Issue(t, client), Pool: ca.Roots()}, ca.TrustDomain, serverName, []string{"mayfly/1"}, admit)
 	return e
 }
 
-func serverLeaf() mtlstest.Leaf {
-	return mtlstest.Leaf{ID: "/engine/default/fly/1", DNS: []string{serverName}, Usage: x509.ExtKeyUsageServerAuth}
+func serverLeaf() clienttest.Leaf {
+	return clienttest.Leaf{ID: "/engine/default/fly/1", DNS: []string{serverName}, Usage: x509.ExtKeyUsageServerAuth}
 }
 
 // outcome is what each end of a handshake saw; one byte crosses each way, since
@@ -86,34 +86,34 @@ func (e *ends) handshake(t *testing.T) outcome {
 
 func TestHandshake(t *testing.T) {
 	t.Parallel()
-	other := mtlstest.New(t, "ci.other.example")
-	sub := mtlstest.New(t, "sub."+trustDomain)
+	other := clienttest.New(t, "ci.other.example")
+	sub := clienttest.New(t, "sub."+trustDomain)
 	now := time.Now()
 	tests := []struct {
 		name           string
-		server, client mtlstest.Leaf
+		server, client clienttest.Leaf
 		spoil          func(*testing.T, *ends)
 		// refuses and says, of the end that refuses; empty means success.
 		refuses, says string
 	}{
 		{name: "admitted"},
-		{name: "client certificate as a server's", server: mtlstest.Leaf{DNS: []string{serverName}}, refuses: "client", says: "incompatible key usage"},
+		{name: "client certificate as a server's", server: clienttest.Leaf{DNS: []string{serverName}}, refuses: "client", says: "incompatible key usage"},
 		{name: "server certificate as a client's", client: serverLeaf(), refuses: "server", says: "incompatible key usage"},
 		{name: "certificate for both uses, of a server", server: both(serverLeaf()), refuses: "client", says: "for another use"},
-		{name: "certificate for both uses, of a client", client: both(mtlstest.Leaf{}), refuses: "server", says: "for another use"},
-		{name: "expired client", client: mtlstest.Leaf{NotAfter: now.Add(-time.Second)}, refuses: "server", says: "expired"},
+		{name: "certificate for both uses, of a client", client: both(clienttest.Leaf{}), refuses: "server", says: "for another use"},
+		{name: "expired client", client: clienttest.Leaf{NotAfter: now.Add(-time.Second)}, refuses: "server", says: "expired"},
 		{name: "expired server", server: expired(serverLeaf()), refuses: "client", says: "expired"},
-		{name: "client not yet valid", client: mtlstest.Leaf{NotBefore: now.Add(time.Minute)}, refuses: "server", says: "not yet valid"},
+		{name: "client not yet valid", client: clienttest.Leaf{NotBefore: now.Add(time.Minute)}, refuses: "server", says: "not yet valid"},
 		{name: "wrong name", server: named(serverLeaf(), "other.example.com"), refuses: "client", says: "not " + serverName},
 		{name: "client of another root", spoil: func(t *testing.T, e *ends) {
-			e.client = mtls.ClientConfig(mtlstest.Source{Cert: other.Issue(t, mtlstest.Leaf{}), Pool: e.ca.Roots()}, e.ca.TrustDomain, serverName, []string{"mayfly/1"}, admit)
+			e.client = mtls.ClientConfig(clienttest.Source{Cert: other.Issue(t, clienttest.Leaf{}), Pool: e.ca.Roots()}, e.ca.TrustDomain, serverName, []string{"mayfly/1"}, admit)
 		}, refuses: "server", says: "unknown authority"},
 		{name: "client of a trust domain below ours", spoil: func(t *testing.T, e *ends) {
-			e.client = mtls.ClientConfig(mtlstest.Source{Cert: sub.Issue(t, mtlstest.Leaf{}), Pool: e.ca.Roots()}, e.ca.TrustDomain, serverName, []string{"mayfly/1"}, admit)
+			e.client = mtls.ClientConfig(clienttest.Source{Cert: sub.Issue(t, clienttest.Leaf{}), Pool: e.ca.Roots()}, e.ca.TrustDomain, serverName, []string{"mayfly/1"}, admit)
 			both := x509.NewCertPool()
 			both.AddCert(e.ca.Root.Certificate)
 			both.AddCert(sub.Root.Certificate)
-			e.server = mtls.ServerConfig(mtlstest.Source{Cert: e.ca.Issue(t, serverLeaf()), Pool: both}, e.ca.TrustDomain, admit)
+			e.server = mtls.ServerConfig(clienttest.Source{Cert: e.ca.Issue(t, serverLeaf()), Pool: both}, e.ca.TrustDomain, admit)
 		}, refuses: "server", says: "trust domain"},
 		{name: "no client certificate", spoil: func(t *testing.T, e *ends) {
 			e.client = &tls.Config{RootCAs: e.ca.Roots(), ServerName: serverName}
@@ -125,21 +125,21 @@ func TestHandshake(t *testing.T) {
 			e.client.NextProtos = []string{"mayfly/2"}
 		}, refuses: "server", says: "unsupported application protocols"},
 		{name: "authorizer of the server", spoil: func(t *testing.T, e *ends) {
-			e.server = mtls.ServerConfig(mtlstest.Source{Cert: e.ca.Issue(t, serverLeaf()), Pool: e.ca.Roots()}, e.ca.TrustDomain,
+			e.server = mtls.ServerConfig(clienttest.Source{Cert: e.ca.Issue(t, serverLeaf()), Pool: e.ca.Roots()}, e.ca.TrustDomain,
 				func(p mtls.Peer) error { return errors.New("no entry for " + p.Claims.ID.Path()) })
 		}, refuses: "server", says: "no entry for /github/1/2"},
 		{name: "authorizer of the client", spoil: func(t *testing.T, e *ends) {
-			e.client = mtls.ClientConfig(mtlstest.Source{Cert: e.ca.Issue(t, mtlstest.Leaf{}), Pool: e.ca.Roots()}, e.ca.TrustDomain, serverName, nil,
+			e.client = mtls.ClientConfig(clienttest.Source{Cert: e.ca.Issue(t, clienttest.Leaf{}), Pool: e.ca.Roots()}, e.ca.TrustDomain, serverName, nil,
 				func(p mtls.Peer) error { return errors.New("no trust in " + p.Claims.ID.Path()) })
 		}, refuses: "client", says: "no trust in /engine/default/fly/1"},
 		{name: "no authorizer of the server", spoil: func(t *testing.T, e *ends) {
-			e.server = mtls.ServerConfig(mtlstest.Source{Cert: e.ca.Issue(t, serverLeaf()), Pool: e.ca.Roots()}, e.ca.TrustDomain, nil)
+			e.server = mtls.ServerConfig(clienttest.Source{Cert: e.ca.Issue(t, serverLeaf()), Pool: e.ca.Roots()}, e.ca.TrustDomain, nil)
 		}, refuses: "server", says: "no authorizer"},
 		{name: "no roots of the server", spoil: func(t *testing.T, e *ends) {
-			e.server = mtls.ServerConfig(mtlstest.Source{Cert: e.ca.Issue(t, serverLeaf())}, e.ca.TrustDomain, admit)
+			e.server = mtls.ServerConfig(clienttest.Source{Cert: e.ca.Issue(t, serverLeaf())}, e.ca.TrustDomain, admit)
 		}, refuses: "server", says: "no roots"},
 		{name: "no roots of the client", spoil: func(t *testing.T, e *ends) {
-			e.client = mtls.ClientConfig(mtlstest.Source{Cert: e.ca.Issue(t, mtlstest.Leaf{})}, e.ca.TrustDomain, serverName, nil, admit)
+			e.client = mtls.ClientConfig(clienttest.Source{Cert: e.ca.Issue(t, clienttest.Leaf{})}, e.ca.TrustDomain, serverName, nil, admit)
 		}, refuses: "client", says: "unknown authority"},
 	}
 	for _, tt := range tests {
@@ -166,19 +166,19 @@ func TestHandshake(t *testing.T) {
 	}
 }
 
-func both(l mtlstest.Leaf) mtlstest.Leaf {
+func both(l clienttest.Leaf) clienttest.Leaf {
 	l.Template = func(c *x509.Certificate) {
 		c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth}
 	}
 	return l
 }
 
-func expired(l mtlstest.Leaf) mtlstest.Leaf {
+func expired(l clienttest.Leaf) clienttest.Leaf {
 	l.NotBefore, l.NotAfter = time.Now().Add(-time.Hour), time.Now().Add(-time.Second)
 	return l
 }
 
-func named(l mtlstest.Leaf, name string) mtlstest.Leaf {
+func named(l clienttest.Leaf, name string) clienttest.Leaf {
 	l.DNS = []string{name}
 	return l
 }
@@ -187,7 +187,7 @@ func named(l mtlstest.Leaf, name string) mtlstest.Leaf {
 // the handshake is TLS 1.3 with the hybrid key exchange, and is never resumed.
 func TestConnection(t *testing.T) {
 	t.Parallel()
-	e := newEnds(t, serverLeaf(), mtlstest.Leaf{})
+	e := newEnds(t, serverLeaf(), clienttest.Leaf{})
 	e.client.ClientSessionCache = tls.NewLRUClientSessionCache(8)
 	seen := map[string]bool{}
 	for range 3 {
@@ -209,8 +209,8 @@ func TestConnection(t *testing.T) {
 // A server follows its source's roots and certificate without being made anew.
 func TestServerFollowsSource(t *testing.T) {
 	t.Parallel()
-	e := newEnds(t, serverLeaf(), mtlstest.Leaf{})
-	src := &mtlstest.Source{Cert: e.ca.Issue(t, serverLeaf()), Pool: x509.NewCertPool()}
+	e := newEnds(t, serverLeaf(), clienttest.Leaf{})
+	src := &clienttest.Source{Cert: e.ca.Issue(t, serverLeaf()), Pool: x509.NewCertPool()}
 	e.server = mtls.ServerConfig(src, e.ca.TrustDomain, admit)
 	if out := e.handshake(t); out.server == nil {
 		t.Fatal("admitted a client under no root")

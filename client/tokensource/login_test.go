@@ -15,13 +15,12 @@ import (
 	"time"
 
 	"github.com/mayfly-ca/mayfly/client/tokensource"
-	"github.com/mayfly-ca/mayfly/issuer/idtoken"
-	"github.com/mayfly-ca/mayfly/issuer/idtoken/idtokentest"
+	"github.com/mayfly-ca/mayfly/issuer/idtokentest"
 )
 
 func staff(t *testing.T) *idtokentest.Provider {
 	t.Helper()
-	p, err := idtokentest.New(idtokentest.Options{Type: idtoken.People, ClientID: "mayfly",
+	p, err := idtokentest.New(idtokentest.Options{Type: idtokentest.People, ClientID: "mayfly",
 		Defaults: map[string]any{"aud": "mayfly", "email": "ops@example.com", "email_verified": true}})
 	if err != nil {
 		t.Fatal(err)

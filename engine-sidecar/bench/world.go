@@ -19,8 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/mayfly-ca/mayfly/client"
-	"github.com/mayfly-ca/mayfly/issuer/idtoken"
-	"github.com/mayfly-ca/mayfly/issuer/idtoken/idtokentest"
+	"github.com/mayfly-ca/mayfly/issuer/idtokentest"
 )
 
 const (
@@ -141,12 +140,12 @@ func raiseLimit() (relays int, err error) {
 // startIssuer makes a CA and serves it, with stand-ins for GitHub and Fly.
 func (w *world) startIssuer(ctx context.Context) error {
 	var err error
-	if w.github, err = idtokentest.New(idtokentest.Options{Type: idtoken.GitHub, Defaults: map[string]any{
+	if w.github, err = idtokentest.New(idtokentest.Options{Type: idtokentest.GitHub, Defaults: map[string]any{
 		"aud": "mayfly:" + trustDomain, "repository_owner_id": "285964", "repository_id": "1339936803", "ref": "refs/heads/main", "event_name": "push",
 	}}); err != nil {
 		return err
 	}
-	if w.fly, err = idtokentest.New(idtokentest.Options{Type: idtoken.Fly, Defaults: map[string]any{"org_id": "11111111", "app_id": "22222222"}}); err != nil {
+	if w.fly, err = idtokentest.New(idtokentest.Options{Type: idtokentest.Fly, Defaults: map[string]any{"org_id": "11111111", "app_id": "22222222"}}); err != nil {
 		return err
 	}
 	if w.socket, err = w.fly.ServeFlySocket(w.path("fly.sock"), nil); err != nil {

@@ -12,7 +12,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/mayfly-ca/mayfly/issuer/web/webtest"
+	"github.com/mayfly-ca/mayfly/issuer/webtest"
 )
 
 // An admin finds a running build's certificate by its repository, revokes it,

@@ -28,8 +28,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/mayfly-ca/mayfly/issuer/idtoken"
-	"github.com/mayfly-ca/mayfly/issuer/idtoken/idtokentest"
+	"github.com/mayfly-ca/mayfly/issuer/idtokentest"
 )
 
 // walkVariable marks the process that TestReadmeWalk runs in namespaces of its own.
@@ -180,11 +179,11 @@ func (w *walk) providers(t *testing.T) {
 	writeFile(t, file, ca)
 	w.env = append(w.env, "SSL_CERT_FILE="+file)
 
-	github := w.provider(t, idtoken.GitHub, "token.actions.githubusercontent.com", certify, nil)
+	github := w.provider(t, idtokentest.GitHub, "token.actions.githubusercontent.com", certify, nil)
 	job := github.NewJob(map[string]any{"repository_owner_id": "285964", "repository_id": "1339936803", "ref": "refs/heads/main", "event_name": "push"})
 	w.env = append(w.env, "ACTIONS_ID_TOKEN_REQUEST_URL="+job.RequestURL, "ACTIONS_ID_TOKEN_REQUEST_TOKEN="+job.RequestToken)
 
-	google := w.provider(t, idtoken.OIDC, "accounts.google.com", certify, map[string]any{"sub": "112233445566778899000"})
+	google := w.provider(t, idtokentest.OIDC, "accounts.google.com", certify, map[string]any{"sub": "112233445566778899000"})
 	serveAt(t, "metadata.google.internal:80", nil, http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		q := r.URL.Query()
 		if r.URL.Path != "/computeMetadata/v1/instance/service-accounts/default/identity" || r.Header.Get("Metadata-Flavor") != "Google" || q.Get("format") != "full" {
@@ -201,7 +200,7 @@ func (w *walk) providers(t *testing.T) {
 }
 
 // provider serves one provider at https://host.
-func (w *walk) provider(t *testing.T, kind idtoken.Type, host string, certify func(string) tls.Certificate, defaults map[string]any) *idtokentest.Provider {
+func (w *walk) provider(t *testing.T, kind idtokentest.Type, host string, certify func(string) tls.Certificate, defaults map[string]any) *idtokentest.Provider {
 	t.Helper()
 	p, err := idtokentest.New(idtokentest.Options{Type: kind, Origin: "https://" + host, Defaults: defaults})
 	if err != nil {

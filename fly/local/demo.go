@@ -19,7 +19,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/mayfly-ca/mayfly/issuer/idtoken/idtokentest"
+	"github.com/mayfly-ca/mayfly/issuer/idtokentest"
 )
 
 // cutWithin bounds how long the demonstration waits for a revoked build to die

@@ -3,8 +3,7 @@ package main
 import (
 	"errors"
 
-	"github.com/mayfly-ca/mayfly/issuer/idtoken"
-	"github.com/mayfly-ca/mayfly/issuer/idtoken/idtokentest"
+	"github.com/mayfly-ca/mayfly/issuer/idtokentest"
 )
 
 // providers are this machine's stand-ins for GitHub, Fly and the staff's login.
@@ -19,16 +18,16 @@ type providers struct {
 func newProviders(s settings) (*providers, error) {
 	p := &providers{admin: s.admin()}
 	var all error
-	start := func(kind idtoken.Type) *idtokentest.Provider {
+	start := func(kind idtokentest.Type) *idtokentest.Provider {
 		defaults := s.admitted(string(kind))
-		if kind != idtoken.People { // whose audience is the client
+		if kind != idtokentest.People { // whose audience is the client
 			defaults["aud"] = "mayfly:" + s.trustDomain()
 		}
 		provider, err := idtokentest.New(idtokentest.Options{Type: kind, Defaults: defaults, ClientID: s.clientID()})
 		all = errors.Join(all, err)
 		return provider
 	}
-	p.github, p.fly, p.staff = start(idtoken.GitHub), start(idtoken.Fly), start(idtoken.People)
+	p.github, p.fly, p.staff = start(idtokentest.GitHub), start(idtokentest.Fly), start(idtokentest.People)
 	if all != nil {
 		p.close()
 		return nil, all

@@ -11,8 +11,8 @@ import (
 	"strings"
 
 	"github.com/mayfly-ca/mayfly/ca/catest"
-	"github.com/mayfly-ca/mayfly/issuer/idtoken"
-	"github.com/mayfly-ca/mayfly/issuer/idtoken/idtokentest"
+	"github.com/mayfly-ca/mayfly/issuer/idtokentest"
+	"github.com/mayfly-ca/mayfly/issuer/internal/idtoken"
 )
 
 const (

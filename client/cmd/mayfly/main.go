@@ -5,7 +5,7 @@ import (
 	"context"
 	"os"
 
-	"github.com/mayfly-ca/mayfly/client/cli"
+	"github.com/mayfly-ca/mayfly/client/internal/cli"
 )
 
 func main() {

@@ -22,8 +22,7 @@ import (
 
 	"github.com/mayfly-ca/mayfly/client"
 	"github.com/mayfly-ca/mayfly/client/wire"
-	"github.com/mayfly-ca/mayfly/issuer/idtoken"
-	"github.com/mayfly-ca/mayfly/issuer/idtoken/idtokentest"
+	"github.com/mayfly-ca/mayfly/issuer/idtokentest"
 )
 
 const (
@@ -93,7 +92,7 @@ func (s *stand) start(ctx context.Context, serverTTL time.Duration) (err error) 
 			return err
 		}
 	}
-	for kind, p := range map[idtoken.Type]**idtokentest.Provider{idtoken.GitHub: &s.github, idtoken.Fly: &s.fly, idtoken.People: &s.staff} {
+	for kind, p := range map[idtokentest.Type]**idtokentest.Provider{idtokentest.GitHub: &s.github, idtokentest.Fly: &s.fly, idtokentest.People: &s.staff} {
 		if *p, err = idtokentest.New(idtokentest.Options{Type: kind, ClientID: "mayfly"}); err != nil {
 			return err
 		}

@@ -6,7 +6,7 @@ import (
 	"context"
 	"os"
 
-	"github.com/mayfly-ca/mayfly/engine-sidecar/cli"
+	"github.com/mayfly-ca/mayfly/engine-sidecar/internal/cli"
 )
 
 func main() {

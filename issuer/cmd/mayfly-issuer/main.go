@@ -6,7 +6,7 @@ import (
 	"context"
 	"os"
 
-	"github.com/mayfly-ca/mayfly/issuer/cli"
+	"github.com/mayfly-ca/mayfly/issuer/internal/cli"
 )
 
 func main() { os.Exit(cli.Run(context.Background(), os.Args[1:], cli.OS())) }

@@ -1,7 +1,0 @@
-//go:build !noawskms
-
-package step
-
-// Amazon KMS: awskms:region=...;key-id=.... A release that holds its key elsewhere is
-// built smaller with -tags noawskms, and refuses such URIs.
-import _ "go.step.sm/crypto/kms/awskms"

@@ -1,0 +1,277 @@
+package admission
+
+import (
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/mayfly-ca/mayfly/client/mtls"
+	"github.com/mayfly-ca/mayfly/client/wire"
+	"github.com/mayfly-ca/mayfly/engine-sidecar/internal/revocation"
+)
+
+// Reasons of a cut beside those of package wire.
+const (
+	// ReasonSilent: the control connection that held the relay said nothing
+	// for wire.ControlSilence.
+	ReasonSilent = "silence"
+	// ReasonMaxAge: the relay reached Options.MaxAge.
+	ReasonMaxAge = "max_age"
+)
+
+// Checker judges chains; *revocation.Checker is one.
+type Checker interface {
+	// Check judges a verified chain: no reason, wire.ReasonRevoked or
+	// wire.ReasonFeedStale, the latter two with an error that says more.
+	Check(chain []*x509.Certificate) (reason string, err error)
+	// Revoked tells whether a certificate is known to be out.
+	Revoked(c revocation.Certificate) bool
+}
+
+// Cutter is the connection behind a Live. Cut must not block and may be called
+// more than once.
+type Cutter interface{ Cut(reason string) }
+
+// Options of a Gate. All are required.
+type Options struct {
+	Engine  string // the name that a grant must hold
+	Checker Checker
+	// MaxAge ends every relay, whatever holds it.
+	MaxAge time.Duration
+	// MaxRelays bounds the relays at one time, MaxPerRun those of one SPIFFE
+	// ID and run.
+	MaxRelays, MaxPerRun int
+}
+
+// Refusal says why a peer is not admitted.
+type Refusal struct {
+	Reason string // of package wire
+	Err    error  // for the log
+}
+
+// Error implements error.
+func (r *Refusal) Error() string { return fmt.Sprintf("refused: %s: %v", r.Reason, r.Err) }
+
+// Unwrap returns the cause.
+func (r *Refusal) Unwrap() error { return r.Err }
+
+// Gate admits peers and holds the table of those that are in. It is safe for
+// concurrent use.
+type Gate struct {
+	o Options
+
+	mu       sync.Mutex
+	relays   map[*AdmittedRelay]struct{}
+	byName   map[string]*AdmittedRelay
+	perRun   map[runKey]int
+	controls map[*Control]struct{}
+	draining bool
+	shut     bool
+	ever     bool
+	emptied  time.Time     // when the last relay went; zero before the first
+	empty    chan struct{} // closed while there are no relays
+}
+
+// runKey is what MaxPerRun counts.
+type runKey struct{ id, run string }
+
+// NewGate returns an empty Gate.
+func NewGate(o Options) *Gate {
+	g := &Gate{
+		o:        o,
+		relays:   map[*AdmittedRelay]struct{}{},
+		byName:   map[string]*AdmittedRelay{},
+		perRun:   map[runKey]int{},
+		controls: map[*Control]struct{}{},
+		empty:    make(chan struct{}),
+	}
+	close(g.empty)
+	return g
+}
+
+// Judge tells whether a peer would be admitted now; nil means yes. For a
+// control connection only the final reasons count: the others may pass, and
+// its client has to hear of cuts meanwhile.
+func (g *Gate) Judge(p mtls.Peer) *Refusal {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.judge(p)
+}
+
+func (g *Gate) judge(p mtls.Peer) *Refusal {
+	if !slices.Contains(p.Claims.Grant.Engines, g.o.Engine) {
+		return &Refusal{wire.ReasonWrongEngine, fmt.Errorf("the certificate is for engines %q", p.Claims.Grant.Engines)}
+	}
+	reason, err := g.o.Checker.Check(p.Chain)
+	switch {
+	case reason == wire.ReasonRevoked:
+		return &Refusal{reason, err}
+	case time.Now().After(p.Certificate.NotAfter):
+		return &Refusal{wire.ReasonExpired, fmt.Errorf("not after %s", p.Certificate.NotAfter.UTC().Format(time.RFC3339))}
+	case p.ALPN == wire.ALPNControl:
+		return nil
+	case reason != "":
+		return &Refusal{reason, err}
+	case g.draining:
+		return &Refusal{wire.ReasonDraining, errors.New("the engine is stopping")}
+	case g.shut:
+		return &Refusal{wire.ReasonDraining, errors.New("the server certificate is revoked")}
+	case len(g.relays) >= g.o.MaxRelays:
+		return &Refusal{wire.ReasonLimit, fmt.Errorf("%d connections", len(g.relays))}
+	case g.perRun[keyOf(p)] >= g.o.MaxPerRun:
+		return &Refusal{wire.ReasonLimit, fmt.Errorf("%d connections of this run", g.perRun[keyOf(p)])}
+	}
+	return nil
+}
+
+func keyOf(p mtls.Peer) runKey { return runKey{p.Claims.ID.String(), p.Claims.Grant.Run} }
+
+// Admit judges a peer and, in the same moment, enters its relay in the table.
+// name is the relay's (mtls.RelayName). The caller calls Done when it is over.
+func (g *Gate) Admit(p mtls.Peer, name string, c Cutter) (*AdmittedRelay, *Refusal) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if refusal := g.judge(p); refusal != nil {
+		return nil, refusal
+	}
+	if g.byName[name] != nil {
+		return nil, &Refusal{wire.ReasonLimit, errors.New("the relay's name is taken")}
+	}
+	now := time.Now()
+	l := &AdmittedRelay{
+		gate: g, name: name, cutter: c, run: keyOf(p),
+		certs:    []revocation.Certificate{revocation.CertificateOf(p.Chain)},
+		opened:   now,
+		own:      p.Certificate.NotAfter,
+		notAfter: p.Certificate.NotAfter,
+	}
+	if len(g.relays) == 0 {
+		g.empty = make(chan struct{})
+	}
+	g.ever = true
+	g.relays[l] = struct{}{}
+	g.byName[name] = l
+	g.perRun[l.run]++
+	l.timer = time.AfterFunc(l.left(now), l.expire)
+	return l, nil
+}
+
+// Drain refuses new relays from now on.
+func (g *Gate) Drain() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.draining = true
+}
+
+// Pause refuses new relays until Reopen, those too whose handshake was under way.
+func (g *Gate) Pause() { g.setShut(true) }
+
+// Resume undoes Shut.
+func (g *Gate) Resume() { g.setShut(false) }
+
+func (g *Gate) setShut(shut bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.shut = shut
+}
+
+// Draining tells whether Drain was called.
+func (g *Gate) Draining() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.draining
+}
+
+// Sweep looks at everything in the table again: call it when the Checker has
+// learnt something. It cuts what is revoked or past its end.
+func (g *Gate) Sweep() {
+	now := time.Now()
+	g.mu.Lock()
+	var cuts []cut
+	for l := range g.relays {
+		if reason := g.cutReason(l, now); reason != "" {
+			cuts = l.markCut(cuts, reason)
+		}
+	}
+	var ends []*Control
+	for c := range g.controls {
+		if g.o.Checker.Revoked(c.cert) || now.After(c.notAfter) {
+			ends = append(ends, c)
+		}
+	}
+	g.mu.Unlock()
+	runCuts(cuts)
+	for _, c := range ends {
+		c.notifier.End()
+	}
+}
+
+// cutReason gives the reason to cut l at now, or "".
+func (g *Gate) cutReason(l *AdmittedRelay, now time.Time) string {
+	for _, c := range l.certs {
+		if g.o.Checker.Revoked(c) {
+			return wire.ReasonRevoked
+		}
+	}
+	switch {
+	case now.Sub(l.opened) >= g.o.MaxAge:
+		return ReasonMaxAge
+	case now.After(l.notAfter):
+		return wire.ReasonExpired
+	}
+	return ""
+}
+
+// CutAll cuts every relay. detail, if not empty, says more than the reason.
+func (g *Gate) CutAll(reason, detail string) {
+	g.mu.Lock()
+	var cuts []cut
+	for l := range g.relays {
+		if l.cutFor == "" {
+			l.detail = detail
+		}
+		cuts = l.markCut(cuts, reason)
+	}
+	g.mu.Unlock()
+	runCuts(cuts)
+}
+
+// EndControls ends every control connection, after what it still has to say.
+func (g *Gate) EndControls() {
+	g.mu.Lock()
+	ends := make([]*Control, 0, len(g.controls))
+	for c := range g.controls {
+		ends = append(ends, c)
+	}
+	g.mu.Unlock()
+	for _, c := range ends {
+		c.notifier.End()
+	}
+}
+
+// Empty returns a channel that is closed while, or as soon as, there are no
+// relays.
+func (g *Gate) Empty() <-chan struct{} {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.empty
+}
+
+// Counts are the sizes of the table.
+type Counts struct {
+	Relays, Controls int
+	// HadRelay tells whether any relay was ever admitted, and Emptied when the last
+	// one went, while there is none.
+	HadRelay  bool
+	IdleSince time.Time
+}
+
+// Counts returns the sizes of the table now.
+func (g *Gate) Counts() Counts {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return Counts{Relays: len(g.relays), Controls: len(g.controls), HadRelay: g.ever, IdleSince: g.emptied}
+}
