@@ -206,7 +206,7 @@ func TestTopLevel(t *testing.T) {
 	t.Parallel()
 	out, err := exec.CommandContext(t.Context(), "git", "-C", "../..", "ls-tree", "--name-only", "HEAD").Output()
 	need(t, err == nil, "git says what belongs to the project: run the tests in a clone")
-	want := []string{"ARCHITECTURE.md", "LICENSE", "README.md", "ca", "client", "engine-sidecar", "fly", "go.mod", "go.sum", "issuer", "pipeline"}
+	want := []string{"ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "README.md", "SECURITY.md", "ca", "client", "engine-sidecar", "fly", "go.mod", "go.sum", "issuer", "pipeline"}
 	var got []string
 	for name := range strings.FieldsSeq(string(out)) {
 		if !strings.HasPrefix(name, ".") {
