@@ -84,7 +84,7 @@ func TestStateKeyIsNotPrinted(t *testing.T) {
 	slog.New(slog.NewJSONHandler(&out, nil)).Info("x", "key", k, "in", struct{ K StateKey }{k})
 	slog.New(slog.NewTextHandler(&out, nil)).Info("x", "key", k, "in", struct{ K StateKey }{k})
 	fmt.Fprintf(&out, "%v %+v %#v %s %d %x %q %v %+v", k, k, k, k, k, k, k, &k, struct{ K StateKey }{k})
-	if err := json.NewEncoder(&out).Encode(k); err != nil {
+	if err := json.NewEncoder(&out).Encode(map[string]any{"key": k}); err != nil {
 		t.Fatal(err)
 	}
 	secret := k.keys[0]
