@@ -39,7 +39,7 @@ var flyctl = map[string]string{
 	"apps create": "org network", "ips allocate-v4": "shared app", "ips allocate-v6": "app private org region",
 	"volumes create": "app region size scheduled-snapshots", "secrets set": "stage app",
 	"deploy": "config ha env build-arg app image wait-timeout yes", "logs": "app no-tail",
-	"machine restart": "app force", "machine list": "app json", "machine destroy": "force app", "machine run": "app region volume",
+	"machine restart": "app force", "machine start": "app", "machine list": "app json", "machine destroy": "force app", "machine run": "app region volume",
 	"ssh console": "app C", "ssh sftp get": "app", "ssh sftp put": "app", "scale count": "app",
 }
 
@@ -55,7 +55,7 @@ func TestReadmeFly(t *testing.T) {
 	found := 0
 	for line := range strings.Lines(strings.ReplaceAll(string(read(t, "README.md")), "\\\n", "")) {
 		for _, piece := range pieceOfCmd.Split(line, -1) {
-			words := strings.Fields(piece)
+			words := strings.Fields(strings.TrimPrefix(strings.TrimSpace(piece), "timeout 30 "))
 			if len(words) < 3 || words[0] != "fly" {
 				continue
 			}
