@@ -158,7 +158,7 @@ rules:
 
 // printInitResult says what was made, what goes where, and what comes next.
 func printInitResult(w io.Writer, res *ca.InitResult, config string) {
-	fmt.Fprintf(w, "made a CA; its root is sha256:%s\n\n", res.Fingerprint)
+	fmt.Fprintf(w, "made a CA; its trust anchor is sha256:%s\n\n", res.Fingerprint)
 	fmt.Fprintf(w, "OFFLINE, on a medium that you lock away:\n  %s\n", res.RootDir)
 	fmt.Fprintf(w, "    %s  the root's key, encrypted; rotate sign needs it, once a year\n", filepath.Base(res.RootKey))
 	if res.RootPassword != "" {
