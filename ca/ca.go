@@ -252,7 +252,7 @@ func (a *Authority) Expiries() []Expiry {
 	}
 }
 
-// Ready tells whether the authority can issue and publish: the store can be
+// Ready reports whether the authority can issue and publish: the store can be
 // written, the CRL is fresh, and nothing has ended.
 func (a *Authority) Ready(ctx context.Context) error {
 	if err := a.store.Ping(ctx); err != nil {

@@ -89,7 +89,7 @@ func (c *Constraints) addDNS(name string) error {
 	return nil
 }
 
-// PermitsDNS tells whether a server certificate may name a host.
+// PermitsDNS reports whether a server certificate may name a host.
 func (c Constraints) PermitsDNS(host string) bool {
 	return slices.ContainsFunc(c.DNS, func(d string) bool {
 		return host == d || strings.HasSuffix(host, "."+d)

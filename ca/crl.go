@@ -49,7 +49,7 @@ func (a *Authority) CRL(ctx context.Context) ([]byte, error) {
 	return set.Current, nil
 }
 
-// CRLs returns the newest set, at most a minute old: it signs anew when needed,
+// CRLs returns the newest set, at most a minute old: it signs again when needed,
 // one flight for all callers.
 func (a *Authority) CRLs(ctx context.Context) (*CRLs, error) {
 	if c := a.crls.Load(); c != nil && fresh(c.SignedAt) && !a.superseded(c.Number) {
@@ -114,7 +114,7 @@ func fresh(signedAt time.Time) bool {
 	return -maxCRLAge < age && age < maxCRLAge
 }
 
-// superseded tells whether another set than number has been committed.
+// superseded reports whether another set than number has been committed.
 func (a *Authority) superseded(number int64) bool {
 	select {
 	case <-a.store.CRLChanged(number):
@@ -147,7 +147,7 @@ func (a *Authority) publish(ctx context.Context) (*CRLs, error) {
 	return a.keepNewest(a.bundle(set)), nil
 }
 
-// coversIssuers tells whether set has a CRL of each of our intermediates.
+// coversIssuers reports whether set has a CRL of each of our intermediates.
 func (a *Authority) coversIssuers(set *store.CRLSet) bool {
 	n := 0
 	for _, c := range set.CRLs {

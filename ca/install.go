@@ -30,7 +30,7 @@ type Installed struct {
 // InstallRotation puts what SignRotation returned into the issuer's folder dir.
 // keyRef names the new intermediate's key (see Config.Key); empty means the one
 // that RequestRotation made there. It can be repeated after it was interrupted.
-// A running issuer is then restarted, or told to load anew; Publish takes the
+// A running issuer is then restarted, or told to load again; Publish takes the
 // new CRL number.
 func InstallRotation(ctx context.Context, dir string, r Rotation, keyRef string) (*Installed, error) {
 	i, err := installRotation(ctx, dir, r, keyRef)
@@ -168,7 +168,7 @@ func (f *issuerFiles) keep(ctx context.Context, installed *Installed, keyFile st
 	return nil
 }
 
-// holdsKey tells whether ref names cert's key.
+// holdsKey reports whether ref names cert's key.
 func holdsKey(ctx context.Context, ref string, cert *x509.Certificate) bool {
 	key, err := keys.Open(ctx, ref)
 	if err != nil {

@@ -74,7 +74,7 @@ func checkIntermediate(cert, root *x509.Certificate) (Constraints, error) {
 	return constraintsOf(cert)
 }
 
-// revokedBy tells whether list names cert.
+// revokedBy reports whether list names cert.
 func revokedBy(list *x509.RevocationList, cert *x509.Certificate) bool {
 	return lists(list, cert.SerialNumber)
 }

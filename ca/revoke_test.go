@@ -20,7 +20,7 @@ import (
 // serial is a certificate's, as the store writes it.
 func serial(c *x509.Certificate) string { return fmt.Sprintf("%032x", c.SerialNumber) }
 
-// lists tells whether a CRL in DER names a certificate.
+// lists reports whether a CRL in DER names a certificate.
 func lists(t *testing.T, der []byte, c *x509.Certificate) bool {
 	t.Helper()
 	for _, e := range parseCRL(t, der).RevokedCertificateEntries {

@@ -132,7 +132,7 @@ func (a *Authority) checkEvents(ctx context.Context, t *eventIndex, c *store.Cer
 	return err
 }
 
-// verifyRecord holds one record to its TBS, and tells whether its intermediate
+// verifyRecord holds one record to its TBS, and reports whether its intermediate
 // is known.
 func (a *Authority) verifyRecord(c *store.Certificate) (known bool, err error) {
 	aki, err := hex.DecodeString(c.AKI)

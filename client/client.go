@@ -264,7 +264,7 @@ func (c *Client) Close() error {
 }
 
 // start runs f in a goroutine until it returns or Close ends its context. It
-// tells whether it did: a closed client starts nothing.
+// reports whether it did: a closed client starts nothing.
 func (c *Client) start(f func(context.Context)) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -112,7 +112,7 @@ func (c *Credential) engine(name string) (wire.Engine, bool) {
 	return c.Response.Engines[i], true
 }
 
-// usable tells whether the certificate has enough life left for a handshake.
+// usable reports whether the certificate has enough life left for a handshake.
 func (c *Credential) usable(now time.Time) bool {
 	margin := min(10*time.Second, c.Response.NotAfter.Sub(c.Response.RenewAfter)/5)
 	return now.Before(c.Response.NotAfter.Add(-margin))

@@ -157,7 +157,7 @@ func (d *dialing) failed(ctx context.Context, err error) error {
 	}
 }
 
-// shouldRetry tells whether another attempt may fare better. No byte of the engine's
+// shouldRetry reports whether another attempt may fare better. No byte of the engine's
 // has passed by then, so each attempt is safe to repeat.
 func shouldRetry(err error) bool {
 	var rejected *RejectedError

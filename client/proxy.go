@@ -83,7 +83,7 @@ func (p *proxy) serve(ctx context.Context, ln net.Listener) error {
 	}
 }
 
-// final tells whether the proxy is of no more use after err. What may pass, and
+// final reports whether the proxy is of no more use after err. What may pass, and
 // what nobody foresaw, ends it only when no relay would be lost by that.
 func (p *proxy) final(err error) bool {
 	var cut *CutError

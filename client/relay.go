@@ -150,7 +150,7 @@ func (r *relay) end(reason string, cause error) {
 	}
 }
 
-// setCut records the reason, and tells whether it is the first.
+// setCut records the reason, and reports whether it is the first.
 func (r *relay) setCut(reason string, cause error) bool {
 	holder := r.holder.Load()
 	err := &CutError{

@@ -196,7 +196,7 @@ func TestNeverHeld(t *testing.T) {
 	})
 }
 
-// A control connection that breaks is opened again and holds the relays anew.
+// A control connection that breaks is opened again and holds the relays again.
 func TestControlReset(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, &memory{})

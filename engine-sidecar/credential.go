@@ -236,7 +236,7 @@ func (s *sidecar) offer(feed []byte) {
 	}
 }
 
-// sleep waits for d and tells whether ctx is still alive.
+// sleep waits for d and reports whether ctx is still alive.
 func sleep(ctx context.Context, d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()

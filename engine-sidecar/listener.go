@@ -142,7 +142,7 @@ func (f *listener) close() {
 	}
 }
 
-// listening tells whether it is open.
+// listening reports whether it is open.
 func (f *listener) listening() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()

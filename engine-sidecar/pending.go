@@ -46,7 +46,7 @@ func (h *pendingConns) enter(close func()) *pendingConn {
 	return w
 }
 
-// setAddr names the client's address, and tells whether it may have one more.
+// setAddr names the client's address, and reports whether it may have one more.
 func (w *pendingConn) setAddr(addr netip.Addr) bool {
 	addr = rateKey(addr)
 	w.of.mu.Lock()

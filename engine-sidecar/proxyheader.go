@@ -71,7 +71,7 @@ func addrOf(a net.Addr) netip.AddrPort {
 	return netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port())
 }
 
-// trusted tells whether a proxy may name addresses; an empty list trusts all.
+// trusted reports whether a proxy may name addresses; an empty list trusts all.
 func trusted(list []netip.Prefix, addr netip.Addr) bool {
 	return len(list) == 0 || slices.ContainsFunc(list, func(p netip.Prefix) bool { return p.Contains(addr) })
 }

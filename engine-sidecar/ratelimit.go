@@ -39,7 +39,7 @@ func newShares(perSecond int) *addressLimiter {
 	return &addressLimiter{rate: rate.Limit(one), burst: 2 * one, of: map[netip.Addr]*share{}}
 }
 
-// allow tells whether an address may shake hands at now.
+// allow reports whether an address may shake hands at now.
 func (s *addressLimiter) allow(addr netip.Addr, now time.Time) bool {
 	addr = rateKey(addr)
 	s.mu.Lock()

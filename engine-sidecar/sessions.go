@@ -393,7 +393,7 @@ func (r *reporter) dropToken(err error) {
 	}
 }
 
-// malformed tells whether the issuer refused the request as such.
+// malformed reports whether the issuer refused the request as such.
 func malformed(err error) bool {
 	var p *wire.Problem
 	return errors.As(err, &p) && (p.Status == 400 || p.Status == 413)

@@ -77,7 +77,7 @@ func TestSessionsWhileIssuerIsAway(t *testing.T) {
 	})
 }
 
-// toldAll tells whether so many sessions of a serial were told from open to
+// toldAll reports whether so many sessions of a serial were told from open to
 // close.
 func (f *fakeIssuer) toldAll(serial string, sessions int) bool {
 	f.mu.Lock()

@@ -333,7 +333,7 @@ func (c *Config) checkTLS() error {
 	return nil
 }
 
-// isHeaderName tells whether s is letters, digits and hyphens, as the names of
+// isHeaderName reports whether s is letters, digits and hyphens, as the names of
 // all headers with an address are: any other would never be found.
 func isHeaderName(s string) bool {
 	for _, b := range []byte(s) {
@@ -344,7 +344,7 @@ func isHeaderName(s string) bool {
 	return s != ""
 }
 
-// CheckPublicURL tells whether s can be a Config's PublicURL.
+// CheckPublicURL reports whether s can be a Config's PublicURL.
 func CheckPublicURL(s string) error {
 	_, err := (&Config{PublicURL: s}).publicURL()
 	return err
@@ -397,7 +397,7 @@ func (c *Config) StoreDSN() (string, error) {
 	return v, nil
 }
 
-// isLoopback tells whether host, a name or an address, is this machine alone.
+// isLoopback reports whether host, a name or an address, is this machine alone.
 func isLoopback(host string) bool {
 	if host == "localhost" {
 		return true

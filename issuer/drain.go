@@ -26,7 +26,7 @@ const (
 type connections struct {
 	mu   sync.Mutex
 	open map[net.Conn]connection
-	news chan struct{} // closed, and made anew, when a connection has answered or gone
+	news chan struct{} // closed, and made again, when a connection has answered or gone
 }
 
 // connection is in one state since a time: new, with a request, or idle.
@@ -62,7 +62,7 @@ func (c *connections) state(conn net.Conn, s http.ConnState) {
 	}
 }
 
-// mayOweResponse tells whether a connection may yet bring a request, or wait for its
+// mayOweResponse reports whether a connection may yet bring a request, or wait for its
 // answer, and if only time can tell, when to look again.
 func (c connection) mayOweResponse(now time.Time) (owed bool, until time.Duration) {
 	grace := newGrace

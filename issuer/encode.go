@@ -12,7 +12,7 @@ import (
 )
 
 // encodedParts are the parts of a 201 that every one repeats, as JSON strings, made
-// once: encoding them anew cost a tenth of an issuance.
+// once: encoding them again cost a tenth of an issuance.
 type encodedParts struct {
 	bundle        []byte            // trust_bundle
 	intermediates map[string][]byte // PEM inside of a string, by DER of the key id

@@ -204,7 +204,7 @@ func writeProblem(w http.ResponseWriter, p *wire.Problem) {
 	_, _ = w.Write(body)
 }
 
-// clientGone tells whether err is only that the client went away.
+// clientGone reports whether err is only that the client went away.
 func clientGone(ctx context.Context, err error) bool {
 	return ctx.Err() != nil && errors.Is(err, context.Canceled)
 }

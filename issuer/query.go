@@ -188,11 +188,11 @@ func serialOf(r *http.Request) (string, error) {
 	return serial, nil
 }
 
-// isText tells whether s can stand in a record: UTF-8 without NUL. PostgreSQL
+// isText reports whether s can stand in a record: UTF-8 without NUL. PostgreSQL
 // fails to compare with anything else, which is no fault of the store's.
 func isText(s string) bool { return utf8.ValidString(s) && !strings.Contains(s, "\x00") }
 
-// isHex tells whether s is lower-case hex of a length within [lo, hi].
+// isHex reports whether s is lower-case hex of a length within [lo, hi].
 func isHex(s string, lo, hi int) bool {
 	if len(s) < lo || len(s) > hi {
 		return false

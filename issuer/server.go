@@ -101,7 +101,7 @@ func (s *Server) Handler() http.Handler { return s.router }
 // that an http.Server's Shutdown has only short requests to wait for.
 func (s *Server) Drain() { s.drainOnce.Do(func() { close(s.draining) }) }
 
-// stopping tells whether the stop has begun.
+// stopping reports whether the stop has begun.
 func (s *Server) stopping() bool {
 	select {
 	case <-s.draining:

@@ -117,7 +117,7 @@ func badReport(r wire.SessionReport, now time.Time) string {
 	return ""
 }
 
-// isAddress tells whether s is an address, with or without a port. A zone, which
+// isAddress reports whether s is an address, with or without a port. A zone, which
 // may hold anything, is none of a peer's.
 func isAddress(s string) bool {
 	a, err := netip.ParseAddr(s)

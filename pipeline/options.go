@@ -162,7 +162,7 @@ func (o options) check() error {
 // imageTag is a tag as OCI's distribution specification has it.
 var imageTag = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$`)
 
-// hasTag tells whether an image name ends in a tag; a registry's port is none.
+// hasTag reports whether an image name ends in a tag; a registry's port is none.
 func hasTag(image string) bool {
 	return strings.Contains(image[strings.LastIndex(image, "/")+1:], ":")
 }

@@ -43,7 +43,7 @@ type Bounds struct {
 	CRL string
 }
 
-// Check tells whether leaf is what g permits within b, and nothing besides. It
+// Check reports whether leaf is what g permits within b, and nothing besides. It
 // does not look at the leaf's signature, since it is asked before signing.
 func Check(leaf *x509.Certificate, g Grant, b Bounds) error {
 	if g.IsZero() {
@@ -61,7 +61,7 @@ func Check(leaf *x509.Certificate, g Grant, b Bounds) error {
 	return nil
 }
 
-// CheckSubject tells whether leaf, of trust domain td, names the SPIFFE ID,
+// CheckSubject reports whether leaf, of trust domain td, names the SPIFFE ID,
 // carries the grant and is of the run that its record tells of, s: what
 // revocations and blocks go by. A leaf does not name its actor.
 func CheckSubject(leaf *x509.Certificate, td spiffeid.TrustDomain, id, rule, run string, engines []string, s Labels) error {
@@ -224,7 +224,7 @@ func checkSubject(leaf *x509.Certificate, p *Params, td spiffeid.TrustDomain) er
 	return nil
 }
 
-// CheckKey tells whether a leaf may hold pub: P-256, P-384, Ed25519, or RSA of
+// CheckKey reports whether a leaf may hold pub: P-256, P-384, Ed25519, or RSA of
 // 2048 to 8192 bits with exponent 65537.
 func CheckKey(pub any) error {
 	switch k := pub.(type) {
@@ -257,7 +257,7 @@ var (
 	oidSubjectAltName = asn1.ObjectIdentifier{2, 5, 29, 17}
 )
 
-// knownExtension tells whether a leaf may carry an extension: key usage, names,
+// knownExtension reports whether a leaf may carry an extension: key usage, names,
 // basic constraints, CRL distribution points, the two key ids, extended key
 // usage, Fulcio's and the grant.
 func knownExtension(oid asn1.ObjectIdentifier) bool {

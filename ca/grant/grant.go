@@ -149,7 +149,7 @@ func checkNames(p Params) error {
 	return nil
 }
 
-// ValidHostName tells whether s is a lower-case host name (RFC 1123, no wildcard, no
+// ValidHostName reports whether s is a lower-case host name (RFC 1123, no wildcard, no
 // trailing dot, not an IP address).
 func ValidHostName(s string) bool {
 	if s == "" || len(s) > 253 {
@@ -171,7 +171,7 @@ func ValidHostName(s string) bool {
 	return true
 }
 
-// IsZero tells whether g was made by NewGrant.
+// IsZero reports whether g was made by NewGrant.
 func (g Grant) IsZero() bool { return g.p == nil }
 
 // Params returns a copy of what g carries; the zero Params for the zero Grant.

@@ -247,7 +247,7 @@ func readUTF8(in *cryptobyte.String) (string, bool) {
 	return string(s), true
 }
 
-// IsWorkflowExtension tells whether oid is of an extension that a Workflow
+// IsWorkflowExtension reports whether oid is of an extension that a Workflow
 // holds.
 func IsWorkflowExtension(oid asn1.ObjectIdentifier) bool {
 	_, ok := fulcioField(oid)

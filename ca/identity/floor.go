@@ -43,7 +43,7 @@ func Floor(list *x509.RevocationList) (time.Time, error) {
 	return floor, nil
 }
 
-// BeforeFloor tells whether cert was issued before floor.
+// BeforeFloor reports whether cert was issued before floor.
 func BeforeFloor(cert *x509.Certificate, floor time.Time) bool {
 	return IssuedAt(cert).Before(floor)
 }

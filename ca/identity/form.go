@@ -155,7 +155,7 @@ func CommonName(s string) string {
 	return b.String()
 }
 
-// Validate tells whether c can stand in a certificate.
+// Validate reports whether c can stand in a certificate.
 func (c Identity) Validate() error {
 	if c.ID.IsZero() {
 		return errors.New("no SPIFFE ID")

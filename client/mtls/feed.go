@@ -99,7 +99,7 @@ func ParseFeed(data []byte, roots []*x509.Certificate) (*Feed, error) {
 	return f, nil
 }
 
-// Revoked tells whether a leaf with this serial, as Serial writes it, is in a
+// Revoked reports whether a leaf with this serial, as Serial writes it, is in a
 // CRL of the feed.
 func (f *Feed) Revoked(serial string) bool {
 	_, ok := f.revoked[serial]
@@ -113,7 +113,7 @@ func (f *Feed) Len() int { return len(f.revoked) }
 // names it, in no order.
 func (f *Feed) All() iter.Seq2[string, IntermediateID] { return maps.All(f.revoked) }
 
-// BeforeFloor tells whether leaf was issued before the floor.
+// BeforeFloor reports whether leaf was issued before the floor.
 func (f *Feed) BeforeFloor(leaf *x509.Certificate) bool {
 	return identity.BeforeFloor(leaf, f.Floor)
 }

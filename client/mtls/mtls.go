@@ -172,7 +172,7 @@ func certificate(src Source) (*tls.Certificate, error) {
 }
 
 // followRoots answers each handshake with a configuration for the source's
-// present roots, made anew only when they change.
+// present roots, made again only when they change.
 func followRoots(c *tls.Config, src Source) func(*tls.ClientHelloInfo) (*tls.Config, error) {
 	var last atomic.Pointer[tls.Config]
 	return func(*tls.ClientHelloInfo) (*tls.Config, error) {

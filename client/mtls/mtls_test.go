@@ -206,7 +206,7 @@ func TestConnection(t *testing.T) {
 	}
 }
 
-// A server follows its source's roots and certificate without being made anew.
+// A server follows its source's roots and certificate without being made again.
 func TestServerFollowsSource(t *testing.T) {
 	t.Parallel()
 	e := newEnds(t, serverLeaf(), clienttest.Leaf{})

@@ -33,7 +33,7 @@ type fetcher struct {
 	request  func(context.Context) (*http.Request, error)
 	// parse takes the token out of a 200's body.
 	parse func(body []byte) (string, error)
-	// retry tells whether a status with this body may pass; nil means those
+	// retry reports whether a status with this body may pass; nil means those
 	// that always may.
 	retry func(status int, body []byte) bool
 }

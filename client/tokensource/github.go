@@ -131,7 +131,7 @@ func parseGitHub(body []byte) (string, error) {
 	return answer.Value, nil
 }
 
-// fromFork tells whether the job runs for a pull request that GitHub gives no
+// fromFork reports whether the job runs for a pull request that GitHub gives no
 // token: from a fork, or Dependabot's.
 func fromFork() bool {
 	if !strings.HasPrefix(os.Getenv("GITHUB_EVENT_NAME"), "pull_request") {

@@ -94,7 +94,7 @@ func (s LoginStore) Save(issuer string, l StoredLogin, now time.Time) error {
 	return s.write(all)
 }
 
-// Remove forgets the login for a mayfly issuer and tells whether there was one.
+// Remove forgets the login for a mayfly issuer and reports whether there was one.
 func (s LoginStore) Remove(issuer string) (bool, error) {
 	all, err := s.read()
 	if err != nil {
@@ -164,7 +164,7 @@ func (s LoginStore) write(all map[string]StoredLogin) error {
 	return nil
 }
 
-// LoginSource is the token of a stored login, read anew for each call. A
+// LoginSource is the token of a stored login, read again for each call. A
 // person's token is for the provider's client id, so the audience that is
 // asked for does not change it.
 type LoginSource struct {

@@ -25,7 +25,7 @@ const AudiencePrefix = "mayfly:"
 // maxToken bounds a compact JWS, as the issuer does (wire.MaxTokenBytes).
 const maxToken = 16 << 10
 
-// Source gives ID tokens. Every call asks the platform anew. It is safe for
+// Source gives ID tokens. Every call asks the platform again. It is safe for
 // concurrent use.
 type Source interface {
 	// Token returns a compact JWS for an audience, which begins with

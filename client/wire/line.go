@@ -15,7 +15,7 @@ const maxReason = 48
 // relayNameLength is the length of a relay's name: the hex of its exporter.
 const relayNameLength = 2 * ExporterLength
 
-// ValidReason tells whether s has the form of a reason: lower-case letters and
+// ValidReason reports whether s has the form of a reason: lower-case letters and
 // underscores. A reason that a later version adds is valid.
 func ValidReason(s string) bool {
 	if s == "" || len(s) > maxReason {

@@ -135,7 +135,7 @@ func (e *engine) echo(c *net.UnixConn) {
 	}
 }
 
-// answer does what is asked, and tells whether another request may follow.
+// answer does what is asked, and reports whether another request may follow.
 func (e *engine) answer(c *net.UnixConn, ask byte, n int64, id uint64) bool {
 	switch ask {
 	case askTake:
@@ -214,7 +214,7 @@ func discard(r io.Reader, n int64) error {
 	return nil
 }
 
-// poured tells whether got is the first n bytes that pour writes.
+// poured reports whether got is the first n bytes that pour writes.
 func poured(got []byte, n int64) bool {
 	if int64(len(got)) != n {
 		return false

@@ -25,7 +25,7 @@ const (
 
 var allServers = []string{mayfly, "bare", ghostunnel, haproxy, nginx}
 
-// server is one that relays. It may be started anew.
+// server is one that relays. It may be started again.
 type server struct {
 	name    string
 	version string

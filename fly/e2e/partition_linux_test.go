@@ -131,7 +131,7 @@ func TestIssuerCutOff(t *testing.T) {
 }
 
 // keepListFresh revokes something every other second: otherwise the issuer signs
-// its list anew once a minute only, and a max_staleness of seconds admits nobody.
+// its list again once a minute only, and a max_staleness of seconds admits nobody.
 func (d *distant) keepListFresh() {
 	revoke := func() {
 		spare, err := d.issuer.Issue(d.issuer.GitHubToken(map[string]any{"run_id": "6666"}))

@@ -80,7 +80,7 @@ func startStack(t *testing.T, args ...string) *stack {
 	}
 }
 
-// load reads DIR/env as a shell does, and tells whether it is there.
+// load reads DIR/env as a shell does, and reports whether it is there.
 func (s *stack) load() bool {
 	out, err := exec.Command("sh", "-c", `. "$0/env" 2>/dev/null && env -0`, s.dir).Output()
 	if err != nil {

@@ -257,7 +257,7 @@ func admittedBy(rule map[string]any) map[string]any {
 }
 
 // useIssuer sets what this machine decides: addresses, URL and key paths. A
-// PostgreSQL store of the user's stays; a file is made anew here.
+// PostgreSQL store of the user's stays; a file is made again here.
 func (s settings) useIssuer(listen, publicURL, dir string) {
 	s.issuer["listen"] = listen
 	s.issuer["public_url"] = publicURL
@@ -279,7 +279,7 @@ func (s settings) useIssuer(listen, publicURL, dir string) {
 	}
 }
 
-// foreignStore tells whether the user's store is a database server's.
+// foreignStore reports whether the user's store is a database server's.
 func (s settings) foreignStore() bool {
 	store, _ := s.issuer["store"].(string)
 	return strings.HasPrefix(store, "postgres://") || strings.HasPrefix(store, "postgresql://") || strings.HasPrefix(store, "env:")

@@ -84,7 +84,7 @@ func (p *Provider) serveMint(w http.ResponseWriter, r *http.Request) {
 	writeToken(w, token)
 }
 
-// ownHost tells whether a Host header names this listener.
+// ownHost reports whether a Host header names this listener.
 func (p *Provider) ownHost(host string) bool {
 	if host == p.host {
 		return true

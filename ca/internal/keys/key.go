@@ -53,7 +53,7 @@ func Open(ctx context.Context, ref string) (*Key, error) {
 	return k, nil
 }
 
-// CheckPublic tells whether a CA may have the key pub: ECDSA P-256.
+// CheckPublic reports whether a CA may have the key pub: ECDSA P-256.
 func CheckPublic(pub crypto.PublicKey) error {
 	if k, ok := pub.(*ecdsa.PublicKey); !ok || k.Curve != elliptic.P256() {
 		return errors.New("a CA key is ECDSA P-256")

@@ -76,7 +76,7 @@ type seeder struct {
 	random string // SQL for 16 random bytes
 }
 
-// fill empties what it fills: the chain of events begins anew.
+// fill empties what it fills: the chain of events begins again.
 func (s *seeder) fill(db *sql.DB, prepare []string, indexes string) error {
 	ctx := context.Background()
 	exec := func(queries ...string) error {

@@ -143,7 +143,7 @@ func (c *execCommand) command(p *program, path string, argv []string, host strin
 	return &child{p: p, cmd: cmd, group: own}
 }
 
-// onTerminal tells whether a terminal is here.
+// onTerminal reports whether a terminal is here.
 func onTerminal() bool {
 	_, found := foreground()
 	return found

@@ -31,5 +31,5 @@ func (p *program) poll(ctx context.Context, every time.Duration, look func() (mo
 	}
 }
 
-// isTransient tells whether an error may be gone at the next look.
+// isTransient reports whether an error may be gone at the next look.
 func isTransient(err error) bool { return explain(err).code == exitIssuer }

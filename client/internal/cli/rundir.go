@@ -141,7 +141,7 @@ func sweepOne(dir string, now time.Time) {
 	}
 }
 
-// isPrivateDir tells whether others cannot put their own in place of what we make
+// isPrivateDir reports whether others cannot put their own in place of what we make
 // in a folder.
 func isPrivateDir(fi fs.FileInfo) bool {
 	return fi.Mode().Perm()&0o022 == 0 || fi.Mode()&fs.ModeSticky != 0
@@ -236,6 +236,6 @@ func (l *unixListener) Close() error {
 	return l.UnixListener.Close()
 }
 
-// uidAllowed tells whether a local user may use the tunnel: its owner, and root,
+// uidAllowed reports whether a local user may use the tunnel: its owner, and root,
 // whom nothing would keep out.
 func uidAllowed(uid int) bool { return uid == os.Getuid() || uid == 0 }

@@ -162,7 +162,7 @@ type sessionWatch struct {
 }
 
 func (w *sessionWatch) redraw(items []wire.Session) {
-	// Home and clear: the table is drawn anew, so nothing of it is kept.
+	// Home and clear: the table is drawn again, so nothing of it is kept.
 	w.p.printf("\x1b[H\x1b[2J%s  %s\n\n", w.p.paint(styleHead, plural(len(items), "session")),
 		w.p.paint(styleFaint, w.p.now().Format(time.TimeOnly)))
 	w.p.table(sessionColumns, w.p.sessionRows(items))

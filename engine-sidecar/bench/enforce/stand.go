@@ -434,7 +434,7 @@ func freeAddr() (string, error) {
 	return ln.Addr().String(), nil
 }
 
-// pause tells whether ctx is still alive after d.
+// pause reports whether ctx is still alive after d.
 func pause(ctx context.Context, d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()

@@ -94,7 +94,7 @@ func (g *Gate) evictable(run runKey) *Control {
 	return out
 }
 
-// evictBefore tells whether c makes room before other does.
+// evictBefore reports whether c makes room before other does.
 func (c *Control) evictBefore(other *Control) bool {
 	if !c.notAfter.Equal(other.notAfter) {
 		return c.notAfter.Before(other.notAfter)

@@ -27,7 +27,7 @@ type Checker interface {
 	// Check judges a verified chain: no reason, wire.ReasonRevoked or
 	// wire.ReasonFeedStale, the latter two with an error that says more.
 	Check(chain []*x509.Certificate) (reason string, err error)
-	// Revoked tells whether a certificate is known to be out.
+	// Revoked reports whether a certificate is known to be out.
 	Revoked(c revocation.Certificate) bool
 }
 
@@ -92,7 +92,7 @@ func NewGate(o Options) *Gate {
 	return g
 }
 
-// Judge tells whether a peer would be admitted now; nil means yes. For a
+// Judge reports whether a peer would be admitted now; nil means yes. For a
 // control connection only the final reasons count: the others may pass, and
 // its client has to hear of cuts meanwhile.
 func (g *Gate) Judge(p mtls.Peer) *Refusal {
@@ -178,7 +178,7 @@ func (g *Gate) setShut(shut bool) {
 	g.shut = shut
 }
 
-// Draining tells whether Drain was called.
+// Draining reports whether Drain was called.
 func (g *Gate) Draining() bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -263,7 +263,7 @@ func (g *Gate) Empty() <-chan struct{} {
 // Counts are the sizes of the table.
 type Counts struct {
 	Relays, Controls int
-	// HadRelay tells whether any relay was ever admitted, and Emptied when the last
+	// HadRelay reports whether any relay was ever admitted, and Emptied when the last
 	// one went, while there is none.
 	HadRelay  bool
 	IdleSince time.Time

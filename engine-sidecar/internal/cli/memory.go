@@ -10,7 +10,7 @@ import (
 
 // The engine on the same machine has better use for memory than a sidecar that
 // has fallen idle. What relays used while they were busy is the collector's to
-// find, and it looks again only when as much has been allocated anew: in an idle
+// find, and it looks again only when as much has been allocated again: in an idle
 // process, never. In a busy process with little in use it looks far too often: a
 // handshake leaves 70 KB behind, and 5 % of its CPU went into that.
 const (

@@ -153,7 +153,7 @@ func (r *Relay) finish(downErr error) (string, error) {
 	return Closed, err
 }
 
-// hungUp tells whether the client closed its socket without waiting for the
+// hungUp reports whether the client closed its socket without waiting for the
 // answer to its close_notify, as most do.
 func hungUp(err error) bool {
 	return errors.Is(err, unix.ENOTCONN) || errors.Is(err, unix.ECONNRESET) || errors.Is(err, unix.EPIPE)

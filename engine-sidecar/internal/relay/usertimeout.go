@@ -125,7 +125,7 @@ func (c *Conn) checkPeer() {
 	p.timer.Reset(p.timeout / 4)
 }
 
-// alive tells whether the peer has acknowledged anything of late.
+// alive reports whether the peer has acknowledged anything of late.
 func (c *Conn) alive(within time.Duration) bool {
 	var now tcpInfo
 	known := false

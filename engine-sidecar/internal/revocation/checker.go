@@ -174,7 +174,7 @@ func (c *Checker) step(ctx context.Context) (news bool, err error) {
 	return c.Update(data)
 }
 
-// Update takes in the PEM of a feed, wherever it comes from, and tells whether
+// Update takes in the PEM of a feed, wherever it comes from, and reports whether
 // it is newer than what is known. One that does not verify changes nothing.
 func (c *Checker) Update(data []byte) (news bool, err error) {
 	feed, err := mtls.ParseFeed(data, c.o.Roots())
@@ -294,7 +294,7 @@ func (c *Checker) age(now time.Time) time.Duration {
 	return c.arrival.ageAt(now.Round(0), now.Sub(c.arrival.at))
 }
 
-// Stale tells whether the feed is too old, too far ahead of this machine's
+// Stale reports whether the feed is too old, too far ahead of this machine's
 // clock, or missing, to admit anybody.
 func (c *Checker) Stale() bool {
 	now := time.Now()
@@ -303,7 +303,7 @@ func (c *Checker) Stale() bool {
 	return c.age(now) >= c.o.MaxStaleness || c.feed.ThisUpdate.After(now.Add(mtls.MaxFeedSkew))
 }
 
-// Revoked tells whether a certificate is known to be out: its serial or its
+// Revoked reports whether a certificate is known to be out: its serial or its
 // intermediate was revoked, or it was issued before the floor.
 func (c *Checker) Revoked(cert Certificate) bool {
 	c.mu.RLock()

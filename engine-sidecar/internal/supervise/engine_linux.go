@@ -28,7 +28,7 @@ const childLink = 3
 // replyTimeout bounds the wait for the child's reply: a few mounts and a fork.
 const replyTimeout = 20 * time.Second
 
-// IsChild tells whether args (os.Args[1:]) are the hidden subcommand, which a
+// IsChild reports whether args (os.Args[1:]) are the hidden subcommand, which a
 // program that calls Start has to hand to Child before it does anything else.
 func IsChild(args []string) bool { return len(args) == 1 && args[0] == childCommand }
 

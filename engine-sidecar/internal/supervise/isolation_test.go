@@ -331,7 +331,7 @@ func namespace(t *testing.T, pid int, kind string) string {
 	return name
 }
 
-// inUse tells whether any process is in the mount namespace.
+// inUse reports whether any process is in the mount namespace.
 func inUse(ns string) bool {
 	links, _ := filepath.Glob("/proc/[0-9]*/ns/mnt")
 	return slices.ContainsFunc(links, func(link string) bool {

@@ -17,7 +17,7 @@ import (
 
 // Harden makes this process's memory unreadable for others: not dumpable, so
 // that neither ptrace nor /proc/PID/mem nor a core file gives up its keys.
-// Children that are executed anew are not concerned.
+// Children that are executed again are not concerned.
 func Harden() error {
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return fmt.Errorf("make process non-dumpable: %w", err)

@@ -51,7 +51,7 @@ func build(out string) error {
 	return os.WriteFile(out, append(append(self, mark...), stamp...), 0o755)
 }
 
-// machineAPI tells whether a build step can reach the machine's identity.
+// machineAPI reports whether a build step can reach the machine's identity.
 func machineAPI() string {
 	for _, path := range []string{"/.fly/api", "/proc/1/root/.fly/api"} {
 		if _, err := os.Stat(path); err == nil {

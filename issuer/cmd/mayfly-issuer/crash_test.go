@@ -172,7 +172,7 @@ func (j *jobs) killUnderLoad(t *testing.T, n int) {
 	clients.Wait()
 }
 
-// buy is one job. It tells whether there was an answer.
+// buy is one job. It reports whether there was an answer.
 func (j *jobs) buy(t *testing.T, p *process) bool {
 	b, again := j.next(t)
 	out, err := p.issue(b.token, b.csr)

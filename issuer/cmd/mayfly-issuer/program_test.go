@@ -165,13 +165,13 @@ func (p *process) issue(token, csr string) (*wire.IssueResponse, error) {
 	return &out, nil
 }
 
-// refused tells whether err is a problem of the name.
+// refused reports whether err is a problem of the name.
 func refused(err error, name string) bool {
 	var p *wire.Problem
 	return errors.As(err, &p) && p.Name() == name
 }
 
-// answered tells whether err, not nil, is the issuer's word.
+// answered reports whether err, not nil, is the issuer's word.
 func answered(err error) bool {
 	var p *wire.Problem
 	return errors.As(err, &p)

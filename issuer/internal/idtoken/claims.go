@@ -82,14 +82,14 @@ func (c Claims) get() *claims {
 	return c.c
 }
 
-// IsZero tells whether c was made at all.
+// IsZero reports whether c was made at all.
 func (c Claims) IsZero() bool { return c.c == nil }
 
-// Verified tells whether a Verifier vouches for c. Recorded claims, made for
+// Verified reports whether a Verifier vouches for c. Recorded claims, made for
 // explanations and tests, are not.
 func (c Claims) Verified() bool { return c.get().verified }
 
-// Restored tells whether c was verified earlier, at a login, and is now read
+// Restored reports whether c was verified earlier, at a login, and is now read
 // back from the issuer's own store. Such claims may be granted a role and
 // never a certificate.
 func (c Claims) Restored() bool { return c.get().restored }
@@ -115,7 +115,7 @@ func (c Claims) IssuedAt() time.Time { return c.get().issuedAt }
 // ExpiresAt is exp, in UTC.
 func (c Claims) ExpiresAt() time.Time { return c.get().expiresAt }
 
-// SingleUse tells whether the token buys one certificate only.
+// SingleUse reports whether the token buys one certificate only.
 func (c Claims) SingleUse() bool { return c.get().provider.Type.SingleUse() }
 
 // Get returns a claim as JSON has it: string, json.Number, bool, nil, []any or

@@ -186,7 +186,7 @@ func sameHost(req *http.Request, via []*http.Request) error {
 
 // guarded is the transport: https everywhere but, where allowed, http on
 // loopback; addresses judged after resolution, at the dial, so that a name
-// that resolves anew gains nothing; bodies cut off. No proxy is used: it
+// that resolves again gains nothing; bodies cut off. No proxy is used: it
 // would resolve and dial in our place.
 type guarded struct {
 	provider   Provider

@@ -34,7 +34,7 @@ func (t Type) MaxLifetime() time.Duration {
 	return 0
 }
 
-// SingleUse tells whether a token of the type buys one certificate only. Such
+// SingleUse reports whether a token of the type buys one certificate only. Such
 // a token must carry a jti.
 func (t Type) SingleUse() bool { return t == GitHub || t == Fly }
 
@@ -72,7 +72,7 @@ func (p Provider) clone() Provider {
 	return p
 }
 
-// Equal tells whether p and q are the same configuration.
+// Equal reports whether p and q are the same configuration.
 func (p Provider) Equal(q Provider) bool {
 	a, b := p, q
 	a.Algorithms, b.Algorithms = nil, nil

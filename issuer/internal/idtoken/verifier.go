@@ -95,7 +95,7 @@ func newVerifier(providers []Provider, o Options, have map[string]*providerVerif
 	return v, nil
 }
 
-// sameKeys tells whether the keys of p are fetched as those of old are.
+// sameKeys reports whether the keys of p are fetched as those of old are.
 func sameKeys(old, p Provider) bool {
 	return old.Name == p.Name && old.Issuer == p.Issuer && old.JWKSURI == p.JWKSURI &&
 		old.UnsafeHTTP == p.UnsafeHTTP && old.UnsafeAllowPrivate == p.UnsafeAllowPrivate

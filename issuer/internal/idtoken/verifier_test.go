@@ -402,7 +402,7 @@ func TestRestore(t *testing.T) {
 	wantRefused(t, err, "log in again")
 }
 
-// TestWithKeepsKeys: a reload fetches nothing anew for what did not change,
+// TestWithKeepsKeys: a reload fetches nothing again for what did not change,
 // and lets go of what is gone.
 func TestWithKeepsKeys(t *testing.T) {
 	t.Parallel()

@@ -64,7 +64,7 @@ type Decision struct {
 	Provider idtoken.Provider // whose token it is
 }
 
-// IsZero tells whether d was made by Decide.
+// IsZero reports whether d was made by Decide.
 func (d Decision) IsZero() bool { return d.Rule == "" }
 
 // Denial is the answer to claims that no rule admits: 403. It names the claim
@@ -215,7 +215,7 @@ func (s *Set) checkClaims(c idtoken.Claims, r Request) error {
 	return nil
 }
 
-// grants tells whether what the rule grants is what is wanted.
+// grants reports whether what the rule grants is what is wanted.
 func (r *rule) grants(w Want) bool {
 	switch w {
 	case WantCertificate:

@@ -87,7 +87,7 @@ func (l *loader) head(f *file) {
 	}
 }
 
-// isName tells whether s is [a-z][a-z0-9-]*, of at most 63 bytes.
+// isName reports whether s is [a-z][a-z0-9-]*, of at most 63 bytes.
 func isName(s string) bool {
 	if s == "" || len(s) > 63 || s[0] < 'a' || s[0] > 'z' {
 		return false

@@ -35,7 +35,7 @@ func whoClaims(t idtoken.Type) []string {
 	return nil
 }
 
-// stringClaim tells whether a claim is known to be a string, so that anything
+// stringClaim reports whether a claim is known to be a string, so that anything
 // else would never match: all of GitHub's and Fly's are, but the times; of
 // other providers those of OpenID Connect and of GitLab's ids.
 func stringClaim(t idtoken.Type, claim string) bool {

@@ -18,7 +18,7 @@ type Backend interface {
 	// Verify checks an ID token that a login of the provider returned, and
 	// returns its claims as the store keeps them.
 	Verify(ctx context.Context, provider, raw string) (json.RawMessage, error)
-	// Person decides anew who the claims of a login are. An error means that
+	// Person decides again who the claims of a login are. An error means that
 	// the policy grants no role now.
 	Person(ctx context.Context, provider string, claims json.RawMessage) (Person, error)
 

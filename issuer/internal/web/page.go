@@ -123,7 +123,7 @@ func plainHost(scheme, host string) string {
 	return strings.TrimSuffix(host, port)
 }
 
-// Owns tells whether a path is the page's, and not the API's.
+// Owns reports whether a path is the page's, and not the API's.
 func Owns(path string) bool {
 	first, _, _ := strings.Cut(strings.TrimPrefix(path, "/"), "/")
 	switch first {
