@@ -160,17 +160,23 @@ func buildkitCommand(t *testing.T, bin, dir string) []string {
 	t.Helper()
 	config := filepath.Join(dir, "buildkitd.toml")
 	writeFile(t, config, fmt.Sprintf("[worker.oci]\ndefaultCgroupParent = %q\n[worker.containerd]\nenabled = false\n", "/mayfly-"+filepath.Base(dir)))
+	removeCgroups(t, "mayfly-"+filepath.Base(dir))
+	return []string{engineTool(t, "buildkitd"), "--config", config, "--addr", "unix://" + filepath.Join(dir, "engine.sock"),
+		"--root", filepath.Join(dir, "state"), "--oci-worker-snapshotter", "overlayfs",
+		"--oci-worker=true", "--oci-worker-binary", filepath.Join(bin, "runc"), "--otel-socket-path", filepath.Join(dir, "otel.sock")}
+}
+
+// removeCgroups removes, at the test's end, the cgroups of this name that
+// BuildKit's containers leave behind.
+func removeCgroups(t *testing.T, name string) {
 	t.Cleanup(func() {
 		for _, pattern := range []string{"", "*/", "*/*/"} {
-			found, _ := filepath.Glob("/sys/fs/cgroup/" + pattern + "mayfly-" + filepath.Base(dir))
+			found, _ := filepath.Glob("/sys/fs/cgroup/" + pattern + name)
 			for _, group := range found {
 				removeCgroup(group)
 			}
 		}
 	})
-	return []string{engineTool(t, "buildkitd"), "--config", config, "--addr", "unix://" + filepath.Join(dir, "engine.sock"),
-		"--root", filepath.Join(dir, "state"), "--oci-worker-snapshotter", "overlayfs",
-		"--oci-worker=true", "--oci-worker-binary", filepath.Join(bin, "runc"), "--otel-socket-path", filepath.Join(dir, "otel.sock")}
 }
 
 // ready asks the sidecar what its /readyz says.

@@ -10,6 +10,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"fmt"
 	"io"
 	"math/big"
 	"net"
@@ -31,8 +32,12 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer/idtokentest"
 )
 
-// walkVariable marks the process that TestReadmeWalk runs in namespaces of its own.
-const walkVariable = "MAYFLY_TEST_WALK"
+// walkVariable marks the process that TestReadmeWalk runs in namespaces of its
+// own, and walkCgroup names the cgroup of its BuildKit's containers.
+const (
+	walkVariable = "MAYFLY_TEST_WALK"
+	walkCgroup   = "MAYFLY_TEST_WALK_CGROUP"
+)
 
 // TestReadmeWalk follows the README's section "Set it up" as it is written, on a
 // machine that has nothing but the programs: it runs each command, with the
@@ -49,7 +54,9 @@ func TestReadmeWalk(t *testing.T) {
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc",
 		os.Args[0], "-test.run", "^TestReadmeWalk$", "-test.v")
-	cmd.Env = append(os.Environ(), walkVariable+"="+t.TempDir(), "BUILDKIT_TOOLS="+engineTools(t))
+	cgroup := fmt.Sprintf("mayfly-walk-%d", os.Getpid())
+	removeCgroups(t, cgroup)
+	cmd.Env = append(os.Environ(), walkVariable+"="+t.TempDir(), walkCgroup+"="+cgroup, "BUILDKIT_TOOLS="+engineTools(t))
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v\n%s", err, out)
@@ -157,7 +164,7 @@ mount -t tmpfs tmpfs /run
 mkdir -p "$0/lib/buildkit"
 mount --bind "$0/lib" /var/lib
 mkdir -p /etc/buildkit
-printf '[worker.oci]\n  defaultCgroupParent = "/mayfly-walk"\n' >/etc/buildkit/buildkitd.toml
+printf '[worker.oci]\n  defaultCgroupParent = "/%s"\n' "$1" >/etc/buildkit/buildkitd.toml
 ip link set lo up
 `
 	for host, addr := range walkHosts {
@@ -166,7 +173,7 @@ ip link set lo up
 	for _, host := range []string{"token.actions.githubusercontent.com", "accounts.google.com"} { // port 443 of all addresses is the issuer's
 		script += "iptables -w -t nat -A OUTPUT -d " + walkHosts[host] + " -p tcp --dport 443 -j DNAT --to-destination " + walkHosts[host] + ":4443\n"
 	}
-	if out, err := exec.CommandContext(t.Context(), "sh", "-c", script, state).CombinedOutput(); err != nil {
+	if out, err := exec.CommandContext(t.Context(), "sh", "-c", script, state, os.Getenv(walkCgroup)).CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
 }
