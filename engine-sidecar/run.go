@@ -28,9 +28,9 @@ type sidecar struct {
 	knownAudience atomic.Pointer[string]
 	trustDomain   string // set before listening
 	own           ownCertificate
-	mintError     atomic.Pointer[error] // the last
-	renewNow      chan struct{}         // own certificate is revoked
-	changed       chan struct{}         // own certificate or the feed is new
+	mintError     atomic.Pointer[error] // of the last attempt
+	renewNow      chan struct{}         // signals that the sidecar's certificate is revoked
+	changed       chan struct{}         // signals a new certificate or feed
 	checker       *revocation.Checker
 	gate          *admission.Gate
 	pending       *pendingConns
@@ -46,9 +46,8 @@ type sidecar struct {
 }
 
 // Run runs a sidecar until ctx ends, and then drains: see Config.DrainTimeout.
-// exit is the exit code for the program: 0 after a stop that was ordered or an
-// idle end, the engine's own when it ended by itself, 1 with an error
-// otherwise.
+// exit is the program's exit code: 0 after an ordered stop or an idle end, the
+// engine's own when the engine ended by itself, otherwise 1 with an error.
 func Run(ctx context.Context, cfg Config) (exit int, err error) {
 	if err := cfg.Validate(); err != nil {
 		return 1, err
@@ -126,7 +125,7 @@ func (s *sidecar) serveStatus(life context.Context) error {
 	return nil
 }
 
-// feedChanged runs after each feed that was taken in.
+// feedChanged runs after the checker has processed a feed.
 func (s *sidecar) feedChanged() {
 	s.gate.Sweep()
 	if own := s.own.now.Load(); own != nil && s.checker.Revoked(revocation.CertificateOf(own.Chain())) {
@@ -135,7 +134,7 @@ func (s *sidecar) feedChanged() {
 	wake(s.changed)
 }
 
-// wake wakes whoever waits on c, or will next.
+// wake wakes the receiver of c, now or at its next receive.
 func wake(c chan<- struct{}) {
 	select {
 	case c <- struct{}{}:
@@ -143,8 +142,8 @@ func wake(c chan<- struct{}) {
 	}
 }
 
-// boot gets the certificate and the engine ready side by side, then a fresh
-// feed. ready is false when ctx ended first.
+// boot gets the certificate and starts the engine in parallel, then waits for
+// a fresh feed. ready is false when ctx ended first.
 func (s *sidecar) boot(ctx, life context.Context) (ready bool, err error) {
 	limit, cancel := context.WithTimeoutCause(ctx, s.cfg.BootTimeout,
 		fmt.Errorf("not listening %v after the start (boot_timeout)", s.cfg.BootTimeout))
@@ -189,7 +188,7 @@ func (s *sidecar) boot(ctx, life context.Context) (ready bool, err error) {
 	}
 }
 
-// bootError says why the time was up; nil when it was ctx that ended.
+// bootError explains why boot failed. It returns nil when ctx has ended.
 func (s *sidecar) bootError(ctx, limit context.Context, err error) error {
 	switch {
 	case ctx.Err() != nil:
@@ -218,7 +217,7 @@ func (s *sidecar) afterBoot(ctx context.Context, err error) (int, error) {
 	return 0, nil
 }
 
-// watch listens and holds on until there is a reason to end.
+// watch listens and serves until there is a reason to end.
 func (s *sidecar) watch(ctx, life context.Context) (int, error) {
 	if err := s.listen(); err != nil {
 		s.stopEngine(ctx)
@@ -254,8 +253,8 @@ func (s *sidecar) watch(ctx, life context.Context) (int, error) {
 	}
 }
 
-// handleStaleFeed cuts what on_stale says, and tells the issuer when the feed has
-// become stale. It returns whether it is.
+// handleStaleFeed applies on_stale, and reports to the issuer when the feed
+// becomes stale. It reports whether the feed is stale.
 func (s *sidecar) handleStaleFeed(before bool) bool {
 	if !s.checker.Stale() {
 		return false
@@ -273,8 +272,8 @@ func (s *sidecar) handleStaleFeed(before bool) bool {
 	return true
 }
 
-// pauseIfRevoked stops listening while the own certificate is out, and listens
-// again with the next one.
+// pauseIfRevoked stops listening while the sidecar's certificate is revoked,
+// and listens again with the next one.
 func (s *sidecar) pauseIfRevoked(away *time.Time) error {
 	out := s.checker.Revoked(revocation.CertificateOf(s.own.now.Load().Chain()))
 	switch {
@@ -315,7 +314,7 @@ func (s *sidecar) listen() error {
 	return nil
 }
 
-// engineExited ends the run after an engine that nobody stopped.
+// engineExited ends the run after the engine has ended by itself.
 func (s *sidecar) engineExited() (int, error) {
 	code := s.engine.ExitCode()
 	s.gate.CutAll(wire.ReasonEngineExited, exitText(code))
@@ -324,7 +323,7 @@ func (s *sidecar) engineExited() (int, error) {
 	return code, err
 }
 
-// exitText says how a process ended by its exit code, 128 and more for a signal.
+// exitText describes the end of a process. A code over 128 means a signal.
 func exitText(code int) string {
 	if code > 128 {
 		return fmt.Sprintf("signal %d, %v", code-128, syscall.Signal(code-128))
@@ -332,7 +331,7 @@ func exitText(code int) string {
 	return fmt.Sprintf("exit code %d", code)
 }
 
-// drain lets relays end, then stops the engine in order.
+// drain lets relays end, then stops the engine.
 func (s *sidecar) drain(ctx context.Context) (int, error) {
 	s.log.Info("draining", "relays", s.gate.Counts().Relays, "drain_timeout", s.cfg.DrainTimeout)
 	s.gate.Drain()
@@ -351,8 +350,8 @@ func (s *sidecar) drain(ctx context.Context) (int, error) {
 	return 0, nil
 }
 
-// stopEngine stops the engine within kill_timeout. It has a deadline of its own,
-// since ctx may be what ended.
+// stopEngine stops the engine within kill_timeout. It uses a fresh deadline,
+// since ctx may have ended.
 func (s *sidecar) stopEngine(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.cfg.KillTimeout)
 	defer cancel()
@@ -361,8 +360,8 @@ func (s *sidecar) stopEngine(ctx context.Context) {
 	}
 }
 
-// close ends what clients have, and then the workers: the reporter tells the
-// issuer a last time.
+// close ends the connections of clients, and then the workers. The reporter
+// sends its last reports.
 func (s *sidecar) close() {
 	s.listener.close()
 	s.gate.Drain()
@@ -373,15 +372,15 @@ func (s *sidecar) close() {
 	s.ending()
 }
 
-// idle judges when a sidecar without clients ends.
+// idle decides when a sidecar without clients ends.
 type idle struct {
 	exit, grace time.Duration
-	since       time.Time // of listening
+	since       time.Time // when listening began
 }
 
 func newIdle(c Config, now time.Time) idle { return idle{c.IdleExit, c.BootGrace, now} }
 
-// exitReason says why to end now, or "".
+// exitReason returns the reason to end now, or "".
 func (i idle) exitReason(c admission.Counts, now time.Time) string {
 	switch {
 	case i.exit == 0 || c.Relays > 0:

@@ -19,30 +19,31 @@ import (
 
 // Times and bounds of session reports.
 const (
-	// reportDelay collects what happens together into one request.
+	// reportDelay is how long reports are collected before one request.
 	reportDelay = 250 * time.Millisecond
-	// reportProgress is how often the bytes of a live session are told.
+	// reportProgress is the interval between byte counts of a live session.
 	reportProgress = 30 * time.Second
-	// reportSilent is how often a live session is told that moves no bytes: the
-	// issuer counts one as gone that it has not heard of for two minutes.
+	// reportSilent is the interval between reports of a live session that
+	// moves no bytes. The issuer counts a session as gone after two minutes
+	// without a report.
 	reportSilent = 45 * time.Second
 	// reportRetryMax bounds the wait after an error.
 	reportRetryMax = time.Minute
-	// maxStale bounds the notes of stale feeds that wait to be told.
+	// maxStale bounds the stale-feed notes that wait to be sent.
 	maxStale = 32
-	// maxEnded bounds the ended sessions that wait to be told. The oldest go
-	// first, untold.
+	// maxEnded bounds the ended sessions that wait to be sent. Beyond it the
+	// oldest are dropped unsent.
 	maxEnded = 20000
-	// tokenMargin is the life that a token must have left to be used again.
+	// tokenMargin is the remaining lifetime that a token needs to be reused.
 	tokenMargin = 30 * time.Second
-	// lastReports bounds what is told at the end.
+	// lastReports bounds the final flush.
 	lastReports = 3 * time.Second
 )
 
-// byteCounter is a relay, to its session.
+// byteCounter is the part of a relay that its session reads.
 type byteCounter interface{ Bytes() (in, out int64) }
 
-// session is one relay as the issuer is to know it.
+// session is one relay, as it is reported to the issuer.
 type session struct {
 	of       *reporter
 	id       string
@@ -57,13 +58,13 @@ type session struct {
 	closedAt time.Time
 	reason   string
 	toldAt   time.Time
-	toldIn   int64 // as last told
+	toldIn   int64 // as last reported
 	toldOut  int64
-	dirty    *list.Element // in reporter.news; nil when there is nothing to tell
+	dirty    *list.Element // in reporter.queue; nil when there is nothing to report
 }
 
-// reporter tells the issuer of sessions. Relays never wait for it: it holds
-// what it could not tell yet, within bounds.
+// reporter reports sessions to the issuer. Relays never wait for it: it holds
+// unsent reports, within bounds.
 type reporter struct {
 	s      *sidecar
 	wake   chan struct{}
@@ -72,13 +73,13 @@ type reporter struct {
 	mu    sync.Mutex
 	live  map[*session]struct{}
 	queue list.List            // of *session, oldest first
-	ended int                  // sessions in news that are closed
+	ended int                  // sessions in queue that are closed
 	stale []wire.SessionReport // of kind feed_stale
 
 	// Owned by run.
 	token    string
 	tokenEnd time.Time
-	most     int // of notes and sessions in the next batch
+	most     int // notes and sessions in the next batch, at most
 }
 
 func newReporter(s *sidecar) *reporter {
@@ -87,7 +88,7 @@ func newReporter(s *sidecar) *reporter {
 	return r
 }
 
-// open notes a new relay.
+// open records a new relay.
 func (r *reporter) open(p peerInfo, bytes byteCounter) *session {
 	var id [16]byte
 	rand.Read(id[:])
@@ -102,7 +103,7 @@ func (r *reporter) open(p peerInfo, bytes byteCounter) *session {
 	return s
 }
 
-// end notes that the relay is over.
+// end records that the relay has ended.
 func (s *session) end(reason string) {
 	r := s.of
 	r.mu.Lock()
@@ -116,7 +117,7 @@ func (s *session) end(reason string) {
 	}
 }
 
-// feedStale notes that the feed is stale from now on.
+// feedStale records that the feed has become stale.
 func (r *reporter) feedStale(why string) {
 	var id [16]byte
 	rand.Read(id[:])
@@ -129,7 +130,7 @@ func (r *reporter) feedStale(why string) {
 	wake(r.wake)
 }
 
-// enqueue puts s among the news. The caller holds mu.
+// enqueue adds s to the queue. The caller holds mu.
 func (r *reporter) enqueue(s *session) {
 	if s.dirty == nil {
 		s.dirty = r.queue.PushBack(s)
@@ -137,7 +138,7 @@ func (r *reporter) enqueue(s *session) {
 	wake(r.wake)
 }
 
-// dropOldest forgets the oldest ended session. The caller holds mu.
+// dropOldest drops the oldest ended session. The caller holds mu.
 func (r *reporter) dropOldest() {
 	for e := r.queue.Front(); e != nil; e = e.Next() {
 		s := e.Value.(*session)
@@ -149,7 +150,7 @@ func (r *reporter) dropOldest() {
 	}
 }
 
-// forget takes s from the news. The caller holds mu.
+// forget removes s from the queue. The caller holds mu.
 func (r *reporter) forget(s *session) {
 	if s.dirty == nil {
 		return
@@ -161,14 +162,14 @@ func (r *reporter) forget(s *session) {
 	}
 }
 
-// waiting is how many sessions have something to tell.
+// waiting returns the number of sessions in the queue.
 func (r *reporter) waiting() int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.queue.Len()
 }
 
-// run tells until ctx ends, and then what is left, a last time.
+// run sends reports until ctx ends, and then flushes the rest once.
 func (r *reporter) run(ctx context.Context) {
 	defer r.flushFinal(ctx)
 	progress, status := time.NewTicker(reportProgress), time.NewTicker(wire.StatusEvery)
@@ -207,7 +208,7 @@ func (r *reporter) run(ctx context.Context) {
 	}
 }
 
-// flushFinal tells what is left within lastReports: ctx has ended.
+// flushFinal sends the rest within lastReports, although ctx has ended.
 func (r *reporter) flushFinal(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastReports)
 	defer cancel()
@@ -219,8 +220,8 @@ func (r *reporter) flushFinal(ctx context.Context) {
 	r.reportStatus(ctx)
 }
 
-// progress puts the live sessions among the news whose bytes have moved, or of
-// which nothing was told for long.
+// progress enqueues the live sessions whose byte counts changed, or whose last
+// report is reportSilent old.
 func (r *reporter) progress() {
 	now := time.Now()
 	r.mu.Lock()
@@ -232,9 +233,9 @@ func (r *reporter) progress() {
 	}
 }
 
-// flush tells all news, a batch at a time. A batch that the issuer does not
-// understand is told again in parts, until what it stumbles over stands alone:
-// that is dropped, since it would hold up all others for ever.
+// flush sends all reports, one batch at a time. A batch that the issuer finds
+// malformed is halved until the faulty item is alone. That item is dropped,
+// since it would block all others.
 func (r *reporter) flush(ctx context.Context) error {
 	for {
 		batch := r.batch()
@@ -263,20 +264,20 @@ func (r *reporter) flush(ctx context.Context) error {
 	}
 }
 
-// batch is one request, and whom it is about.
+// batch is one request and the sessions that it reports.
 type batch struct {
 	reports  []wire.SessionReport
 	size     int // of the request's body, in bytes
 	sessions []*session
 	closed   []bool // whether the session's end is in reports
-	stale    int    // how many of the first reports are of the feed
+	stale    int    // how many of the first reports are stale-feed notes
 }
 
-// items are the parts that the batch can be told in.
+// items is the number of parts that the batch can be split into.
 func (b *batch) items() int { return b.stale + len(b.sessions) }
 
-// add takes reports in that belong together. It returns false when they fit no
-// more: by number, or by the size of the body. An empty batch takes any.
+// add appends reports that belong together. It returns false when they do not
+// fit, by number or by size of the body. An empty batch accepts any.
 func (b *batch) add(reports ...wire.SessionReport) bool {
 	size := max(b.size, len(`{"reports":[]}`))
 	for _, report := range reports {
@@ -289,8 +290,8 @@ func (b *batch) add(reports ...wire.SessionReport) bool {
 	return true
 }
 
-// encodedAtMost bounds the length of r in JSON, without the encoding, which every
-// relay would pay for twice.
+// encodedAtMost returns an upper bound for the length of r in JSON. It does
+// not encode r, which would cost each relay a second encoding.
 func encodedAtMost(r *wire.SessionReport) int {
 	n := 220 // the members' names, a time, two numbers
 	for _, s := range []string{r.Kind, r.ID, r.Serial, r.Run, r.RemoteAddr, r.Reason} {
@@ -304,7 +305,7 @@ func encodedAtMost(r *wire.SessionReport) int {
 	return n
 }
 
-// batch is the oldest news, as much as one request takes.
+// batch returns the oldest reports, as many as one request may hold.
 func (r *reporter) batch() batch {
 	now := time.Now().UTC()
 	r.mu.Lock()
@@ -329,7 +330,7 @@ func (r *reporter) batch() batch {
 	return b
 }
 
-// reports are what there is to tell of s. The caller holds of.mu.
+// reports returns the reports that are due for s. The caller holds of.mu.
 func (s *session) reports(in, out int64, now time.Time) []wire.SessionReport {
 	report := wire.SessionReport{
 		ID: s.id, Serial: s.serial, Run: s.run, RemoteAddr: s.remote, BytesIn: in, BytesOut: out,
@@ -350,7 +351,7 @@ func (s *session) reports(in, out int64, now time.Time) []wire.SessionReport {
 	return all
 }
 
-// acknowledge notes what the issuer has, or will never take.
+// acknowledge records which reports the issuer has accepted or refused.
 func (r *reporter) acknowledge(b batch, answer wire.SessionsResponse) {
 	for _, refused := range answer.Refused {
 		r.s.log.Warn("session report refused", "session", refused.ID, "reason", refused.Reason)
@@ -368,7 +369,8 @@ func (r *reporter) acknowledge(b batch, answer wire.SessionsResponse) {
 	}
 }
 
-// machineToken is a token for reports: the last one while it lives.
+// machineToken returns a token for reports. It reuses the last one while that
+// is valid.
 func (r *reporter) machineToken(ctx context.Context) (string, error) {
 	if r.token != "" && time.Until(r.tokenEnd) > tokenMargin {
 		return r.token, nil
@@ -385,7 +387,7 @@ func (r *reporter) machineToken(ctx context.Context) (string, error) {
 	return token, nil
 }
 
-// dropToken drops the token when the issuer did not take it.
+// dropToken drops the token when err says that the issuer rejected it.
 func (r *reporter) dropToken(err error) {
 	var p *wire.Problem
 	if errors.As(err, &p) && (p.Status == 401 || p.Status == 403) {
@@ -393,14 +395,15 @@ func (r *reporter) dropToken(err error) {
 	}
 }
 
-// malformed reports whether the issuer refused the request as such.
+// malformed reports whether the issuer rejected the request as malformed or
+// too large.
 func malformed(err error) bool {
 	var p *wire.Problem
 	return errors.As(err, &p) && (p.Status == 400 || p.Status == 413)
 }
 
-// expiry reads when a token ends, which only the issuer verifies; zero when it
-// does not say.
+// expiry returns the expiry in an unverified token, or zero if there is none.
+// Only the issuer verifies it.
 func expiry(token string) time.Time {
 	parts := strings.Split(token, ".")
 	if len(parts) != 3 {

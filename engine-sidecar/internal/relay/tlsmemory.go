@@ -9,20 +9,21 @@ import (
 	"unsafe"
 )
 
-// A tls.Conn keeps, for as long as it lives, the largest record that it ever
-// read (24 KB), the handshake's messages (3 KB) and the peer's certificates,
-// parsed (12 KB): four fifths of what an idle relay costs. crypto/tls has no way
-// to give them back, so they are taken out of it here: buffers only while they
-// are empty and nobody reads, certificates once the handshake is over.
+// For its whole life a tls.Conn keeps the largest record that it ever read (24
+// KB), the handshake's messages (3 KB) and the peer's parsed certificates (12
+// KB). This is four fifths of the cost of an idle relay. crypto/tls has no way
+// to free them, so this file clears its fields: buffers only while they are
+// empty and no reader is active, certificates after the handshake.
 //
-// The fields are found by name and type when the program starts. With a Go that
-// has others, nothing is taken out, relays cost more, and TestKept fails.
+// The fields are found by name and type when the program starts. With a Go
+// version that has other fields nothing is freed, relays cost more, and
+// TestKept fails.
 
-// keptAfter is how long a relay's client has to be silent until its buffer is
-// given back: a buffer per burst costs more than it saves.
+// keptAfter is how long a client must be silent until its buffer is freed. A
+// new buffer for each burst would cost more than it saves.
 const keptAfter = time.Second
 
-// keptMost is the capacity, in bytes, up to which a buffer may stay.
+// keptMost is the largest capacity, in bytes, of a buffer that is not freed.
 const keptMost = 1 << 10
 
 // keptFields are offsets within a tls.Conn.
@@ -48,8 +49,8 @@ func findKept() (k keptFields) {
 	return k
 }
 
-// rawInput is the buffer that t reads records into, nil where it is not known.
-// It is the reader's.
+// rawInput returns the buffer that t reads records into, or nil if the field
+// is unknown. Only the reader may use it.
 func rawInput(t *tls.Conn) *bytes.Buffer {
 	if !kept.known {
 		return nil
@@ -57,8 +58,9 @@ func rawInput(t *tls.Conn) *bytes.Buffer {
 	return (*bytes.Buffer)(unsafe.Add(unsafe.Pointer(t), kept.rawInput))
 }
 
-// forgetHandshake takes out of t, which has shaken hands and which nobody uses
-// yet, what only the handshake needed. Its ConnectionState then names no peer.
+// forgetHandshake frees the memory of t that only the handshake needed. The
+// handshake must be complete and t not in use yet. Afterwards its
+// ConnectionState names no peer.
 func forgetHandshake(t *tls.Conn) {
 	if !kept.known {
 		return
@@ -78,8 +80,8 @@ func freeBuffer(b *bytes.Buffer) {
 	}
 }
 
-// scheduleTrim sees to it that the buffer of a client that falls silent is given back.
-// The caller holds r.awake.
+// scheduleTrim starts the timer that frees an idle client's read buffer. The
+// caller holds r.readMu.
 func (r *Relay) scheduleTrim() {
 	b := rawInput(r.tls)
 	if r.armed || b == nil || b.Cap() <= keptMost {
@@ -93,7 +95,7 @@ func (r *Relay) scheduleTrim() {
 	r.keeper.Reset(keptAfter)
 }
 
-// trim is the timer's function: the buffer stays while bytes come.
+// trim is the timer's function. The buffer stays while bytes arrive.
 func (r *Relay) trim() {
 	r.readMu.Lock()
 	defer r.readMu.Unlock()
@@ -109,7 +111,7 @@ func (r *Relay) trim() {
 	freeBuffer(rawInput(r.tls))
 }
 
-// stopTrim ends that. The caller holds r.awake.
+// stopTrim stops the timer. The caller holds r.readMu.
 func (r *Relay) stopTrim() {
 	r.over = true
 	if r.keeper != nil {

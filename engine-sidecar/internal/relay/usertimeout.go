@@ -8,35 +8,35 @@ import (
 	"time"
 )
 
-// peerTimeout tells a peer that is slow from one that is gone. The kernel's bound
-// on unacknowledged data (TCP_USER_TIMEOUT) does not: it also ends a connection
-// whose peer answers every probe but has its window closed, because whoever
-// reads there has paused.
+// peerTimeout distinguishes a slow peer from one that is gone. The kernel's
+// bound on unacknowledged data (TCP_USER_TIMEOUT) does not. It also ends a
+// connection whose peer answers every probe but keeps its window closed,
+// because its reader has paused.
 //
-// So, while data is unacknowledged, a timer looks at the connection, and moves
-// the bound ahead as long as the peer answers.
+// While data is unacknowledged, a timer checks the connection, and extends the
+// bound as long as the peer answers.
 type peerTimeout struct {
 	mu       sync.Mutex
-	timeout  time.Duration // 0: the kernel's defaults, and nobody looks
+	timeout  time.Duration // 0: the kernel's defaults, without checks
 	timer    *time.Timer
 	watching bool
 	writes   uint64 // counts calls of watch
-	lookedAt uint64 // writes at the last look
+	lookedAt uint64 // value of writes at the last check
 	extended bool
-	acked    uint64    // at the last look
-	since    time.Time // of when acked stands still
+	acked    uint64    // at the last check
+	since    time.Time // when acked last changed
 }
 
-// tcpInfo is what the kernel knows of the peer.
+// tcpInfo is the kernel's information about the peer.
 type tcpInfo struct {
 	acked     uint64        // bytes, ever
-	lastHeard time.Duration // since its last acknowledgement of anything
+	lastHeard time.Duration // since the peer's last acknowledgement
 	resending bool          // data is lost, not held back by the peer's window
 }
 
-// ListenConfig is of a listener whose connections find a peer that is gone
-// within about timeout. Where the system lets connections inherit that, it
-// spares each the calls of KeepAlive.
+// ListenConfig returns the configuration of a listener whose connections
+// detect a lost peer within about timeout. Where connections inherit these
+// settings from the listener, KeepAlive needs no more system calls.
 func ListenConfig(timeout time.Duration) *net.ListenConfig {
 	return &net.ListenConfig{
 		KeepAlive: -1, // Go's own would be set on each connection
@@ -48,14 +48,14 @@ func ListenConfig(timeout time.Duration) *net.ListenConfig {
 	}
 }
 
-// keepAlive is of the probes while a connection is silent.
+// keepAlive returns the settings of the probes on a silent connection.
 func keepAlive(timeout time.Duration) net.KeepAliveConfig {
 	return net.KeepAliveConfig{Enable: true, Idle: timeout / 2, Interval: timeout / 4, Count: 2}
 }
 
-// KeepAlive makes the kernel find a peer that is gone within about timeout:
-// probes while the connection is silent, and a bound on unacknowledged data,
-// which a peer that is merely slow is not held to.
+// KeepAlive makes the connection detect a lost peer within about timeout: by
+// probes while it is silent, and by a bound on unacknowledged data. The bound
+// does not apply to a peer that is only slow.
 func (c *Conn) KeepAlive(timeout time.Duration) error {
 	c.peerTimeout.mu.Lock()
 	defer c.peerTimeout.mu.Unlock()
@@ -70,14 +70,14 @@ func (c *Conn) KeepAlive(timeout time.Duration) error {
 	return errors.Join(c.tcp.SetKeepAliveConfig(keepAlive(timeout)), c.bound(timeout))
 }
 
-// bound sets the kernel's.
+// bound sets the kernel's bound on unacknowledged data.
 func (c *Conn) bound(d time.Duration) error {
 	var set error
 	err := c.raw.Control(func(fd uintptr) { set = setUserTimeout(fd, d) })
 	return errors.Join(err, set)
 }
 
-// watch begins to look after the peer of what is about to be written.
+// watch starts the checks of the peer. Call it before a write.
 func (c *Conn) watch() {
 	p := &c.peerTimeout
 	p.mu.Lock()
@@ -94,8 +94,8 @@ func (c *Conn) watch() {
 	p.timer.Reset(p.timeout / 4)
 }
 
-// checkPeer is the timer's function. The last one is that which finds nothing
-// unacknowledged, or the connection closed.
+// checkPeer is the timer's function. It stops when no data is unacknowledged
+// or the connection is closed.
 func (c *Conn) checkPeer() {
 	p := &c.peerTimeout
 	p.mu.Lock()
@@ -125,7 +125,8 @@ func (c *Conn) checkPeer() {
 	p.timer.Reset(p.timeout / 4)
 }
 
-// alive reports whether the peer has acknowledged anything of late.
+// alive reports whether the peer has acknowledged anything within the given
+// time.
 func (c *Conn) alive(within time.Duration) bool {
 	var now tcpInfo
 	known := false

@@ -2,7 +2,7 @@ package revocation
 
 import "time"
 
-// arrival is when a feed came, and how old it then was.
+// arrival records when a feed arrived, and its age at that time.
 type arrival struct {
 	thisUpdate time.Time
 	at         time.Time     // with a monotonic reading
@@ -15,10 +15,10 @@ func newArrival(thisUpdate, now time.Time) arrival {
 	return arrival{thisUpdate: thisUpdate, at: now, age: max(age, 0), ahead: max(-age, 0)}
 }
 
-// ageAt is the feed's age when the wall clock says wall and elapsed has passed
-// since its arrival by the monotonic clock. It is the larger of what the two
-// say: a wall clock that was set back does not make a feed younger, and a
-// monotonic clock that stood still while the machine was suspended neither.
+// ageAt returns the feed's age at wall clock time wall, when elapsed has
+// passed since arrival on the monotonic clock. It takes the larger of both
+// results. A wall clock that was set back, or a monotonic clock that stopped
+// while the machine was suspended, does not make a feed younger.
 func (a arrival) ageAt(wall time.Time, elapsed time.Duration) time.Duration {
 	return max(wall.Sub(a.thisUpdate), a.age+elapsed)
 }

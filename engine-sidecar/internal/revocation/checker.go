@@ -1,13 +1,14 @@
-// Package revocation keeps the sidecar's knowledge of which certificates are
-// out: it follows the issuer's signed revocation feed and says of a chain
-// whether it is revoked, fine, or not to be judged because the feed is stale.
+// Package revocation follows the issuer's signed revocation feed and checks
+// certificate chains against it: valid, revoked, or undecided because the feed
+// is stale.
 //
-// What it has once seen as revoked stays revoked, whatever a later feed says;
-// and its judgement of the feed's age trusts neither the issuer's answers nor
-// the wall clock alone.
+// A certificate that was once seen as revoked stays revoked, whatever a later
+// feed says. The feed's age depends neither on the issuer's answers nor on the
+// wall clock alone.
 //
-// It imports client/mtls, which parses and verifies feeds, client/wire and
-// ca/identity. It opens no connection of its own and cuts none.
+// The package imports client/mtls, which parses and verifies feeds,
+// client/wire and
+// ca/identity. It opens and cuts no connections.
 package revocation
 
 import (
@@ -26,56 +27,59 @@ import (
 )
 
 const (
-	// keepRevoked is how long a serial stays out after the last feed that held
-	// it: longer than any relay or certificate that it could name lives.
+	// keepRevoked is how long a serial stays revoked after the last feed that
+	// held it. No relay or certificate lives longer.
 	keepRevoked = 25 * time.Hour
-	// feedRetention is how long a feed has to hold a serial after it first did: the
-	// issuer keeps entries until NotAfter + 24 h. A feed that lacks one earlier
-	// has been rolled back.
+	// feedRetention is how long a feed must keep a serial after its first
+	// appearance: the issuer keeps entries until NotAfter + 24 h. A feed that
+	// drops a serial earlier has been rolled back.
 	feedRetention = 24 * time.Hour
-	// minPollInterval is the least time between two answers that bring nothing new.
+	// minPollInterval is the least time between two answers without a newer
+	// feed.
 	minPollInterval = time.Second
 	// retryMin and retryMax bound the wait after an error.
 	retryMin = 100 * time.Millisecond
 	retryMax = 5 * time.Second
 )
 
-// What a Checker reports beside log lines, for metrics.
+// Events that a Checker passes to Options.Report, for metrics.
 const (
 	// EventRolledBack: a verified feed has a lower number than one before it,
 	// lacks a serial that must still be there, or has an earlier floor.
 	EventRolledBack = "feed_rolled_back"
 	// EventClockSkew: a feed is from the future or stale on arrival.
 	EventClockSkew = "clock_skew"
-	// EventInvalid: an answer is no feed that our roots have signed.
+	// EventInvalid: an answer is not a feed signed under our roots.
 	EventInvalid = "feed_invalid"
 	// EventUnreachable: the issuer gave no answer.
 	EventUnreachable = "feed_unreachable"
 )
 
-// Source is where feeds come from: client.Issuer.
+// Source fetches feeds. client.Issuer is one.
 type Source interface {
-	// WaitCRL returns the PEM of GET /v1/crl/wait, and nil when there is
-	// nothing newer than after.
+	// WaitCRL returns the PEM of GET /v1/crl/wait, or nil when no feed is
+	// newer than after.
 	WaitCRL(ctx context.Context, after int64) ([]byte, error)
 }
 
-// Options of a Checker. All but Report and Changed are required.
+// Options are the options of a Checker. All but Report and Changed are
+// required.
 type Options struct {
 	Source Source
-	// Roots gives the roots that feeds must chain to.
+	// Roots returns the roots that feeds must chain to.
 	Roots func() []*x509.Certificate
-	// MaxStaleness is the age from which a feed admits nobody.
+	// MaxStaleness is the age at which a feed no longer admits any peer.
 	MaxStaleness time.Duration
 	Logger       *slog.Logger
-	// Report, if not nil, hears of an event, one of the Event constants.
+	// Report, if not nil, is called for each event, one of the Event
+	// constants.
 	Report func(event string)
-	// Changed, if not nil, is called after each feed that was taken in, by the
-	// goroutine that took it in.
+	// Changed, if not nil, is called after each verified feed, by the
+	// goroutine that processed it.
 	Changed func()
 }
 
-// Certificate is what a Checker needs to know of a verified chain to judge it
+// Certificate holds the parts of a verified chain that are needed to check it
 // again later. It is comparable.
 type Certificate struct {
 	Serial string // as mtls.Serial writes it
@@ -83,8 +87,8 @@ type Certificate struct {
 	Issuer mtls.IntermediateID // zero when the chain has no intermediate
 }
 
-// CertificateOf takes from a verified chain (leaf first, root last) what is
-// needed.
+// CertificateOf returns the Certificate of a verified chain (leaf first, root
+// last).
 func CertificateOf(chain []*x509.Certificate) Certificate {
 	c := Certificate{Serial: mtls.Serial(chain[0].SerialNumber), Issued: identity.IssuedAt(chain[0])}
 	if len(chain) > 1 {
@@ -93,28 +97,29 @@ func CertificateOf(chain []*x509.Certificate) Certificate {
 	return c
 }
 
-// Checker follows the feed. Make it with New. It is safe for concurrent use.
+// Checker follows the feed. Use New to create one. It is safe for concurrent
+// use.
 type Checker struct {
 	o Options
 
 	mu      sync.RWMutex
-	feed    *mtls.Feed // of the highest number; nil before the first
+	feed    *mtls.Feed // with the highest number; nil before the first
 	arrival arrival
 	revoked map[string]seenAt
-	issuers map[mtls.IntermediateID]struct{} // intermediates once seen as revoked
-	floor   time.Time                        // the highest
+	issuers map[mtls.IntermediateID]struct{} // intermediates that were ever seen as revoked
+	floor   time.Time                        // the latest seen
 
-	fresh     chan struct{} // closed when the first fresh feed has come
+	fresh     chan struct{} // closed after the first fresh feed
 	freshOnce sync.Once
 }
 
-// seenAt is when feeds held a serial, and whose CRL it stood in.
+// seenAt is when feeds held a serial, and which issuer's CRL held it.
 type seenAt struct {
 	first, last time.Time
 	issuer      mtls.IntermediateID
 }
 
-// New returns a Checker without a feed, for which everything is stale.
+// New returns a Checker without a feed. Its Check finds every chain stale.
 func New(o Options) *Checker {
 	if o.Report == nil {
 		o.Report = func(string) {}
@@ -161,7 +166,7 @@ func (c *Checker) Run(ctx context.Context) {
 	}
 }
 
-// step asks once. news is whether a newer feed was taken in.
+// step makes one request. news reports whether it brought a newer feed.
 func (c *Checker) step(ctx context.Context) (news bool, err error) {
 	data, err := c.o.Source.WaitCRL(ctx, c.Number())
 	if err != nil {
@@ -174,8 +179,8 @@ func (c *Checker) step(ctx context.Context) (news bool, err error) {
 	return c.Update(data)
 }
 
-// Update takes in the PEM of a feed, wherever it comes from, and reports whether
-// it is newer than what is known. One that does not verify changes nothing.
+// Update processes the PEM of a feed from any source, and reports whether it
+// is newer than the current one. A feed that does not verify changes nothing.
 func (c *Checker) Update(data []byte) (news bool, err error) {
 	feed, err := mtls.ParseFeed(data, c.o.Roots())
 	if err != nil {
@@ -187,8 +192,8 @@ func (c *Checker) Update(data []byte) (news bool, err error) {
 	return news, nil
 }
 
-// accept makes a verified feed the newest, or, when it is older than what is
-// known, keeps what it adds.
+// accept makes a newer verified feed the current one. From an older feed it
+// only adds the revocations.
 func (c *Checker) accept(feed *mtls.Feed, now time.Time) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -214,8 +219,8 @@ func (c *Checker) accept(feed *mtls.Feed, now time.Time) bool {
 	return true
 }
 
-// compare reports what a newer feed should hold and does not. The CRL of an
-// intermediate that the root has revoked may be gone, and its serials with it.
+// compare reports entries that a newer feed should hold and lacks. The CRL of
+// an intermediate that the root has revoked may be missing with its serials.
 func (c *Checker) compare(feed *mtls.Feed, now time.Time) {
 	if feed.Floor.Before(c.floor) {
 		c.rolledBack("an earlier floor", "floor", feed.Floor.UTC(), "seen", c.floor.UTC())
@@ -267,10 +272,11 @@ func (c *Checker) forget(now time.Time) {
 	}
 }
 
-// Fresh is closed once a verified feed has come that was fresh.
+// Fresh returns a channel that is closed after the first verified feed that
+// was fresh.
 func (c *Checker) Fresh() <-chan struct{} { return c.fresh }
 
-// Number is that of the newest feed, and 0 without one.
+// Number returns the number of the newest feed, or 0 without one.
 func (c *Checker) Number() int64 {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
@@ -280,7 +286,7 @@ func (c *Checker) Number() int64 {
 	return c.feed.Number
 }
 
-// Age is the feed's; it is larger than any bound without one.
+// Age returns the feed's age. Without a feed it is larger than any bound.
 func (c *Checker) Age() time.Duration {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
@@ -295,7 +301,7 @@ func (c *Checker) age(now time.Time) time.Duration {
 }
 
 // Stale reports whether the feed is too old, too far ahead of this machine's
-// clock, or missing, to admit anybody.
+// clock, or missing. A stale feed admits no peer.
 func (c *Checker) Stale() bool {
 	now := time.Now()
 	c.mu.RLock()
@@ -303,7 +309,7 @@ func (c *Checker) Stale() bool {
 	return c.age(now) >= c.o.MaxStaleness || c.feed.ThisUpdate.After(now.Add(mtls.MaxFeedSkew))
 }
 
-// Revoked reports whether a certificate is known to be out: its serial or its
+// Revoked reports whether a certificate is revoked: its serial or its
 // intermediate was revoked, or it was issued before the floor.
 func (c *Checker) Revoked(cert Certificate) bool {
 	c.mu.RLock()
@@ -317,8 +323,8 @@ func (c *Checker) isRevoked(cert Certificate) bool {
 	return serial || issuer || cert.Issued.Before(c.floor)
 }
 
-// Check judges a verified chain now. The reason is empty, wire.ReasonRevoked,
-// which is final, or wire.ReasonFeedStale, of which err says more.
+// Check checks a verified chain now. The reason is empty, wire.ReasonRevoked,
+// which is final, or wire.ReasonFeedStale. err gives the details.
 func (c *Checker) Check(chain []*x509.Certificate) (reason string, err error) {
 	now := time.Now()
 	c.mu.RLock()
