@@ -19,14 +19,15 @@ import (
 	"github.com/mayfly-ca/mayfly/engine-sidecar/internal/revocation"
 )
 
-// Waits between attempts to get a certificate, beside those of Issuer.Mint.
+// Waits between attempts to get a certificate, in addition to those of
+// Issuer.Mint.
 const (
 	mintRetryMin = 500 * time.Millisecond
 	mintRetryMax = 30 * time.Second
 )
 
-// ownCertificate is the sidecar's certificate, or none yet. It is a
-// mtls.Source. The keys live in it alone.
+// ownCertificate holds the sidecar's certificate, or none yet. It is an
+// mtls.Source. Only it holds the keys.
 type ownCertificate struct {
 	now atomic.Pointer[client.Credential]
 }
@@ -57,15 +58,15 @@ func (o *ownCertificate) rootCertificates() []*x509.Certificate {
 	return c.RootCertificates()
 }
 
-// renewIn is when to renew c: at half life by its own times, held within a
-// quarter and a half of its life from now, so that a wrong clock makes neither
-// a storm nor a late renewal.
+// renewIn returns the time until the renewal of c. It renews at half life by
+// the certificate's times, but between a quarter and a half of its life from
+// now. So a wrong clock causes neither a storm of renewals nor a late one.
 func renewIn(c *client.Credential, now time.Time) time.Duration {
 	half := c.Response.NotAfter.Sub(c.Response.RenewAfter)
 	return min(max(c.Response.RenewAfter.Sub(now), half/2), half)
 }
 
-// tokenSource is what the configuration says, with its Fly socket.
+// tokenSource returns the configured token source, with its Fly socket.
 func (c *Config) tokenSource() (tokensource.Source, error) {
 	if c.FlyAPISocket != "" && (c.TokenSource == "fly" || c.TokenSource == "auto") {
 		return tokensource.FlyMachine(c.FlyAPISocket), nil
@@ -73,8 +74,8 @@ func (c *Config) tokenSource() (tokensource.Source, error) {
 	return tokensource.Parse(c.TokenSource)
 }
 
-// audience is the tokens' audience: configured, or the issuer's own word, which
-// is held to the form that it must have.
+// audience returns the tokens' audience: the configured one, or the one that
+// the issuer names. The latter must have the required form.
 func (s *sidecar) audience(ctx context.Context) (string, error) {
 	if a := s.knownAudience.Load(); a != nil {
 		return *a, nil
@@ -90,8 +91,8 @@ func (s *sidecar) audience(ctx context.Context) (string, error) {
 	return info.Audience, nil
 }
 
-// mint gets a certificate, trying until ctx ends. It says why each time that it
-// has to wait.
+// mint requests a certificate until it gets one or ctx ends. It logs the error
+// before each wait.
 func (s *sidecar) mint(ctx context.Context) (*client.Credential, error) {
 	wait := mintRetryMin
 	for {
@@ -138,8 +139,8 @@ func (s *sidecar) mintOnce(ctx context.Context) (*client.Credential, error) {
 	return c, nil
 }
 
-// ErrorAttrs returns the attributes that log an error and, if there is one, the
-// one thing to do about it.
+// ErrorAttrs returns the log attributes of an error and of its hint, if there
+// is one.
 func ErrorAttrs(err error) []any {
 	hint := client.Hint(err)
 	var p *wire.Problem
@@ -152,8 +153,8 @@ func ErrorAttrs(err error) []any {
 	return []any{"error", strings.TrimSuffix(err.Error(), "\n"+hint), "hint", hint}
 }
 
-// problemHint returns what to do about an answer of the issuer that is not a
-// success, and "" where its text says that.
+// problemHint returns a hint for an error response of the issuer, or "" when
+// the response's text already says it.
 func problemHint(p *wire.Problem) string {
 	switch p.Name() {
 	case wire.ProblemDenied:
@@ -185,8 +186,8 @@ func problemHint(p *wire.Problem) string {
 	return ""
 }
 
-// checkOwn holds a new certificate to what clients will check, so that a wrong
-// policy shows here and not at the first client.
+// checkOwn checks a new certificate as clients will, so that a wrong policy
+// shows here and not at the first client.
 func (s *sidecar) checkOwn(c *client.Credential) error {
 	prefix := "/engine/" + s.cfg.Engine + "/"
 	switch {
@@ -200,8 +201,8 @@ func (s *sidecar) checkOwn(c *client.Credential) error {
 	return nil
 }
 
-// keepCertificate renews at half life, and at once when told that the
-// certificate is revoked, until ctx ends.
+// keepCertificate renews the certificate at half life, and at once when it is
+// revoked, until ctx ends.
 func (s *sidecar) keepCertificate(ctx context.Context) {
 	for {
 		timer := time.NewTimer(renewIn(s.own.now.Load(), time.Now()))
@@ -221,22 +222,23 @@ func (s *sidecar) keepCertificate(ctx context.Context) {
 	}
 }
 
-// adopt makes c the certificate of new handshakes; relays are left alone.
+// adopt makes c the certificate of new handshakes. Relays are not affected.
 func (s *sidecar) adopt(c *client.Credential) {
 	s.own.now.Store(c)
 	s.offer([]byte(c.Response.CRL))
 	wake(s.changed)
 }
 
-// offer gives the checker a feed that came with a certificate.
+// offer passes a feed that came with a certificate to the checker.
 func (s *sidecar) offer(feed []byte) {
 	if _, err := s.checker.Update(feed); err != nil {
-		// Mint has parsed the same bytes: only a root that changed in between.
+		// Mint has parsed the same bytes, so only a root that changed in between
+		// explains this.
 		s.log.Warn("revocation list of the certificate not taken", "error", err)
 	}
 }
 
-// sleep waits for d and reports whether ctx is still alive.
+// sleep waits for d and reports whether ctx has not ended.
 func sleep(ctx context.Context, d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()
@@ -248,5 +250,5 @@ func sleep(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// sessionsAudience is that of tokens for session reports.
+// sessionsAudience returns the audience of tokens for session reports.
 func sessionsAudience(audience string) string { return audience + ":sessions" }

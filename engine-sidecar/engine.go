@@ -14,21 +14,21 @@ import (
 	"github.com/mayfly-ca/mayfly/engine-sidecar/internal/supervise"
 )
 
-// engine is what stands behind the socket: a supervise.Engine, or somebody
-// else's.
+// engine is the engine behind the socket: a supervise.Engine, or an
+// externalEngine.
 type engine interface {
-	// Ready returns when the engine answers, an error when it has ended or ctx
-	// has.
+	// Ready returns nil when the engine answers, or an error when the engine
+	// or ctx has ended.
 	Ready(ctx context.Context) error
-	// Done is closed when the engine has ended; ExitCode is its code then.
+	// Done is closed when the engine has ended. ExitCode is valid after that.
 	Done() <-chan struct{}
 	ExitCode() int
 	Signal(sig os.Signal) error
-	// Stop ends it in order, cutting the relays on the way.
+	// Stop stops the engine, and cuts the relays before.
 	Stop(ctx context.Context, signals ...os.Signal) error
 }
 
-// startEngine starts what the configuration says.
+// startEngine starts the configured engine.
 func (s *sidecar) startEngine(ctx context.Context) (engine, error) {
 	p := s.cfg.Program
 	if len(p.Command) == 0 {
@@ -51,17 +51,17 @@ func (s *sidecar) startEngine(ctx context.Context) (engine, error) {
 		Cut: s.cutForStop, Logger: s.log,
 	})
 	if err != nil {
-		return nil, err // a nil *supervise.Engine is no nil engine
+		return nil, err // a nil *supervise.Engine is not a nil engine
 	}
 	return started, nil
 }
 
 func (s *sidecar) cutForStop() { s.gate.CutAll(wire.ReasonDraining, "") }
 
-// hidden returns the paths that the engine must not see: the configured ones, and
-// the folders of the machine's API socket and of a token file. A folder, since a
-// cover over a file is lost when the file is replaced by another. A token file
-// that cannot be hidden so is an error.
+// hidden returns the paths to hide from the engine: the configured ones, and
+// the folders of the machine's API socket and of a token file. It returns
+// folders because a mount over a file is lost when the file is replaced. A
+// token file that cannot be hidden is an error.
 func (c *Config) hidden() ([]string, error) {
 	hide := slices.Clone(c.EngineHide)
 	if c.FlyAPISocket != "" {
@@ -74,7 +74,7 @@ func (c *Config) hidden() ([]string, error) {
 	if file, ok := strings.CutPrefix(c.TokenSource, "file:"); ok {
 		folders, err := c.foldersToHide(file)
 		if err == nil {
-			_, err = os.Stat(folders[0]) // what is not there yet cannot be covered
+			_, err = os.Stat(folders[0]) // a missing folder cannot be hidden
 		}
 		if err != nil {
 			return nil, fmt.Errorf("token_source: %w", err)
@@ -84,8 +84,8 @@ func (c *Config) hidden() ([]string, error) {
 	return hide, nil
 }
 
-// foldersToHide returns the folder of file and, where file is a link, the folder
-// that it leads to.
+// foldersToHide returns the folder of file and, if file is a link, the folder
+// of its target.
 func (c *Config) foldersToHide(file string) ([]string, error) {
 	file, err := filepath.Abs(file)
 	if err != nil {
@@ -103,13 +103,14 @@ func (c *Config) foldersToHide(file string) ([]string, error) {
 	return folders, nil
 }
 
-// systemFolders are shared by all programs of a machine.
+// systemFolders are folders that all programs of a machine share.
 var systemFolders = []string{
 	"/", "/bin", "/boot", "/dev", "/etc", "/home", "/lib", "/lib64", "/media", "/mnt", "/opt", "/proc", "/root", "/run",
 	"/sbin", "/srv", "/sys", "/tmp", "/usr", "/var", "/var/lib", "/var/run", "/var/tmp", "/usr/bin", "/usr/local", "/usr/local/bin",
 }
 
-// engineNeeds says why the engine needs folder; empty when nothing is known.
+// engineNeeds returns why the engine needs folder, or "" when no reason is
+// known.
 func (c *Config) engineNeeds(folder string) string {
 	inside := strings.TrimSuffix(folder, "/") + "/"
 	switch {
@@ -123,8 +124,8 @@ func (c *Config) engineNeeds(folder string) string {
 	return ""
 }
 
-// externalEngine is one that something else runs, say another container that
-// shares the socket's volume.
+// externalEngine is an engine that another program runs, for example a
+// container that shares the socket's volume.
 type externalEngine struct {
 	socket string
 	cut    func()
@@ -146,13 +147,13 @@ func (f *externalEngine) Done() <-chan struct{}  { return nil }
 func (f *externalEngine) ExitCode() int          { return 0 }
 func (f *externalEngine) Signal(os.Signal) error { return nil }
 
-// Stop cuts the relays; the engine is not ours to end.
+// Stop cuts the relays. It does not end the engine.
 func (f *externalEngine) Stop(context.Context, ...os.Signal) error {
 	f.cut()
 	return nil
 }
 
-// askAgainAfter is how long an answer of engineSocket.ask holds.
+// askAgainAfter is how long a result of engineSocket.ask is valid.
 const askAgainAfter = 2 * time.Second
 
 // engineSocket is the engine's unix socket.
@@ -160,9 +161,9 @@ type engineSocket struct {
 	path  string
 	probe supervise.Probe
 
-	mu    sync.Mutex // held while the engine is asked
-	asked time.Time  // when last answered; zero before
-	err   error      // the last answer
+	mu    sync.Mutex // held during a probe
+	asked time.Time  // time of the last result; zero before the first
+	err   error      // the last result
 }
 
 // newEngineSocket returns the socket that c names, with its probe.
@@ -174,14 +175,15 @@ func newEngineSocket(c Config) *engineSocket {
 	return s
 }
 
-// ask returns nil while the engine answers on its socket, otherwise why not. An
-// answer holds for askAgainAfter, and one probe runs at a time, so callers may be
-// many and strangers. It blocks for 2 s at most, longer behind another's probe.
+// ask returns nil while the engine answers on its socket, otherwise the
+// reason. A result is valid for askAgainAfter, and one probe runs at a time,
+// so many untrusted callers do no harm. It blocks for 2 s at most, longer
+// behind another probe.
 func (e *engineSocket) ask() error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.asked.IsZero() || time.Since(e.asked) >= askAgainAfter {
-		// Not the caller's context: the answer is for the others too.
+		// Not the caller's context: other callers share the result.
 		e.err = e.probe.Ask(context.Background(), e.path)
 		e.asked = time.Now()
 	}

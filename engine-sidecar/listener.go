@@ -23,22 +23,22 @@ import (
 )
 
 const (
-	// deadPeer is the time in which the kernel finds a peer that is gone.
+	// deadPeer is the time within which the kernel detects a lost peer.
 	deadPeer = 20 * time.Second
-	// refusalWait bounds the wait for a refused peer to read why.
+	// refusalWait bounds the wait for a refused peer to read the reason.
 	refusalWait = 2 * time.Second
 )
 
-// maxHandshake bounds what a client may send until it has proven who it is, in
-// bytes. Mayfly's own send 4 KB, and one with three certificates of 4096 bits of
-// RSA 8 KB. crypto/tls takes a quarter of a megabyte, and verifies a hundred
-// signatures in it, for a stranger.
+// maxHandshake bounds the bytes that a client may send before it is
+// authenticated. Mayfly's clients send 4 KB, and a client with three
+// certificates of 4096 bits of RSA 8 KB. crypto/tls alone accepts 256 KB from
+// a stranger, and verifies a hundred signatures in it.
 const maxHandshake = 32 << 10
 
-// handshakeConn counts what is read until the handshake is over.
+// handshakeConn bounds the bytes that are read during the handshake.
 type handshakeConn struct {
 	*relay.Conn
-	left int // bytes that may still come; below zero: any number
+	left int // bytes that may still arrive; negative means no bound
 }
 
 var errLongHandshake = errors.New("handshake is longer than any client's")
@@ -55,17 +55,18 @@ func (c *handshakeConn) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// listener is the listener for clients. It can be opened again after close.
+// listener accepts the clients' connections. It can be opened again after
+// close.
 type listener struct {
 	s       *sidecar
 	conf    *tls.Config
 	rate    *rate.Limiter
-	limiter *addressLimiter // of rate, by address
+	limiter *addressLimiter // per address
 	proxies []netip.Prefix
-	addr    string // to listen on; the real one after the first time
+	addr    string // address to listen on; the actual one after the first open
 
-	strangers *rate.Limiter // of lines in the log
-	unlogged  atomic.Int64  // those that it refused
+	strangers *rate.Limiter // log lines about unauthenticated peers
+	unlogged  atomic.Int64  // lines that strangers refused
 
 	mu    sync.Mutex
 	ln    *net.TCPListener
@@ -83,8 +84,9 @@ func newFront(s *sidecar) (*listener, error) {
 	return f, nil
 }
 
-// secure makes the TLS configuration, once the trust domain is known and before
-// open. The certificate and the roots are asked for at each handshake.
+// secure creates the TLS configuration. Call it once the trust domain is
+// known, before open. Each handshake asks for the current certificate and
+// roots.
 func (f *listener) secure(td spiffeid.TrustDomain) {
 	f.conf = mtls.ServerConfig(&f.s.own, td, f.authorize)
 	follow := f.conf.GetConfigForClient
@@ -98,8 +100,8 @@ func (f *listener) secure(td spiffeid.TrustDomain) {
 
 var errHandshakeRate = errors.New("too many handshakes in this second")
 
-// authorize ends the handshake of a refused client that speaks no mayfly
-// protocol; the others are told why after it.
+// authorize ends the handshake of a refused client that does not speak a
+// mayfly protocol. The other clients get the reason after the handshake.
 func (f *listener) authorize(p mtls.Peer) error {
 	if p.ALPN == wire.ALPNRelay || p.ALPN == wire.ALPNControl {
 		return nil
@@ -110,7 +112,7 @@ func (f *listener) authorize(p mtls.Peer) error {
 	return nil
 }
 
-// refusedPeer is a Refusal that keeps who it was, for the log.
+// refusedPeer is a Refusal with its peer, for the log.
 type refusedPeer struct {
 	*admission.Refusal
 	peer mtls.Peer
@@ -132,7 +134,7 @@ func (f *listener) open() (net.Addr, error) {
 	return ln.Addr(), nil
 }
 
-// close stops listening. Connections live on.
+// close stops listening. Existing connections continue.
 func (f *listener) close() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -142,7 +144,7 @@ func (f *listener) close() {
 	}
 }
 
-// listening reports whether it is open.
+// listening reports whether the listener is open.
 func (f *listener) listening() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -156,7 +158,7 @@ func (f *listener) accept(ln *net.TCPListener) {
 		case errors.Is(err, net.ErrClosed):
 			return
 		case err != nil:
-			// Out of descriptors, most likely: they come back.
+			// Most likely out of descriptors, which later become free.
 			f.s.log.Error("accept", "error", err)
 			time.Sleep(50 * time.Millisecond)
 			continue
@@ -166,7 +168,7 @@ func (f *listener) accept(ln *net.TCPListener) {
 	}
 }
 
-// handshake authenticates a connection and hands it on.
+// handshake authenticates a connection and serves it.
 func (f *listener) handshake(tcp *net.TCPConn, w *pendingConn) {
 	deadline := time.Now().Add(f.s.cfg.Limits.HandshakeTimeout)
 	remote, err := f.address(tcp, w, deadline)
@@ -198,7 +200,7 @@ func (f *listener) handshake(tcp *net.TCPConn, w *pendingConn) {
 	}
 	peer, err := f.peer(conn)
 	if err != nil {
-		// Verified a moment ago by the same code.
+		// Unexpected: the handshake has just verified this with the same code.
 		f.failed(err, remote)
 		w.leave()
 		_ = below.Abort()
@@ -209,12 +211,12 @@ func (f *listener) handshake(tcp *net.TCPConn, w *pendingConn) {
 	c.serve(peer)
 }
 
-// address is the client's: by PROXY header, or the TCP peer's.
+// address returns the client's address, from the PROXY header or the TCP
+// connection.
 func (f *listener) address(tcp *net.TCPConn, w *pendingConn, deadline time.Time) (netip.AddrPort, error) {
 	peer := addrOf(tcp.RemoteAddr())
 	if f.s.cfg.ProxyProtocol == ProxyOff {
-		// Whether this is a client or a proxy in front is not known, so the limit
-		// per address is off.
+		// The peer may be a client or a proxy, so the limit per address is off.
 		return peer, nil
 	}
 	if !trusted(f.proxies, peer.Addr()) {
@@ -227,7 +229,7 @@ func (f *listener) address(tcp *net.TCPConn, w *pendingConn, deadline time.Time)
 	switch {
 	case err != nil:
 		return peer, err
-	case !addr.IsValid(): // the proxy's own connection
+	case !addr.IsValid(): // the proxy's own health check
 		return peer, nil
 	case !f.limiter.allow(addr.Addr(), time.Now()):
 		f.s.metrics.handshakes.WithLabelValues("limited").Inc()
@@ -239,8 +241,8 @@ func (f *listener) address(tcp *net.TCPConn, w *pendingConn, deadline time.Time)
 	return addr, nil
 }
 
-// failed logs a handshake that did not succeed: loudly only where somebody
-// showed a certificate.
+// failed logs a failed handshake. Only a certificate that does not verify
+// causes a warning.
 func (f *listener) failed(err error, remote netip.AddrPort) {
 	result := "failed"
 	if errors.Is(err, errHandshakeRate) {
@@ -261,14 +263,15 @@ func (f *listener) failed(err error, remote netip.AddrPort) {
 	}
 }
 
-// Lines in the log that strangers can cause: so many a second, after a burst.
+// Bounds of the log lines that unauthenticated peers cause: a rate per second
+// and a burst.
 const (
 	strangersPerSecond = 5
 	strangersAtOnce    = 50
 )
 
-// logUnauthenticated logs what somebody unknown did, unless too many do: metrics count
-// them all, and the next line says how many have none.
+// logUnauthenticated logs an event of an unauthenticated peer, within the
+// bounds. The next line has the number of omitted lines; metrics count all.
 func (f *listener) logUnauthenticated(level slog.Level, what string, err error, remote netip.AddrPort) {
 	ctx := context.Background()
 	if !f.s.log.Enabled(ctx, level) {
@@ -285,7 +288,7 @@ func (f *listener) logUnauthenticated(level slog.Level, what string, err error, 
 	f.s.log.LogAttrs(ctx, level, what, attrs...)
 }
 
-// peer is who the connection's other end has proven to be.
+// peer returns the authenticated peer of the connection.
 func (f *listener) peer(conn *tls.Conn) (mtls.Peer, error) {
 	cs := conn.ConnectionState()
 	if len(cs.VerifiedChains) == 0 {
@@ -306,7 +309,7 @@ func (s *sidecar) refused(r *admission.Refusal, p peerInfo, alpn string) {
 		slog.String("reason", r.Reason), slog.Any("error", r.Err), slog.String("alpn", alpn))...)
 }
 
-// peerInfo is how the log and the issuer hear of a peer.
+// peerInfo describes a peer in the log and in session reports.
 type peerInfo struct {
 	serial     string
 	run        string
@@ -322,7 +325,7 @@ func partyOf(p mtls.Peer, remote netip.AddrPort) peerInfo {
 	}
 }
 
-// attrs are the attributes that name a peer in the log.
+// attrs returns the log attributes of a peer.
 func (p *peerInfo) attrs() []slog.Attr {
 	return []slog.Attr{
 		slog.String("serial", p.serial),

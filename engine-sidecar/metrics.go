@@ -7,7 +7,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 )
 
-// metrics are the sidecar's own; labels take values from closed sets.
+// metrics holds the sidecar's metrics. Labels take values from closed sets.
 type metrics struct {
 	registry   *prometheus.Registry
 	handshakes *prometheus.CounterVec // result

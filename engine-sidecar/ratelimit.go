@@ -9,17 +9,17 @@ import (
 )
 
 const (
-	// rateShares is into how many shares handshake_rate is split: an address gets
-	// one at most, so that whoever floods from a few leaves the others theirs.
+	// One address may use 1/rateShares of handshake_rate, so that a flood from
+	// a few addresses leaves room for the others.
 	rateShares = 4
-	// maxShares bounds the addresses that are remembered. Beyond it new ones are
-	// held to the rate of all alone.
+	// maxShares bounds the addresses that are remembered. Beyond it, only the
+	// common rate applies to new addresses.
 	maxShares = 1 << 14
 	// shareKept is how long an address is remembered after its last handshake.
 	shareKept = 10 * time.Second
 )
 
-// addressLimiter are the handshakes per second of each client address.
+// addressLimiter limits the handshakes per second of each client address.
 type addressLimiter struct {
 	rate  rate.Limit
 	burst int
@@ -39,7 +39,7 @@ func newShares(perSecond int) *addressLimiter {
 	return &addressLimiter{rate: rate.Limit(one), burst: 2 * one, of: map[netip.Addr]*share{}}
 }
 
-// allow reports whether an address may shake hands at now.
+// allow reports whether an address may start a handshake at now.
 func (s *addressLimiter) allow(addr netip.Addr, now time.Time) bool {
 	addr = rateKey(addr)
 	s.mu.Lock()
@@ -57,7 +57,8 @@ func (s *addressLimiter) allow(addr netip.Addr, now time.Time) bool {
 	return one.limiter.AllowN(now, 1)
 }
 
-// sweep forgets whom it has not seen of late, once a second at most.
+// sweep removes the addresses without a recent handshake, once a second at
+// most.
 func (s *addressLimiter) sweep(now time.Time) {
 	if now.Sub(s.swept) < time.Second {
 		return

@@ -14,7 +14,8 @@ import (
 	"github.com/mayfly-ca/mayfly/engine-sidecar/internal/revocation"
 )
 
-// notReadyReason says why clients are not admitted now; empty when they are.
+// notReadyReason returns why clients are not admitted now, or "" when they
+// are.
 func (s *sidecar) notReadyReason() string {
 	own := s.own.now.Load()
 	switch {
@@ -37,7 +38,8 @@ func (s *sidecar) notReadyReason() string {
 	return ""
 }
 
-// maxStatusConns bounds the connections of the status listener; more wait.
+// maxStatusConns bounds the connections of the status listener. Further ones
+// wait.
 const maxStatusConns = 64
 
 // status serves /healthz, /readyz and /metrics until ctx ends.
@@ -62,7 +64,8 @@ func (s *sidecar) status(ctx context.Context, ln net.Listener) {
 	}
 	stop := context.AfterFunc(ctx, func() { _ = srv.Close() })
 	defer stop()
-	// Build steps may reach this listener, and must not take all descriptors.
+	// Build steps may reach this listener. They must not use up all
+	// descriptors.
 	if err := srv.Serve(netutil.LimitListener(ln, maxStatusConns)); err != nil && !errors.Is(err, http.ErrServerClosed) {
 		s.log.Error("status listener", "error", err)
 	}

@@ -2,11 +2,11 @@ package relay
 
 import "sync"
 
-// bufferSize is what one read may bring: four TLS records of 16 KiB.
+// bufferSize is the most that one read returns: four TLS records of 16 KiB.
 const bufferSize = 64 << 10
 
-// corkSize holds the records that bufferSize bytes of plain text become while
-// crypto/tls still writes the small records of a young connection.
+// corkSize holds the records for bufferSize bytes of plain text, also while
+// crypto/tls writes the small records of a new connection.
 const corkSize = bufferSize + 4<<10
 
 var (

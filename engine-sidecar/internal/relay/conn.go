@@ -16,8 +16,8 @@ import (
 // recordHeader is the length of a TLS record's header (RFC 8446 section 5.1).
 const recordHeader = 5
 
-// errAgain is what Conn.Read answers, while it may not block, when it holds no
-// bytes. crypto/tls keeps a partial record over temporary errors.
+// errAgain is returned by Conn.Read when it may not block and holds no bytes.
+// crypto/tls keeps a partial record over temporary errors.
 var errAgain error = againError{}
 
 type againError struct{}
@@ -26,31 +26,31 @@ func (againError) Error() string   { return "no bytes yet" }
 func (againError) Timeout() bool   { return true }
 func (againError) Temporary() bool { return true }
 
-// Conn is a TCP connection below crypto/tls. Like any net.Conn it has one
-// reader and any number of writers at a time. Make it with NewConn.
+// Conn is a TCP connection below crypto/tls. Like any net.Conn it allows one
+// reader and any number of writers at a time. Use NewConn to create one.
 type Conn struct {
 	tcp *net.TCPConn
 	raw syscall.RawConn
 
 	// Owned by the one reader.
-	in       *[]byte // records from the kernel that crypto/tls has not had; nil when there are none
+	in       *[]byte // records from the kernel that crypto/tls has not read; nil when there are none
 	pos, end int     // (*in)[pos:end]
 	header   [recordHeader]byte
-	have     int  // bytes of header that crypto/tls has had
-	body     int  // bytes of the record's body that it has not had
-	relaying bool // Read answers errAgain in place of blocking
+	have     int  // bytes of header that crypto/tls has read
+	body     int  // bytes of the record's body that crypto/tls has not read
+	relaying bool // Read returns errAgain instead of blocking
 	readErr  error
 	fillN    int
 	fillErr  error
 	fillFn   func(fd uintptr) bool
 
 	mu   sync.Mutex
-	cork *[]byte // what Write collects; nil when it writes through
+	cork *[]byte // bytes that Write collects; nil when Write does not collect
 
 	peerTimeout peerTimeout
 }
 
-// NewConn wraps tcp, which it owns from then on.
+// NewConn wraps tcp and takes ownership of it.
 func NewConn(tcp *net.TCPConn) (*Conn, error) {
 	raw, err := tcp.SyscallConn()
 	if err != nil {
@@ -61,7 +61,7 @@ func NewConn(tcp *net.TCPConn) (*Conn, error) {
 	return c, nil
 }
 
-// Read gives the rest of one record's header or of one record's body, never
+// Read returns bytes of one record's header or of one record's body, never
 // bytes of two records.
 func (c *Conn) Read(p []byte) (int, error) {
 	if c.pos == c.end {
@@ -85,7 +85,7 @@ func (c *Conn) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// take copies from the held bytes up to the end of the header or of the body.
+// take copies held bytes up to the end of the header or of the body.
 func (c *Conn) take(p []byte) int {
 	held := (*c.in)[c.pos:c.end]
 	if c.body == 0 {
@@ -105,9 +105,9 @@ func (c *Conn) take(p []byte) int {
 	return n
 }
 
-// fill waits for bytes and reads them. It holds a buffer only once there are
-// some. It returns io.EOF at the end of the TCP stream, and again ever after;
-// an error of a deadline is not kept.
+// fill waits for bytes and reads them. It holds no buffer while it waits. It
+// returns io.EOF at the end of the TCP stream and on every later call. A
+// deadline error is not kept.
 func (c *Conn) fill() error {
 	if c.readErr != nil {
 		return c.readErr
@@ -147,7 +147,7 @@ func (c *Conn) release() {
 	c.pos, c.end = 0, 0
 }
 
-// readFD reads once, past interruptions. n is never negative.
+// readFD reads once, and retries after an interruption. n is never negative.
 func readFD(fd uintptr, p []byte) (n int, err error) {
 	for {
 		n, err = unix.Read(int(fd), p)
@@ -157,7 +157,7 @@ func readFD(fd uintptr, p []byte) (n int, err error) {
 	}
 }
 
-// Write writes through, or collects what is to be flushed.
+// Write writes p, or collects it until flush.
 func (c *Conn) Write(p []byte) (int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -187,7 +187,7 @@ func (c *Conn) startCork() {
 	}
 }
 
-// flush writes what was collected since hold, in one call.
+// flush writes the bytes collected since startCork, in one call.
 func (c *Conn) flush() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -204,14 +204,15 @@ func (c *Conn) flush() error {
 	return err
 }
 
-// startRelaying ends blocking reads, and the deadlines that crypto/tls sets.
+// startRelaying makes Read non-blocking, and clears and disables the write
+// deadlines that crypto/tls sets.
 func (c *Conn) startRelaying() error {
 	c.relaying = true
 	return c.tcp.SetDeadline(time.Time{})
 }
 
-// unsent is what the peer has not acknowledged, in bytes; 0 where the kernel
-// does not tell.
+// unsent returns the number of bytes that the peer has not acknowledged, or 0
+// where the kernel does not report it.
 func (c *Conn) unsent() int {
 	n := 0
 	if err := c.raw.Control(func(fd uintptr) { n = outQueue(fd) }); err != nil {
@@ -220,7 +221,7 @@ func (c *Conn) unsent() int {
 	return n
 }
 
-// Abort closes at once with a reset, dropping what was not sent.
+// Abort closes the connection at once with a reset, and drops unsent bytes.
 func (c *Conn) Abort() error {
 	return errors.Join(c.tcp.SetLinger(0), c.tcp.Close())
 }
@@ -231,7 +232,8 @@ func (c *Conn) Close() error { return c.tcp.Close() }
 // LocalAddr implements net.Conn.
 func (c *Conn) LocalAddr() net.Addr { return c.tcp.LocalAddr() }
 
-// RemoteAddr implements net.Conn: the TCP peer, whatever a PROXY header said.
+// RemoteAddr implements net.Conn. It returns the TCP peer, not the address of
+// a PROXY header.
 func (c *Conn) RemoteAddr() net.Addr { return c.tcp.RemoteAddr() }
 
 // SetDeadline implements net.Conn.
@@ -243,8 +245,8 @@ func (c *Conn) SetDeadline(t time.Time) error {
 func (c *Conn) SetReadDeadline(t time.Time) error { return c.tcp.SetReadDeadline(t) }
 
 // SetWriteDeadline implements net.Conn. While relaying it does nothing:
-// crypto/tls sets five seconds around close_notify, which a slow reader would
-// then not get behind all the bytes before it.
+// crypto/tls sets five seconds around close_notify, but a slow reader needs
+// longer for all the bytes before it.
 func (c *Conn) SetWriteDeadline(t time.Time) error {
 	if c.relaying {
 		return nil
@@ -252,16 +254,16 @@ func (c *Conn) SetWriteDeadline(t time.Time) error {
 	return c.tcp.SetWriteDeadline(t)
 }
 
-// Farewell ends the connection so that the peer can read what was last written
-// to it, an alert or a refusal: it sends FIN and drops what still comes until
-// the peer closes too or most has passed. A close with bytes unread would be a
-// reset, which takes those last bytes from some peers.
+// Farewell closes the connection so that the peer can read the last bytes, an
+// alert or a refusal. It sends FIN and drops incoming bytes until the peer
+// closes too or most has passed. Closing with unread bytes would be a reset,
+// and some peers would lose those last bytes.
 func (c *Conn) Farewell(most time.Duration) {
 	defer c.Close()
 	if c.tcp.CloseWrite() != nil || c.tcp.SetReadDeadline(time.Now().Add(most)) != nil {
 		return
 	}
-	for range 64 { // buffers: a peer that sends on is not listening
+	for range 64 { // buffers: a peer that sends more is not reading
 		if c.fill() != nil {
 			return
 		}

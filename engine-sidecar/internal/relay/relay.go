@@ -13,31 +13,32 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// How a relay ended, beside the reason given to Cut.
+// How a relay ended, in addition to the reasons passed to Cut.
 const (
-	// Closed: both sides ended their streams, and each was told.
+	// Closed: both sides ended their streams, and each end was passed on.
 	Closed = "closed"
-	// Truncated: the client's TCP stream ended without close_notify. What it
-	// sent may be incomplete, so the engine's connection was closed whole.
+	// Truncated: the client's TCP stream ended without close_notify. The
+	// client's data may be incomplete, so the engine's connection was closed
+	// in both directions.
 	Truncated = "truncated"
 	// ClientLost: reading from or writing to the client failed.
 	ClientLost = "client_lost"
 	// EngineLost: the engine's connection failed, or the engine closed it with
-	// bytes unread. What it sent before was delivered, without close_notify.
+	// unread bytes. The client got all earlier bytes, without close_notify.
 	EngineLost = "engine_lost"
 )
 
-// lingerIdle ends the wait for a client to take what was sent to it, when it
-// acknowledged nothing for so long, not even that its window is closed.
+// lingerIdle ends the wait for a client to receive the sent bytes, when it has
+// acknowledged nothing for this long, not even a closed window.
 const lingerIdle = 30 * time.Second
 
-// Relay is one TLS connection joined to one connection of the engine. It is
-// used once.
+// Relay joins one TLS connection to one connection of the engine. It is used
+// once.
 type Relay struct {
 	// ExpectCut, if set before Run, reports whether Cut follows the end of the
-	// engine's process. The relay then waits up to cutWait for Cut before it passes
-	// the end of the engine's stream on, which the client would take for a whole
-	// answer.
+	// engine's process. The relay then waits up to cutWait for Cut before it
+	// passes on the end of the engine's stream. Otherwise the client would
+	// take a partial answer for a complete one.
 	ExpectCut func() bool
 
 	tls    *tls.Conn
@@ -47,35 +48,36 @@ type Relay struct {
 	in, out      atomic.Int64
 	reason       atomic.Pointer[string] // the first Cut's
 	down         chan engineEnd
-	engineClosed bool // owned by up: the engine takes no more bytes
+	engineClosed bool // owned by upstream: the engine takes no more bytes
 
-	readMu  sync.Mutex // held by up, but while it waits for the client
+	readMu  sync.Mutex // held by upstream, except while it waits for the client
 	keeper  *time.Timer
-	armed   bool  // keeper runs
-	armedAt int64 // in, when the keeper last looked
+	armed   bool  // keeper is running
+	armedAt int64 // value of in at keeper's last check
 	over    bool
 }
 
-// engineEnd is how the engine's direction ended.
+// engineEnd describes how the engine's direction ended.
 type engineEnd struct {
-	clean  bool // the engine's end of stream, and close_notify was sent
-	client bool // otherwise: the client's side failed, not the engine's
-	late   bool // and that only when all bytes had been delivered
+	clean  bool // end of the engine's stream, and close_notify was sent
+	client bool // not clean: the client's side failed, not the engine's
+	late   bool // the client's side failed after all bytes were delivered
 }
 
-// New makes a relay of a TLS connection that has shaken hands, the Conn below
-// it, and a connection to the engine. It owns all three, and t's ConnectionState
-// names no certificates any more.
+// New creates a relay from a TLS connection after its handshake, the Conn
+// below it, and a connection to the engine. The relay owns all three.
+// Afterwards t's ConnectionState names no certificates.
 func New(t *tls.Conn, below *Conn, engine *net.UnixConn) *Relay {
 	forgetHandshake(t)
 	return &Relay{tls: t, conn: below, engine: engine, down: make(chan engineEnd, 1)}
 }
 
-// Bytes tells what has been relayed so far, client to engine and back.
+// Bytes returns the bytes relayed so far, client to engine and engine to
+// client.
 func (r *Relay) Bytes() (in, out int64) { return r.in.Load(), r.out.Load() }
 
-// Cut ends the relay at once, on both sides; Run then returns the reason of
-// the first Cut. It may be called at any time and more than once.
+// Cut ends the relay at once, on both sides. Run then returns the reason of
+// the first Cut. Cut may be called at any time and more than once.
 func (r *Relay) Cut(reason string) {
 	if r.reason.CompareAndSwap(nil, &reason) {
 		r.abort()
@@ -83,13 +85,13 @@ func (r *Relay) Cut(reason string) {
 }
 
 func (r *Relay) abort() {
-	// Either may be closed already.
+	// Either may already be closed.
 	_ = r.conn.Abort()
 	_ = r.engine.Close()
 }
 
-// Run relays until both directions have ended and says how. Everything is
-// closed when it returns. The error says more where the end was not clean.
+// Run relays until both directions have ended and returns the reason. It
+// closes all connections. The error gives details when the end was not clean.
 func (r *Relay) Run() (reason string, err error) {
 	reason, err = r.run()
 	if cut := r.reason.Load(); cut != nil {
@@ -109,7 +111,8 @@ func (r *Relay) run() (reason string, err error) {
 		var end engineEnd
 		end, downErr = r.downstream()
 		r.down <- end
-		// Wake upstream, which waits for the client. Fails once that is closed.
+		// Wake upstream, which waits for the client. This fails once conn is
+		// closed.
 		_ = r.conn.SetReadDeadline(time.Unix(1, 0))
 	})
 	reason, err = r.upstream()
@@ -117,8 +120,8 @@ func (r *Relay) run() (reason string, err error) {
 		r.abort()
 		wg.Wait()
 		if end := <-r.down; end.client && !errors.Is(downErr, net.ErrClosed) {
-			// The kernel tells one of the two directions why, and the other an end
-			// of stream.
+			// The kernel gives the error to one of the two directions, and an end of
+			// stream to the other.
 			return ClientLost, downErr
 		}
 		return reason, err
@@ -127,19 +130,20 @@ func (r *Relay) run() (reason string, err error) {
 	return r.finish(downErr)
 }
 
-// finish closes both sides after the client's stream ended or went unheard.
+// finish closes both sides after the client's stream ended, or is no longer
+// read.
 func (r *Relay) finish(downErr error) (string, error) {
 	end := <-r.down
 	defer r.engine.Close()
 	if end.client {
 		_ = r.conn.Abort()
 		if end.late && !r.engineClosed {
-			return Closed, nil // it had said its own end, and then hung up
+			return Closed, nil // the client had ended its stream, and then closed
 		}
 		return ClientLost, downErr
 	}
-	// The client may be slow, and may still be sending: all that was sent to
-	// it is its own before the socket goes.
+	// The client may be slow, and may still be sending. It must get all sent
+	// bytes before the socket closes.
 	err := r.linger(r.engineClosed || !end.clean)
 	err = errors.Join(err, r.conn.Close())
 	switch {
@@ -148,20 +152,20 @@ func (r *Relay) finish(downErr error) (string, error) {
 	case r.engineClosed && err != nil:
 		return ClientLost, err
 	case hungUp(err):
-		return Closed, nil // it had said its own end
+		return Closed, nil // the client had ended its stream
 	}
 	return Closed, err
 }
 
 // hungUp reports whether the client closed its socket without waiting for the
-// answer to its close_notify, as most do.
+// answer to its close_notify, as most clients do.
 func hungUp(err error) bool {
 	return errors.Is(err, unix.ENOTCONN) || errors.Is(err, unix.ECONNRESET) || errors.Is(err, unix.EPIPE)
 }
 
-// upstream carries client to engine. It returns Closed when the client said
-// close_notify, or when the engine takes no more and its own end was
-// delivered.
+// upstream carries bytes from client to engine. It returns Closed when the
+// client sent close_notify, or when the engine takes no more bytes and its own
+// end was delivered.
 func (r *Relay) upstream() (string, error) {
 	r.readMu.Lock()
 	defer r.readMu.Unlock()
@@ -185,7 +189,7 @@ func (r *Relay) upstream() (string, error) {
 		case errors.Is(err, io.EOF) && r.conn.readErr == nil:
 			// close_notify: the TCP stream itself has not ended.
 			if !r.engineClosed {
-				// Fails only when the engine is gone, which downstream sees.
+				// This fails only when the engine is gone, which downstream detects.
 				_ = r.engine.CloseWrite()
 			}
 			return Closed, nil
@@ -197,7 +201,7 @@ func (r *Relay) upstream() (string, error) {
 	}
 }
 
-// readRecords decrypts what is at hand until p is full or nothing is left.
+// readRecords decrypts the available bytes until p is full or none are left.
 func (r *Relay) readRecords(p []byte) (n int, err error) {
 	for n < len(p) && err == nil {
 		var m int
@@ -208,8 +212,8 @@ func (r *Relay) readRecords(p []byte) (n int, err error) {
 }
 
 // toEngine writes to the engine. When the engine takes no more, the client's
-// bytes have nowhere to go; they are read and dropped, so that a reset does not
-// take the engine's last bytes from the client.
+// bytes are read and dropped: unread bytes would cause a reset, and the client
+// could lose the engine's last bytes.
 func (r *Relay) toEngine(p []byte) {
 	if r.engineClosed {
 		return
@@ -221,9 +225,9 @@ func (r *Relay) toEngine(p []byte) {
 	}
 }
 
-// await waits for more from the client. It returns a reason when the client
-// need not be heard any more: the engine's own end has been passed on, and the
-// engine hears nothing.
+// await waits for more bytes from the client. It returns a reason when the
+// client no longer needs to be read: the engine's end has been passed on, and
+// the engine takes no more bytes.
 func (r *Relay) await() (string, error) {
 	for {
 		if end, ended := r.downEnded(); ended && (r.engineClosed || !end.clean) {
@@ -235,7 +239,7 @@ func (r *Relay) await() (string, error) {
 		r.readMu.Lock()
 		switch {
 		case err == nil, errors.Is(err, io.EOF):
-			return "", nil // the next read says which end it was
+			return "", nil // the next read finds which end it was
 		case !errors.Is(err, os.ErrDeadlineExceeded):
 			return ClientLost, err
 		}
@@ -256,7 +260,7 @@ func (r *Relay) downEnded() (engineEnd, bool) {
 	}
 }
 
-// downstream carries engine to client.
+// downstream carries bytes from engine to client.
 func (r *Relay) downstream() (engineEnd, error) {
 	raw, err := r.engine.SyscallConn()
 	if err != nil {
@@ -293,7 +297,7 @@ func (r *Relay) downstream() (engineEnd, error) {
 		err = errors.Join(err, r.conn.flush())
 		putBuffer(buf)
 		if err != nil {
-			// The client is gone: wake the other direction too.
+			// The client is gone: also wake the other direction.
 			_ = r.conn.Abort()
 			return engineEnd{client: true}, err
 		}
@@ -301,12 +305,11 @@ func (r *Relay) downstream() (engineEnd, error) {
 	}
 }
 
-// cutWait bounds the wait for Cut after the end of the engine's process, which a
-// busy machine reports late.
+// cutWait bounds the wait for Cut after the end of the engine's process. A
+// busy machine reports that end late.
 const cutWait = 5 * time.Second
 
-// awaitCut waits up to most for Cut, where it is expected, and reports whether it
-// came.
+// awaitCut waits up to most for an expected Cut, and reports whether it came.
 func (r *Relay) awaitCut(most time.Duration) bool {
 	if r.ExpectCut == nil || !peerExiting(r.engine) || !r.ExpectCut() {
 		return false
@@ -331,8 +334,9 @@ func (r *Relay) sendCloseNotify() (engineEnd, error) {
 }
 
 // linger waits until the client has acknowledged everything, and, if it may
-// still be sending, until it has closed: closing a socket with bytes unread
-// resets it, and some systems then drop what was not yet read there.
+// still be sending, until it has closed. Closing a socket with unread bytes
+// resets it, and some systems then drop the bytes that the client has not
+// read.
 func (r *Relay) linger(sending bool) error {
 	if err := r.conn.tcp.CloseWrite(); err != nil {
 		return err
@@ -356,11 +360,11 @@ func (r *Relay) linger(sending bool) error {
 	return nil
 }
 
-// dropInput reads and drops for at most step. It returns io.EOF once the
-// client's TCP stream has ended, at first at once and then after step.
+// dropInput reads and drops bytes for at most step. It returns io.EOF once the
+// client's TCP stream has ended: at once the first time, later after step.
 func (r *Relay) dropInput(step time.Duration) error {
 	if r.conn.readErr == io.EOF {
-		time.Sleep(step) // nothing to wait on but the peer's acknowledgement
+		time.Sleep(step) // only the peer's acknowledgement is left to wait for
 		return io.EOF
 	}
 	if err := r.conn.SetReadDeadline(time.Now().Add(step)); err != nil {

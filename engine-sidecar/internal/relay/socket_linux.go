@@ -19,7 +19,8 @@ func setUserTimeout(fd uintptr, d time.Duration) error {
 	return unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(d.Milliseconds()))
 }
 
-// userTimeout is what setUserTimeout set, here or on the listener.
+// userTimeout returns the value that setUserTimeout set, on fd or on its
+// listener.
 func userTimeout(fd uintptr) time.Duration {
 	n, err := unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT)
 	if err != nil {
@@ -52,7 +53,7 @@ func outQueue(fd uintptr) int {
 	return n
 }
 
-// pulseOf reads how the peer does.
+// pulseOf reads the kernel's information about the peer.
 func pulseOf(fd uintptr) (tcpInfo, bool) {
 	info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
 	if err != nil {
@@ -69,8 +70,9 @@ func pulseOf(fd uintptr) (tcpInfo, bool) {
 // process has begun to exit, which closes its sockets.
 const exitingFlag = 0x4
 
-// peerExiting reports whether the process that listens at the other end of conn
-// is ending or gone. One in another PID namespace than this is not seen.
+// peerExiting reports whether the process that listens at the other end of
+// conn is exiting or gone. It returns false for a process in another PID
+// namespace.
 func peerExiting(conn *net.UnixConn) bool {
 	raw, err := conn.SyscallConn()
 	if err != nil {
@@ -86,8 +88,8 @@ func peerExiting(conn *net.UnixConn) bool {
 	if err != nil {
 		return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH)
 	}
-	// The name, in brackets, may hold anything. State is the first field after it,
-	// flags the seventh.
+	// The name, in brackets, may hold any characters. State is the first field
+	// after it, flags the seventh.
 	fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
 	if len(fields) < 7 {
 		return false

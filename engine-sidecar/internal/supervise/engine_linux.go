@@ -234,14 +234,15 @@ func (e *Engine) Ready(ctx context.Context) error {
 // namespace have ended.
 func (e *Engine) Done() <-chan struct{} { return e.done }
 
-// ExitCode waits for the engine's end and gives its exit code, 128 + signal
+// ExitCode waits for the engine's end and returns its exit code, 128 + signal
 // when a signal ended it.
 func (e *Engine) ExitCode() int {
 	<-e.done
 	return e.code
 }
 
-// Signal passes a signal on to the engine. One that has ended is no error.
+// Signal sends a signal to the engine. It returns nil when the engine has
+// ended.
 func (e *Engine) Signal(sig os.Signal) error {
 	if err := e.process.Signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return fmt.Errorf("signal engine: %w", err)
@@ -249,10 +250,10 @@ func (e *Engine) Signal(sig os.Signal) error {
 	return nil
 }
 
-// Stop ends the engine in order: the first of signals, SIGTERM when there is
-// none, then Options.Cut, then it waits. When ctx ends first, the engine is
-// killed and Stop returns ErrKilled. Of several calls one signals and cuts (a
-// third signal would make Dagger quit at once); all wait.
+// Stop stops the engine: it sends the first of signals, or SIGTERM without
+// any, calls Options.Cut, and waits. When ctx ends first, it kills the engine
+// and returns ErrKilled. Of several calls only one signals and cuts, since a
+// third signal makes Dagger quit at once. All calls wait.
 func (e *Engine) Stop(ctx context.Context, signals ...os.Signal) error {
 	e.stop.Do(func() {
 		var sig os.Signal = syscall.SIGTERM
@@ -287,8 +288,8 @@ func (e *Engine) Stop(ctx context.Context, signals ...os.Signal) error {
 	return e.Kill()
 }
 
-// Kill ends the engine and all that it started without asking, waits until
-// they are gone and returns ErrKilled, or nil when it had ended by itself.
+// Kill kills the engine and all that it started, and waits for their end. It
+// returns ErrKilled, or nil when the engine had already ended.
 func (e *Engine) Kill() error {
 	select {
 	case <-e.done:
@@ -300,9 +301,9 @@ func (e *Engine) Kill() error {
 	return ErrKilled
 }
 
-// readNotify reads the engine's notifications until the socket is closed. They only
-// hurry the next probe, since whoever shares the engine's network could forge
-// them.
+// readNotify reads the engine's notifications until the socket is closed. They
+// only trigger the next probe, since any process in the engine's network
+// namespace could forge them.
 func (e *Engine) readNotify() {
 	buf := make([]byte, 4096)
 	var once sync.Once
@@ -317,7 +318,7 @@ func (e *Engine) readNotify() {
 	}
 }
 
-// output hides what w is; nil discards.
+// output hides the type of w. A nil w discards.
 type output struct{ w io.Writer }
 
 // Write implements io.Writer. It never fails, so that a reader that went away
