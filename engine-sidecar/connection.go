@@ -18,7 +18,7 @@ import (
 // engineDialTimeout bounds the connection to the engine's socket.
 const engineDialTimeout = 10 * time.Second
 
-// connection is an authenticated client's.
+// connection is the connection of an authenticated client.
 type connection struct {
 	s       *sidecar
 	tls     *tls.Conn
@@ -26,17 +26,17 @@ type connection struct {
 	peer    peerInfo
 	pending *pendingConn // nil once it has left
 	began   time.Time
-	session *session // once bytes flow
+	session *session // set once bytes flow
 
 	mu    sync.Mutex
 	relay *relay.Relay // nil until bytes flow
 	cut   string       // reason of a cut before that
 }
 
-// serve takes the connection to the point where nothing is left but to wait for
-// bytes, and leaves that to a goroutine with a fresh stack: this one's is deep
-// from the handshake, and a stack is a good part of what an idle relay costs.
-// Nor does the connection keep peer, whose certificates are another.
+// serve prepares the connection and starts carry in a new goroutine. This
+// goroutine's stack is deep from the handshake, and a stack is a large part of
+// the cost of an idle relay. For the same reason the connection does not keep
+// peer and its certificates.
 func (c *connection) serve(peer mtls.Peer) {
 	if peer.ALPN == wire.ALPNControl {
 		c.s.listener.conns.Go(func() { c.serveControl(peer) })
@@ -53,7 +53,8 @@ func (c *connection) serve(peer mtls.Peer) {
 	c.s.listener.conns.Go(func() { c.carry(live) })
 }
 
-// carry relays to the end. Its frame stays while bytes flow, so it is small.
+// carry relays until the end. Its frame stays while bytes flow, so it is
+// small.
 func (c *connection) carry(live *admission.AdmittedRelay) {
 	reason, err := c.relay.Run()
 	detail := ""
@@ -64,7 +65,8 @@ func (c *connection) carry(live *admission.AdmittedRelay) {
 	live.Done()
 }
 
-// admit enters the connection in the table, or refuses it and returns nil.
+// admit adds the connection to the gate's table, or refuses it and returns
+// nil.
 func (c *connection) admit(peer mtls.Peer) *admission.AdmittedRelay {
 	name, err := mtls.RelayName(c.tls.ConnectionState())
 	if err != nil {
@@ -81,23 +83,26 @@ func (c *connection) admit(peer mtls.Peer) *admission.AdmittedRelay {
 	return live
 }
 
-// leavePending ends the wait among those that are not authenticated yet.
+// leavePending removes the connection from those that are not authenticated
+// yet.
 func (c *connection) leavePending() {
 	c.pending.leave()
 	c.pending = nil
 }
 
-// refuse tells a client that speaks mayfly why, and hangs up on any other.
+// refuse sends the reason to a client that speaks a mayfly protocol, and
+// closes the connection of any other.
 func (c *connection) refuse(r *admission.Refusal, alpn string) {
 	defer c.leavePending()
 	c.s.refused(r, c.peer, alpn)
 	c.hangUp(r.Reason, alpn)
 }
 
-// hangUp ends the connection, after the reason where the client speaks mayfly.
+// hangUp closes the connection. A client that speaks a mayfly protocol gets
+// the reason first.
 func (c *connection) hangUp(reason, alpn string) {
 	if alpn != wire.ALPNRelay && alpn != wire.ALPNControl {
-		_ = c.below.Abort() // authorize said yes a moment ago
+		_ = c.below.Abort() // authorize admitted it a moment ago
 		return
 	}
 	if err := c.writeVerdict(wire.Verdict(reason)); err == nil {
@@ -115,7 +120,8 @@ func (c *connection) writeVerdict(line string) error {
 	return err
 }
 
-// open joins the client to the engine and says so; false when that failed.
+// open connects the client to the engine and sends the verdict. It reports
+// whether that succeeded.
 func (c *connection) open(peer mtls.Peer) bool {
 	s := c.s
 	c.began = time.Now()
@@ -135,7 +141,7 @@ func (c *connection) open(peer mtls.Peer) bool {
 		}
 	}
 	r := relay.New(c.tls, c.below, engine)
-	if s.engine.Done() != nil { // its end cuts all relays, with the reason
+	if s.engine.Done() != nil { // the engine's end cuts all relays, with the reason
 		r.ExpectCut = func() bool { return !s.gate.Draining() }
 	}
 	c.attach(r)
@@ -145,7 +151,7 @@ func (c *connection) open(peer mtls.Peer) bool {
 	return true
 }
 
-// ended says how the relay ended, everywhere.
+// ended reports how the relay ended, to the session, metrics and log.
 func (c *connection) ended(reason, detail string, err error) {
 	m := c.s.metrics
 	in, out := c.relay.Bytes()
@@ -181,7 +187,7 @@ func (s *sidecar) dialEngine() (*net.UnixConn, error) {
 	return unix, nil
 }
 
-// attach makes r what Cut cuts.
+// attach makes r the relay that Cut cuts.
 func (c *connection) attach(r *relay.Relay) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

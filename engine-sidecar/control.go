@@ -17,18 +17,18 @@ import (
 )
 
 const (
-	// noticeWait is how long a cut waits for its notice to be written, and
-	// noticeLead how long after that the notice travels ahead of the cut.
+	// noticeWait is how long a cut waits until its notice is written.
+	// noticeLead is the time between the written notice and the cut.
 	noticeWait = 250 * time.Millisecond
 	noticeLead = 10 * time.Millisecond
-	// controlQueue bounds the messages that wait to be written. More cuts than
-	// that at once go without a notice.
+	// controlQueue bounds the messages that wait to be written. Further cuts
+	// get no notice.
 	controlQueue = 1024
 	// controlWrite bounds one write.
 	controlWrite = 10 * time.Second
-	// controlRate bounds the lines per second that a client may say, after
-	// controlBurst: a hold for each relay of a run, and then a ping now and
-	// then. What is faster is read later.
+	// controlRate bounds the lines per second of a client, after controlBurst:
+	// a hold for each relay of a run, and then some pings. Further lines are
+	// read later.
 	controlRate, controlBurst = 50, 1024
 )
 
@@ -56,11 +56,11 @@ type control struct {
 	conn   *connection
 	out    chan message
 	ending chan struct{} // closed by End
-	gone   chan struct{} // closed when nothing is written any more
+	gone   chan struct{} // closed when the writer has ended
 	once   sync.Once
 }
 
-// message is a line to write, and who waits for that.
+// message is a line to write. sent, if not nil, is called after the write.
 type message struct {
 	line []byte
 	sent func()
@@ -76,7 +76,7 @@ func (k *control) Notify(m wire.Control, sent func()) {
 	once := sync.OnceFunc(sent)
 	select {
 	case k.out <- message{line, func() { time.AfterFunc(noticeLead, once) }}:
-		// The writer may hang on a client that does not read.
+		// The writer may block on a client that does not read.
 		time.AfterFunc(noticeWait, once)
 	default:
 		once()
@@ -86,7 +86,7 @@ func (k *control) Notify(m wire.Control, sent func()) {
 // End implements admission.Notifier.
 func (k *control) End() { k.once.Do(func() { close(k.ending) }) }
 
-// answer writes a line in turn, and waits for room.
+// answer queues a line, and waits for space in the queue.
 func (k *control) answer(m wire.Control) error {
 	line, err := m.Line()
 	if err != nil {
@@ -100,7 +100,7 @@ func (k *control) answer(m wire.Control) error {
 	}
 }
 
-// write owns the connection's outgoing side, and closes it.
+// write owns the outgoing side of the connection, and closes it.
 func (k *control) write() {
 	defer close(k.gone)
 	conn := k.conn.tls
@@ -116,7 +116,7 @@ func (k *control) write() {
 		break
 	}
 	if err == nil && conn.CloseWrite() == nil {
-		// Wakes read, if it was not the one to end this.
+		// This wakes read, if read has not ended.
 		_ = k.conn.below.SetReadDeadline(time.Now().Add(refusalWait))
 		return
 	}
@@ -124,7 +124,7 @@ func (k *control) write() {
 	k.release()
 }
 
-// flush writes what is queued and no more.
+// flush writes the queued messages.
 func (k *control) flush(conn *tls.Conn) error {
 	for {
 		select {
@@ -138,7 +138,7 @@ func (k *control) flush(conn *tls.Conn) error {
 	}
 }
 
-// release lets those go who wait for lines that nobody writes any more.
+// release calls sent for the queued messages, which will not be written.
 func (k *control) release() {
 	for {
 		select {
@@ -163,7 +163,8 @@ func (k *control) writeMessage(conn *tls.Conn, m message) error {
 	return err
 }
 
-// read takes the client's lines until it ends or says what it must not.
+// read handles the client's lines until the connection ends or a line is
+// invalid.
 func (k *control) read(member *admission.Control) error {
 	defer k.conn.below.Close()
 	if err := k.conn.below.SetReadDeadline(time.Time{}); err != nil {
@@ -194,7 +195,7 @@ func (k *control) read(member *admission.Control) error {
 	return lines.Err()
 }
 
-// throttle waits until the client may be heard again.
+// throttle waits until the client's next line is within the rate.
 func (k *control) throttle(pace *rate.Limiter) error {
 	wait := pace.Reserve().Delay()
 	if wait <= 0 {

@@ -24,7 +24,7 @@ type engine interface {
 	Done() <-chan struct{}
 	ExitCode() int
 	Signal(sig os.Signal) error
-	// Stop stops the engine, and cuts the relays before.
+	// Stop stops the engine and cuts the relays.
 	Stop(ctx context.Context, signals ...os.Signal) error
 }
 

@@ -6,15 +6,17 @@ import (
 )
 
 const (
-	// filesPerRelay are a relay's descriptors: the client's and the engine's.
+	// filesPerRelay is the number of descriptors per relay: the client's and
+	// the engine's.
 	filesPerRelay = 2
-	// filesBeside are kept for everything else, handshakes among them.
+	// filesBeside is the number of descriptors kept for everything else, such
+	// as handshakes.
 	filesBeside = 64
 )
 
-// maxRelays is limits.connections, or fewer where the process may not have so
-// many descriptors: a client that reads the reason "limit" waits, and one whose
-// engine cannot be dialled loses its connection.
+// maxRelays returns limits.connections, or fewer if the process has too few
+// descriptors. A client with the reason "limit" waits and tries again; without
+// a descriptor for the engine it would lose its connection.
 func (s *sidecar) maxRelays() int {
 	want := s.cfg.Limits.Connections
 	most := allowedRelays(want)
@@ -26,7 +28,8 @@ func (s *sidecar) maxRelays() int {
 	return most
 }
 
-// allowedRelays is want, or fewer where the process may not open so many files.
+// allowedRelays returns want, or fewer if the process may not open so many
+// files.
 func allowedRelays(want int) int {
 	var files syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err != nil {
@@ -35,8 +38,8 @@ func allowedRelays(want int) int {
 	return relaysForFDs(files.Cur, want)
 }
 
-// relaysForFDs is how many relays fit a limit of descriptors, at least one and at
-// most want.
+// relaysForFDs returns how many relays a limit of descriptors allows, at least
+// one and at most want.
 func relaysForFDs(files uint64, want int) int {
 	if files >= uint64(want)*filesPerRelay+filesBeside {
 		return want

@@ -6,18 +6,18 @@ import (
 	"sync"
 )
 
-// pendingConns holds the connections that are not authenticated yet. There is
-// always room for a new one: the oldest makes it, so that slow handshakes do
-// not keep others out.
+// pendingConns holds the connections that are not authenticated yet. When
+// full, enter closes the oldest connection, so that slow handshakes do not
+// keep other clients out.
 type pendingConns struct {
 	most, mostPerAddr int
 
 	mu      sync.Mutex
-	order   list.List // of *waiting, oldest first
+	order   list.List // of *pendingConn, oldest first
 	perAddr map[netip.Addr]int
 }
 
-// pendingConn is one connection in halfOpen.
+// pendingConn is one connection in pendingConns.
 type pendingConn struct {
 	of    *pendingConns
 	close func()
@@ -46,7 +46,8 @@ func (h *pendingConns) enter(close func()) *pendingConn {
 	return w
 }
 
-// setAddr names the client's address, and reports whether it may have one more.
+// setAddr sets the client's address, and reports whether that address may have
+// another connection.
 func (w *pendingConn) setAddr(addr netip.Addr) bool {
 	addr = rateKey(addr)
 	w.of.mu.Lock()
@@ -59,8 +60,9 @@ func (w *pendingConn) setAddr(addr netip.Addr) bool {
 	return true
 }
 
-// rateKey is the address that a client's connections are counted by: of IPv6
-// its /64, which is what one is given (RFC 6177 section 2).
+// rateKey returns the address under which a client's connections are counted.
+// For IPv6 that is its /64, the usual assignment to one site (RFC 6177 section
+// 2).
 func rateKey(addr netip.Addr) netip.Addr {
 	if addr = addr.Unmap(); addr.Is4() {
 		return addr
@@ -72,7 +74,7 @@ func rateKey(addr netip.Addr) netip.Addr {
 	return net.Addr()
 }
 
-// leave takes the connection out. It may be called again.
+// leave removes the connection. It may be called more than once.
 func (w *pendingConn) leave() {
 	w.of.mu.Lock()
 	defer w.of.mu.Unlock()
@@ -92,14 +94,14 @@ func (w *pendingConn) remove() {
 	}
 }
 
-// len is how many there are.
+// len returns the number of connections.
 func (h *pendingConns) len() int {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.order.Len()
 }
 
-// closeAll closes all that are in it.
+// closeAll closes all connections.
 func (h *pendingConns) closeAll() {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -14,9 +14,9 @@ import (
 	"github.com/pires/go-proxyproto"
 )
 
-// proxyHeaderFixed is the length of a v2 header before its addresses, and
-// maxProxyHeader what is taken of those and of the vectors behind them
-// (haproxy.org proxy-protocol.txt section 2.2).
+// proxyHeaderFixed is the length of a v2 header before its addresses.
+// maxProxyHeader bounds the addresses and the vectors after them (haproxy.org
+// proxy-protocol.txt section 2.2).
 const (
 	proxyHeaderFixed = 16
 	maxProxyHeader   = 4 << 10
@@ -27,9 +27,9 @@ var proxySignature = []byte("\r\n\r\n\x00\r\nQUIT\n")
 var errProxyHeader = errors.New("no PROXY v2 header")
 
 // readProxyHeader reads exactly one PROXY protocol v2 header and returns the
-// client's address, which is invalid for a LOCAL header (the proxy's own health
-// check). It reads no byte behind the header, so that the connection below
-// needs no buffer.
+// client's address. The address is invalid for a LOCAL header (the proxy's own
+// health check). It reads no byte after the header, so the connection needs no
+// buffer.
 func readProxyHeader(r io.Reader) (netip.AddrPort, error) {
 	head := make([]byte, proxyHeaderFixed, 256)
 	if _, err := io.ReadFull(r, head); err != nil {
@@ -61,7 +61,7 @@ func readProxyHeader(r io.Reader) (netip.AddrPort, error) {
 	return netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port()), nil
 }
 
-// addrOf is a TCP address as netip has it.
+// addrOf converts a TCP address to netip.
 func addrOf(a net.Addr) netip.AddrPort {
 	tcp, ok := a.(*net.TCPAddr)
 	if !ok {
@@ -71,7 +71,8 @@ func addrOf(a net.Addr) netip.AddrPort {
 	return netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port())
 }
 
-// trusted reports whether a proxy may name addresses; an empty list trusts all.
+// trusted reports whether the proxy at addr may name client addresses. An
+// empty list trusts all.
 func trusted(list []netip.Prefix, addr netip.Addr) bool {
 	return len(list) == 0 || slices.ContainsFunc(list, func(p netip.Prefix) bool { return p.Contains(addr) })
 }

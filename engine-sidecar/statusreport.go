@@ -10,35 +10,36 @@ import (
 	"github.com/mayfly-ca/mayfly/engine-sidecar/internal/revocation"
 )
 
-// statusPause is how long no status is sent after the issuer did not understand
-// one: it is of an earlier version, and may be replaced.
+// statusPause is how long no status is sent after the issuer found one
+// malformed. Such an issuer has an earlier version, and may be upgraded.
 const statusPause = time.Hour
 
-// statusReports is the reporter's part that reports the sidecar itself. A status
-// goes in a request of its own, after the session reports: whatever becomes of
-// it, they are with the issuer.
+// statusReports is the part of reporter that reports the sidecar's own status.
+// A status has its own request, after the session reports, so its failure does
+// not affect them.
 type statusReports struct {
 	changed  chan struct{} // see announce
 	listened atomic.Bool   // announce was called
-	// send is reporter.sendStatus, but in tests of when it is called.
+	// send is reporter.sendStatus, except in tests.
 	send func(ctx context.Context, stopped bool) (refused string, err error)
 
 	// Owned by reporter.run.
 	due     bool
-	sent    bool // one or more
+	sent    bool // at least one
 	stopped bool
-	failing bool      // the last one was not taken
-	paused  time.Time // until when none is sent
+	failing bool      // the last one was not accepted
+	paused  time.Time // no status is sent before this time
 }
 
-// announce has the status reported soon: the sidecar began or ceased to listen.
+// announce schedules a status report: the sidecar has started or stopped
+// listening.
 func (r *reporter) announce() {
 	r.status.listened.Store(true)
 	wake(r.status.changed)
 }
 
-// reportStatus sends the status when it is due. That it fails is logged, the
-// first time, and changes nothing else: a minute later there is another.
+// reportStatus sends the status when it is due. It logs only the first failure
+// in a row, and the next report follows a minute later.
 func (r *reporter) reportStatus(ctx context.Context) {
 	st := &r.status
 	due := st.due && !time.Now().Before(st.paused)
@@ -71,8 +72,8 @@ func (r *reporter) sendStatus(ctx context.Context, stopped bool) (refused string
 	return answer.StatusRefused, err
 }
 
-// ownStatus is what the sidecar reports of itself: the first time, when it stops,
-// or in between. One that stops has stopped its engine before.
+// ownStatus returns the sidecar's status. first marks the first report,
+// stopped the last one, when the engine has already stopped.
 func (s *sidecar) ownStatus(first, stopped bool) wire.SidecarStatus {
 	own := s.own.now.Load()
 	status := wire.SidecarStatus{
@@ -87,7 +88,7 @@ func (s *sidecar) ownStatus(first, stopped bool) wire.SidecarStatus {
 		status.State = wire.SidecarStopped
 		return status
 	case first:
-		status.EngineSocket = wire.SocketOK // it has just answered, or nothing would listen
+		status.EngineSocket = wire.SocketOK // it has just answered; otherwise the sidecar would not listen
 		return status
 	case s.checker.Revoked(revocation.CertificateOf(own.Chain())):
 		status.State = wire.SidecarPaused
@@ -98,21 +99,22 @@ func (s *sidecar) ownStatus(first, stopped bool) wire.SidecarStatus {
 	return status
 }
 
-// maxEngineVersion bounds engine_version, before it is cut to what is reported.
+// maxEngineVersion bounds the length of engine_version.
 const maxEngineVersion = 512
 
-// maxReportedVersion bounds what is reported of it: the issuer takes no more.
+// maxReportedVersion bounds the length of the reported version. The issuer
+// accepts no more.
 const maxReportedVersion = 128
 
-// validVersion reports whether engine_version may be s.
+// validVersion reports whether s is a valid engine_version.
 func validVersion(s string) bool {
 	return len(s) <= maxEngineVersion && len(reportedVersion(s)) <= maxReportedVersion &&
 		strings.IndexFunc(s, func(r rune) bool { return r <= ' ' || r > '~' }) < 0
 }
 
-// reportedVersion is what the issuer gets of engine_version: of an image's
-// reference, REGISTRY/PATH/NAME:TAG@DIGEST, the name and the tag, or the beginning
-// of the digest where there is no tag.
+// reportedVersion returns the part of engine_version that is reported. Of an
+// image reference, REGISTRY/PATH/NAME:TAG@DIGEST, that is the name with the
+// tag, or with the beginning of the digest if there is no tag.
 func reportedVersion(s string) string {
 	s = s[strings.LastIndexByte(s, '/')+1:]
 	name, digest, pinned := strings.Cut(s, "@")

@@ -10,23 +10,23 @@ import (
 )
 
 // maxFreeControls bounds the control connections of one SPIFFE ID and run that
-// hold no relay; those that hold one are as few as its relays. One more ends
-// another that is free, since no limit refuses a control connection: an owner's
-// next one, after a reset, is free until it has said what it holds. In that time
-// a thief of its certificate would have to open so many, and handshake_rate
-// stands against it.
+// hold no relay. Those that hold one are bounded by the relays. Another free
+// connection ends an older free one, since no limit refuses a control
+// connection. After a reset, the owner's new connection is free until it sends
+// its hold. To evict it, a thief of the certificate would have to open
+// maxFreeControls connections in that time, and handshake_rate prevents this.
 const maxFreeControls = 64
 
-// maxCertificates bounds those that one relay ever hung on: a client that
-// renews each minute of a day stays below.
+// maxCertificates bounds the certificates that one relay ever depends on. A
+// client that renews every minute of a day stays below.
 const maxCertificates = 1500
 
-// Notifier speaks on a control connection. Its methods do not block.
+// Notifier writes to a control connection. Its methods do not block.
 type Notifier interface {
-	// Notify sends a message and then calls sent: soon, even if the message
+	// Notify sends a message and then calls sent soon, even if the message
 	// cannot be sent.
 	Notify(m wire.Control, sent func())
-	// End closes the connection after what was notified before.
+	// End closes the connection after all earlier messages are sent.
 	End()
 }
 
@@ -40,13 +40,13 @@ type Control struct {
 
 	// Owned by gate.mu.
 	opened time.Time
-	relays map[*AdmittedRelay]struct{} // those that it holds
+	relays map[*AdmittedRelay]struct{} // relays that this connection holds
 	closed bool
 	timer  *time.Timer
 }
 
-// OpenControl judges a peer and enters its control connection. The caller calls
-// Heard for each line and Close at the end.
+// OpenControl judges a peer and adds its control connection to the table. The
+// caller calls Touch for each line and Close at the end.
 func (g *Gate) OpenControl(p mtls.Peer, n Notifier) (*Control, *Refusal) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -70,12 +70,12 @@ func (g *Gate) OpenControl(p mtls.Peer, n Notifier) (*Control, *Refusal) {
 	return c, nil
 }
 
-// evictable returns the control connection that has to make room in a run with
-// too many free ones, nil when there is room. A connection that holds a relay
-// never does: with a stolen certificate one could end the owner's, and with that
-// its relays. Of the others it is one of the certificate that ends first, so that
-// a renewed one stands against any number of the old one's, and of those the
-// oldest.
+// evictable returns the connection to close when a run has too many free ones,
+// otherwise nil. It never returns a connection that holds a relay: with a
+// stolen certificate, a thief could otherwise end the owner's connection and
+// its relays. It prefers the certificate that expires first, so a renewed one
+// is safe from any number of connections under the old one. Among those it
+// prefers the oldest.
 func (g *Gate) evictable(run runKey) *Control {
 	var out *Control
 	free := 0
@@ -94,7 +94,7 @@ func (g *Gate) evictable(run runKey) *Control {
 	return out
 }
 
-// evictBefore reports whether c makes room before other does.
+// evictBefore reports whether c is evicted before other.
 func (c *Control) evictBefore(other *Control) bool {
 	if !c.notAfter.Equal(other.notAfter) {
 		return c.notAfter.Before(other.notAfter)
@@ -102,7 +102,7 @@ func (c *Control) evictBefore(other *Control) bool {
 	return c.opened.Before(other.opened)
 }
 
-// Touch notes that the client said something.
+// Touch restarts the silence timer, after a line from the client.
 func (c *Control) Touch() {
 	c.gate.mu.Lock()
 	defer c.gate.mu.Unlock()
@@ -111,9 +111,9 @@ func (c *Control) Touch() {
 	}
 }
 
-// Hold ties the named relays to this connection's certificate, and returns the
-// names of those that now hang on it: those whose SPIFFE ID and run, which is
-// not empty, are this connection's.
+// Hold attaches the named relays to this connection's certificate. It returns
+// the names of those now attached: relays with this connection's SPIFFE ID and
+// run. The run must not be empty.
 func (c *Control) Hold(names []string) (held []string) {
 	g := c.gate
 	now := time.Now()
@@ -126,7 +126,7 @@ func (c *Control) Hold(names []string) (held []string) {
 	for _, name := range names {
 		l := g.byName[name]
 		if l != nil && l.holder == c && l.cutFor == "" {
-			held = append(held, name) // again: nothing changes
+			held = append(held, name) // already held
 			continue
 		}
 		if l == nil || l.run != c.run || l.cutFor != "" || !l.attachTo(c) {
@@ -153,14 +153,14 @@ func (l *AdmittedRelay) attachTo(c *Control) bool {
 	c.relays[l] = struct{}{}
 	l.notAfter = c.notAfter
 	if l.own.After(l.notAfter) {
-		l.notAfter = l.own // its own certificate holds it as well
+		l.notAfter = l.own // the relay's own certificate also holds it
 	}
 	return true
 }
 
-// Close notes that the connection has ended. What it still holds is cut when
-// wire.ControlSilence has passed since it was last heard, unless another
-// control connection holds it by then.
+// Close records that the connection has ended. Its relays are cut when
+// wire.ControlSilence has passed since its last line, unless another control
+// connection holds them by then.
 func (c *Control) Close() {
 	c.gate.mu.Lock()
 	defer c.gate.mu.Unlock()

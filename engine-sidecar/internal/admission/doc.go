@@ -1,12 +1,12 @@
-// Package admission decides which authenticated peer may have a connection,
-// keeps the table of those that have one, and cuts them when they may no
-// longer: revoked, expired, silent, too old.
+// Package admission decides which authenticated peers may have a connection.
+// It keeps a table of the admitted connections, and cuts them when they are
+// revoked, expired, silent or too old.
 //
-// A relay hangs on the certificate that opened it, and on those under which
-// its client held it since (Control.Hold); it ends with the last of them, and
-// at once when any of them is revoked.
+// A relay depends on the certificate that opened it, and on those under which
+// its client has held it since (Control.Hold). It ends with the last of them,
+// and at once when any of them is revoked.
 //
-// It imports client/mtls, client/wire and engine-sidecar/internal/revocation. It reads
-// and writes no connection: it cuts relays through Cutter and speaks to
+// It imports client/mtls, client/wire and engine-sidecar/internal/revocation.
+// It does no I/O on connections: it cuts relays through Cutter and writes to
 // control connections through Notifier.
 package admission

@@ -13,42 +13,42 @@ import (
 	"github.com/mayfly-ca/mayfly/engine-sidecar/internal/revocation"
 )
 
-// Reasons of a cut beside those of package wire.
+// Reasons of a cut, in addition to those of package wire.
 const (
-	// ReasonSilent: the control connection that held the relay said nothing
+	// ReasonSilent: the control connection that held the relay sent nothing
 	// for wire.ControlSilence.
 	ReasonSilent = "silence"
 	// ReasonMaxAge: the relay reached Options.MaxAge.
 	ReasonMaxAge = "max_age"
 )
 
-// Checker judges chains; *revocation.Checker is one.
+// Checker judges certificate chains. *revocation.Checker is one.
 type Checker interface {
-	// Check judges a verified chain: no reason, wire.ReasonRevoked or
-	// wire.ReasonFeedStale, the latter two with an error that says more.
+	// Check judges a verified chain. The reason is empty, wire.ReasonRevoked
+	// or wire.ReasonFeedStale. err gives the details of the last two.
 	Check(chain []*x509.Certificate) (reason string, err error)
-	// Revoked reports whether a certificate is known to be out.
+	// Revoked reports whether a certificate is revoked.
 	Revoked(c revocation.Certificate) bool
 }
 
-// Cutter is the connection behind a Live. Cut must not block and may be called
-// more than once.
+// Cutter is the connection behind an AdmittedRelay. Cut must not block and may
+// be called more than once.
 type Cutter interface{ Cut(reason string) }
 
-// Options of a Gate. All are required.
+// Options are the options of a Gate. All are required.
 type Options struct {
-	Engine  string // the name that a grant must hold
+	Engine  string // must be in the peer's grant
 	Checker Checker
-	// MaxAge ends every relay, whatever holds it.
+	// MaxAge ends every relay, even one that is held.
 	MaxAge time.Duration
-	// MaxRelays bounds the relays at one time, MaxPerRun those of one SPIFFE
-	// ID and run.
+	// MaxRelays bounds all relays at one time. MaxPerRun bounds those of one
+	// SPIFFE ID and run.
 	MaxRelays, MaxPerRun int
 }
 
 // Refusal says why a peer is not admitted.
 type Refusal struct {
-	Reason string // of package wire
+	Reason string // a reason of package wire
 	Err    error  // for the log
 }
 
@@ -58,8 +58,8 @@ func (r *Refusal) Error() string { return fmt.Sprintf("refused: %s: %v", r.Reaso
 // Unwrap returns the cause.
 func (r *Refusal) Unwrap() error { return r.Err }
 
-// Gate admits peers and holds the table of those that are in. It is safe for
-// concurrent use.
+// Gate admits peers and keeps the table of admitted connections. It is safe
+// for concurrent use.
 type Gate struct {
 	o Options
 
@@ -71,11 +71,11 @@ type Gate struct {
 	draining bool
 	shut     bool
 	ever     bool
-	emptied  time.Time     // when the last relay went; zero before the first
+	emptied  time.Time     // when the last relay ended; zero before the first
 	empty    chan struct{} // closed while there are no relays
 }
 
-// runKey is what MaxPerRun counts.
+// runKey is the key of the count that MaxPerRun bounds.
 type runKey struct{ id, run string }
 
 // NewGate returns an empty Gate.
@@ -92,9 +92,9 @@ func NewGate(o Options) *Gate {
 	return g
 }
 
-// Judge reports whether a peer would be admitted now; nil means yes. For a
-// control connection only the final reasons count: the others may pass, and
-// its client has to hear of cuts meanwhile.
+// Judge returns why a peer would be refused now, or nil. For a control
+// connection only permanent reasons count. The other reasons may pass, and
+// meanwhile its client needs the notices of cuts.
 func (g *Gate) Judge(p mtls.Peer) *Refusal {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -129,8 +129,9 @@ func (g *Gate) judge(p mtls.Peer) *Refusal {
 
 func keyOf(p mtls.Peer) runKey { return runKey{p.Claims.ID.String(), p.Claims.Grant.Run} }
 
-// Admit judges a peer and, in the same moment, enters its relay in the table.
-// name is the relay's (mtls.RelayName). The caller calls Done when it is over.
+// Admit judges a peer and, under the same lock, adds its relay to the table.
+// name is the relay's name (mtls.RelayName). The caller calls Done when the
+// relay has ended.
 func (g *Gate) Admit(p mtls.Peer, name string, c Cutter) (*AdmittedRelay, *Refusal) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -159,17 +160,18 @@ func (g *Gate) Admit(p mtls.Peer, name string, c Cutter) (*AdmittedRelay, *Refus
 	return l, nil
 }
 
-// Drain refuses new relays from now on.
+// Drain makes the gate refuse new relays from now on.
 func (g *Gate) Drain() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.draining = true
 }
 
-// Pause refuses new relays until Reopen, those too whose handshake was under way.
+// Pause makes the gate refuse new relays until Resume, including those in a
+// handshake.
 func (g *Gate) Pause() { g.setShut(true) }
 
-// Resume undoes Shut.
+// Resume undoes Pause.
 func (g *Gate) Resume() { g.setShut(false) }
 
 func (g *Gate) setShut(shut bool) {
@@ -185,8 +187,8 @@ func (g *Gate) Draining() bool {
 	return g.draining
 }
 
-// Sweep looks at everything in the table again: call it when the Checker has
-// learnt something. It cuts what is revoked or past its end.
+// Sweep checks the whole table again, and cuts or ends the connections that
+// are revoked or expired. Call it when the Checker has new information.
 func (g *Gate) Sweep() {
 	now := time.Now()
 	g.mu.Lock()
@@ -209,7 +211,7 @@ func (g *Gate) Sweep() {
 	}
 }
 
-// cutReason gives the reason to cut l at now, or "".
+// cutReason returns the reason to cut l at now, or "".
 func (g *Gate) cutReason(l *AdmittedRelay, now time.Time) string {
 	for _, c := range l.certs {
 		if g.o.Checker.Revoked(c) {
@@ -225,7 +227,7 @@ func (g *Gate) cutReason(l *AdmittedRelay, now time.Time) string {
 	return ""
 }
 
-// CutAll cuts every relay. detail, if not empty, says more than the reason.
+// CutAll cuts every relay. detail, if not empty, adds to the reason.
 func (g *Gate) CutAll(reason, detail string) {
 	g.mu.Lock()
 	var cuts []cut
@@ -239,7 +241,7 @@ func (g *Gate) CutAll(reason, detail string) {
 	runCuts(cuts)
 }
 
-// EndControls ends every control connection, after what it still has to say.
+// EndControls ends every control connection, after its queued messages.
 func (g *Gate) EndControls() {
 	g.mu.Lock()
 	ends := make([]*Control, 0, len(g.controls))
@@ -252,19 +254,18 @@ func (g *Gate) EndControls() {
 	}
 }
 
-// Empty returns a channel that is closed while, or as soon as, there are no
-// relays.
+// Empty returns a channel that is closed once there are no relays.
 func (g *Gate) Empty() <-chan struct{} {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.empty
 }
 
-// Counts are the sizes of the table.
+// Counts holds the sizes of the table.
 type Counts struct {
 	Relays, Controls int
-	// HadRelay reports whether any relay was ever admitted, and Emptied when the last
-	// one went, while there is none.
+	// HadRelay reports whether any relay was ever admitted. IdleSince is when
+	// the last relay ended. It is valid while there are no relays.
 	HadRelay  bool
 	IdleSince time.Time
 }

@@ -14,19 +14,19 @@ type AdmittedRelay struct {
 	cutter Cutter
 	run    runKey
 	opened time.Time // with a monotonic reading
-	own    time.Time // NotAfter of the certificate that opened it
+	own    time.Time // NotAfter of the certificate that opened the relay
 
 	// Owned by gate.mu.
-	certs    []revocation.Certificate // every one that it ever hung on
-	holder   *Control                 // nil: it holds itself
-	notAfter time.Time                // of the certificate that holds it
+	certs    []revocation.Certificate // every certificate that the relay ever depended on
+	holder   *Control                 // nil: no control connection holds it
+	notAfter time.Time                // of the certificate that holds the relay
 	timer    *time.Timer
-	cutFor   string // why a cut is under way
-	detail   string // what is said beside cutFor
+	cutFor   string // reason of an ordered cut
+	detail   string // sent together with cutFor
 	done     bool
 }
 
-// Done takes the relay out of the table. It may be called once.
+// Done removes the relay from the table. It may be called once.
 func (l *AdmittedRelay) Done() {
 	g := l.gate
 	g.mu.Lock()
@@ -47,15 +47,16 @@ func (l *AdmittedRelay) Done() {
 	}
 }
 
-// CutReason returns why a cut of the relay was ordered, "" when none was, and what is
-// said beside that. A client that reads of it may hang up before the cut.
+// CutReason returns the reason and detail of an ordered cut, or "" when none
+// was ordered. After a notice of the cut, a client may close the connection
+// before it.
 func (l *AdmittedRelay) CutReason() (reason, detail string) {
 	l.gate.mu.Lock()
 	defer l.gate.mu.Unlock()
 	return l.cutFor, l.detail
 }
 
-// left is how long the relay may still live, at least a moment.
+// left returns how long the relay may still live, at least a millisecond.
 func (l *AdmittedRelay) left(now time.Time) time.Duration {
 	return max(min(l.notAfter.Sub(now), l.gate.o.MaxAge-now.Sub(l.opened)), 0) + time.Millisecond
 }
@@ -69,13 +70,13 @@ func (l *AdmittedRelay) expire() {
 	if reason := g.cutReason(l, now); reason != "" {
 		cuts = l.markCut(cuts, reason)
 	} else if !l.done {
-		l.timer.Reset(l.left(now)) // held meanwhile, or the wall clock was set back
+		l.timer.Reset(l.left(now)) // held since then, or the wall clock was set back
 	}
 	g.mu.Unlock()
 	runCuts(cuts)
 }
 
-// cut is a decided cut, to be run without the lock.
+// cut is a decided cut. It runs without the lock.
 type cut struct {
 	live   *AdmittedRelay
 	holder *Control
@@ -92,7 +93,7 @@ func (l *AdmittedRelay) markCut(cuts []cut, reason string) []cut {
 	return append(cuts, cut{l, l.holder, reason, l.detail})
 }
 
-// runCuts tells who holds each relay and then cuts it.
+// runCuts notifies the holder of each relay and then cuts the relay.
 func runCuts(cuts []cut) {
 	for _, c := range cuts {
 		end := func() { c.live.cutter.Cut(c.reason) }

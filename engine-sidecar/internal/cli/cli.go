@@ -1,8 +1,7 @@
 // Package cli is the command line of mayfly-sidecar: it reads the
 // configuration, prepares the process and runs package sidecar.
 //
-// It is the only place of the sidecar that knows of os.Args, signals and exit
-// codes.
+// Only this package of the sidecar handles os.Args, signals and exit codes.
 package cli
 
 import (
@@ -21,8 +20,8 @@ import (
 	"github.com/mayfly-ca/mayfly/engine-sidecar/internal/supervise"
 )
 
-// Stdio is where a run reads and writes. The engine's output goes to Out and
-// Err, the log to Err.
+// Stdio holds the input and output of a run. The engine's output goes to Out
+// and Err, the log to Err.
 type Stdio = command.Stdio
 
 // commands is the grammar of the command line.
@@ -34,7 +33,7 @@ type commands struct {
 	Version command.Version `cmd:"" help:"Print which mayfly-sidecar this is." group:"about"`
 }
 
-// program is mayfly-sidecar as its help describes it.
+// program is the description of mayfly-sidecar in its help.
 var program = command.Program{
 	Name:    "mayfly-sidecar",
 	Summary: "admit clients with certificates to a build engine",
@@ -62,19 +61,19 @@ func Run(ctx context.Context, args []string, stdio Stdio) int {
 	return program.End(stdio.Err, c.Log, err)
 }
 
-// configFlag names the configuration file.
+// configFlag is the flag for the configuration file.
 type configFlag struct {
 	Config string `help:"The configuration file, sidecar.yaml. Default: the environment alone." placeholder:"FILE"`
 }
 
-// load reads the configuration of the file and of the environment.
+// load reads the configuration from the file and the environment.
 func (f configFlag) load() (sidecar.Config, error) {
 	return sidecar.LoadConfig(f.Config, os.Environ())
 }
 
 type checkCommand struct{ configFlag }
 
-// Run reads the configuration and says what is wrong with it.
+// Run reads the configuration and reports the errors in it.
 func (c *checkCommand) Run(stdio Stdio) error {
 	cfg, err := c.load()
 	if err != nil {
@@ -122,7 +121,7 @@ func (c *runCommand) Run(ctx context.Context, stdio Stdio, flags command.Log) er
 	}
 	log := flags.Logger(stdio.Err)
 	if err := supervise.Harden(); err != nil {
-		// Without it another process of the same user could read the key.
+		// Without this, another process of the same user could read the key.
 		return fmt.Errorf("keep other processes of this user from the key: %w", err)
 	}
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)

@@ -8,28 +8,28 @@ import (
 	"time"
 )
 
-// The engine on the same machine has better use for memory than a sidecar that
-// has fallen idle. What relays used while they were busy is the collector's to
-// find, and it looks again only when as much has been allocated again: in an idle
-// process, never. In a busy process with little in use it looks far too often: a
-// handshake leaves 70 KB behind, and 5 % of its CPU went into that.
+// An idle sidecar returns memory for the engine on the same machine. Go's
+// collector frees the memory of busy relays only after as many bytes are
+// allocated again, and an idle process never does that. In a busy process with
+// little memory in use the collector runs far too often: a handshake leaves 70
+// KB of garbage, and collecting it took 5 % of the CPU.
 const (
-	// lookAtMemory is how often its use is looked at.
+	// lookAtMemory is the interval of the checks.
 	lookAtMemory = 3 * time.Second
-	// quietly is what may be allocated between two looks, in bytes, in a sidecar
-	// that counts as idle; a sixteenth of what is in use, where that is more: many
-	// idle relays are reported now and then.
+	// quietly is the most that an idle sidecar allocates between two checks,
+	// in bytes, or a sixteenth of the memory in use if that is more. Many idle
+	// relays still send reports.
 	quietly = 1 << 20
-	// returns is how often memory is given back in one idle time: a stack
-	// shrinks by half each time, and pools empty at the second.
+	// returns is how often memory is returned in one idle period. A stack
+	// shrinks by half each time, and pools are empty after the second.
 	returns = 3
-	// room is what may be allocated between two collections, in bytes, however
-	// little is in use.
+	// room is the least that may be allocated between two collections, in
+	// bytes, within the limits of collectorPercent.
 	room = 16 << 20
 )
 
-// returnIdleMemory gives memory back whenever the process has fallen idle, until ctx
-// ends, and sets how often the collector runs, unless GOGC does.
+// returnIdleMemory returns memory to the system when the process is idle,
+// until ctx ends. It also sets GOGC, unless the environment does.
 func returnIdleMemory(ctx context.Context) {
 	tuned := os.Getenv("GOGC") != ""
 	tick := time.NewTicker(lookAtMemory)
@@ -52,13 +52,14 @@ func returnIdleMemory(ctx context.Context) {
 	}
 }
 
-// memoryReturn decides when to give back.
+// memoryReturn decides when to return memory.
 type memoryReturn struct {
-	allocated uint64 // bytes, ever, at the last look
-	left      int    // returns still to do in this idle time
+	allocated uint64 // bytes, ever, at the last check
+	left      int    // returns still to do in this idle period
 }
 
-// due is told, at each look, what has been allocated ever and what is in use.
+// due reports whether to return memory now. allocated is the total ever
+// allocated, objects is in use.
 func (r *memoryReturn) due(allocated, objects uint64) bool {
 	busy := allocated-r.allocated > max(quietly, objects/16)
 	r.allocated = allocated
@@ -73,17 +74,17 @@ func (r *memoryReturn) due(allocated, objects uint64) bool {
 	return true
 }
 
-// collectorPercent is GOGC for so many bytes in use: Go's own 100, or more while
-// that would leave less than room.
+// collectorPercent returns GOGC for live bytes in use: Go's default 100, or up
+// to 400 while that allows less than room.
 func collectorPercent(live uint64) int {
 	return int(max(100, min(400, 100*room/max(live, 1))))
 }
 
-// memoryUse is in bytes.
+// memoryUse holds memory statistics, in bytes.
 type memoryUse struct {
 	allocated uint64 // since the program started
 	live      uint64 // found in use by the last collection
-	objects   uint64 // that, and what was allocated since
+	objects   uint64 // live, and everything allocated since
 }
 
 func memory() memoryUse {

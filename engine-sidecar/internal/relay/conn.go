@@ -204,8 +204,8 @@ func (c *Conn) flush() error {
 	return err
 }
 
-// startRelaying makes Read non-blocking, and clears and disables the write
-// deadlines that crypto/tls sets.
+// startRelaying makes Read non-blocking, clears the deadlines, and disables
+// the write deadlines that crypto/tls sets.
 func (c *Conn) startRelaying() error {
 	c.relaying = true
 	return c.tcp.SetDeadline(time.Time{})

@@ -7,8 +7,7 @@
 // wall clock alone.
 //
 // The package imports client/mtls, which parses and verifies feeds,
-// client/wire and
-// ca/identity. It opens and cuts no connections.
+// client/wire and ca/identity. It opens and cuts no connections.
 package revocation
 
 import (

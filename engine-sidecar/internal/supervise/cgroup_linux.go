@@ -19,27 +19,27 @@ import (
 // cgroupRoot is where cgroups are mounted (cgroups(7)).
 const cgroupRoot = "/sys/fs/cgroup"
 
-// engineCgroup is the cgroup v2 that an isolated engine has to itself. In its own
-// cgroup namespace the engine sees it as the root, which is what Dagger's
-// entrypoint wants: it empties the root and enables every controller there.
+// engineCgroup is the cgroup v2 of an isolated engine. In its own cgroup
+// namespace the engine sees it as the root. Dagger's entrypoint needs that: it
+// empties the root and enables every controller there.
 type engineCgroup struct {
 	dir     string   // the engine's
-	base    string   // the one that the sidecar was started in
-	own     string   // the one that the sidecar went to; empty when it stayed in base
-	enabled []string // controllers that were enabled below base, as "+cpu"
+	base    string   // the sidecar's at its start
+	own     string   // the sidecar's after its move; empty when it stayed in base
+	enabled []string // controllers that were enabled below base
 }
 
-// newEngineCgroup makes a cgroup for the engine below the sidecar's own. It
-// returns nil and the reason where that cannot be done: on cgroup v1, on a
+// newEngineCgroup creates a cgroup for the engine below the sidecar's own. It
+// returns nil and the reason where that is not possible: on cgroup v1, on a
 // read-only mount, or where other processes share the sidecar's cgroup, which
-// cannot have controllers below it then. In these cases nothing has changed.
+// then cannot have controllers below it. In these cases it changes nothing.
 func newEngineCgroup(root string) (*engineCgroup, error) {
 	base, err := ownCgroup(root)
 	if err != nil {
 		return nil, err
 	}
 	c := &engineCgroup{base: base, dir: filepath.Join(base, fmt.Sprint("mayfly-engine-", os.Getpid()))}
-	_ = removeCgroup(c.dir) // of a sidecar that was killed and had the same PID
+	_ = removeCgroup(c.dir) // of a killed sidecar with the same PID
 	if err := os.Mkdir(c.dir, 0o755); err != nil {
 		return nil, err
 	}
@@ -69,7 +69,7 @@ func ownCgroup(root string) (string, error) {
 		if !ok {
 			continue
 		}
-		// The mount may show another part of the hierarchy than the path is in.
+		// The mount may show a different part of the hierarchy than the path.
 		dir := filepath.Join(root, path)
 		members, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
 		if err == nil && slices.Contains(strings.Fields(string(members)), strconv.Itoa(os.Getpid())) {
@@ -79,9 +79,9 @@ func ownCgroup(root string) (string, error) {
 	return "", errors.New("the sidecar's own cgroup is not mounted")
 }
 
-// enable makes every controller of base available to the engine's cgroup. Only
-// the hierarchy's real root may have processes next to that, so elsewhere the
-// sidecar moves to a cgroup of its own.
+// enable makes every controller of base available to the engine's cgroup.
+// Except in the real root of the hierarchy, base must then hold no processes.
+// So elsewhere the sidecar moves to its own cgroup.
 func (c *engineCgroup) enable() error {
 	controllers, err := os.ReadFile(filepath.Join(c.base, "cgroup.controllers"))
 	if err != nil {
@@ -108,7 +108,7 @@ func (c *engineCgroup) enable() error {
 		case errors.Is(err, syscall.EBUSY):
 			return errors.New("other processes share the sidecar's cgroup")
 		}
-		// A controller that this kernel does not let go is missing for the engine.
+		// A controller that the kernel does not enable is missing for the engine.
 	}
 	return nil
 }
@@ -135,14 +135,14 @@ func enterCgroup(dir string, pid int) error {
 	return os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0)
 }
 
-// remove undoes what newEngineCgroup did, once the engine has ended. It touches
-// no cgroup but the engine's and the sidecar's.
+// remove undoes newEngineCgroup after the engine's end. It changes no cgroup
+// but the engine's and the sidecar's.
 func (c *engineCgroup) remove() {
 	// The kernel keeps a cgroup until its last process is reaped.
 	for deadline := time.Now().Add(250 * time.Millisecond); !removeCgroup(c.dir) && time.Now().Before(deadline); {
 		time.Sleep(10 * time.Millisecond)
 	}
-	// Other cgroups that appeared in base meanwhile may use the controllers.
+	// Other cgroups that have appeared in base may use the controllers.
 	if entries, err := os.ReadDir(c.base); err == nil && !slices.ContainsFunc(entries, func(entry fs.DirEntry) bool {
 		return entry.IsDir() && filepath.Join(c.base, entry.Name()) != c.own
 	}) {
@@ -155,8 +155,8 @@ func (c *engineCgroup) remove() {
 	}
 }
 
-// removeCgroup removes a cgroup and those below it, the deepest first, and
-// reports whether it is gone.
+// removeCgroup removes a cgroup and those below it, the deepest first. It
+// reports whether the cgroup is gone.
 func removeCgroup(dir string) bool {
 	entries, _ := os.ReadDir(dir)
 	for _, entry := range entries {
@@ -169,12 +169,12 @@ func removeCgroup(dir string) bool {
 }
 
 // enterCgroupNamespace makes the calling thread's cgroup the root of a cgroup
-// namespace and mounts that namespace's view in place of the outer one.
+// namespace. It mounts that namespace's view in place of the outer one.
 func enterCgroupNamespace() error {
 	if err := unix.Unshare(unix.CLONE_NEWCGROUP); err != nil {
 		return err
 	}
-	_ = unix.Unmount(cgroupRoot, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW) // one that stays lies below
+	_ = unix.Unmount(cgroupRoot, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW) // a mount that stays is covered
 	flags := uintptr(unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC)
 	if err := unix.Mount("cgroup2", cgroupRoot, "cgroup2", flags, ""); err != nil {
 		return err

@@ -15,22 +15,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Exit codes of a child that never came to run the engine, or lost its
-// sidecar. The sidecar reads the reply, not these.
+// Exit codes of a child that did not start the engine, or lost its sidecar.
+// The sidecar reads the reply, not these codes.
 const (
 	exitNotStarted = 125
 	exitAbandoned  = 128 + int(syscall.SIGKILL)
 )
 
-// forwarded are the signals that the child passes on. SIGKILL and SIGSTOP
-// cannot be caught; of the rest an engine is only ever sent these.
+// forwarded are the signals that the child forwards. SIGKILL and SIGSTOP
+// cannot be caught. The sidecar sends an engine no other signals.
 var forwarded = []os.Signal{
 	syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM,
 	syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGCONT, syscall.SIGWINCH,
 }
 
-// Child is the hidden subcommand: the first process of the engine's
-// namespaces. It returns the exit code that the process has to end with.
+// Child runs the hidden subcommand: the first process of the engine's
+// namespaces. It returns the process's exit code.
 func Child(args []string) int {
 	if !IsChild(args) {
 		fmt.Fprintln(os.Stderr, "supervise: not the hidden subcommand")
@@ -39,8 +39,9 @@ func Child(args []string) int {
 	// The engine's parent-death signal is tied to this thread.
 	runtime.LockOSThread()
 	link := os.NewFile(childLink, "sidecar")
-	// Signals are caught before the sidecar learns that we run, so that none is
-	// lost: the first process of a PID namespace ignores what it does not catch.
+	// Catch signals before the sidecar learns that the child runs, so that
+	// none is lost: the first process of a PID namespace ignores uncaught
+	// signals.
 	signals := make(chan os.Signal, 32)
 	signal.Notify(signals, forwarded...)
 	s, err := readSpec(link)
@@ -72,8 +73,8 @@ func Child(args []string) int {
 	return waitEngine(s.Isolate, pid, link, signals)
 }
 
-// waitEngine forwards signals to the engine and reaps until it has ended, or the
-// sidecar is gone.
+// waitEngine forwards signals to the engine and reaps children until the
+// engine has ended or the sidecar is gone.
 func waitEngine(isolated bool, pid int, link io.Reader, signals <-chan os.Signal) int {
 	ended := make(chan int, 1)
 	go func() { ended <- reapUntil(pid) }()
@@ -90,14 +91,14 @@ func waitEngine(isolated bool, pid int, link io.Reader, signals <-chan os.Signal
 			if !isolated {
 				killDescendants()
 			}
-			return code // and with it the kernel ends what is left in the namespace
+			return code // the kernel then kills the rest of the namespace
 		case <-gone:
 			return abandon(isolated)
 		}
 	}
 }
 
-// abandon ends everything at once: the sidecar is gone.
+// abandon kills everything at once, because the sidecar is gone.
 func abandon(isolated bool) int {
 	if !isolated {
 		killDescendants()
@@ -120,14 +121,14 @@ func readSpec(r io.Reader) (spec, error) {
 	return s, nil
 }
 
-// closeOnExecAll marks every descriptor above the three standard ones close-on-exec,
-// also those that the sidecar's own parent left open.
+// closeOnExecAll marks every descriptor above the three standard ones
+// close-on-exec, including those inherited from the sidecar's parent.
 func closeOnExecAll() error {
 	return unix.CloseRange(childLink, ^uint(0), unix.CLOSE_RANGE_CLOEXEC)
 }
 
-// launch starts the engine in a session of its own, by the raw call: reapUntil
-// alone waits for children here.
+// launch starts the engine in its own session. It uses the raw call, since
+// only reapUntil may wait for children here.
 func launch(args []string) (int, error) {
 	path, err := exec.LookPath(args[0])
 	if err != nil {
@@ -144,8 +145,8 @@ func launch(args []string) (int, error) {
 	return pid, nil
 }
 
-// reapUntil waits for every child, adopted ones too, until pid has ended, and
-// gives its exit code.
+// reapUntil waits for every child, including adopted ones, until pid has
+// ended. It returns pid's exit code.
 func reapUntil(pid int) int {
 	for {
 		var ws syscall.WaitStatus
@@ -169,8 +170,8 @@ func answer(link io.Writer, r reply) error {
 	return err
 }
 
-// refuse tells the sidecar why the engine does not run. op is set when
-// isolating it failed.
+// refuse reports to the sidecar why the engine does not run. op is set when
+// isolation failed.
 func refuse(link io.Writer, op string, err error) int {
 	_ = answer(link, reply{Op: op, Error: err.Error()})
 	return exitNotStarted

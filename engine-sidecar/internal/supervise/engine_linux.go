@@ -22,33 +22,34 @@ import (
 // childCommand is the hidden subcommand.
 const childCommand = "__engine"
 
-// childLink is the child's descriptor of the line to the sidecar.
+// childLink is the child's descriptor of the connection to the sidecar.
 const childLink = 3
 
-// replyTimeout bounds the wait for the child's reply: a few mounts and a fork.
+// replyTimeout bounds the wait for the child's reply, which takes a few mounts
+// and a fork.
 const replyTimeout = 20 * time.Second
 
-// IsChild reports whether args (os.Args[1:]) are the hidden subcommand, which a
-// program that calls Start has to hand to Child before it does anything else.
+// IsChild reports whether args (os.Args[1:]) are the hidden subcommand. A
+// program that calls Start must pass it to Child before anything else.
 func IsChild(args []string) bool { return len(args) == 1 && args[0] == childCommand }
 
-// Engine is a started engine. Its goroutines end when it has ended.
+// Engine is a started engine. Its goroutines end with it.
 type Engine struct {
 	opts    Options
 	log     *slog.Logger
-	process *os.Process // the child, or with it the whole PID namespace
+	process *os.Process // the child; its end ends an isolated engine's PID namespace
 	notify  *net.UnixConn
-	ready   chan struct{} // closed when READY=1 came
+	ready   chan struct{} // closed at READY=1
 	done    chan struct{}
-	code    int // after done
+	code    int // valid after done
 	stop    sync.Once
 	ended   sync.WaitGroup
-	cgroup  *engineCgroup // of an isolated engine; nil where none can be made
+	cgroup  *engineCgroup // of an isolated engine; nil if it has none
 }
 
-// Start starts the engine and returns when it runs, or says why it does not;
-// Ready tells when it answers. ctx bounds the start, not the engine's life.
-// A failure to isolate is an *IsolationError.
+// Start starts the engine and returns once it runs. Ready waits until it
+// answers. ctx bounds the start, not the engine's life. A failure to isolate
+// is an *IsolationError.
 func Start(ctx context.Context, o Options) (*Engine, error) {
 	if err := o.validate(); err != nil {
 		return nil, err
@@ -93,7 +94,7 @@ func startChild(ctx context.Context, o Options) (*Engine, error) {
 }
 
 // run owns the child from its start to its end. The parent-death signal is
-// tied to the thread that forks, so that thread stays here until the end.
+// tied to the thread that forks, so run keeps that thread until the end.
 func (e *Engine) run(ctx context.Context, env []string, started chan<- error) {
 	runtime.LockOSThread()
 	defer close(e.done)
@@ -120,12 +121,12 @@ func (e *Engine) run(ctx context.Context, env []string, started chan<- error) {
 	}
 	e.process = cmd.Process
 	started <- nil
-	_ = cmd.Wait() // the state says it all
+	_ = cmd.Wait() // the process state has the result
 	e.code = exitCode(cmd.ProcessState.Sys().(syscall.WaitStatus))
 	e.log.Info("engine ended", "exit_code", e.code)
 }
 
-// cleanCgroups removes what an isolated engine left in the kernel.
+// cleanCgroups removes the cgroup of an isolated engine.
 func (e *Engine) cleanCgroups() {
 	if e.cgroup != nil {
 		e.cgroup.remove()
@@ -133,7 +134,7 @@ func (e *Engine) cleanCgroups() {
 }
 
 // spawn executes this program again as the child, with one end of a socket
-// pair, whose closing also tells the child that the sidecar is gone.
+// pair. When the pair closes, the child knows that the sidecar is gone.
 func (e *Engine) spawn(env []string) (*exec.Cmd, *net.UnixConn, error) {
 	self, err := os.Executable()
 	if err != nil {
@@ -148,14 +149,14 @@ func (e *Engine) spawn(env []string) (*exec.Cmd, *net.UnixConn, error) {
 	cmd.Env = env
 	cmd.Dir = "/"
 	cmd.ExtraFiles = []*os.File{theirs}
-	// Behind a writer of its own type, os/exec makes a pipe: the engine never
-	// holds the sidecar's terminal.
+	// For a writer of another type than *os.File, os/exec makes a pipe. So the
+	// engine never holds the sidecar's terminal.
 	cmd.Stdout, cmd.Stderr = output{e.opts.Stdout}, output{e.opts.Stderr}
 	cmd.WaitDelay = 2 * time.Second
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if e.opts.Isolate {
-		// The namespace dies with its first process. Without one, the child has to
-		// live on a little, and ends the engine when the line closes.
+		// The namespace dies with its first process. Without one, the child must
+		// survive to kill the engine, when the connection closes.
 		cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
 		cmd.SysProcAttr.Cloneflags = unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWIPC
 	}
@@ -169,7 +170,7 @@ func (e *Engine) spawn(env []string) (*exec.Cmd, *net.UnixConn, error) {
 	return cmd, ours, nil
 }
 
-// sendSpec sends the child its spec and waits for its reply.
+// sendSpec sends the spec to the child and waits for the reply.
 func (e *Engine) sendSpec(ctx context.Context, link *net.UnixConn) error {
 	_ = link.SetDeadline(time.Now().Add(replyTimeout))
 	defer context.AfterFunc(ctx, func() { _ = link.SetDeadline(time.Unix(1, 0)) })()
@@ -203,12 +204,12 @@ func (e *Engine) sendSpec(ctx context.Context, link *net.UnixConn) error {
 	return nil
 }
 
-// Ready returns nil as soon as the engine answers on its socket, an
-// *ExitError when it ends before, and ctx's error with the last cause.
+// Ready returns nil once the engine answers on its socket, an *ExitError if it
+// ends first, or ctx's error with the last cause.
 func (e *Engine) Ready(ctx context.Context) error {
 	told := e.ready
-	// An attempt costs microseconds, and what is waited for too long adds to
-	// every start of the machine.
+	// An attempt costs microseconds, and a longer wait would delay each start
+	// of the machine.
 	for wait := 2 * time.Millisecond; ; wait = min(wait+wait/4, 25*time.Millisecond) {
 		err := e.opts.Probe.Ask(ctx, e.opts.Socket)
 		if err == nil {
@@ -222,7 +223,7 @@ func (e *Engine) Ready(ctx context.Context) error {
 		case <-ctx.Done():
 			timer.Stop()
 			return fmt.Errorf("engine is not ready: %w: %w", ctx.Err(), err)
-		case <-told: // READY=1: ask at once, and from then on by the clock
+		case <-told: // READY=1: probe at once, then by the timer
 			told = nil
 		case <-timer.C:
 		}

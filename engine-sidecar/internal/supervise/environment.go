@@ -8,16 +8,16 @@ import (
 	"strings"
 )
 
-// EnvironmentRules say which of the sidecar's own variables reach the engine, as
-// patterns of names in which a star stands for any text. Never and Named ignore
-// case.
+// EnvironmentRules decide which of the sidecar's variables reach the engine.
+// They are patterns of names, where a star matches any text. Never and Named
+// ignore case.
 type EnvironmentRules struct {
-	// Never lists what never reaches the engine, even when it is named.
+	// Never lists variables that never reach the engine, even when named.
 	Never []string
-	// Named lists what reaches the engine only under its exact name: what may be
-	// a secret. It goes before Default and before prefixes.
+	// Named lists variables that may be secret. They reach the engine only
+	// under their exact name. Named has priority over Default and prefixes.
 	Named []string
-	// Default lists what reaches the engine without being named.
+	// Default lists variables that reach the engine without being named.
 	Default []string
 }
 
@@ -37,11 +37,12 @@ var Rules = EnvironmentRules{
 	},
 }
 
-// notifyVariable names the socket for READY=1 (sd_notify(3)). The sidecar sets it.
+// notifyVariable is the variable for the socket for READY=1 (sd_notify(3)).
+// The sidecar sets it.
 const notifyVariable = "NOTIFY_SOCKET"
 
-// CheckEnvironment says what is wrong with the entries of Options.Env. Its errors
-// hold no value.
+// CheckEnvironment validates the entries of Options.Env. Its errors contain no
+// value.
 func CheckEnvironment(entries []string) error {
 	for _, entry := range entries {
 		if err := checkEntry(entry); err != nil {
@@ -69,8 +70,8 @@ func checkEntry(entry string) error {
 }
 
 // environment returns the engine's environment, sorted, and the names of the
-// variables that the engine does not get. own is Options.Env, withhold is
-// Options.Withhold, environ the sidecar's environment.
+// variables that are not passed on. own is Options.Env, withhold is
+// Options.Withhold, and environ is the sidecar's environment.
 func environment(own, withhold, environ []string) (env, dropped []string, err error) {
 	if err := CheckEnvironment(own); err != nil {
 		return nil, nil, err
@@ -101,7 +102,7 @@ func environment(own, withhold, environ []string) (env, dropped []string, err er
 	return env, dropped, nil
 }
 
-// passes reports whether the engine gets the sidecar's own variable.
+// passes reports whether the engine gets the sidecar's variable name.
 func passes(name string, own []string) bool {
 	upper := strings.ToUpper(name)
 	switch {
@@ -118,7 +119,7 @@ func passes(name string, own []string) bool {
 	})
 }
 
-// matches reports whether one of patterns describes name.
+// matches reports whether one of patterns matches name.
 func matches(patterns []string, name string) bool {
 	return slices.ContainsFunc(patterns, func(pattern string) bool {
 		first, last, star := strings.Cut(pattern, "*")

@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// isolate sets up the mounts of the engine's namespaces from within, and
-// checks what it did. On failure op names the step.
+// isolate sets up the mounts of the engine's namespaces from the inside, and
+// checks the result. On failure op names the step.
 func isolate(hide []string) (op string, err error) {
 	if os.Getpid() != 1 {
 		return "namespaces", errors.New("not the first process of a PID namespace")
@@ -31,8 +31,8 @@ func isolate(hide []string) (op string, err error) {
 	return "", nil
 }
 
-// hidePaths puts an empty read-only folder over a folder, and /dev/null over
-// anything else. What does not exist needs no cover.
+// hidePaths mounts an empty read-only folder over a folder, and /dev/null over
+// anything else. It skips a path that does not exist.
 func hidePaths(path string) error {
 	info, err := os.Stat(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -58,16 +58,16 @@ func hidePaths(path string) error {
 	return nil
 }
 
-// freshProc takes every view of the outer PID namespace away, in whatever
-// folder it is mounted, and mounts this one's.
+// freshProc unmounts every proc of the outer PID namespace, at any mount
+// point, and mounts the proc of this namespace.
 func freshProc() error {
 	outer, err := procMounts("/proc/self/mountinfo")
 	if err != nil {
 		return err
 	}
-	for i := len(outer) - 1; i >= 0; i-- { // the last mounted lies on top
-		// One that stays is covered below when it is /proc, and is found out
-		// when it is not.
+	for i := len(outer) - 1; i >= 0; i-- { // the last mounted is on top
+		// If this fails at /proc, the mount below covers it. Elsewhere the check
+		// below finds it.
 		_ = unix.Unmount(outer[i], unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
 	}
 	flags := uintptr(unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC)
@@ -89,7 +89,7 @@ func freshProc() error {
 	return nil
 }
 
-// procMounts lists the mount points of type proc (proc(5), mountinfo).
+// procMounts returns the mount points of type proc (proc(5), mountinfo).
 func procMounts(mountinfo string) ([]string, error) {
 	f, err := os.Open(mountinfo)
 	if err != nil {
@@ -108,6 +108,6 @@ func procMounts(mountinfo string) ([]string, error) {
 	return points, lines.Err()
 }
 
-// unescapeMount undoes mountinfo's octal escapes of blank, tab, line feed and
+// unescapeMount undoes mountinfo's octal escapes of space, tab, line feed and
 // backslash.
 var unescapeMount = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace

@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// socketPair gives the sidecar's and the child's end of their line.
+// socketPair returns the sidecar's and the child's end of their connection.
 func socketPair() (*net.UnixConn, *os.File, error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -27,7 +27,7 @@ func socketPair() (*net.UnixConn, *os.File, error) {
 }
 
 // listenNotify opens the socket for sd_notify(3). An abstract name leaves no
-// file behind when the sidecar is killed.
+// file when the sidecar is killed.
 func listenNotify() (*net.UnixConn, error) {
 	addr := &net.UnixAddr{Net: "unixgram", Name: "@mayfly-notify-" + rand.Text()}
 	conn, err := net.ListenUnixgram("unixgram", addr)
@@ -37,7 +37,7 @@ func listenNotify() (*net.UnixConn, error) {
 	return conn, nil
 }
 
-// isReady finds READY=1 among the lines of a notification.
+// isReady reports whether a notification has the line READY=1.
 func isReady(message []byte) bool {
 	for line := range bytes.Lines(message) {
 		if string(bytes.TrimRight(line, "\n")) == "READY=1" {

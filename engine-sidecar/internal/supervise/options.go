@@ -10,47 +10,51 @@ import (
 	"time"
 )
 
-// FlyDir holds the machine's API socket on Fly, and is always hidden from an
-// isolated engine.
+// FlyDir is the folder of the machine's API socket on Fly. It is always hidden
+// from an isolated engine.
 const FlyDir = "/.fly"
 
 // DefaultCutAfter is how long Stop waits between the signal and Cut.
 const DefaultCutAfter = 3 * time.Second
 
-// Options say what to run. Args and Socket are required.
+// Options describe the engine to run. Args and Socket are required.
 type Options struct {
-	// Args is the engine's command line; Args[0] is looked up in its PATH.
+	// Args is the engine's command line. Args[0] is looked up in the engine's
+	// PATH.
 	Args []string
-	// Env adds to what Rules pass on of the sidecar's environment: NAME=VALUE, NAME
-	// for the sidecar's value, when it has one, or PREFIX* for all its variables
-	// that begin with PREFIX. CheckEnvironment says what is wrong with an entry.
+	// Env adds to the variables that Rules pass on from the sidecar. An entry
+	// is NAME=VALUE, NAME for the sidecar's value, if any, or PREFIX* for all
+	// sidecar variables that begin with PREFIX. CheckEnvironment validates the
+	// entries.
 	Env []string
-	// Withhold names further variables of the sidecar that never reach the engine.
+	// Withhold lists further sidecar variables that never reach the engine.
 	Withhold []string
 	// Socket is the absolute path of the unix socket that the engine will
 	// listen on.
 	Socket string
-	// Probe says what an answer on Socket is. Zero is ProbeAnswer.
+	// Probe defines when the engine is ready. The zero value is ProbeAnswer.
 	Probe Probe
-	// Isolate runs the engine in namespaces of its own, which needs root. Only
-	// an option that begins with unsafe_ may set it to false.
+	// Isolate runs the engine in its own namespaces, which needs root. Only an
+	// option that begins with unsafe_ may set it to false.
 	Isolate bool
-	// Hide names further absolute paths that an isolated engine must not
-	// reach, beside FlyDir. Name the folder of a file that is replaced, not the
-	// file: replacing uncovers it. A path that does not exist is skipped.
+	// Hide lists further absolute paths to hide from an isolated engine, in
+	// addition to FlyDir. For a file that may be replaced, name its folder: a
+	// replacement of the file is not hidden. A path that does not exist is
+	// skipped.
 	Hide []string
-	// Stdout and Stderr get the engine's output. Nil discards it.
+	// Stdout and Stderr receive the engine's output. Nil discards it.
 	Stdout, Stderr io.Writer
-	// Cut ends what still hangs on the engine; Stop calls it once, CutAfter
-	// after the signal (zero: DefaultCutAfter), if the engine still runs then:
-	// Dagger and its clients wait on each other otherwise. Nil is allowed.
+	// Cut ends the connections to the engine. Stop calls it once, CutAfter
+	// after the signal (zero: DefaultCutAfter), if the engine still runs.
+	// Otherwise Dagger and its clients would wait for each other. Nil is
+	// allowed.
 	Cut      func()
 	CutAfter time.Duration
-	// Logger is told of the start, the stop and the end. Nil discards.
+	// Logger logs the start, the stop and the end. Nil discards.
 	Logger *slog.Logger
 }
 
-// IsolationError says why the engine could not be set apart.
+// IsolationError reports that the engine could not be isolated.
 type IsolationError struct {
 	Op  string
 	Err error
@@ -61,36 +65,37 @@ func (e *IsolationError) Error() string {
 	return fmt.Sprintf("isolate engine: %s: %v (isolation needs root with CAP_SYS_ADMIN)", e.Op, e.Err)
 }
 
-// Unwrap gives the cause.
+// Unwrap returns the cause.
 func (e *IsolationError) Unwrap() error { return e.Err }
 
-// ExitError says that the engine ended while it was needed. Code is its exit
-// code, 128 + signal when a signal ended it.
+// ExitError reports that the engine ended while it was needed. Code is its
+// exit code, 128 + signal when a signal ended it.
 type ExitError struct{ Code int }
 
 // Error implements error.
 func (e *ExitError) Error() string { return fmt.Sprintf("engine ended with exit code %d", e.Code) }
 
-// ErrKilled is returned by Stop when the engine had to be killed: its context
-// ended first. A killed Dagger engine loses its cache.
+// ErrKilled is returned by Stop when its context ended first and the engine
+// was killed. A killed Dagger engine loses its cache.
 var ErrKilled = errors.New("engine killed: it did not stop in time")
 
-// spec is what the sidecar tells the child, as one line of JSON.
+// spec is the sidecar's instruction to the child, as one line of JSON.
 type spec struct {
 	Args    []string `json:"args"`
 	Isolate bool     `json:"isolate"`
 	Hide    []string `json:"hide"`
-	Cgroup  bool     `json:"cgroup"` // the child is in a cgroup of its own
+	Cgroup  bool     `json:"cgroup"` // the child is in its own cgroup
 }
 
-// reply is the child's one line of JSON: the engine runs, or why not.
+// reply is the child's answer, one line of JSON: the engine runs, or the
+// error.
 type reply struct {
 	Op    string `json:"op,omitempty"`
 	Error string `json:"error,omitempty"`
 }
 
-// maxLine bounds a line between sidecar and child; the kernel bounds argv to
-// 2 MiB on its own.
+// maxLine bounds a line between sidecar and child. The kernel also bounds
+// argv, to 2 MiB.
 const maxLine = 4 << 20
 
 func (o Options) validate() error {

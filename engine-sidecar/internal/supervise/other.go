@@ -14,35 +14,35 @@ type Engine struct{}
 
 var errLinuxOnly = fmt.Errorf("the sidecar runs engines on Linux only: %w", errors.ErrUnsupported)
 
-// Start refuses: namespaces are Linux's.
+// Start returns an error: only Linux has namespaces.
 func Start(context.Context, Options) (*Engine, error) { return nil, errLinuxOnly }
 
-// IsChild is never true here.
+// IsChild always returns false here.
 func IsChild([]string) bool { return false }
 
 // Child is never called here.
 func Child([]string) int { return 1 }
 
-// Harden refuses.
+// Harden returns an error.
 func Harden() error { return errLinuxOnly }
 
-// ReapOrphans has nothing to do.
+// ReapOrphans does nothing here.
 func ReapOrphans(context.Context) {}
 
-// Ready refuses.
+// Ready returns an error.
 func (e *Engine) Ready(context.Context) error { return errLinuxOnly }
 
 // Done is never closed.
 func (e *Engine) Done() <-chan struct{} { return nil }
 
-// ExitCode is that of an engine that never ran.
+// ExitCode returns 1.
 func (e *Engine) ExitCode() int { return 1 }
 
-// Signal refuses.
+// Signal returns an error.
 func (e *Engine) Signal(os.Signal) error { return errLinuxOnly }
 
-// Stop refuses.
+// Stop returns an error.
 func (e *Engine) Stop(context.Context, ...os.Signal) error { return errLinuxOnly }
 
-// Kill refuses.
+// Kill returns an error.
 func (e *Engine) Kill() error { return errLinuxOnly }

@@ -10,16 +10,16 @@ import (
 	"time"
 )
 
-// Probe says what counts as the engine's answer on its socket.
+// Probe defines which answer on the socket means that the engine is ready.
 type Probe int
 
 const (
-	// ProbeAnswer greets in HTTP/2 (RFC 9113 section 3.4), as both Dagger's
-	// and BuildKit's clients do, and takes a SETTINGS frame, or any other
-	// answer of an engine that speaks something else, as ready. Silence is not.
+	// ProbeAnswer sends the HTTP/2 preface (RFC 9113 section 3.4), as Dagger's
+	// and BuildKit's clients do. A SETTINGS frame, or any other answer in
+	// another protocol, means ready. Silence does not.
 	ProbeAnswer Probe = iota
-	// ProbeConnect is content with an accepted connection: for engines that
-	// say nothing before they are asked in their own protocol.
+	// ProbeConnect accepts a successful connection, for engines that send
+	// nothing before a request in their own protocol.
 	ProbeConnect
 )
 
@@ -29,10 +29,10 @@ const probeTimeout = 2 * time.Second
 // greeting is the client connection preface and an empty SETTINGS frame.
 var greeting = append([]byte("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"), 0, 0, 0, 4, 0, 0, 0, 0, 0)
 
-// goAway ends the probe's connection politely: GOAWAY, stream 0, NO_ERROR.
+// goAway ends the probe's connection cleanly: GOAWAY, stream 0, NO_ERROR.
 var goAway = []byte{0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
 
-// Ask makes one attempt on the engine's socket, of 2 s at most, and returns nil
+// Ask makes one attempt on the engine's socket, of 2 s at most. It returns nil
 // when the engine is ready.
 func (p Probe) Ask(ctx context.Context, socket string) error {
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
@@ -57,8 +57,8 @@ func (p Probe) Ask(ctx context.Context, socket string) error {
 	case n == 0 && err != io.EOF:
 		return fmt.Errorf("engine's answer: %w", err)
 	}
-	// A SETTINGS frame, another protocol's bytes, or its hanging up on bytes
-	// that it does not understand: somebody is at home.
+	// A SETTINGS frame, bytes of another protocol, or a close after the
+	// unknown bytes: the engine is running.
 	if n == len(head) && head[3] == 4 && bytes.Equal(head[5:], make([]byte, 4)) {
 		_, _ = conn.Write(goAway)
 	}

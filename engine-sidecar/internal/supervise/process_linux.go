@@ -15,9 +15,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Harden makes this process's memory unreadable for others: not dumpable, so
-// that neither ptrace nor /proc/PID/mem nor a core file gives up its keys.
-// Children that are executed again are not concerned.
+// Harden makes this process's memory unreadable for others. It is not
+// dumpable, so ptrace, /proc/PID/mem and core files do not reveal its keys.
+// Children that execute a program are not affected.
 func Harden() error {
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return fmt.Errorf("make process non-dumpable: %w", err)
@@ -28,13 +28,13 @@ func Harden() error {
 	return nil
 }
 
-// orphanGrace is how long a dead child stays before ReapOrphans takes it for
-// an orphan: what this process started itself is waited for at once.
+// orphanGrace is how long a child must be dead until ReapOrphans takes it for
+// an orphan. The children that this process starts are waited for at once.
 const orphanGrace = 2 * time.Second
 
-// ReapOrphans waits for the dead children that nobody here started, which only
-// the first process of a PID namespace or a subreaper has. It returns when ctx
-// ends, and at once in a process that adopts none.
+// ReapOrphans waits for dead children that this process did not start. Only
+// the first process of a PID namespace or a subreaper has them. It returns
+// when ctx ends, and at once in any other process.
 func ReapOrphans(ctx context.Context) {
 	if os.Getpid() != 1 && !isSubreaper() {
 		return
@@ -61,8 +61,8 @@ func ReapOrphans(ctx context.Context) {
 	}
 }
 
-// reapKnown waits for the dead children that were dead the last time already,
-// and returns the others.
+// reapKnown waits for the dead children in before, and returns the other dead
+// ones.
 func reapKnown(before map[int]bool) map[int]bool {
 	now := map[int]bool{}
 	for _, pid := range children() {
@@ -77,7 +77,7 @@ func reapKnown(before map[int]bool) map[int]bool {
 	return now
 }
 
-// children lists this process's children, of all its threads.
+// children returns the children of all threads of this process.
 func children() []int {
 	files, _ := filepath.Glob("/proc/self/task/*/children")
 	var pids []int
@@ -97,13 +97,13 @@ func isZombie(pid int) bool {
 	if err != nil {
 		return false
 	}
-	// The name, in brackets, may hold anything; the state follows it.
+	// The name, in brackets, may hold any characters. The state follows it.
 	_, after, ok := strings.Cut(string(stat[strings.LastIndexByte(string(stat), ')')+1:]), " ")
 	return ok && strings.HasPrefix(after, "Z")
 }
 
-// killDescendants ends every process below a subreaper: the death of one makes
-// its children ours, until none are left.
+// killDescendants kills every process below a subreaper. When one dies, the
+// subreaper adopts its children, until none are left.
 func killDescendants() {
 	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
 		for _, pid := range children() {
