@@ -10,11 +10,11 @@ import (
 	"os"
 )
 
-// bareCommand makes this program the bare server.
+// bareCommand runs this program as the bare server.
 const bareCommand = "__bare"
 
-// bare is the least that relays: crypto/tls with client certificates verified,
-// and two io.Copy. args are the address, the engine's socket, the chain, the key
+// bare is a minimal relay: crypto/tls with verified client certificates, and
+// two io.Copy. args are the address, the engine's socket, the chain, the key
 // and the roots.
 func bare(args []string, stderr io.Writer) int {
 	if err := serveBare(args); err != nil {

@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// TestMain lets the test binary be the bare server.
+// TestMain lets the test binary run as the bare server.
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == bareCommand {
 		os.Exit(bare(os.Args[2:], os.Stderr))
@@ -16,8 +16,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// TestRun: the whole program, in small: the real sidecar at a real issuer beside
-// the bare loop.
+// TestRun runs the whole program with small numbers: the real sidecar with a
+// real issuer, and the bare loop.
 func TestRun(t *testing.T) {
 	t.Parallel()
 	var stdout, stderr bytes.Buffer
@@ -51,7 +51,8 @@ func TestRun(t *testing.T) {
 			t.Errorf("%s: %+v", e.name, res)
 		}
 	}
-	// The bare loop cannot tell a truncation: the row can tell the two apart.
+	// The bare loop does not detect a truncation, so this row shows the
+	// difference.
 	if res := r.find("FIN without close_notify", bareGo); res == nil || res.Median == 0 {
 		t.Errorf("a truncation through the bare loop: %+v", res)
 	}
@@ -76,7 +77,8 @@ func TestMissingPeer(t *testing.T) {
 	}
 }
 
-// TestJudge: a bound is what the rounds say together, not what one says.
+// TestJudge: a bound is compared with all rounds together, not with each
+// round.
 func TestJudge(t *testing.T) {
 	t.Parallel()
 	own, other, peer := &server{name: mayfly}, &server{name: bareGo}, &server{name: nginx}

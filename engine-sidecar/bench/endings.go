@@ -9,10 +9,12 @@ import (
 	"time"
 )
 
-// endingMost bounds one repetition: a server that never ends has lost too.
+// endingMost bounds one repetition. A server that does not end in time counts
+// as a loss.
 const endingMost = 10 * time.Second
 
-// ending is a way to end a connection. It returns whether every byte arrived.
+// ending is a way to end a connection. Its run reports whether every byte
+// arrived.
 type ending struct {
 	name string
 	run  func(w *world, conn *tls.Conn, id uint64) (whole bool, err error)
@@ -25,8 +27,8 @@ var allEndings = []ending{
 	{"FIN without close_notify", truncates},
 }
 
-// endings counts, for each server and each way to end, the repetitions in which
-// bytes were lost, or in which a request that was cut off looked whole.
+// endings counts, for each server and each ending, the repetitions that lost
+// bytes, or in which a truncated request looked complete.
 func (w *world) endings(ctx context.Context, o options, r *report) error {
 	id := uint64(0)
 	for _, s := range w.servers {
@@ -71,7 +73,7 @@ const (
 	answer   = 2 << 20 // more than all socket buffers
 )
 
-// clientHalfCloses: a question, the end of it, and then a long answer.
+// clientHalfCloses sends a question, half-closes, and reads a long answer.
 func clientHalfCloses(w *world, conn *tls.Conn, id uint64) (bool, error) {
 	told := w.engine.expect(id)
 	if err := send(conn, request(askAnswer, answer, id), question); err != nil {
@@ -88,7 +90,8 @@ func clientHalfCloses(w *world, conn *tls.Conn, id uint64) (bool, error) {
 	return poured(got, answer) && poured(h.bytes, question), err
 }
 
-// engineHalfCloses: the engine ends first, and the client sends on.
+// engineHalfCloses has the engine end its stream first, while the client keeps
+// sending.
 func engineHalfCloses(w *world, conn *tls.Conn, id uint64) (bool, error) {
 	told := w.engine.expect(id)
 	if _, err := conn.Write(request(askFirst, question, id)); err != nil {
@@ -108,8 +111,8 @@ func engineHalfCloses(w *world, conn *tls.Conn, id uint64) (bool, error) {
 	return poured(got, question) && poured(h.bytes, answer), err
 }
 
-// engineCloses: the engine closes with its answer on the way to a client that
-// reads slowly.
+// engineCloses has the engine close while its answer is on the way to a slow
+// client.
 func engineCloses(_ *world, conn *tls.Conn, id uint64) (bool, error) {
 	if _, err := conn.Write(request(askHangUp, answer, id)); err != nil {
 		return false, err
@@ -129,8 +132,8 @@ func engineCloses(_ *world, conn *tls.Conn, id uint64) (bool, error) {
 	}
 }
 
-// truncates: the client's TCP stream ends without the end that TLS announces.
-// The engine must not take what came for all there was.
+// truncates ends the client's TCP stream without close_notify. The engine must
+// not take the received part for the whole.
 func truncates(w *world, conn *tls.Conn, id uint64) (bool, error) {
 	told := w.engine.expect(id)
 	if err := send(conn, request(askTruncation, 0, id), question); err != nil {

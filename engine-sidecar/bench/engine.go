@@ -8,21 +8,22 @@ import (
 	"sync"
 )
 
-// What a client asks of the engine. A request is the letter, a number of bytes
-// and the request's own number, but for askEcho, which is its own first byte.
+// Requests of a client to the engine. A request is the letter, a number of
+// bytes and the request's id. askEcho is only the letter, which the engine
+// echoes too.
 const (
-	askEcho       = 'e' // give back everything from the letter on
+	askEcho       = 'e' // echo everything, beginning with the letter
 	askTake       = 'u' // read that many bytes, answer one, wait for the next request
 	askGive       = 'd' // write that many bytes, wait for the next request
 	askAnswer     = 'h' // read to the end, then write that many bytes and close
 	askFirst      = 's' // write that many bytes, half-close, then read to the end
 	askHangUp     = 'c' // write that many bytes and close
-	askTruncation = 't' // read to the end, then see whether the client is still there
+	askTruncation = 't' // read to the end, then check whether the client is still connected
 
 	requestSize = 1 + 8 + 8
 )
 
-// engine is what stands behind the socket.
+// engine is the engine behind the socket.
 type engine struct {
 	ln    net.Listener
 	conns sync.WaitGroup
@@ -32,10 +33,10 @@ type engine struct {
 	read map[uint64]chan heard
 }
 
-// heard is what the engine heard of a client until the end.
+// heard is the data that the engine read from a client until the end.
 type heard struct {
 	bytes []byte
-	clean bool // the end looked like one: the connection could still be written to
+	clean bool // the end looked complete: the engine could still write
 }
 
 func listenEngine(path string) (*engine, error) {
@@ -77,7 +78,7 @@ func (e *engine) accept() {
 	}
 }
 
-// expect is where the engine will tell what it heard in request id.
+// expect returns the channel that gets the data of request id.
 func (e *engine) expect(id uint64) <-chan heard {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -115,8 +116,8 @@ func (e *engine) serve(c *net.UnixConn) {
 	}
 }
 
-// echo gives back by a small buffer of its own, so that ten thousand idle
-// connections cost this process little.
+// echo uses its own small buffer, so that ten thousand idle connections cost
+// this process little memory.
 func (e *engine) echo(c *net.UnixConn) {
 	if _, err := c.Write([]byte{askEcho}); err != nil {
 		return
@@ -135,7 +136,7 @@ func (e *engine) echo(c *net.UnixConn) {
 	}
 }
 
-// answer does what is asked, and reports whether another request may follow.
+// answer executes a request, and reports whether another may follow.
 func (e *engine) answer(c *net.UnixConn, ask byte, n int64, id uint64) bool {
 	switch ask {
 	case askTake:
@@ -160,7 +161,7 @@ func (e *engine) answer(c *net.UnixConn, ask byte, n int64, id uint64) bool {
 	case askTruncation:
 		got, err := io.ReadAll(c)
 		if err == nil {
-			// A half that ended takes this; a connection that was closed does not.
+			// A half-closed connection accepts this byte; a closed one does not.
 			_, err = c.Write([]byte{1})
 		}
 		e.tell(id, heard{got, err == nil})
@@ -168,14 +169,14 @@ func (e *engine) answer(c *net.UnixConn, ask byte, n int64, id uint64) bool {
 	return false
 }
 
-// request is the bytes of one.
+// request returns the bytes of a request.
 func request(ask byte, n int64, id uint64) []byte {
 	b := []byte{ask}
 	b = binary.BigEndian.AppendUint64(b, uint64(n))
 	return binary.BigEndian.AppendUint64(b, id)
 }
 
-// content is what pour writes over and over: no two places of it are alike.
+// content is the data that pour repeats. No two parts of it are alike.
 var content = func() []byte {
 	b := make([]byte, 256<<10)
 	x := uint64(88172645463325252) // xorshift64

@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// memory measures n idle relays of each server, in a new process, after one byte
-// each way and then after 64 KiB each way.
+// memory measures n idle relays of each server in a new process: after one
+// byte each way, and after 64 KiB each way.
 func (w *world) memory(ctx context.Context, o options, n int, r *report) error {
 	for _, s := range w.servers {
 		w.say("%s: %d idle relays", s.name, n)
@@ -68,7 +68,7 @@ func (w *world) idle(ctx context.Context, o options, s *server, n int, r *report
 	return nil
 }
 
-// trade sends size bytes and reads them back, both at once.
+// trade sends size bytes and reads them back at the same time.
 func trade(conn *tls.Conn, size int) error {
 	out := make([]byte, size)
 	out[0] = askEcho

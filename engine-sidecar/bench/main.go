@@ -20,22 +20,22 @@ func main() {
 	os.Exit(run(context.Background(), os.Args[1:], os.Stdout, os.Stderr))
 }
 
-// options of a run.
+// options are the options of a run.
 type options struct {
 	rounds     int
-	bytes      int64         // per transfer, of all its streams together
+	bytes      int64         // per transfer, over all its streams
 	pings      int           // round trips per turn
-	handshakes int           // per turn, by 16 clients; a quarter of it by one
+	handshakes int           // per turn, by 16 clients; a quarter of that by one
 	idle       []int         // numbers of idle relays
-	settle     time.Duration // from the last byte to the reading of memory
+	settle     time.Duration // from the last byte to the reading of the memory
 	losses     int           // repetitions of each way to end
 	servers    []string
-	speed      []string // kinds of tasks
+	speed      []string // kinds of tasks to run
 	check      bool
 }
 
 // run returns 0, 1 when something failed or, with --check, a bound does not
-// hold, and 2 for a wrong command line.
+// hold, and 2 for an invalid command line.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if len(args) > 0 && args[0] == bareCommand {
 		return bare(args[1:], stderr)
@@ -119,7 +119,7 @@ func write(r *report, stdout io.Writer, jsonFile string, markdown bool) error {
 	return r.text(stdout)
 }
 
-// measure runs everything and gives the report.
+// measure runs all measurements and returns the report.
 func measure(ctx context.Context, o options, say func(format string, a ...any)) (*report, error) {
 	w, err := newWorld(ctx, o, say)
 	if err != nil {

@@ -16,7 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// process is a program that runs until it is stopped. It dies with this one.
+// process is a program that runs until it is stopped. It ends with this
+// program.
 type process struct {
 	cmd  *exec.Cmd
 	log  string // path
@@ -25,7 +26,7 @@ type process struct {
 	once sync.Once
 }
 
-// startProcess runs argv with its output in a file.
+// startProcess runs argv and writes its output to a file.
 func startProcess(log string, argv ...string) (*process, error) {
 	out, err := os.OpenFile(log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
@@ -46,7 +47,7 @@ func startProcess(log string, argv ...string) (*process, error) {
 	return p, nil
 }
 
-// cleanEnv is the environment without what would configure mayfly's programs.
+// cleanEnv returns the environment without the variables of mayfly's programs.
 func cleanEnv() []string {
 	var env []string
 	for _, kv := range os.Environ() {
@@ -58,7 +59,7 @@ func cleanEnv() []string {
 	return env
 }
 
-// stop ends the process, and its children, and waits.
+// stop kills the process and its children, and waits for their end.
 func (p *process) stop() {
 	p.once.Do(func() {
 		_ = syscall.Kill(p.cmd.Process.Pid, syscall.SIGTERM)
@@ -66,12 +67,12 @@ func (p *process) stop() {
 		case <-p.done:
 		case <-time.After(5 * time.Second):
 		}
-		_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL) // what is left of its group
+		_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL) // the rest of its group
 		<-p.done
 	})
 }
 
-// ended tells how, if it has.
+// ended returns an error if the process has ended.
 func (p *process) ended() error {
 	select {
 	case <-p.done:
@@ -81,7 +82,7 @@ func (p *process) ended() error {
 	}
 }
 
-// tree is the process and its descendants.
+// tree returns the process and its descendants.
 func (p *process) tree() ([]int, error) {
 	pids := []int{p.cmd.Process.Pid}
 	for i := 0; i < len(pids); i++ {
@@ -109,9 +110,9 @@ func (p *process) tree() ([]int, error) {
 	return pids, nil
 }
 
-// cpu is the CPU time of the process and its children, user and system, as
-// /proc/PID/stat counts it but by the kernel's own clock (clock_getcpuclockid),
-// not rounded to ticks.
+// cpu returns the CPU time of the process and its children, user and system.
+// It uses the kernel's clock (clock_getcpuclockid), which is not rounded to
+// ticks like /proc/PID/stat.
 func (p *process) cpu() (time.Duration, error) {
 	pids, err := p.tree()
 	if err != nil {
@@ -128,7 +129,7 @@ func (p *process) cpu() (time.Duration, error) {
 	return sum, nil
 }
 
-// rss is the resident memory of the process and its children, in bytes.
+// rss returns the resident memory of the process and its children, in bytes.
 func (p *process) rss() (int64, error) {
 	pids, err := p.tree()
 	if err != nil {

@@ -14,13 +14,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// row is a line of the table.
+// row identifies a line of the table.
 type row struct {
 	Name string `json:"name"`
 	Unit string `json:"unit"`
 }
 
-// result is what one server's turns gave for one row, in the order of the
+// result holds the samples of one server for one row, in the order of the
 // rounds.
 type result struct {
 	row
@@ -29,7 +29,7 @@ type result struct {
 	Samples []float64 `json:"samples"`
 }
 
-// bound is one of DESIGN's, and whether it holds.
+// bound is a bound from DESIGN and whether it holds.
 type bound struct {
 	What  string  `json:"what"`
 	Value float64 `json:"value"`
@@ -37,7 +37,7 @@ type bound struct {
 	Holds bool    `json:"holds"`
 }
 
-// report is everything that a run found.
+// report holds all results of a run.
 type report struct {
 	Machine string            `json:"machine"`
 	Servers []string          `json:"servers"`
@@ -73,7 +73,7 @@ func (r *report) find(name, server string) *result {
 	return r.Results[i]
 }
 
-// rows are the lines in the order in which they came.
+// rows returns the lines in the order of their first sample.
 func (r *report) rows() []row {
 	var rows []row
 	for _, res := range r.Results {
@@ -92,8 +92,8 @@ func median(samples []float64) float64 {
 	return (s[len(s)/2-1] + s[len(s)/2]) / 2
 }
 
-// ratio is the median of mayfly's value over the other's, round by round: what
-// the machine did to a round, it did to both.
+// ratio returns the median of mayfly's value divided by the other server's,
+// round by round. Within a round, both have the same conditions.
 func (r *report) ratio(name, server string) (float64, bool) {
 	own, other := r.find(name, mayfly), r.find(name, server)
 	if own == nil || other == nil || len(own.Samples) != len(other.Samples) {
@@ -106,13 +106,13 @@ func (r *report) ratio(name, server string) (float64, bool) {
 	return median(ratios), true
 }
 
-// What DESIGN section 8 asks of the relay.
+// Bounds from DESIGN section 8.
 const (
-	leastSpeed = 0.97 // of the bare loop's
-	mostMemory = 50.0 // KB of an idle relay
+	leastSpeed = 0.97 // as a share of the bare loop's speed
+	mostMemory = 50.0 // KB per idle relay
 )
 
-// judge compares with the bounds.
+// judge compares the results with the bounds.
 func (r *report) judge(o options) {
 	for _, line := range r.rows() {
 		switch {
@@ -142,7 +142,7 @@ func (r *report) hold() bool {
 	return !slices.ContainsFunc(r.Bounds, func(b bound) bool { return !b.Holds })
 }
 
-// cells is the table, its head first.
+// cells returns the table, with its header first.
 func (r *report) cells() [][]string {
 	head := []string{fmt.Sprintf("median of %d", r.Rounds), ""}
 	for _, s := range r.Servers {
@@ -175,7 +175,7 @@ func (r *report) boundCells() [][]string {
 	return table
 }
 
-// number has three significant digits, and none behind the point from 100 on.
+// number formats v with three significant digits, and no decimals from 100 on.
 func number(v float64) string {
 	switch {
 	case v == math.Trunc(v) && v >= 0 && v < 100: // a count
@@ -217,7 +217,7 @@ func (r *report) markdown(w io.Writer) error {
 	return nil
 }
 
-// machine is the size of this one.
+// machine describes this machine.
 func machine() string {
 	model := runtime.GOARCH
 	if data, err := os.ReadFile("/proc/cpuinfo"); err == nil {

@@ -14,7 +14,7 @@ import (
 	"time"
 )
 
-// The servers, by the names that the table has.
+// The names of the servers in the table.
 const (
 	mayfly     = "mayfly"
 	bareGo     = "bare Go"
@@ -25,17 +25,17 @@ const (
 
 var allServers = []string{mayfly, "bare", ghostunnel, haproxy, nginx}
 
-// server is one that relays. It may be started again.
+// server is a relay under test. It may be started again.
 type server struct {
 	name    string
 	version string
-	addr    string // of this start
+	addr    string // of the current start
 	process *process
 	launch  func(ctx context.Context, addr string) (*process, error)
 }
 
-// findServers starts those of o. A peer that is not installed is an error that
-// says how to get it: --servers leaves it out.
+// findServers starts the servers of o. One that is not installed is an error
+// that says how to install it. Option --servers leaves it out.
 func (w *world) findServers(ctx context.Context, o options) error {
 	makers := map[string]func(context.Context) (*server, error){
 		mayfly: w.mayfly, "bare": w.bare, ghostunnel: w.ghostunnel, haproxy: w.haproxy, nginx: w.nginx,
@@ -99,8 +99,8 @@ func (s *server) stop() {
 	}
 }
 
-// mayfly is the real program at the real issuer, with limits that let one host
-// be thousands of clients.
+// mayfly returns the mayfly-sidecar program with a real issuer. Its limits
+// allow thousands of clients from one host.
 func (w *world) mayfly(context.Context) (*server, error) {
 	program := w.path("mayfly-sidecar")
 	launch := func(_ context.Context, addr string) (*process, error) {
@@ -114,7 +114,7 @@ func (w *world) mayfly(context.Context) (*server, error) {
 	return &server{name: mayfly, version: w.revision(), launch: launch}, nil
 }
 
-// revision is the checkout's commit.
+// revision returns the checkout's commit.
 func (w *world) revision() string {
 	out, err := exec.Command("git", "-C", w.module, "describe", "--always", "--dirty").Output()
 	if err != nil {
@@ -232,8 +232,8 @@ func (w *world) nginx(context.Context) (*server, error) {
 	return &server{name: nginx, version: version, launch: launch}, nil
 }
 
-// installed finds a program, also where a shell of no administrator does not
-// look, and asks for its version.
+// installed finds a program, also in the sbin folders that may be missing in
+// PATH, and reads its version.
 func installed(name, packages, flag string) (program, version string, err error) {
 	candidates := []string{name, "/usr/sbin/" + name, "/usr/local/sbin/" + name}
 	i := slices.IndexFunc(candidates, func(c string) bool { _, err := exec.LookPath(c); return err == nil })

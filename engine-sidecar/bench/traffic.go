@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// exchange is a key exchange that a client insists on.
+// exchange is the only key exchange that a client offers.
 type exchange tls.CurveID
 
 const (
@@ -18,16 +18,16 @@ const (
 	postQuantum = exchange(tls.X25519MLKEM768)
 )
 
-// connectionMost bounds what happens on one connection.
+// connectionMost bounds the time of one connection.
 const connectionMost = 2 * time.Minute
 
-// settleHandshakes is how long a server is given to do what follows its
-// connections, like reporting them, before its CPU is read.
+// settleHandshakes is the time that a server gets for its work after the
+// connections, such as session reports, before its CPU is read.
 const settleHandshakes = 400 * time.Millisecond
 
-// dial connects to s with the i-th certificate, from one of several addresses,
-// so that ports do not run short. It offers no ALPN: what any TLS client with
-// files is.
+// dial connects to s with the i-th certificate. It uses several source
+// addresses, so that ports do not run out. Like any TLS client with
+// certificate files, it offers no ALPN.
 func (w *world) dial(s *server, x exchange, i int) (*tls.Conn, error) {
 	from := net.IPv4(127, 0, 1, byte(1+w.dialled.Add(1)%32))
 	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: from}, Timeout: 10 * time.Second}
@@ -66,7 +66,7 @@ func echo(conn net.Conn, b []byte) error {
 	return nil
 }
 
-// speed measures what takes turns.
+// speed runs the measurements in which the servers take turns.
 func (w *world) speed(ctx context.Context, o options, r *report) error {
 	for round := range o.rounds {
 		w.say("round %d of %d", round+1, o.rounds)
@@ -85,7 +85,7 @@ func (w *world) speed(ctx context.Context, o options, r *report) error {
 	return nil
 }
 
-// task is what a server does in its turn.
+// task is one measurement of a server.
 type task func(*world, *server, *report) error
 
 // Kinds of tasks, as --speed names them.
@@ -116,7 +116,8 @@ func tasks(o options) []task {
 	return all
 }
 
-// handshakeTask measures X25519 on every side, and on ours X25519MLKEM768 too.
+// handshakeTask measures handshakes with X25519 on every server, and also with
+// X25519MLKEM768 on ours.
 func handshakeTask(clients, n int) task {
 	return func(w *world, s *server, r *report) error {
 		if err := w.handshakes(s, classical, clients, n, r); err != nil || s.name != mayfly {
@@ -126,11 +127,11 @@ func handshakeTask(clients, n int) task {
 	}
 }
 
-// warmUp is what a stream carries before it counts: records and socket buffers
-// then have their size.
+// warmUp is the number of bytes that a stream carries before the measurement.
+// Records and socket buffers then have their final size.
 const warmUp = 4 << 20
 
-// transfer measures the bytes of all streams together.
+// transfer measures the throughput of all streams together.
 func (w *world) transfer(s *server, up bool, streams int, bytes int64, r *report) error {
 	conns := make([]*tls.Conn, streams)
 	for i := range conns {
@@ -168,7 +169,7 @@ func (w *world) transfer(s *server, up bool, streams int, bytes int64, r *report
 	return nil
 }
 
-// carry moves n bytes and returns when the last has arrived.
+// carry transfers n bytes and returns when the last has arrived.
 func carry(conn *tls.Conn, up bool, n int64) error {
 	if !up {
 		if _, err := conn.Write(request(askGive, n, 0)); err != nil {
@@ -223,8 +224,8 @@ func (w *world) pingPong(s *server, n int, r *report) error {
 	return nil
 }
 
-// handshakes measures connections that shake hands, reach the engine with one
-// byte, and close.
+// handshakes measures connections that complete a handshake, send one byte to
+// the engine and back, and close.
 func (w *world) handshakes(s *server, x exchange, clients, n int, r *report) error {
 	before, err := s.process.cpu()
 	if err != nil {

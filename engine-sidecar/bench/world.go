@@ -26,10 +26,11 @@ const (
 	trustDomain = "bench.mayfly.example"
 	serverName  = "engine.mayfly.example"
 	clientID    = "spiffe://" + trustDomain + "/github/285964/1339936803"
-	// relaysPerCertificate is about what one job's session opens.
+	// relaysPerCertificate is roughly the number of relays of one job's
+	// session.
 	relaysPerCertificate = 5
-	// descriptors are more than 10,000 relays need here or in a server, and
-	// otherDescriptors what is not for relays.
+	// descriptors is more than 10,000 relays need, here or in a server.
+	// otherDescriptors is the number of descriptors that are not for relays.
 	descriptors      = 1 << 16
 	otherDescriptors = 300
 )
@@ -52,10 +53,11 @@ rules:
     grant: {profile: server, engines: [default], dns: [` + serverName + `], ttl: 24h}
 `
 
-// world is an issuer, an engine, certificates, and the servers between them.
+// world holds an issuer, an engine, certificates, and the servers between
+// them.
 type world struct {
 	say     func(format string, a ...any)
-	most    int // relays at a time
+	most    int // relays at a time, at most
 	dir     string
 	module  string // the checkout
 	github  *idtokentest.Provider
@@ -77,7 +79,7 @@ func newWorld(ctx context.Context, o options, say func(string, ...any)) (*world,
 	if err != nil {
 		return nil, err
 	}
-	dir, err := os.MkdirTemp("", "bench") // short enough for a socket
+	dir, err := os.MkdirTemp("", "bench") // a short path, as a socket needs
 	if err != nil {
 		return nil, err
 	}
@@ -117,9 +119,9 @@ func (w *world) setUp(ctx context.Context, o options) error {
 
 func (w *world) path(name string) string { return filepath.Join(w.dir, name) }
 
-// raiseLimit gives this process and the servers as many descriptors as they may
-// have, and returns the number of relays that these are enough for: each has
-// one connection on either side, here and in a server.
+// raiseLimit raises the limit of descriptors of this process and the servers
+// as far as allowed. It returns the number of relays that this allows. Each
+// relay has two connections, each with one end here and one in the server.
 func raiseLimit() (relays int, err error) {
 	var limit unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
@@ -128,7 +130,7 @@ func raiseLimit() (relays int, err error) {
 	raised := unix.Rlimit{Cur: descriptors, Max: max(limit.Max, descriptors)}
 	if unix.Setrlimit(unix.RLIMIT_NOFILE, &raised) == nil {
 		limit = raised
-	} else { // only root may raise the hard limit, and not everywhere
+	} else { // only root may raise the hard limit, and not on every system
 		limit.Cur = min(limit.Max, descriptors)
 		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
 			return 0, err
@@ -137,7 +139,8 @@ func raiseLimit() (relays int, err error) {
 	return int(limit.Cur-otherDescriptors) / 2, nil
 }
 
-// startIssuer makes a CA and serves it, with stand-ins for GitHub and Fly.
+// startIssuer creates a CA and starts its issuer, with fake providers for
+// GitHub and Fly.
 func (w *world) startIssuer(ctx context.Context) error {
 	var err error
 	if w.github, err = idtokentest.New(idtokentest.Options{Type: idtokentest.GitHub, Defaults: map[string]any{
@@ -184,7 +187,7 @@ func (w *world) startIssuer(ctx context.Context) error {
 	})
 }
 
-// start runs a program whose log is told when something fails.
+// start runs a program. withLogs adds its log to an error.
 func (w *world) start(name string, argv ...string) (*process, error) {
 	log := w.path(name + ".log")
 	if !slices.Contains(w.logs, log) {
@@ -193,7 +196,7 @@ func (w *world) start(name string, argv ...string) (*process, error) {
 	return startProcess(log, argv...)
 }
 
-// minter is a token source of a job, or of a machine.
+// minter is the token source of a job or of a machine.
 type minter struct {
 	provider *idtokentest.Provider
 	claims   map[string]any
@@ -209,7 +212,8 @@ func (m minter) Token(_ context.Context, audience string) (string, error) {
 	return m.provider.Mint(claims)
 }
 
-// buy gets n client certificates, each of a run of its own, and the servers'.
+// buy requests n client certificates, each for its own run, and the servers'
+// certificate.
 func (w *world) buy(ctx context.Context, n int) error {
 	mint := func(m minter, usage x509.ExtKeyUsage) (*client.Credential, error) {
 		return w.api.Mint(ctx, client.MintRequest{Source: m, Audience: "mayfly:" + trustDomain, Engine: "default", Usage: usage})
@@ -262,7 +266,7 @@ func (w *world) close() {
 	_ = os.RemoveAll(w.dir)
 }
 
-// withLogs adds the last lines of what the programs said to an error.
+// withLogs adds the last lines of the programs' logs to an error.
 func (w *world) withLogs(err error) error {
 	var b strings.Builder
 	for _, log := range w.logs {
@@ -279,7 +283,8 @@ func (w *world) withLogs(err error) error {
 	return fmt.Errorf("%w%s", err, b.String())
 }
 
-// each calls f for 0 to n-1, workers at a time, until one fails.
+// each calls f for 0 to n-1, with the given number of workers, until a call
+// fails.
 func each(workers, n int, f func(i int) error) error {
 	var next atomic.Int64
 	errs := make(chan error, workers)
@@ -319,7 +324,7 @@ func poll(ctx context.Context, most time.Duration, f func() error) error {
 	}
 }
 
-// freePort finds an address that is free now.
+// freePort returns an address with a free port.
 func freePort() (string, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -13,8 +13,8 @@ import (
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
-// boot starts sidecars, one after the other, and takes apart how long each took
-// from its execution until it listened.
+// boot starts sidecars, one after the other, and splits the time from each
+// start until it listens.
 func boot(ctx context.Context, o options, out io.Writer) error {
 	s, err := newStand(ctx, o, 24*time.Hour)
 	if err != nil {
@@ -53,25 +53,25 @@ func boot(ctx context.Context, o options, out io.Writer) error {
 	return w.Flush()
 }
 
-// engine is what a sidecar starts.
+// engine is an engine that a sidecar starts.
 type engine struct {
 	name    string
 	command func(socket string) []string
-	answers string // what it says when it serves
+	answers string // log text when it serves
 }
 
-// start is one boot. The issuer answers while the engine starts, so of the two
-// only the longer one counts.
+// start holds the times of one start. The issuer answers while the engine
+// starts, so only the longer of the two counts.
 type start struct {
 	total       time.Duration // execution to listening
 	certificate time.Duration // execution to a certificate
-	issuer      time.Duration // what the issuer spent on its answers, by its own log
-	engine      time.Duration // from the engine's execution until it serves, by its own word
+	issuer      time.Duration // the issuer's time for its answers, from its own log
+	engine      time.Duration // from the engine's execution until it serves, from its own log
 }
 
-// measureStart starts one, and stops it.
+// measureStart starts and stops one sidecar.
 func (s *stand) measureStart(ctx context.Context, e engine) (start, error) {
-	// What is said later is this start's.
+	// The lines after these belong to this start.
 	asked := len(s.issuer.lines("msg=request"))
 	began := time.Now()
 	sc, err := s.startSidecar(ctx, e.command)
@@ -95,11 +95,11 @@ func (s *stand) measureStart(ctx context.Context, e engine) (start, error) {
 	return m, nil
 }
 
-// request is a line of the issuer's log.
+// request matches a line of the issuer's log.
 var request = regexp.MustCompile(`route=(\S+) .*took=(\S+)`)
 
-// answered is how long the issuer spent on one of the calls before a
-// certificate; 0 for others.
+// answered returns the issuer's time for a call that the sidecar needs for a
+// certificate, or 0 for other calls.
 func answered(line string) time.Duration {
 	m := request.FindStringSubmatch(line)
 	if m == nil || m[1] != wire.PathCertificates && m[1] != wire.PathInfo {
@@ -109,7 +109,7 @@ func answered(line string) time.Duration {
 	return took
 }
 
-// buildkit is the command of a real engine.
+// buildkit returns the command of a real engine.
 func (s *stand) buildkit(socket string) []string {
 	return []string{s.o.engine, "--addr", "unix://" + socket, "--root", filepath.Join(s.dir, "buildkit"),
 		"--oci-worker=true", "--oci-worker-snapshotter", "overlayfs", "--containerd-worker=false", "--otel-socket-path", filepath.Join(s.dir, "otel.sock")}

@@ -17,8 +17,8 @@ import (
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
-// cut revokes certificates under live relays, one after the other. What counts
-// begins when the admin's call has returned.
+// cut revokes certificates of live relays, one after the other. The measured
+// time begins when the admin's call has returned.
 func cut(ctx context.Context, o options, out io.Writer) error {
 	s, err := newStand(ctx, o, 24*time.Hour)
 	if err != nil {
@@ -124,7 +124,8 @@ func (r *relayed) revoked(ctx context.Context, s *stand, at *sidecar) (measured,
 	returned := time.Now()
 	m := measured{call: returned.Sub(began)}
 	for {
-		// One that is cut between its handshake and its verdict has an error.
+		// A connection that is cut between its handshake and its verdict has an
+		// error.
 		reason, err := verdict(ctx, cred, at.addr)
 		if reason == wire.ReasonRevoked {
 			break
@@ -147,7 +148,7 @@ func (r *relayed) revoked(ctx context.Context, s *stand, at *sidecar) (measured,
 	return m, nil
 }
 
-// verdict makes one handshake and reads what the sidecar says: "" admits.
+// verdict makes one handshake and reads the sidecar's verdict: "" admits.
 func verdict(ctx context.Context, cred *client.Credential, addr string) (string, error) {
 	tcp, err := new(net.Dialer).DialContext(ctx, "tcp", addr)
 	if err != nil {

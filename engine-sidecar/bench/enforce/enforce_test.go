@@ -9,9 +9,9 @@ import (
 	"testing"
 )
 
-// TestEnforce runs the three as programs without the race detector, which would
-// be all that they measure. Where nothing may be left out, that is in full: 200
-// revocations, 5,000 relays held and none dropped.
+// TestEnforce runs the three measures as programs without the race detector,
+// which would distort them. When all tests are required, it runs 200
+// revocations and holds 5,000 relays, none of which may drop.
 func TestEnforce(t *testing.T) {
 	t.Parallel()
 	cuts, relays := "10", "250"

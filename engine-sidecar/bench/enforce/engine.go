@@ -10,10 +10,10 @@ import (
 	"time"
 )
 
-// engineCommand makes this program the engine.
+// engineCommand runs this program as the engine.
 const engineCommand = "__engine"
 
-// standIn is the command of an engine that echoes.
+// standIn returns the command of an engine that echoes.
 func standIn(socket string) []string {
 	self, err := os.Executable()
 	if err != nil {
@@ -22,11 +22,11 @@ func standIn(socket string) []string {
 	return []string{self, engineCommand, socket}
 }
 
-// serveEngine echoes on a socket until it is told to end, and says when it began
-// and when it listened.
+// serveEngine echoes on a socket until SIGTERM, and prints when it began and
+// when it listened.
 func serveEngine(socket string) int {
 	began := time.Now()
-	_ = os.Remove(socket) // of the one before
+	_ = os.Remove(socket) // of the previous start
 	ln, err := net.Listen("unix", socket)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

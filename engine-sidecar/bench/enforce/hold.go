@@ -17,17 +17,17 @@ import (
 )
 
 const (
-	// perJob is how many relays one run holds: the sidecar admits 256.
+	// perJob is the number of relays of one run. The sidecar admits 256.
 	perJob = 250
-	// dialers open relays side by side.
+	// dialers is the number of relays that are opened at the same time.
 	dialers = 8
-	// rotating is a server certificate's life that has the sidecar renew after
-	// 22 s: its NotBefore lies a minute before the issuing.
+	// rotating is a server certificate's lifetime with which the sidecar
+	// renews after 22 s. NotBefore is a minute before the issue.
 	rotating = 30 * time.Second
 )
 
-// hold opens relays, has the issuer restart and the sidecar's certificate
-// change, and counts the relays that still carry bytes.
+// hold opens relays, waits for a restart of the issuer and a change of the
+// sidecar's certificate, and counts the relays that still carry bytes.
 func hold(ctx context.Context, o options, out io.Writer) error {
 	s, err := newStand(ctx, o, rotating)
 	if err != nil {
@@ -81,7 +81,7 @@ func hold(ctx context.Context, o options, out io.Writer) error {
 	return nil
 }
 
-// held are relays and the jobs that hold them.
+// held holds relays and the jobs that opened them.
 type held struct {
 	took  time.Duration
 	mu    sync.Mutex
@@ -89,7 +89,7 @@ type held struct {
 	conns []net.Conn
 }
 
-// openAll opens count relays, of as many jobs as that takes.
+// openAll opens count relays, with as many jobs as needed.
 func (s *stand) openAll(ctx context.Context, at *sidecar, count int) (*held, error) {
 	h := &held{}
 	began := time.Now()
@@ -133,7 +133,7 @@ func (s *stand) openAll(ctx context.Context, at *sidecar, count int) (*held, err
 	return h, context.Cause(ctx)
 }
 
-// dropped counts the relays that carry nothing any more.
+// dropped counts the relays that no longer carry bytes.
 func (h *held) dropped() int {
 	n := 0
 	for _, conn := range h.conns {
@@ -155,7 +155,7 @@ type usage struct{ resident, inUse int64 }
 
 var gauge = regexp.MustCompile(`(?m)^(process_resident_memory_bytes|go_memstats_heap_inuse_bytes|go_memstats_stack_inuse_bytes) (\S+)$`)
 
-// usage reads it from the sidecar's own metrics.
+// usage reads the memory from the sidecar's metrics.
 func (s *sidecar) usage() (usage, error) {
 	res, err := http.Get("http://" + s.status + "/metrics")
 	if err != nil {

@@ -1,15 +1,15 @@
-// Command enforce measures what the sidecar does to connections, against a real
-// issuer, with the programs as they are released:
+// Command enforce measures how the sidecar cuts and keeps connections, with a
+// real issuer and the programs as they are released:
 //
-//	enforce cut    how long a revoked certificate's relay lives, and how soon it
-//	               opens no other
-//	enforce hold   whether thousands of relays live through an issuer's restart
+//	enforce cut    how long a relay outlives the revocation of its certificate,
+//	               and how soon no other can be opened
+//	enforce hold   whether thousands of relays survive an issuer's restart
 //	               and a change of the sidecar's certificate
 //	enforce boot   what the sidecar adds to an engine's start
 //
-// Each prints a table for the README beside this file, and ends with 1 when
-// something that must not happen has happened: a relay that was dropped, a
-// certificate that got in. Times are printed, not judged.
+// Each prints a table for the README in this folder. The exit code is 1 when a
+// relay was dropped or a revoked certificate was admitted. Times are printed,
+// not judged.
 package main
 
 import (
@@ -32,10 +32,10 @@ func main() {
 	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
 }
 
-// options are the flags of all three.
+// options are the flags of all three measures.
 type options struct {
 	count   int
-	engine  string // boot: a BuildKit to start beside the stand-in
+	engine  string // boot: path of a BuildKit to start as well
 	verbose io.Writer
 }
 

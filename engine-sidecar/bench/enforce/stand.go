@@ -28,15 +28,15 @@ import (
 const (
 	trustDomain = "ci.example.com"
 	serverName  = "engine.example.com"
-	// endpoint stands in the policy for wherever the sidecar listens.
+	// endpoint is the placeholder in the policy for the sidecar's address.
 	endpoint = "127.0.0.1:1"
 )
 
-// stand is an issuer with its providers of tokens, and what starts sidecars. It
-// owns all of it: close ends it.
+// stand is an issuer with its token providers, and starts sidecars. It owns
+// them all: close ends them.
 type stand struct {
 	dir     string
-	bin     string // holds the programs
+	bin     string // folder of the programs
 	o       options
 	issuer  *process
 	url     string
@@ -49,7 +49,7 @@ type stand struct {
 	closers []func()
 }
 
-// newStand starts an issuer whose engines' certificates last for serverTTL.
+// newStand starts an issuer whose server certificates last for serverTTL.
 func newStand(ctx context.Context, o options, serverTTL time.Duration) (*stand, error) {
 	s := &stand{o: o}
 	if err := s.start(ctx, serverTTL); err != nil {
@@ -65,8 +65,8 @@ func (s *stand) close() {
 	}
 }
 
-// programsVariable names the folder of programs that were built before. It is
-// for tests, which measure several times and build the programs once.
+// programsVariable names the folder of prebuilt programs. Tests use it to
+// build the programs once for several measures.
 const programsVariable = "MAYFLY_TEST_PROGRAMS"
 
 func buildPrograms(ctx context.Context, dir string) error {
@@ -82,7 +82,7 @@ func (s *stand) start(ctx context.Context, serverTTL time.Duration) (err error) 
 	if err := raiseFiles(s.o.count); err != nil {
 		return err
 	}
-	if s.dir, err = os.MkdirTemp("", "enforce"); err != nil { // short enough for a socket
+	if s.dir, err = os.MkdirTemp("", "enforce"); err != nil { // a short path, as a socket needs
 		return err
 	}
 	s.closers = append(s.closers, func() { os.RemoveAll(s.dir) })
@@ -151,8 +151,8 @@ rules:
     grant: {role: admin}
 `
 
-// configure writes the issuer's two files. Who asks is one machine: the rates
-// are off.
+// configure writes the issuer's two files. All requests come from one machine,
+// so the rate limits are off.
 func (s *stand) configure(addr string, serverTTL time.Duration) error {
 	job, machine, person := s.github.Claims(nil), s.fly.Claims(nil), s.staff.Claims(nil)
 	policy := fmt.Sprintf(policyText, trustDomain, s.github.URL(), s.fly.URL(), s.staff.URL(), endpoint, serverName,
@@ -163,7 +163,7 @@ func (s *stand) configure(addr string, serverTTL time.Duration) error {
 	return errors.Join(os.WriteFile(online+"/policy.yaml", []byte(policy), 0o600), os.WriteFile(online+"/issuer.yaml", []byte(config), 0o600))
 }
 
-// trust makes the HTTP client that trusts the new root.
+// trust creates the HTTP client that trusts the new root.
 func (s *stand) trust() error {
 	data, err := os.ReadFile(s.caFile())
 	if err != nil {
@@ -183,7 +183,7 @@ func (s *stand) trust() error {
 
 func (s *stand) caFile() string { return s.dir + "/ca/issuer/root.crt" }
 
-// serve starts the issuer, also again, and waits until it is ready.
+// serve starts or restarts the issuer, and waits until it is ready.
 func (s *stand) serve(ctx context.Context) (err error) {
 	if s.issuer, err = startProcess(s.o.verbose, nil, s.bin+"/mayfly-issuer", "serve", "--log-format", "text", "--config", s.dir+"/ca/issuer/issuer.yaml"); err != nil {
 		return err
@@ -205,7 +205,7 @@ func (s *stand) serve(ctx context.Context) (err error) {
 	}
 }
 
-// revoke is the admin's call for one certificate.
+// revoke revokes one certificate as an admin.
 func (s *stand) revoke(serial string) error {
 	token, err := s.staff.Mint(nil)
 	if err != nil {
@@ -232,14 +232,14 @@ func (s *stand) revoke(serial string) error {
 	return nil
 }
 
-// sidecar is a running one.
+// sidecar is a running sidecar.
 type sidecar struct {
 	*process
 	addr, status string
 }
 
-// startSidecar starts one before an engine, ENGINE being its command on the
-// socket, and waits until it listens.
+// startSidecar starts a sidecar and waits until it listens. engine returns the
+// engine's command for a socket.
 func (s *stand) startSidecar(ctx context.Context, engine func(socket string) []string, env ...string) (*sidecar, error) {
 	socket := s.dir + "/engine.sock"
 	status, err := freeAddr()
@@ -265,7 +265,7 @@ func (s *stand) startSidecar(ctx context.Context, engine func(socket string) []s
 	return &sidecar{process: p, addr: field(line, "addr"), status: status}, nil
 }
 
-// field reads a text field of a JSON log line.
+// field returns a text field of a JSON log line.
 func field(line, name string) string {
 	var fields map[string]any
 	_ = json.Unmarshal([]byte(line), &fields)
@@ -284,10 +284,10 @@ func (j job) Token(_ context.Context, audience string) (string, error) {
 	return j.provider.Mint(map[string]any{"aud": audience, "run_id": j.run})
 }
 
-// String names the source.
+// String returns the source's name.
 func (j job) String() string { return "job " + j.run }
 
-// client is a job's, at a sidecar.
+// client returns a job's client that connects to the given sidecar.
 func (s *stand) client(ctx context.Context, at *sidecar, run string) (*client.Client, error) {
 	return client.New(ctx, client.Config{
 		Issuer: s.url, CAFile: s.caFile(), Source: job{s.github, run}, WakeTimeout: time.Minute,
@@ -300,7 +300,7 @@ func (s *stand) client(ctx context.Context, at *sidecar, run string) (*client.Cl
 	})
 }
 
-// process is a program whose output can be waited for.
+// process is a program with methods that wait for its output.
 type process struct {
 	cmd  *exec.Cmd
 	done chan struct{}
@@ -323,12 +323,12 @@ func startProcess(also io.Writer, env []string, argv ...string) (*process, error
 	}
 	go func() {
 		defer close(p.done)
-		_ = p.cmd.Wait() // over tells
+		_ = p.cmd.Wait() // the output and over have the result
 	}()
 	return p, nil
 }
 
-// Write implements io.Writer for what the program says.
+// Write implements io.Writer for the program's output.
 func (p *process) Write(b []byte) (int, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -339,13 +339,13 @@ func (p *process) Write(b []byte) (int, error) {
 	return p.text.Write(b)
 }
 
-// arrival is when what stands from a position on was said.
+// arrival is the time at which the output from a position on arrived.
 type arrival struct {
 	at   time.Time
 	from int
 }
 
-// when tells when a text was first said; zero when it was not.
+// when returns when a text first arrived, or zero if it has not.
 func (p *process) when(part string) time.Time {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -365,7 +365,7 @@ func (p *process) said() string {
 	return p.text.String()
 }
 
-// lines are the whole lines that hold part.
+// lines returns the complete lines that contain part.
 func (p *process) lines(part string) []string {
 	var found []string
 	for line := range strings.Lines(p.said()) {
@@ -376,8 +376,8 @@ func (p *process) lines(part string) []string {
 	return found
 }
 
-// await waits for the first line that holds part, awaitMore for one beside the
-// first few.
+// await waits for the first line that contains part. awaitMore waits for one
+// more than few such lines.
 func (p *process) await(ctx context.Context, part string) (string, error) {
 	return p.awaitMore(ctx, 0, part)
 }
@@ -411,7 +411,7 @@ func (p *process) over() bool {
 	}
 }
 
-// stop ends the program in order, and after 20 s by force.
+// stop ends the program with SIGTERM, and kills it after 20 s.
 func (p *process) stop() {
 	if p == nil {
 		return
@@ -434,7 +434,7 @@ func freeAddr() (string, error) {
 	return ln.Addr().String(), nil
 }
 
-// pause reports whether ctx is still alive after d.
+// pause waits for d and reports whether ctx has not ended.
 func pause(ctx context.Context, d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()
@@ -446,8 +446,8 @@ func pause(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// raiseFiles lets this program, and what it starts, hold two sockets for each of
-// count relays, as far as the machine allows.
+// raiseFiles lets this program and its children open two sockets for each of
+// count relays, if the machine allows it.
 func raiseFiles(count int) error {
 	var limit syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
@@ -455,7 +455,7 @@ func raiseFiles(count int) error {
 	}
 	want := uint64(2*count + 200)
 	if limit.Max < want {
-		limit.Max = want // for those who may
+		limit.Max = want // succeeds with the privilege to raise it
 	}
 	limit.Cur = limit.Max
 	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {

@@ -1,5 +1,5 @@
-// Command mayfly-sidecar stands in front of a build engine and admits the
-// clients whose certificates are for it.
+// Command mayfly-sidecar runs in front of a build engine and admits the
+// clients whose certificates are for this engine.
 package main
 
 import (
