@@ -62,8 +62,8 @@ func TestShares(t *testing.T) {
 	}
 }
 
-// TestDefaultConnectionsFit: the default asks for no more than this machine
-// allows, so that a start with defaults warns of nothing.
+// TestDefaultConnectionsFit: the default fits this machine's limit of open
+// files, so a start with defaults logs no warning.
 func TestDefaultConnectionsFit(t *testing.T) {
 	t.Parallel()
 	var log bytes.Buffer

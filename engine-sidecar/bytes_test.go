@@ -17,15 +17,16 @@ import (
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
-// repetitions of each way to end a connection.
+// repetitions is the number of repetitions of each ending.
 const repetitions = 80
 
-// ending is one way, through the whole sidecar. Both sides compare every byte.
+// ending is a way to end a connection through the whole sidecar. Both sides
+// compare every byte.
 type ending struct {
 	name   string
 	engine func(c *net.UnixConn) error
 	client func(c *tls.Conn) error
-	// reason is that of every relay, and in and out are its bytes.
+	// reason is the end reason of every relay, and in and out are its bytes.
 	reason  string
 	in, out int
 }
@@ -76,9 +77,9 @@ func endings() []ending {
 	}
 }
 
-// truncation is a client whose TCP stream ends behind a part of a record. Every
-// whole record before it arrives, and what follows is no end: the engine cannot
-// even answer.
+// truncation is a client whose TCP stream ends within a record. All complete
+// records before it arrive. The engine sees no end of stream, and cannot
+// answer.
 func truncation(name string, whole, part []byte) ending {
 	return ending{
 		name: name, reason: "truncated", in: len(whole),
@@ -97,14 +98,14 @@ func truncation(name string, whole, part []byte) ending {
 	}
 }
 
-// slowly reads a little at a time.
+// slowly reads small parts with pauses.
 type slowly struct{ r io.Reader }
 
 var pause atomic.Int64
 
 func (s slowly) Read(p []byte) (int, error) {
 	if pause.Add(1)%8 == 0 {
-		time.Sleep(50 * time.Microsecond) // the reader is slow: that is the test
+		time.Sleep(50 * time.Microsecond) // the reader must be slow for this test
 	}
 	return s.r.Read(p[:min(len(p), 16<<10)])
 }
@@ -114,7 +115,7 @@ func write(w io.Writer, b []byte) error {
 	return err
 }
 
-// readAll reads to the end, which must come after exactly want.
+// readAll reads to the end, which must follow exactly want.
 func readAll(r io.Reader, want []byte) error {
 	got, err := io.ReadAll(r)
 	if err != nil {
@@ -126,15 +127,15 @@ func readAll(r io.Reader, want []byte) error {
 	return nil
 }
 
-// TestEveryByte: no byte is lost at the end of a connection, and the sidecar
-// counts each and says how each connection ended.
+// TestEveryByte: no byte is lost at the end of a connection. The sidecar
+// counts all bytes and reports how each connection ended.
 func TestEveryByte(t *testing.T) {
 	t.Parallel()
 	for _, e := range endings() {
 		t.Run(e.name, func(t *testing.T) {
 			t.Parallel()
 			w := setUp(t).run()
-			// The sidecar has seen that the engine answers, by this connection.
+			// The sidecar has made this connection to check that the engine answers.
 			probe, err := w.engine.Accept()
 			if err != nil {
 				t.Fatal(err)

@@ -50,7 +50,7 @@ func TestParseConfig(t *testing.T) {
 	}
 }
 
-// TestListsInVariables: each list key takes items with commas.
+// TestListsInVariables: each list key accepts items separated by commas.
 func TestListsInVariables(t *testing.T) {
 	t.Parallel()
 	base := []string{"MAYFLY_SIDECAR_ISSUER=https://issuer.example.com", "MAYFLY_SIDECAR_ENGINE=default", "MAYFLY_SIDECAR_PROXY_PROTOCOL=required"}
@@ -123,8 +123,8 @@ func TestParseConfigRefuses(t *testing.T) {
 	}
 }
 
-// TestZero: a zero that is written, in the file or in the environment, is zero
-// or an error, and never the default.
+// TestZero: an explicit zero, in the file or in the environment, is zero or an
+// error, and never the default.
 func TestZero(t *testing.T) {
 	t.Parallel()
 	allowed := map[string]bool{"drain_timeout": true, "idle_exit": true}
@@ -177,7 +177,7 @@ func TestZero(t *testing.T) {
 	}
 }
 
-// TestEveryKeyIsDocumented: a doc comment on each key, and a variable for each.
+// TestEveryKeyIsDocumented: each key has a doc comment and a variable.
 func TestEveryKeyIsDocumented(t *testing.T) {
 	t.Parallel()
 	src, err := os.ReadFile("config.go")
@@ -202,7 +202,7 @@ func TestEveryKeyIsDocumented(t *testing.T) {
 	walk(reflect.TypeFor[Config]())
 }
 
-// TestHidden: the folders of secrets are hidden, and a secret in a folder that the
+// TestHidden: the folders of secrets are hidden. A secret in a folder that the
 // engine needs is refused.
 func TestHidden(t *testing.T) {
 	t.Parallel()
@@ -224,8 +224,8 @@ func TestHidden(t *testing.T) {
 	for _, tc := range []struct {
 		name   string
 		change func(*Config)
-		hidden []string // beside /srv/secret
-		says   string   // of the error
+		hidden []string // in addition to /srv/secret
+		says   string   // in the error
 	}{
 		{"Fly's socket", func(*Config) {}, []string{"/.fly"}, ""},
 		{"another socket, and no token file", func(c *Config) { c.FlyAPISocket = "/run/fly/api" }, []string{"/run/fly"}, ""},
@@ -301,8 +301,8 @@ func TestExpiry(t *testing.T) {
 	}
 }
 
-// FuzzProxyHeader: exactly the header is read, and what is taken for an address
-// is the one that a proxy would write for it.
+// FuzzProxyHeader: exactly the header is read. A returned address has the
+// header that a proxy would write for it.
 func FuzzProxyHeader(f *testing.F) {
 	for _, from := range []string{"203.0.113.9:4711", "[2001:db8::1]:1"} {
 		src := netip.MustParseAddrPort(from)
@@ -341,11 +341,11 @@ func FuzzProxyHeader(f *testing.F) {
 	})
 }
 
-// TestEveryKeyIsAVariable sets each key by its variable alone, to something that
-// is not its default.
+// TestEveryKeyIsAVariable sets each key by its variable alone, to a value
+// other than its default.
 func TestEveryKeyIsAVariable(t *testing.T) {
 	t.Parallel()
-	values := map[string]string{ // those that not any text fits
+	values := map[string]string{ // for the keys that do not accept any text
 		"MAYFLY_SIDECAR_LISTEN": "127.0.0.1:1", "MAYFLY_SIDECAR_STATUS_LISTEN": "127.0.0.1:2", "MAYFLY_SIDECAR_PROXY_PROTOCOL": ProxyRequired,
 		"MAYFLY_SIDECAR_TRUSTED_PROXIES": "10.0.0.1, 10.0.0.2", "MAYFLY_SIDECAR_ENGINE_SOCKET": "/s", "MAYFLY_SIDECAR_ENGINE_PROBE": ProbeConnect,
 		"MAYFLY_SIDECAR_ENGINE_HIDE": "/a,/b", "MAYFLY_SIDECAR_ON_STALE": StaleCut,

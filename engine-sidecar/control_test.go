@@ -14,14 +14,14 @@ import (
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
-// controlConn is a control connection as a client has it.
+// controlConn is the client's side of a control connection.
 type controlConn struct {
 	tb    testing.TB
 	conn  *tls.Conn
 	lines *bufio.Scanner
 }
 
-// control opens a control connection and wants it admitted.
+// control opens a control connection, which must be admitted.
 func (w *world) control(cert *tls.Certificate) *controlConn {
 	w.tb.Helper()
 	conn, err := w.dial(cert, wire.ALPNControl)
@@ -57,7 +57,7 @@ func (c *controlConn) next() wire.Control {
 	return m
 }
 
-// hold asks for relays and returns those that are held.
+// hold sends a hold for relays and returns the names of those that are held.
 func (c *controlConn) hold(conns ...*tls.Conn) []string {
 	c.tb.Helper()
 	var names []string
@@ -68,7 +68,7 @@ func (c *controlConn) hold(conns ...*tls.Conn) []string {
 	return c.next().Held
 }
 
-// until makes a certificate that ends soon.
+// until makes a certificate expire at end.
 func until(end time.Time) func(*clienttest.Leaf) {
 	return func(l *clienttest.Leaf) { l.Run, l.NotAfter = "77/1/5", end }
 }
@@ -87,7 +87,7 @@ func TestThief(t *testing.T) {
 	}
 	renewed := w.clientCert(nil)
 	second := w.control(renewed)
-	// The owner knows its own relay's name alone.
+	// The owner knows only its own relay's name.
 	if held := second.hold(owner); !slices.Equal(held, []string{nameOf(t, owner)}) {
 		t.Fatalf("held %v", held)
 	}
@@ -135,7 +135,7 @@ func TestFirstSerialRevoked(t *testing.T) {
 		t.Fatalf("held %v", held)
 	}
 	eventually(t, "first certificate over", func() bool { return time.Now().After(first.Leaf.NotAfter.Add(time.Second)) })
-	w.echoes(relay) // lives by its renewal
+	w.echoes(relay) // the renewal keeps the relay alive
 	w.issuer.revoke(first.Leaf)
 	if got, want := control.next(), (wire.Control{Cut: nameOf(t, relay), Reason: wire.ReasonRevoked}); got.Cut != want.Cut || got.Reason != want.Reason {
 		t.Fatalf("notice %+v, want %+v", got, want)
@@ -144,8 +144,8 @@ func TestFirstSerialRevoked(t *testing.T) {
 	w.echoes(other)
 }
 
-// TestNoticeBeforeCut: whoever reads the control connection when the relay ends
-// finds the reason there.
+// TestNoticeBeforeCut: when a relay ends, the reason has already arrived on
+// the control connection.
 func TestNoticeBeforeCut(t *testing.T) {
 	t.Parallel()
 	w := start(t)
@@ -169,15 +169,15 @@ func TestNoticeBeforeCut(t *testing.T) {
 		if !ok || at.After(ended) {
 			t.Fatalf("notice %v after the cut", at.Sub(ended))
 		}
-		// The control connection is the revoked certificate's too.
+		// The control connection also has the revoked certificate.
 		if control.lines.Scan() || control.lines.Err() != nil {
 			t.Fatalf("control connection goes on: %v", control.lines.Err())
 		}
 	}
 }
 
-// TestClientHangsUpFirst: a session that is being cut ends by the cut's reason,
-// although the client, which was told, is gone before.
+// TestClientHangsUpFirst: a session ends with the cut's reason, even when its
+// client closes after the notice and before the cut.
 func TestClientHangsUpFirst(t *testing.T) {
 	t.Parallel()
 	w := start(t)

@@ -13,9 +13,9 @@ import (
 	sidecar "github.com/mayfly-ca/mayfly/engine-sidecar"
 )
 
-// TestErrorHints holds what the log says about an issuer's refusal: the sidecar
-// has no command line to try again with, so the hint names a key of its
-// configuration or of the policy.
+// TestErrorHints checks the log of an issuer's refusal. The sidecar has no
+// interactive command line, so the hint names a key of its configuration or of
+// the policy.
 func TestErrorHints(t *testing.T) {
 	t.Parallel()
 	problem := func(name, claim, rule string) error {

@@ -10,8 +10,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// TestEngineEnvironment starts an engine that prints its environment: it has what
-// its image sets, and nothing that may be a secret, unless it is named.
+// TestEngineEnvironment starts an engine that prints its environment. It has
+// the variables of its image, and secret ones only if they are named.
 func TestEngineEnvironment(t *testing.T) {
 	for name, value := range map[string]string{
 		"DAGGER_GO_SDK_MANIFEST_DIGEST": "sha256:1", "_EXPERIMENTAL_DAGGER_METRICS_ADDR": "0.0.0.0:9090", "BUILDKIT_SETUP_CGROUPV2_ROOT": "1",
@@ -35,7 +35,7 @@ func TestEngineEnvironment(t *testing.T) {
 	var out bytes.Buffer
 	w.cfg.Program.EngineOut = &out
 	w.launch(nil)
-	w.wantEnd(0, "while starting") // env ends, and nobody listens on the socket
+	w.wantEnd(0, "while starting") // env ends without listening on the socket
 	var got []string
 	for line := range strings.Lines(out.String()) {
 		name, _, _ := strings.Cut(line, "=")

@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestEngineCannotStart: the sidecar ends with 1, and one line names the program
-// and the cause.
+// TestEngineCannotStart: the sidecar exits with 1, and one line names the
+// program and the cause.
 func TestEngineCannotStart(t *testing.T) {
 	t.Parallel()
 	text := filepath.Join(t.TempDir(), "text")
@@ -43,8 +43,8 @@ func TestEngineCannotStart(t *testing.T) {
 	}
 }
 
-// TestEngineCannotBeIsolated: so too a sidecar that may make no namespaces, as
-// root without CAP_SYS_ADMIN and as an ordinary user.
+// TestEngineCannotBeIsolated: the same for a sidecar that may not create
+// namespaces, as root without CAP_SYS_ADMIN and as an ordinary user.
 func TestEngineCannotBeIsolated(t *testing.T) {
 	t.Parallel()
 	w := setUp(t)
@@ -55,7 +55,7 @@ func TestEngineCannotBeIsolated(t *testing.T) {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(os.Args[0], "__without_sys_admin", config, "/bin/true")
-	stdin, err := cmd.StdinPipe() // whose end would stop it
+	stdin, err := cmd.StdinPipe() // its end would stop the sidecar
 	if err != nil {
 		t.Fatal(err)
 	}

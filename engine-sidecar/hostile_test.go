@@ -21,8 +21,8 @@ import (
 	sidecar "github.com/mayfly-ca/mayfly/engine-sidecar"
 )
 
-// TestLongHandshake: a stranger cannot make the sidecar verify hundreds of
-// certificates. A chain of a few more than needed is taken.
+// TestLongHandshake: an unauthenticated client cannot make the sidecar verify
+// hundreds of certificates. A chain with a few extra certificates is accepted.
 func TestLongHandshake(t *testing.T) {
 	t.Parallel()
 	w := start(t)
@@ -49,8 +49,8 @@ func TestLongHandshake(t *testing.T) {
 	w.admitted(chain(4))
 }
 
-// TestALPNConfusion: whatever a client offers, it is one kind of connection, and
-// refused as that one.
+// TestALPNConfusion: with any ALPN offer a client gets one kind of connection,
+// and is refused as that kind.
 func TestALPNConfusion(t *testing.T) {
 	t.Parallel()
 	w := start(t)
@@ -63,7 +63,7 @@ func TestALPNConfusion(t *testing.T) {
 		{[]string{"h2", wire.ALPNRelay}, wire.ALPNRelay},
 		{[]string{"h2", wire.ALPNControl}, wire.ALPNControl},
 		{[]string{"http/1.1", "h2"}, "h2"},
-		{[]string{"http/1.1"}, ""}, // crypto/tls lets it pass as none where h2 is spoken
+		{[]string{"http/1.1"}, ""}, // crypto/tls treats it as no ALPN when the server supports h2
 	} {
 		conn, err := w.dial(good, tc.offers...)
 		if err != nil {
@@ -103,8 +103,8 @@ func TestALPNConfusion(t *testing.T) {
 	}
 }
 
-// TestLogInjection: what a certificate says is one value in the log, whatever it
-// contains.
+// TestLogInjection: a certificate's text is one value in the log, with any
+// content.
 func TestLogInjection(t *testing.T) {
 	t.Parallel()
 	w := start(t)
@@ -119,15 +119,15 @@ func TestLogInjection(t *testing.T) {
 	}
 }
 
-// TestControlFlood: a client that says more than its share on the control
-// connection is heard later, and nobody else is.
+// TestControlFlood: a client that sends too many lines on its control
+// connection is read later. Other clients are not delayed.
 func TestControlFlood(t *testing.T) {
 	t.Parallel()
 	w := start(t)
 	cert := w.clientCert(nil)
 	relay, flood := w.admitted(cert), w.control(cert)
 	name := nameOf(t, relay)
-	same := make([]string, wire.MaxHoldNames) // the longest line there is, of one name
+	same := make([]string, wire.MaxHoldNames) // the longest possible line, of one name
 	for i := range same {
 		same[i] = name
 	}
@@ -166,9 +166,8 @@ func TestControlFlood(t *testing.T) {
 	w.echoes(relay)
 }
 
-// TestManyControls: control connections beyond their number end one of the same
-// run that holds nothing. None that holds a relay ends by them, and no other
-// run's.
+// TestManyControls: a control connection beyond the limit ends a free one of
+// the same run. It never ends one that holds a relay, or one of another run.
 func TestManyControls(t *testing.T) {
 	t.Parallel()
 	w := start(t)
@@ -198,8 +197,8 @@ func TestManyControls(t *testing.T) {
 	}
 }
 
-// TestNamesOfAnOtherConnection: after a reset the same names are held again, and
-// a name of a relay that is over never is.
+// TestNamesOfAnOtherConnection: after a reset, a client can hold the same
+// names again. The name of a relay that has ended is never held.
 func TestNamesOfAnOtherConnection(t *testing.T) {
 	t.Parallel()
 	w := start(t)
@@ -221,7 +220,7 @@ func TestNamesOfAnOtherConnection(t *testing.T) {
 	}
 }
 
-// TestStrangersInTheLog: who floods the port does not fill the disk.
+// TestStrangersInTheLog: a flood of the port does not fill the disk.
 func TestStrangersInTheLog(t *testing.T) {
 	t.Parallel()
 	w := start(t)
@@ -254,8 +253,8 @@ func TestStrangersInTheLog(t *testing.T) {
 	w.admitted(w.clientCert(nil))
 }
 
-// TestStatusFlood: a build step that reaches the status listener keeps others
-// from it for a while at most, and relays not at all.
+// TestStatusFlood: a build step that floods the status listener delays other
+// callers for a limited time, and does not affect relays.
 func TestStatusFlood(t *testing.T) {
 	t.Parallel()
 	w := start(t)
@@ -267,12 +266,13 @@ func TestStatusFlood(t *testing.T) {
 		defer c.Close()
 	}
 	w.admitted(w.clientCert(nil))
-	if code, _ := w.get("/readyz"); code != http.StatusOK { // waits for the header's deadline
+	if code, _ := w.get("/readyz"); code != http.StatusOK { // waits for the header timeout of the flood
 		t.Fatalf("readyz: %d", code)
 	}
 }
 
-// TestStatusSaysNothingSecret: neither certificates nor who builds.
+// TestStatusSaysNothingSecret: the status shows no certificates and no
+// identities of jobs.
 func TestStatusSaysNothingSecret(t *testing.T) {
 	t.Parallel()
 	w := start(t)
@@ -296,8 +296,8 @@ func TestStatusSaysNothingSecret(t *testing.T) {
 	}
 }
 
-// TestMalformedReports: reports that the issuer does not understand are dropped,
-// and hold up no others.
+// TestMalformedReports: reports that the issuer cannot parse are dropped, and
+// do not block others.
 func TestMalformedReports(t *testing.T) {
 	t.Parallel()
 	w := setUp(t)
@@ -314,8 +314,8 @@ func TestMalformedReports(t *testing.T) {
 	})
 }
 
-// TestProxyHeaders: a header in any allowed form says where the client is, and
-// nothing else does.
+// TestProxyHeaders: a header in any allowed form sets the client's address.
+// Any other header is refused.
 func TestProxyHeaders(t *testing.T) { // ATTACKS 67
 	t.Parallel()
 	w := setUp(t)
@@ -369,7 +369,7 @@ func TestProxyHeaders(t *testing.T) { // ATTACKS 67
 	}
 }
 
-// TestNoTicketForOpenSSL: nothing to resume, and no early data.
+// TestNoTicketForOpenSSL: the server offers no resumption and no early data.
 func TestNoTicketForOpenSSL(t *testing.T) { // ATTACKS 40
 	t.Parallel()
 	needOpenSSL(t)

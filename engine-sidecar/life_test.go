@@ -18,8 +18,8 @@ import (
 	"github.com/mayfly-ca/mayfly/engine-sidecar/internal/supervise"
 )
 
-// TestMain lets the test binary be the sidecar's hidden subcommand and the
-// engine of the tests.
+// TestMain lets the test binary run as the sidecar's hidden subcommand and as
+// the tests' engine.
 func TestMain(m *testing.M) {
 	if supervise.IsChild(os.Args[1:]) {
 		os.Exit(supervise.Child(os.Args[1:]))
@@ -36,9 +36,9 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// testEngine echoes on a socket. It ends with 0 on SIGTERM once it has no
-// connection, as Dagger does, crashes with 7 when a client says "crash", and is killed when
-// one says "die".
+// testEngine echoes on a socket. It exits with 0 on SIGTERM once it has no
+// connection, as Dagger does. It exits with 7 when a client sends "crash", and
+// is killed when one sends "die".
 func testEngine(socket, _ string) int {
 	ln, err := net.Listen("unix", socket)
 	if err != nil {
@@ -124,7 +124,7 @@ func TestDrainWaitsForRelays(t *testing.T) {
 		}
 		return err != nil
 	})
-	w.echoes(conn) // what runs may go on
+	w.echoes(conn) // live relays may continue
 	control.send(wire.Control{Ping: 1})
 	if got := control.next(); got.Pong != 1 {
 		t.Fatalf("control connection: %+v", got)
@@ -136,12 +136,12 @@ func TestDrainWaitsForRelays(t *testing.T) {
 	}
 }
 
-// TestDrainCutsWhatIsLeft: the engine waits for its clients and they for it, as
+// TestDrainCutsWhatIsLeft: the engine and its clients wait for each other, as
 // with Dagger, until the sidecar cuts.
 func TestDrainCutsWhatIsLeft(t *testing.T) {
 	t.Parallel()
 	w := setUp(t).supervised()
-	w.cfg.DrainTimeout = 0 // by itself it would not end
+	w.cfg.DrainTimeout = 0 // without a cut the engine would not end
 	w.run()
 	cert := w.clientCert(nil)
 	conn, control := w.admitted(cert), w.control(cert)
@@ -161,7 +161,8 @@ func TestDrainCutsWhatIsLeft(t *testing.T) {
 }
 
 // TestEngineCrash: the client reads on its control connection that the engine
-// ended, and how; so do the session and the log. By a crash, and by kill -9.
+// ended, and how. The session and the log have the same. It tests a crash and
+// kill -9.
 func TestEngineCrash(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -212,8 +213,9 @@ func TestEngineCrash(t *testing.T) {
 	}
 }
 
-// TestEngineUnavailable: a client reads that the engine's socket refuses, and is
-// admitted when it does not any more. A client of another kind is hung up on.
+// TestEngineUnavailable: a client gets the reason when the engine's socket
+// refuses, and is admitted when it accepts again. The connection of a client
+// without a mayfly protocol is closed.
 func TestEngineUnavailable(t *testing.T) {
 	t.Parallel()
 	w := start(t)
@@ -246,7 +248,7 @@ func TestEngineThatNeverStarts(t *testing.T) {
 	w.wantEnd(9, "while starting")
 }
 
-// isolated makes w, which is supervised, isolate its engine.
+// isolated makes the supervised w isolate its engine.
 func (w *world) isolated() {
 	w.tb.Helper()
 	if os.Geteuid() != 0 {
@@ -256,8 +258,9 @@ func (w *world) isolated() {
 		w.tb.Skip("isolation needs root: run the test as root")
 	}
 	w.cfg.UnsafeNoIsolation = false
-	// The token's folder is hidden from the engine, and the socket must not be.
-	dir, err := os.MkdirTemp("", "engine") // short enough for a socket
+	// The token's folder is hidden from the engine, but the socket must not
+	// be.
+	dir, err := os.MkdirTemp("", "engine") // a short path, as a socket needs
 	if err != nil {
 		w.tb.Fatal(err)
 	}
@@ -283,7 +286,7 @@ func TestIdleExit(t *testing.T) {
 	w.cfg.IdleExit, w.cfg.BootGrace = 2*time.Second, time.Minute
 	w.run()
 	conn := w.admitted(w.clientCert(nil))
-	// Port scanners do not hold it awake, nor does it end while a relay lives.
+	// Port scans do not delay the idle exit, and a live relay prevents it.
 	ended := make(chan struct{})
 	defer close(ended)
 	go func() {
@@ -298,7 +301,7 @@ func TestIdleExit(t *testing.T) {
 			}
 		}
 	}()
-	time.Sleep(3 * time.Second) // longer than idle_exit: that is the test
+	time.Sleep(3 * time.Second) // must be longer than idle_exit
 	w.echoes(conn)
 	conn.Close()
 	w.wantEnd(0, "")
@@ -333,7 +336,7 @@ func TestBootTimeout(t *testing.T) {
 	t.Run("engine silent", func(t *testing.T) {
 		t.Parallel()
 		w := setUp(t)
-		w.engine.Close() // nobody listens there
+		w.engine.Close() // no engine listens on the socket
 		w.cfg.BootTimeout = 2 * time.Second
 		w.launch(nil)
 		w.wantEnd(1, "boot_timeout")
@@ -349,7 +352,7 @@ func TestBootTimeout(t *testing.T) {
 	})
 }
 
-// TestIssuerAwayAtBoot heals without a restart.
+// TestIssuerAwayAtBoot: the sidecar recovers without a restart.
 func TestIssuerAwayAtBoot(t *testing.T) {
 	t.Parallel()
 	w := setUp(t)
@@ -372,8 +375,8 @@ func TestIssuerAwayAtBoot(t *testing.T) {
 	w.admitted(w.clientCert(nil))
 }
 
-// TestRotation: new handshakes see a new certificate of a new key, and no relay
-// notices.
+// TestRotation: new handshakes see a new certificate with a new key. Relays
+// are not affected.
 func TestRotation(t *testing.T) {
 	t.Parallel()
 	w := setUp(t)
@@ -401,8 +404,8 @@ func TestRotation(t *testing.T) {
 	w.echoes(conn)
 }
 
-// TestIssuerAwayAtRotation keeps the old certificate as long as it lives, says
-// so loudly and catches up.
+// TestIssuerAwayAtRotation: the sidecar keeps its old certificate until that
+// expires, logs the failures and then renews.
 func TestIssuerAwayAtRotation(t *testing.T) {
 	t.Parallel()
 	w := setUp(t)

@@ -18,8 +18,8 @@ import (
 	sidecar "github.com/mayfly-ca/mayfly/engine-sidecar"
 )
 
-// TestHandshakeFlood: connections that say nothing, and ones that say hello for
-// ever, leave working relays alone and newcomers a way in (ATTACKS 43).
+// TestHandshakeFlood: silent connections and endless ClientHellos do not
+// affect working relays, and new clients still connect (ATTACKS 43).
 func TestHandshakeFlood(t *testing.T) {
 	t.Parallel()
 	w := setUp(t)
@@ -59,7 +59,8 @@ func TestHandshakeFlood(t *testing.T) {
 	w.admitted(cert)
 }
 
-// TestHandshakeRate: what is over the rate is refused before any signature.
+// TestHandshakeRate: handshakes over the rate are refused before any
+// signature.
 func TestHandshakeRate(t *testing.T) {
 	t.Parallel()
 	w := setUp(t)
@@ -90,7 +91,7 @@ func TestHandshakeRate(t *testing.T) {
 	})
 }
 
-// TestHandshakeDeadline: a client that is silent is gone in time.
+// TestHandshakeDeadline: a silent client is disconnected in time.
 func TestHandshakeDeadline(t *testing.T) {
 	t.Parallel()
 	w := setUp(t)
@@ -108,7 +109,7 @@ func TestHandshakeDeadline(t *testing.T) {
 	}
 }
 
-// errTimeout is err when it is a timeout.
+// errTimeout returns err if it is a timeout.
 func errTimeout(err error) error {
 	var timeout net.Error
 	if errors.As(err, &timeout) && timeout.Timeout() {
@@ -193,7 +194,7 @@ func TestProxyUntrusted(t *testing.T) { // ATTACKS 67
 			t.Errorf("trusted_proxies %s: %v", peer, err)
 		}
 	}
-	// Without proxy_protocol a header is no TLS.
+	// Without proxy_protocol, a header is invalid TLS.
 	w := start(t)
 	if _, err := w.viaProxy(header(t, 2, "203.0.113.9:4711"), w.clientCert(nil)); err == nil {
 		t.Error("a header was taken where none is expected")
@@ -201,7 +202,7 @@ func TestProxyUntrusted(t *testing.T) { // ATTACKS 67
 	w.admitted(w.clientCert(nil))
 }
 
-// TestPerAddress: one address cannot take all half-open places.
+// TestPerAddress: one address cannot occupy all pending connections.
 func TestPerAddress(t *testing.T) {
 	t.Parallel()
 	w := setUp(t)
@@ -232,7 +233,7 @@ func TestPerAddress(t *testing.T) {
 	}
 }
 
-// TestPerAddressRate: one address cannot take all handshakes of a second.
+// TestPerAddressRate: one address cannot use all handshakes of a second.
 func TestPerAddressRate(t *testing.T) {
 	t.Parallel()
 	w := setUp(t)

@@ -16,16 +16,16 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer/issuertest"
 )
 
-// shortTTL is a client certificate's life in these tests. NotBefore lies a
-// minute before the issuing, so half life is two seconds after it.
+// shortTTL is a client certificate's lifetime in these tests. NotBefore is a
+// minute before the issue, so half life is two seconds after the issue.
 const shortTTL = 64 * time.Second
 
 func shortLived(policy string) string {
 	return strings.ReplaceAll(policy, "profile: client, engines: [default], ttl: 1h", "profile: client, engines: [default], ttl: 64s")
 }
 
-// firstOnly gives one token and then none, as a job whose runner lost its
-// connection to GitHub.
+// firstOnly returns one token and then errors, like a job whose runner lost
+// its connection to GitHub.
 type firstOnly struct {
 	job
 	used atomic.Bool
@@ -38,8 +38,9 @@ func (f *firstOnly) Token(ctx context.Context, audience string) (string, error) 
 	return f.job.Token(ctx, audience)
 }
 
-// steal opens a relay with somebody else's certificate and key, which a job's
-// client never writes down, and tells when it has ended.
+// steal opens a relay with another job's certificate and key, which a real
+// client never writes to disk. The channel gets the time when the relay has
+// ended.
 func (w *world) steal(stolen *client.Credential) <-chan time.Time {
 	w.tb.Helper()
 	tcp, err := net.Dial("tcp", w.addr)
@@ -61,10 +62,10 @@ func (w *world) steal(stolen *client.Credential) <-chan time.Time {
 	return ended
 }
 
-// TestLongJob: one connection outlives its certificate, because its own client
-// renews and holds it. Beside it, a job that cannot renew is cut at NotAfter,
-// and told why; and a thief with the first job's certificate and key gains
-// nothing by that job's renewals (ATTACKS 61).
+// TestLongJob: a connection outlives its certificate, because its client
+// renews and holds it. A job that cannot renew is cut at NotAfter, with the
+// reason. A thief with the first job's certificate and key does not profit
+// from that job's renewals (ATTACKS 61).
 func TestLongJob(t *testing.T) {
 	t.Parallel()
 	w, issuer := realWorldOf(t, issuertest.Options{Policy: shortLived})

@@ -9,8 +9,8 @@ import (
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
-// TestLostFlow: a sidecar whose connection to the issuer was lost by a router
-// sees a revocation within 15 s, and reports sessions again.
+// TestLostFlow: a router drops the sidecar's connection to the issuer. The
+// sidecar then sees a revocation within 15 s, and reports sessions again.
 func TestLostFlow(t *testing.T) {
 	t.Parallel()
 	w := setUp(t)

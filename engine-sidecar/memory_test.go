@@ -21,9 +21,9 @@ import (
 	sidecar "github.com/mayfly-ca/mayfly/engine-sidecar"
 )
 
-// sidecarOfTest is a sidecar in a process of its own, so that its memory can be
-// told from its peers'. It prints its address, and, for each line that it
-// reads, what is in use.
+// sidecarOfTest runs a sidecar in its own process, so that its memory is
+// separate from its peers'. It prints its address, and, for each line that it
+// reads, the memory in use.
 func sidecarOfTest(config, engine string) int {
 	data, err := os.ReadFile(config)
 	if err != nil {
@@ -60,14 +60,13 @@ func sidecarOfTest(config, engine string) int {
 	return exit
 }
 
-// keptBuffers is well below what a relay costs that keeps its buffers and
-// certificates while it is idle (145 KB as plain Go), and above what the heap's
-// own state and the race detector add to the 20 KB that ours costs. The log has
-// the figure.
+// keptBuffers is well below the cost of a relay that keeps its buffers and
+// certificates while idle (145 KB with plain Go). It is above our 20 KB plus
+// the overhead of the heap and the race detector. The log has the figure.
 const keptBuffers = 32_000
 
-// TestIdleMemory: everything that the sidecar keeps for a relay that has
-// carried 64 KiB each way and is idle.
+// TestIdleMemory measures all memory that the sidecar keeps for an idle relay
+// that has carried 64 KiB each way.
 func TestIdleMemory(t *testing.T) {
 	w := setUp(t)
 	w.echo()
@@ -131,7 +130,7 @@ func TestIdleMemory(t *testing.T) {
 		one(i)
 	}
 	per := 0
-	for deadline := time.Now().Add(15 * time.Second); ; { // a relay gives back when its client has been silent for a moment
+	for deadline := time.Now().Add(15 * time.Second); ; { // a relay frees its buffer when its client has been silent for a moment
 		per = (inUse() - before) / (count - 50)
 		if per <= keptBuffers || time.Now().After(deadline) {
 			break

@@ -15,7 +15,7 @@ import (
 	"github.com/mayfly-ca/mayfly/client/clienttest"
 )
 
-// opensslFiles writes what `openssl s_client` wants.
+// opensslFiles writes the files for `openssl s_client`.
 func (w *world) opensslFiles(cert *tls.Certificate) (dir string) {
 	w.tb.Helper()
 	dir = w.tb.TempDir()
@@ -38,17 +38,17 @@ func (w *world) opensslFiles(cert *tls.Certificate) (dir string) {
 	return dir
 }
 
-// sClient runs `openssl s_client` with input and returns all that it said.
+// sClient runs `openssl s_client` with input and returns its whole output.
 func (w *world) sClient(cert *tls.Certificate, input string, args ...string) string {
 	w.tb.Helper()
 	cmd := w.sClientCommand(cert, append([]string{"-quiet"}, args...)...)
 	cmd.Stdin = strings.NewReader(input)
-	out, _ := cmd.CombinedOutput() // its exit code says little
+	out, _ := cmd.CombinedOutput() // its exit code is not reliable
 	return string(out)
 }
 
-// sClientCommand is `openssl s_client`. Without -quiet it takes a line that
-// begins with K for a command.
+// sClientCommand returns `openssl s_client`. Without -quiet, s_client treats a
+// line that begins with K as a command.
 func (w *world) sClientCommand(cert *tls.Certificate, args ...string) *exec.Cmd {
 	w.tb.Helper()
 	dir := w.opensslFiles(cert)

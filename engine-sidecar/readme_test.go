@@ -12,7 +12,7 @@ var (
 	testName   = regexp.MustCompile("`(Test\\w+)`")
 )
 
-// TestTable: the tests that the README's table names are there.
+// TestTable: every test named in the README's table exists.
 func TestTable(t *testing.T) {
 	t.Parallel()
 	text, err := os.ReadFile("README.md")

@@ -16,7 +16,7 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer/issuertest"
 )
 
-// job is the token source of a GitHub job with claims of its own.
+// job is the token source of a GitHub job with its own claims.
 type job struct {
 	issuer *issuertest.Issuer
 	claims map[string]any
@@ -29,13 +29,13 @@ func (j job) String() string { return "job of a test" }
 
 var _ tokensource.Source = job{}
 
-// realWorld is a sidecar at a real issuer, as a Fly machine.
+// realWorld returns a sidecar with a real issuer, as a Fly machine.
 func realWorld(t *testing.T) (*world, *issuertest.Issuer) {
 	t.Helper()
 	return realWorldOf(t, issuertest.Options{})
 }
 
-// realWorldOf is realWorld at an issuer with options.
+// realWorldOf is realWorld with options for the issuer.
 func realWorldOf(t *testing.T, o issuertest.Options) (*world, *issuertest.Issuer) {
 	t.Helper()
 	issuer := issuertest.Start(t, o)
@@ -44,7 +44,7 @@ func realWorldOf(t *testing.T, o issuertest.Options) (*world, *issuertest.Issuer
 	return w.runAt(issuer), issuer
 }
 
-// runAt starts the sidecar at a real issuer.
+// runAt starts the sidecar with a real issuer.
 func (w *world) runAt(issuer *issuertest.Issuer) *world {
 	t := w.tb
 	t.Helper()
@@ -59,7 +59,7 @@ func (w *world) runAt(issuer *issuertest.Issuer) *world {
 	return w.run()
 }
 
-// realClient is package client as a job uses it, of a run of its own.
+// realClient returns a job's client with its own run.
 func (w *world) realClient(issuer *issuertest.Issuer, run string) *client.Client {
 	w.tb.Helper()
 	c, err := client.New(w.tb.Context(), client.Config{
@@ -90,8 +90,8 @@ func (w *world) realDial(c *client.Client) net.Conn {
 	return conn
 }
 
-// TestRealIssuerAndClient measures from the return of the revoke call to the
-// moment that the client knows, and wants the reason told.
+// TestRealIssuerAndClient measures from the return of the revoke call until
+// the client knows of the cut, and checks the reason.
 func TestRealIssuerAndClient(t *testing.T) {
 	t.Parallel()
 	w, issuer := realWorld(t)
@@ -120,7 +120,7 @@ func TestRealIssuerAndClient(t *testing.T) {
 	}
 }
 
-// TestRealSessions: what an admin sees of a relay.
+// TestRealSessions: an admin sees the relay's session.
 func TestRealSessions(t *testing.T) {
 	t.Parallel()
 	w, issuer := realWorld(t)
@@ -147,7 +147,7 @@ func TestRealSessions(t *testing.T) {
 	}
 }
 
-// TestRealStatus: what a viewer and a job see of an engine.
+// TestRealStatus: a viewer and a job see the engine's status.
 func TestRealStatus(t *testing.T) {
 	t.Parallel()
 	issuer := issuertest.Start(t, issuertest.Options{})
@@ -179,7 +179,7 @@ func TestRealStatus(t *testing.T) {
 	}
 }
 
-// TestRelaysThroughIssuerRestart: relays do not notice.
+// TestRelaysThroughIssuerRestart: an issuer's restart does not affect relays.
 func TestRelaysThroughIssuerRestart(t *testing.T) {
 	t.Parallel()
 	w := start(t)

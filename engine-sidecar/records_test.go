@@ -30,8 +30,8 @@ const (
 	extEarlyData    = 42
 )
 
-// rawClient is an authenticated client that makes its own records after a
-// handshake of crypto/tls, which still reads for it.
+// rawClient is an authenticated client that writes its own records after a
+// crypto/tls handshake. crypto/tls still reads for it.
 type rawClient struct {
 	tb   testing.TB
 	conn *tls.Conn
@@ -43,7 +43,7 @@ type rawClient struct {
 	seq    uint64
 }
 
-// raw connects as any TLS client, without a verdict.
+// raw connects without a verdict, like any TLS client.
 func (w *world) raw(cert *tls.Certificate) *rawClient {
 	w.tb.Helper()
 	conf := w.clientConfig(cert)
@@ -82,7 +82,7 @@ func (c *rawClient) expand(label string, n int) []byte {
 	return out
 }
 
-// rekey makes key and iv of the secret (RFC 8446 section 7.3).
+// rekey derives key and iv from the secret (RFC 8446 section 7.3).
 func (c *rawClient) rekey() {
 	c.tb.Helper()
 	var err error
@@ -103,7 +103,7 @@ func (c *rawClient) rekey() {
 	c.iv, c.seq = c.expand("iv", c.aead.NonceSize()), 0
 }
 
-// seal makes one record (RFC 8446 section 5.2).
+// seal returns one record (RFC 8446 section 5.2).
 func (c *rawClient) seal(typ byte, content []byte) []byte {
 	inner := append(bytes.Clone(content), typ)
 	n := len(inner) + c.aead.Overhead()
@@ -116,8 +116,8 @@ func (c *rawClient) seal(typ byte, content []byte) []byte {
 	return append(header, c.aead.Seal(nil, nonce, inner, header)...)
 }
 
-// update makes a KeyUpdate and goes on under the next keys (RFC 8446 section
-// 4.6.3); with answer the other side has to change its own too.
+// update returns a KeyUpdate and switches to the next keys (RFC 8446 section
+// 4.6.3). With answer, the other side must also change its keys.
 func (c *rawClient) update(answer bool) []byte {
 	c.tb.Helper()
 	message := []byte{keyUpdate, 0, 0, 1, 0}
@@ -130,7 +130,7 @@ func (c *rawClient) update(answer bool) []byte {
 	return record
 }
 
-// end is close_notify.
+// end returns close_notify.
 func (c *rawClient) end() []byte { return c.seal(recordAlert, []byte{1, 0}) }
 
 // repeat joins n records.
@@ -142,8 +142,8 @@ func repeat(n int, record func() []byte) []byte {
 	return all
 }
 
-// TestHostileRecords: an authenticated client that breaks TLS, or that has the
-// sidecar work for nothing, is hung up on. Other relays do not notice.
+// TestHostileRecords: the sidecar disconnects an authenticated client that
+// breaks TLS, or causes work without data. Other relays are not affected.
 func TestHostileRecords(t *testing.T) {
 	t.Parallel()
 	w := start(t)
@@ -170,7 +170,7 @@ func TestHostileRecords(t *testing.T) {
 	} {
 		before := len(w.log.String())
 		c := w.raw(cert)
-		_, _ = c.tcp.Write(tc.send(c)) // may be hung up on in the middle
+		_, _ = c.tcp.Write(tc.send(c)) // the sidecar may disconnect in the middle
 		if _, err := io.Copy(io.Discard, c.conn); err == nil {
 			t.Errorf("%s: a clean end", tc.name)
 		}
@@ -185,7 +185,7 @@ func TestHostileRecords(t *testing.T) {
 	}
 }
 
-// TestOddRecords: what is odd and allowed costs no byte: the smallest and the
+// TestOddRecords: unusual but valid records lose no byte: the smallest and the
 // largest records, padding, and new keys as often as there is data.
 func TestOddRecords(t *testing.T) {
 	t.Parallel()
@@ -242,7 +242,7 @@ func TestOddRecords(t *testing.T) {
 	eventually(t, ended, func() bool { _, b := w.get("/metrics"); return contains(b, ended) })
 }
 
-// firstWrite keeps what is written first: the record of a ClientHello.
+// firstWrite records the first write: the record of a ClientHello.
 type firstWrite struct {
 	net.Conn
 	once  sync.Once
@@ -254,7 +254,7 @@ func (f *firstWrite) Write(p []byte) (int, error) {
 	return f.Conn.Write(p)
 }
 
-// hello is the record of a client's ClientHello.
+// hello returns the record of a client's ClientHello.
 func (w *world) hello(cert *tls.Certificate) []byte {
 	w.tb.Helper()
 	tcp, err := net.Dial("tcp", w.addr)
@@ -285,9 +285,9 @@ func withExtension(hello []byte, id uint16) []byte {
 	return out
 }
 
-// TestEarlyData: a client that sends before it has proven who it is gets an
-// alert, and the engine nothing. Nor is there a ticket to do so with: see
-// TestNoTicketForOpenSSL.
+// TestEarlyData: a client that sends data before it is authenticated gets an
+// alert, and the engine gets nothing. The server also issues no ticket for
+// early data: see TestNoTicketForOpenSSL.
 func TestEarlyData(t *testing.T) {
 	t.Parallel()
 	w := start(t)
@@ -340,7 +340,7 @@ func (s *splitting) Write(p []byte) (n int, err error) {
 	return len(p), err
 }
 
-// pieces are the record p as records of one byte each.
+// pieces splits the record p into records of one byte each.
 func pieces(p []byte) []byte {
 	var out []byte
 	for _, b := range p[5:] {
@@ -349,8 +349,8 @@ func pieces(p []byte) []byte {
 	return out
 }
 
-// TestTricklingHello: a ClientHello in a thousand records is read, within the
-// time that any handshake has, and no longer.
+// TestTricklingHello: a ClientHello in a thousand records is accepted, but
+// only within the handshake timeout.
 func TestTricklingHello(t *testing.T) {
 	t.Parallel()
 	w := setUp(t)
@@ -377,7 +377,7 @@ func TestTricklingHello(t *testing.T) {
 		if _, err := slow.Write(all[sent : sent+6]); err != nil {
 			break
 		}
-		time.Sleep(20 * time.Millisecond) // the trickle: that is the test
+		time.Sleep(20 * time.Millisecond) // the pauses are the test
 	}
 	if sent == len(all) {
 		t.Errorf("a hello of %d records was waited for", len(all)/6)
@@ -385,8 +385,8 @@ func TestTricklingHello(t *testing.T) {
 	w.admitted(cert)
 }
 
-// TestKeyUpdateOfOpenSSL: another implementation's new keys, and the sidecar's
-// own that it asks for.
+// TestKeyUpdateOfOpenSSL: another implementation changes its keys, and
+// requests that the sidecar changes its own.
 func TestKeyUpdateOfOpenSSL(t *testing.T) {
 	t.Parallel()
 	needOpenSSL(t)
@@ -405,7 +405,7 @@ func TestKeyUpdateOfOpenSSL(t *testing.T) {
 	}
 	for range 3 {
 		said := strings.Count(out.String(), "KEYUPDATE")
-		if _, err := io.WriteString(in, "K\n"); err != nil { // wants an answer
+		if _, err := io.WriteString(in, "K\n"); err != nil { // requests an answer
 			t.Fatal(err)
 		}
 		eventually(t, "s_client to say so", func() bool { return strings.Count(out.String(), "KEYUPDATE") > said })
@@ -421,4 +421,4 @@ func TestKeyUpdateOfOpenSSL(t *testing.T) {
 	}
 }
 
-func isExit(err error) bool { _, ok := err.(*exec.ExitError); return ok } // its exit code says little
+func isExit(err error) bool { _, ok := err.(*exec.ExitError); return ok } // its exit code is not reliable

@@ -14,8 +14,8 @@ import (
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
-// refusedByTLS wants the handshake, or the first read after it, to end with an
-// alert that contains want.
+// refusedByTLS checks that the handshake, or the first read after it, ends
+// with an alert that contains want.
 func (w *world) refusedByTLS(cert *tls.Certificate, alpn, want string) {
 	w.tb.Helper()
 	var offers []string
@@ -24,7 +24,8 @@ func (w *world) refusedByTLS(cert *tls.Certificate, alpn, want string) {
 	}
 	conn, err := w.dial(cert, offers...)
 	if err == nil {
-		// In TLS 1.3 the client is done before the server has judged it.
+		// In TLS 1.3 the client finishes before the server has checked its
+		// certificate.
 		_, err = conn.Read(make([]byte, 1))
 	}
 	if err == nil || !strings.Contains(err.Error(), want) {
@@ -116,8 +117,8 @@ func TestPlainTCPAndOldTLS(t *testing.T) { // ATTACKS 47
 	}
 }
 
-// TestAnyTLSClient: clients that speak no mayfly protocol are refused by an
-// alert, and the reason is in the log.
+// TestAnyTLSClient: clients without a mayfly protocol are refused with an
+// alert, and the log has the reason.
 func TestAnyTLSClient(t *testing.T) {
 	t.Parallel()
 	w := start(t)
@@ -167,7 +168,7 @@ func TestResumptionAfterRevoke(t *testing.T) { // ATTACKS 40
 	if err != nil {
 		t.Fatal(err)
 	}
-	second, err := dial() // the allowed twin: a full handshake again
+	second, err := dial() // the allowed case: another full handshake
 	if err != nil {
 		t.Fatal(err)
 	}

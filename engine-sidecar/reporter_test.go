@@ -10,8 +10,8 @@ type silent struct{}
 
 func (silent) Bytes() (in, out int64) { return 1, 1 }
 
-// A live session that moves no bytes is told again before the issuer counts it
-// as gone, and not at every look.
+// TestSilentSessionsStayLive: a live session that moves no bytes is reported
+// before the issuer counts it as gone, but not at every check.
 func TestSilentSessionsStayLive(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

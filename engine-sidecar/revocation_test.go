@@ -56,9 +56,9 @@ func TestFloorCuts(t *testing.T) {
 	w.refusedWith(old, wire.ReasonRevoked)
 }
 
-// TestCompromisedIntermediate: the root's CRL ends everything below an
-// intermediate, also where the feed holds that intermediate no more, as the
-// issuer does it (ATTACKS 56).
+// TestCompromisedIntermediate: the root's CRL revokes everything below an
+// intermediate, also when the feed no longer contains that intermediate, as
+// with the real issuer (ATTACKS 56).
 func TestCompromisedIntermediate(t *testing.T) {
 	t.Parallel()
 	for name, left := range map[string]bool{"in the feed": false, "left out of the feed": true} {
@@ -85,8 +85,7 @@ func TestCompromisedIntermediate(t *testing.T) {
 			w.refusedByTLS(bad, "h2", "bad certificate")
 			w.echoes(stays)
 			w.admitted(w.clientCert(nil))
-			// An intermediate that is in no list of any kind may be one that this
-			// feed does not know yet.
+			// An intermediate that is in no list may be newer than this feed.
 			unknown := w.issuer.ca.AddIntermediate(t)
 			w.refusedWith(w.clientCert(of(unknown)), wire.ReasonFeedStale)
 		})
@@ -128,7 +127,7 @@ func TestFeedStale(t *testing.T) { // ATTACKS 42, 64
 			eventually(t, "stale", func() bool { code, _ := w.get("/readyz"); return code == 503 })
 			w.refusedWith(cert, wire.ReasonFeedStale)
 			w.refusedByTLS(cert, "h2", "bad certificate")
-			w.control(cert) // has to hear of cuts even now
+			w.control(cert) // still needs the notices of cuts
 			if mode == sidecar.StaleCut {
 				w.cutOff(conn)
 			} else {
@@ -154,7 +153,7 @@ func TestFeedRolledBackAndForged(t *testing.T) { // ATTACKS 42, 65
 	eventually(t, "feed 2", func() bool { _, b := w.get("/metrics"); return contains(b, "mayfly_sidecar_feed_number 2") })
 	w.refusedWith(revoked, wire.ReasonRevoked)
 
-	forger := clienttest.New(t, trustDomain) // a CA of the same names and other keys
+	forger := clienttest.New(t, trustDomain) // a CA with the same names and other keys
 	w.issuer.set(func() {
 		w.issuer.feed.Number = 99
 		w.issuer.feedPEM = forger.Feed(t, clienttest.Feed{Number: 99, Revoked: nil})
@@ -167,7 +166,7 @@ func TestFeedRolledBackAndForged(t *testing.T) { // ATTACKS 42, 65
 	})
 	w.refusedWith(revoked, wire.ReasonRevoked)
 
-	// Signed by us, with a lower number, without the serial.
+	// Signed by our CA, with a lower number, without the serial.
 	w.issuer.publish(func(f *clienttest.Feed) { f.Number, f.Revoked = 1, nil })
 	eventually(t, "lower number reported", func() bool { return w.log.has("feed rolled back", "lower number") })
 	w.refusedWith(revoked, wire.ReasonRevoked)

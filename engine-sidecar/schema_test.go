@@ -24,7 +24,7 @@ func TestSchema(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	// What the schema refuses the program refuses too.
+	// The program also refuses what the schema refuses.
 	for name, line := range map[string]string{
 		"an unknown key":         "isuer: x\n",
 		"an unknown limit":       "limits: {conections: 1}\n",

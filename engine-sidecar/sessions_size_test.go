@@ -10,7 +10,7 @@ import (
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
-// FuzzEncodedAtMost: no report is longer in JSON than its batch was told.
+// FuzzEncodedAtMost: no report is longer in JSON than encodedAtMost returns.
 func FuzzEncodedAtMost(f *testing.F) {
 	f.Add("285964/1", "revoked", int64(0))
 	f.Add(strings.Repeat("<", 4096), "\u2028\x00\xff\"\\", int64(math.MinInt64))

@@ -12,7 +12,7 @@ import (
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
-// told returns what was reported of a serial, by kind.
+// told returns the reports for a serial, by kind.
 func (f *fakeIssuer) told(serial string) map[string]wire.SessionReport {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -49,7 +49,8 @@ func TestSessions(t *testing.T) {
 	}
 }
 
-// TestSessionsWhileIssuerIsAway: relays do not wait, and all is told later.
+// TestSessionsWhileIssuerIsAway: relays do not wait, and all sessions are
+// reported later.
 func TestSessionsWhileIssuerIsAway(t *testing.T) {
 	t.Parallel()
 	w := start(t)
@@ -77,8 +78,8 @@ func TestSessionsWhileIssuerIsAway(t *testing.T) {
 	})
 }
 
-// toldAll reports whether so many sessions of a serial were told from open to
-// close.
+// toldAll reports whether the given number of sessions of a serial were
+// reported, from open to close.
 func (f *fakeIssuer) toldAll(serial string, sessions int) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -95,12 +96,12 @@ func (f *fakeIssuer) toldAll(serial string, sessions int) bool {
 	return closed >= sessions
 }
 
-// TestLongReports: what is told at once fits the issuer's limit of a body, so
-// that nothing is lost.
+// TestLongReports: each request fits the issuer's limit of a body, so no
+// report is lost.
 func TestLongReports(t *testing.T) {
 	t.Parallel()
 	w := start(t)
-	const relays = 30 // of 25 KB each when told
+	const relays = 30 // of 25 KB each in a report
 	w.issuer.set(func() { w.issuer.down = true })
 	cert := w.clientCert(func(l *clienttest.Leaf) { l.Run = strings.Repeat("<", identity.MaxValue) }) // six bytes each in JSON
 	serial := mtls.Serial(cert.Leaf.SerialNumber)
@@ -124,8 +125,8 @@ func TestLongReports(t *testing.T) {
 	}
 }
 
-// TestUnreadableReport: what the issuer cannot read is dropped alone, and what
-// waits around it is told.
+// TestUnreadableReport: only the report that the issuer cannot parse is
+// dropped. The reports around it arrive.
 func TestUnreadableReport(t *testing.T) {
 	t.Parallel()
 	w := start(t)
@@ -152,7 +153,7 @@ func TestUnreadableReport(t *testing.T) {
 	}
 }
 
-// TestLastSessions: a stop tells the issuer before it ends.
+// TestLastSessions: the sidecar reports its sessions before it stops.
 func TestLastSessions(t *testing.T) {
 	t.Parallel()
 	w := start(t)

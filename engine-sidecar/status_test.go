@@ -23,8 +23,8 @@ func (e *countedEngine) Accept() (net.Conn, error) {
 	return c, err
 }
 
-// TestReadyAsksTheEngine: /readyz says when the engine's socket is gone or
-// silent, many callers cause one probe, and /healthz causes none.
+// TestReadyAsksTheEngine: /readyz reports that the engine's socket is gone or
+// silent. Many callers cause one probe, and /healthz causes none.
 func TestReadyAsksTheEngine(t *testing.T) {
 	t.Parallel()
 	w := setUp(t)
@@ -44,7 +44,7 @@ func TestReadyAsksTheEngine(t *testing.T) {
 		t.Errorf("50 callers caused %d probes, want at most %d", n, most)
 	}
 
-	engine.Close() // and its socket's file is gone
+	engine.Close() // also removes the socket's file
 	eventually(t, "not ready without the socket", func() bool {
 		code, body := w.get("/readyz")
 		return code == 503 && contains(body, "the engine does not answer")
@@ -60,7 +60,7 @@ func TestReadyAsksTheEngine(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer again.Close()
-	w.engine = again // accepts, and nothing reads
+	w.engine = again // accepts, but does not answer
 	eventually(t, "not ready while the engine is silent", func() bool {
 		code, body := w.get("/readyz")
 		return code == 503 && contains(body, "silent")

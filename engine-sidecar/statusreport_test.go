@@ -13,8 +13,9 @@ import (
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
-// A status is sent when the sidecar begins to listen, every minute and when it
-// stops; after one that the issuer did not understand there is none for an hour.
+// TestWhenStatusesAreSent: a status is sent when the sidecar begins to listen,
+// every minute, and when it stops. After one that the issuer could not parse,
+// none is sent for an hour.
 func TestWhenStatusesAreSent(t *testing.T) {
 	t.Parallel()
 	const end = 100*time.Minute + 10*time.Second
@@ -23,7 +24,7 @@ func TestWhenStatusesAreSent(t *testing.T) {
 		listened bool
 		answer   func(sent int) (string, error)
 		want     []time.Duration // after the start
-		stopped  bool            // whether the last one says so
+		stopped  bool            // whether the last one reports the stop
 	}{
 		{"listens", true, func(int) (string, error) { return "", nil }, []time.Duration{80 * time.Second, 2 * time.Minute, 3 * time.Minute, end}, true},
 		{"never listened", false, func(int) (string, error) { return "", nil }, nil, false},
@@ -60,7 +61,7 @@ func TestWhenStatusesAreSent(t *testing.T) {
 				synctest.Wait()
 				cancel()
 				<-done
-				// Those between the first ones and the last are every minute.
+				// The statuses between the first ones and the last are sent every minute.
 				if n := len(c.want); len(sent) > n && n > 0 {
 					sent = slices.Delete(sent, n-1, len(sent)-1)
 				}

@@ -7,14 +7,14 @@ import (
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
-// statuses returns what was reported until now.
+// reported returns the statuses reported so far.
 func (f *fakeIssuer) reported() []wire.SidecarStatus {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return append([]wire.SidecarStatus(nil), f.statuses...)
 }
 
-// TestStatusReports: the issuer learns that the sidecar listens, that its own
+// TestStatusReports: the sidecar reports that it listens, that its own
 // certificate is revoked, and that it stops.
 func TestStatusReports(t *testing.T) {
 	t.Parallel()
@@ -44,8 +44,8 @@ func TestStatusReports(t *testing.T) {
 	}
 }
 
-// TestStatusIsNotTaken: neither an issuer that knows no status nor one that
-// refuses it keeps a session from being reported.
+// TestStatusIsNotTaken: an issuer that does not know or refuses the status
+// still gets the sessions.
 func TestStatusIsNotTaken(t *testing.T) {
 	t.Parallel()
 	for name, change := range map[string]func(*fakeIssuer){
@@ -72,7 +72,7 @@ func TestStatusIsNotTaken(t *testing.T) {
 	}
 }
 
-// TestStatusOfSocket: an engine whose socket is gone is reported as such.
+// TestStatusOfSocket: a missing socket of the engine is reported.
 func TestStatusOfSocket(t *testing.T) {
 	t.Parallel()
 	w := setUp(t)
@@ -81,7 +81,7 @@ func TestStatusOfSocket(t *testing.T) {
 	eventually(t, "the first status", func() bool { return len(w.issuer.reported()) > 0 })
 	w.engine.Close()
 	eventually(t, "not ready", func() bool { _, body := w.get("/readyz"); return contains(body, "does not answer") })
-	w.issuer.revoke(w.issuer.issued[0]) // has the status reported
+	w.issuer.revoke(w.issuer.issued[0]) // triggers a status report
 	eventually(t, "unreachable", func() bool {
 		return w.issuer.reported()[len(w.issuer.reported())-1].EngineSocket == wire.SocketUnreachable
 	})

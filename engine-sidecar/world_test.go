@@ -37,8 +37,8 @@ const (
 	serverName  = "engine.example.com"
 )
 
-// fakeIssuer is an issuer that admits everybody. The real one stands in the
-// tests of package e2e.
+// fakeIssuer is an issuer that admits every client. The tests of package e2e
+// use the real one.
 type fakeIssuer struct {
 	tb  testing.TB
 	ca  *clienttest.CA
@@ -49,14 +49,14 @@ type fakeIssuer struct {
 	feed         clienttest.Feed
 	feedPEM      []byte
 	down         bool   // answers 503 to everything
-	frozen       bool   // answers 204 to every wait, whatever the feed says
+	frozen       bool   // answers 204 to every wait, even when the feed is newer
 	denied       bool   // issues nothing
-	earlier      bool   // is of a version that knows no status
-	refusal      string // of every status
+	earlier      bool   // acts as a version without statuses
+	refusal      string // for every status
 	statuses     []wire.SidecarStatus
-	misreads     func(wire.SessionReport) bool // session reports that it does not understand; nil: it does them all
+	misreads     func(wire.SessionReport) bool // session reports that it cannot parse; nil means none
 	ttl          time.Duration                 // of server certificates
-	intermediate int                           // that signs them
+	intermediate int                           // index of the one that signs them
 	issued       []*x509.Certificate
 	reports      []wire.SessionReport
 	reportCalls  []reportCall
@@ -178,8 +178,8 @@ func (f *fakeIssuer) issue(w http.ResponseWriter, r *http.Request) {
 	})
 }
 
-// sessions refuses a request as a whole where the real issuer does: when its
-// body is too large, or holds what it cannot read.
+// sessions refuses a whole request where the real issuer does: when its body
+// is too large or contains an invalid report.
 func (f *fakeIssuer) sessions(w http.ResponseWriter, r *http.Request) {
 	var req wire.SessionsRequest
 	err := json.NewDecoder(http.MaxBytesReader(w, r.Body, wire.MaxBodyBytes)).Decode(&req)
@@ -211,11 +211,11 @@ func (f *fakeIssuer) sessions(w http.ResponseWriter, r *http.Request) {
 // reportCall is one POST of session reports.
 type reportCall struct {
 	token   string
-	status  int // of the answer
+	status  int // of the response
 	reports int
 }
 
-// world is an issuer, an engine and a running sidecar.
+// world holds an issuer, an engine and a running sidecar.
 type world struct {
 	tb     testing.TB
 	issuer *fakeIssuer
@@ -270,10 +270,10 @@ func (l *lines) String() string {
 	return strings.Join(l.all, "")
 }
 
-// setUp makes an issuer, an echoing engine and a configuration.
+// setUp creates an issuer, an engine and a configuration.
 func setUp(tb testing.TB) *world {
 	tb.Helper()
-	dir, err := os.MkdirTemp("", "sidecar") // short enough for a socket
+	dir, err := os.MkdirTemp("", "sidecar") // a short path, as a socket needs
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -297,8 +297,8 @@ func setUp(tb testing.TB) *world {
 	return w
 }
 
-// echo serves every connection of the engine by giving back what comes, and
-// keeps half-close.
+// echo serves every connection of the engine: it echoes all bytes, and
+// supports half-close.
 func (w *world) echo() {
 	go func() {
 		for {
@@ -344,7 +344,7 @@ func (w *world) launch(listening func(addr, status net.Addr)) {
 	w.tb.Cleanup(func() { cancel(); <-ended })
 }
 
-// start is setUp with an echoing engine, running.
+// start runs setUp and starts the sidecar with an echoing engine.
 func start(tb testing.TB) *world {
 	tb.Helper()
 	w := setUp(tb)
@@ -352,7 +352,7 @@ func start(tb testing.TB) *world {
 	return w.run()
 }
 
-// clientCert makes a client's certificate for this engine.
+// clientCert creates a client's certificate for this engine.
 func (w *world) clientCert(change func(*clienttest.Leaf)) *tls.Certificate {
 	w.tb.Helper()
 	l := clienttest.Leaf{Run: "77/1/5"}
@@ -364,7 +364,8 @@ func (w *world) clientCert(change func(*clienttest.Leaf)) *tls.Certificate {
 	return w.issuer.ca.Issue(w.tb, l)
 }
 
-// clientConfig is a client's, which takes any engine of the trust domain.
+// clientConfig returns a client's configuration, which accepts any engine of
+// the trust domain.
 func (w *world) clientConfig(cert *tls.Certificate, alpn ...string) *tls.Config {
 	w.tb.Helper()
 	td := spiffeid.RequireTrustDomainFromString(trustDomain)
@@ -395,7 +396,7 @@ func (w *world) open(cert *tls.Certificate) (*tls.Conn, string) {
 	return conn, w.verdict(conn)
 }
 
-// verdict reads the line byte for byte, since the engine's bytes follow it.
+// verdict reads the line byte by byte, since the engine's bytes follow it.
 func (w *world) verdict(conn net.Conn) string {
 	w.tb.Helper()
 	var line []byte
@@ -413,7 +414,7 @@ func (w *world) verdict(conn net.Conn) string {
 	return reason
 }
 
-// admitted opens a relay that must be admitted, and proves that it works.
+// admitted opens a relay, which must be admitted and carry bytes.
 func (w *world) admitted(cert *tls.Certificate) *tls.Conn {
 	w.tb.Helper()
 	conn, reason := w.open(cert)
@@ -424,7 +425,7 @@ func (w *world) admitted(cert *tls.Certificate) *tls.Conn {
 	return conn
 }
 
-// echoes proves that the relay carries bytes both ways.
+// echoes checks that the relay carries bytes both ways.
 func (w *world) echoes(conn net.Conn) {
 	w.tb.Helper()
 	if err := ping(conn); err != nil {
@@ -446,7 +447,7 @@ func ping(conn net.Conn) error {
 	return nil
 }
 
-// refusedWith opens a relay that must be refused for a reason.
+// refusedWith opens a relay, which must be refused with the given reason.
 func (w *world) refusedWith(cert *tls.Certificate, want string) {
 	w.tb.Helper()
 	conn, reason := w.open(cert)
@@ -458,8 +459,7 @@ func (w *world) refusedWith(cert *tls.Certificate, want string) {
 	}
 }
 
-// cutOff waits until a relay that carries nothing ends, and returns how long
-// that took.
+// cutOff waits until an idle relay ends, and returns the time until then.
 func (w *world) cutOff(conn net.Conn) time.Duration {
 	w.tb.Helper()
 	began := time.Now()
@@ -480,7 +480,7 @@ func nameOf(tb testing.TB, conn *tls.Conn) string {
 	return name
 }
 
-// eventually waits for a condition that comes about without a signal.
+// eventually polls until a condition is true.
 func eventually(tb testing.TB, what string, f func() bool) {
 	tb.Helper()
 	deadline := time.Now().Add(15 * time.Second)
@@ -492,7 +492,7 @@ func eventually(tb testing.TB, what string, f func() bool) {
 	}
 }
 
-// get asks the status listener.
+// get sends a GET request to the status listener.
 func (w *world) get(path string) (int, string) {
 	w.tb.Helper()
 	resp, err := http.Get("http://" + w.status + path)
