@@ -59,7 +59,7 @@ func cleanEnv() []string {
 	return env
 }
 
-// stop kills the process and its children, and waits for their end.
+// stop ends the process and its children, after 5 s by force, and waits.
 func (p *process) stop() {
 	p.once.Do(func() {
 		_ = syscall.Kill(p.cmd.Process.Pid, syscall.SIGTERM)

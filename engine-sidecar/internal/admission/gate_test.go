@@ -19,7 +19,7 @@ import (
 	"github.com/mayfly-ca/mayfly/engine-sidecar/internal/revocation"
 )
 
-// feed is a Checker that says what it is told to.
+// feed is a Checker with configurable results.
 type feed struct {
 	mu      sync.Mutex
 	revoked map[string]bool
@@ -48,7 +48,7 @@ func (f *feed) revoke(serial int64) {
 	f.revoked[mtls.Serial(big.NewInt(serial))] = true
 }
 
-// conn is a Cutter and a Notifier that notes what happens to it.
+// conn is a Cutter and a Notifier that records its calls.
 type conn struct {
 	mu    sync.Mutex
 	log   []string
@@ -82,7 +82,7 @@ func gate(f *feed) *Gate {
 	return NewGate(Options{Engine: "default", Checker: f, MaxAge: 24 * time.Hour, MaxRelays: 4, MaxPerRun: 3})
 }
 
-// peer is one with a serial and so much life left.
+// peer returns a peer with a serial and the given remaining lifetime.
 func peer(serial int64, left time.Duration, run string) mtls.Peer {
 	now := time.Now()
 	cert := &x509.Certificate{
@@ -208,7 +208,7 @@ func TestEndsAtNotAfter(t *testing.T) {
 		if held := c2.Hold([]string{"m"}); len(held) != 1 {
 			t.Fatal(held)
 		}
-		c1.Close() // its silence is of no matter any more
+		c1.Close() // its silence no longer matters
 		alive(c2, 29*time.Minute)
 		thief.want(t)
 		alive(c2, 2*time.Minute)
@@ -248,7 +248,7 @@ func TestSilence(t *testing.T) {
 	})
 }
 
-// TestResetAndHoldAgain: a reset of the control connection costs nothing when
+// TestResetAndHoldAgain: a reset of the control connection has no effect when
 // the next one comes in time.
 func TestResetAndHoldAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -315,8 +315,8 @@ func TestMaxAge(t *testing.T) {
 	})
 }
 
-// TestAnySerial: a relay is cut with any certificate that it ever hung on
-// (ATTACKS 63).
+// TestAnySerial: a relay is cut when any certificate that it ever depended on
+// is revoked (ATTACKS 63).
 func TestAnySerial(t *testing.T) {
 	t.Parallel()
 	for _, revoked := range []int64{1, 2, 3} {
@@ -338,8 +338,8 @@ func TestAnySerial(t *testing.T) {
 	}
 }
 
-// TestRevokedHoldsNothing: a control connection of a revoked certificate does
-// not hold, and ends.
+// TestRevokedHoldsNothing: a control connection with a revoked certificate
+// cannot hold, and ends.
 func TestRevokedHoldsNothing(t *testing.T) {
 	t.Parallel()
 	f := &feed{}
@@ -357,20 +357,20 @@ func TestRevokedHoldsNothing(t *testing.T) {
 	}
 }
 
-// openControls opens so many control connections that hold nothing.
+// openControls opens n control connections that hold nothing.
 func openControls(t *testing.T, g *Gate, n int, p mtls.Peer) []*conn {
 	t.Helper()
 	all := make([]*conn, n)
 	for i := range all {
 		all[i] = &conn{}
 		control(t, g, p, all[i])
-		time.Sleep(time.Millisecond) // of a test's clock: one is the oldest
+		time.Sleep(time.Millisecond) // of the fake clock, so that one is the oldest
 	}
 	return all
 }
 
-// TestTooManyControls: one more than may be free ends the oldest free one, of
-// its own run alone.
+// TestTooManyControls: one free connection too many ends the oldest free one
+// of the same run.
 func TestTooManyControls(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := gate(&feed{})
@@ -385,8 +385,9 @@ func TestTooManyControls(t *testing.T) {
 	})
 }
 
-// TestThiefOfControls: whoever has the certificate of a run can end no control
-// connection that holds another's relay, and keep none away from it.
+// TestThiefOfControls: a thief with the certificate of a run cannot end a
+// control connection that holds the owner's relay, or keep the owner from
+// opening one.
 func TestThiefOfControls(t *testing.T) {
 	for name, relays := range map[string]int{"with nothing to hold": 0, "with relays of its own": 2} {
 		t.Run(name, func(t *testing.T) {
@@ -412,10 +413,10 @@ func TestThiefOfControls(t *testing.T) {
 				if first.ended {
 					t.Error("the owner's connection ended")
 				}
-				// A reset, of which the sidecar knows nothing yet.
+				// A reset that the sidecar has not noticed yet.
 				second := holding("mine")
 				openControls(t, g, 3*maxFreeControls, stolen)
-				// A renewal: free until it holds, and yet not to be ended.
+				// A renewed connection is free until it holds a relay, but must not end.
 				third := openControls(t, g, 1, peer(2, time.Hour, "r"))[0]
 				openControls(t, g, 3*maxFreeControls, stolen)
 				if second.ended || third.ended {

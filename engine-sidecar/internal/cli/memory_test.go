@@ -28,7 +28,7 @@ func TestMemoryReturn(t *testing.T) {
 	}
 }
 
-// TestMemoryReturnOfMany: what is little depends on what is in use.
+// TestMemoryReturnOfMany: the idle bound depends on the memory in use.
 func TestMemoryReturnOfMany(t *testing.T) {
 	t.Parallel()
 	const mb = 1 << 20

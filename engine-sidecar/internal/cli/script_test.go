@@ -16,7 +16,7 @@ func TestMain(m *testing.M) {
 	})
 }
 
-// Whole commands, and what an operator reads when they fail.
+// TestScripts runs whole commands, and checks the messages of failures.
 func TestScripts(t *testing.T) {
 	t.Parallel()
 	testscript.Run(t, testscript.Params{Dir: "testdata/script"})

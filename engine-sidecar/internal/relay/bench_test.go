@@ -8,9 +8,10 @@ import (
 	"testing"
 )
 
-// BenchmarkUp and BenchmarkDown measure bulk bytes through one relay, client to
-// engine and back, beside a bare loop of crypto/tls and io.Copy: MB/s and, by
-// user time of the process, which includes both peers, CPU.
+// BenchmarkUp and BenchmarkDown measure bulk data through one relay, client to
+// engine and back, and through a bare loop of crypto/tls and io.Copy. They
+// report MB/s and CPU: the user time of the process, which includes both
+// peers.
 func BenchmarkUp(b *testing.B)   { benchmarkBulk(b, true) }
 func BenchmarkDown(b *testing.B) { benchmarkBulk(b, false) }
 
@@ -55,7 +56,7 @@ func benchmarkBulk(b *testing.B, up bool) {
 	}
 }
 
-// openBare is what a relay is compared to: two io.Copy.
+// openBare opens the bare loop for comparison: two io.Copy.
 func (w *world) openBare() (*tls.Conn, *net.UnixConn) {
 	w.tb.Helper()
 	engines := make(chan *net.UnixConn, 1)

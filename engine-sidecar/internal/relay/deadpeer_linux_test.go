@@ -33,8 +33,8 @@ func TestDeadPeer(t *testing.T) {
 	}
 }
 
-// deadPeers is TestDeadPeer in a network namespace of its own, which may drop
-// packets.
+// deadPeers is the part of TestDeadPeer in its own network namespace, which
+// may drop packets.
 func deadPeers(t *testing.T) {
 	const bound = 4 * time.Second
 	w := newWorld(t)
@@ -55,7 +55,7 @@ func deadPeers(t *testing.T) {
 			}
 		}()
 	}
-	time.Sleep(2 * bound) // long enough for the paused one to be spared: that is the test
+	time.Sleep(2 * bound) // long enough that the paused one depends on its extended bound
 	select {
 	case e := <-paused.ended:
 		t.Fatalf("a paused reader was cut: %+v", e)

@@ -10,11 +10,11 @@ import (
 	"time"
 )
 
-// TestAwaitCut: a relay waits for Cut only after the end of the engine's process,
-// where Cut is expected, and not for long.
+// TestAwaitCut: a relay waits for an expected Cut only after the end of the
+// engine's process, and not for long.
 func TestAwaitCut(t *testing.T) {
 	t.Parallel()
-	dir, err := os.MkdirTemp("", "relay") // short enough for a socket
+	dir, err := os.MkdirTemp("", "relay") // a short path, as a socket needs
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestKeepAlive: a connection has the same bounds whether it inherits them from
-// its listener or sets them itself.
+// TestKeepAlive: a connection has the same bounds, inherited from its listener
+// or set by itself.
 func TestKeepAlive(t *testing.T) {
 	t.Parallel()
 	const bound = 20 * time.Second

@@ -16,8 +16,8 @@ import (
 	"time"
 )
 
-// TestMain lets the test binary be the clients and the engine of
-// TestIdleMemory, whose memory is not to be counted.
+// TestMain lets the test binary run as the clients and the engine of
+// TestIdleMemory, so that their memory is not counted.
 func TestMain(m *testing.M) {
 	if len(os.Args) == 6 && os.Args[1] == "__peers_of_test" {
 		os.Exit(peers(os.Args[2], os.Args[3], os.Args[4], os.Args[5]))
@@ -28,8 +28,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// listener is a process that listens on a socket, accepts one connection, says a
-// byte and waits until it is killed.
+// listener is a process that listens on a socket, accepts one connection,
+// writes one byte and waits until it is killed.
 func listener(socket string) int {
 	ln, err := net.Listen("unix", socket)
 	if err != nil {
@@ -45,8 +45,8 @@ func listener(socket string) int {
 	select {}
 }
 
-// peers is an echoing engine on a socket and n clients that each send size
-// bytes through the relay and wait for them, then stay.
+// peers runs an echoing engine on a socket and n clients. Each client sends
+// size bytes through the relay, waits for them, and stays connected.
 func peers(addr, socket, n, size string) int {
 	count, _ := strconv.Atoi(n)
 	bytes, _ := strconv.Atoi(size)
@@ -87,13 +87,13 @@ func peers(addr, socket, n, size string) int {
 	return 0
 }
 
-// mostKept is well below what a relay costs that keeps its buffers (46 KB, and
-// 145 KB as plain Go), and above what the heap's own state and the race detector
-// add to the 17 KB that ours costs.
+// mostKept is well below the cost of a relay that keeps its buffers (46 KB,
+// and 145 KB with plain Go). It is above our 17 KB plus the overhead of the
+// heap and the race detector.
 const mostKept = 32_000
 
-// TestIdleMemory: everything that a relay costs that has carried data and is
-// idle.
+// TestIdleMemory measures the whole memory of an idle relay that has carried
+// data.
 func TestIdleMemory(t *testing.T) {
 	for _, size := range []int{1, 64 << 10} {
 		t.Run(fmt.Sprintf("after %d bytes each way", size), func(t *testing.T) {
@@ -160,7 +160,7 @@ func idleMemory(t *testing.T, n, size int) (perRelay, stack int) {
 	all := make([]*Relay, n)
 	for i := range all {
 		all[i] = <-relays
-		for armed(all[i]) { // until it has given back its buffer
+		for armed(all[i]) { // until it has freed its buffer
 			time.Sleep(keptAfter / 20)
 		}
 	}
@@ -178,7 +178,7 @@ func armed(r *Relay) bool {
 	return r.armed
 }
 
-// settled is what is in use after the collector has had its time.
+// settled returns the memory statistics after several collections.
 func settled() runtime.MemStats {
 	for range 6 { // stacks shrink by half each time, pools empty after two
 		runtime.GC()

@@ -18,7 +18,7 @@ import (
 	"time"
 )
 
-// config makes a server's configuration with a throw-away certificate.
+// config creates a server's configuration with a temporary certificate.
 func config(tb testing.TB) *tls.Config {
 	tb.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -161,7 +161,7 @@ func TestClientHalfCloseLongAnswer(t *testing.T) {
 			p.client.CloseWrite()
 		}()
 		go func() {
-			got, _ := io.ReadAll(p.engine) // ends only by the client's half-close
+			got, _ := io.ReadAll(p.engine) // returns only after the client's half-close
 			if !bytes.Equal(got, question) {
 				t.Errorf("engine read %d bytes, want %d", len(got), len(question))
 			}
@@ -216,7 +216,7 @@ func TestEngineCloseSlowReader(t *testing.T) {
 			p.engine.Write(answer)
 			p.engine.Close()
 		}()
-		// The client sends on, which the engine never reads.
+		// The client keeps sending, but the engine never reads that.
 		p.client.Write(answer[:1000])
 		var got []byte
 		buf := make([]byte, 256<<10)
@@ -229,7 +229,7 @@ func TestEngineCloseSlowReader(t *testing.T) {
 			if err != nil {
 				t.Fatalf("after %d bytes: %v", len(got), err)
 			}
-			time.Sleep(50 * time.Microsecond) // the reader is slow: that is the test
+			time.Sleep(50 * time.Microsecond) // the reader must be slow for this test
 		}
 		if !bytes.Equal(got, answer) {
 			t.Fatalf("client read %d bytes, want %d", len(got), len(answer))
@@ -243,8 +243,8 @@ func TestEngineCloseSlowReader(t *testing.T) {
 	}
 }
 
-// TestCloseNotifyBehindFullBuffers: a reader that stops for longer than the
-// five seconds that crypto/tls gives close_notify still gets a clean end.
+// TestCloseNotifyBehindFullBuffers: a reader pauses for longer than the five
+// seconds that crypto/tls gives close_notify. It still gets a clean end.
 func TestCloseNotifyBehindFullBuffers(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -256,7 +256,7 @@ func TestCloseNotifyBehindFullBuffers(t *testing.T) {
 		p.engine.Close()
 		written <- err
 	}()
-	time.Sleep(6 * time.Second) // longer than crypto/tls waits: that is the test
+	time.Sleep(6 * time.Second) // must be longer than crypto/tls waits
 	got, err := io.ReadAll(p.client)
 	if err != nil || !bytes.Equal(got, answer) {
 		t.Fatalf("client read %d bytes (%v), want %d", len(got), err, len(answer))
@@ -278,8 +278,8 @@ func TestTruncatedIsNotACleanEnd(t *testing.T) {
 			p.client.Write(half)
 			p.clientTCP.CloseWrite() // FIN without close_notify
 		}()
-		// What came arrives, and nothing takes its end for the request's: the
-		// engine's connection is closed whole, so that it cannot even answer.
+		// The received bytes arrive, but not as a complete request: the engine's
+		// connection is closed in both directions, so the engine cannot answer.
 		got, err := io.ReadAll(p.engine)
 		if err != nil || !bytes.Equal(got, half) {
 			t.Fatalf("engine read %d bytes (%v), want %d", len(got), err, len(half))
@@ -300,7 +300,7 @@ func TestEngineLostIsNotACleanEnd(t *testing.T) {
 	p := w.open()
 	answer := random(t, 100<<10)
 	p.client.Write([]byte("never read"))
-	// The bytes are in the engine's queue once it can see them.
+	// The engine can see the bytes once they are in its queue.
 	raw, err := p.engine.SyscallConn()
 	if err != nil {
 		t.Fatal(err)
@@ -310,7 +310,7 @@ func TestEngineLostIsNotACleanEnd(t *testing.T) {
 		return err == nil
 	})
 	p.engine.Write(answer)
-	p.engine.Close() // with bytes unread: a reset
+	p.engine.Close() // with unread bytes, so this is a reset
 	got, _ := io.ReadAll(p.client)
 	if !bytes.Equal(got, answer) {
 		t.Fatalf("client read %d bytes, want %d", len(got), len(answer))
@@ -358,8 +358,8 @@ func TestEchoCountsBytes(t *testing.T) {
 }
 
 // TestPausedReader: a client that stops reading for longer than the bound on
-// dead peers loses nothing, whether the engine still writes, has ended, or has
-// its last bytes in the kernel.
+// lost peers loses nothing. The engine still writes, has ended, or has its
+// last bytes in the kernel.
 func TestPausedReader(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -370,7 +370,7 @@ func TestPausedReader(t *testing.T) {
 			if err := p.relay.conn.KeepAlive(time.Second); err != nil {
 				t.Fatal(err)
 			}
-			if !bounded { // what the kernel's bound alone does is why
+			if !bounded { // without the timer, the kernel's bound alone would cut the client
 				p.relay.conn.peerTimeout.mu.Lock()
 				p.relay.conn.peerTimeout.timeout = 0
 				p.relay.conn.peerTimeout.mu.Unlock()
@@ -380,7 +380,7 @@ func TestPausedReader(t *testing.T) {
 				p.engine.Write(answer)
 				p.engine.Close()
 			}()
-			time.Sleep(4 * time.Second) // the pause that is tested
+			time.Sleep(4 * time.Second) // the pause under test
 			got, err := io.ReadAll(p.client)
 			whole := err == nil && bytes.Equal(got, answer)
 			if bounded && !whole {

@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// TestKept: this Go's tls.Conn has the fields that forgetHandshake and giveBack
-// know, and a connection works on without what they take.
+// TestKept: this Go's tls.Conn has the fields that forgetHandshake and
+// freeBuffer clear, and a connection works after that.
 func TestKept(t *testing.T) {
 	t.Parallel()
 	if !kept.known {

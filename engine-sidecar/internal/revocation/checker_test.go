@@ -18,7 +18,7 @@ import (
 
 const trustDomain = "ci.example.com"
 
-// harness is a Checker with a CA; events are what it reported.
+// harness is a Checker with a CA. events are the reported events.
 type harness struct {
 	tb testing.TB
 	ca *clienttest.CA
@@ -80,8 +80,8 @@ func TestNoFeedIsStale(t *testing.T) {
 	h.want(h.chain(nil), "")
 }
 
-// TestAge: neither a wall clock that was set back nor a monotonic clock that
-// stood still makes a feed younger (ATTACKS 64).
+// TestAge: a wall clock that was set back, or a monotonic clock that stopped,
+// does not make a feed younger (ATTACKS 64).
 func TestAge(t *testing.T) {
 	t.Parallel()
 	published := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
@@ -105,7 +105,7 @@ func TestAge(t *testing.T) {
 	}
 }
 
-// script answers by a function, and counts.
+// script is a Source that answers with a function, and counts the calls.
 type script struct {
 	mu    sync.Mutex
 	calls int
@@ -126,8 +126,8 @@ func (s *script) count() int {
 	return s.calls
 }
 
-// TestEndlessNothing: 204s for ever, or the same feed for ever, do not keep a
-// feed fresh, and are not asked for in a loop (ATTACKS 64).
+// TestEndlessNothing: endless 204s, or the same feed every time, do not keep a
+// feed fresh. The Checker does not request them in a busy loop (ATTACKS 64).
 func TestEndlessNothing(t *testing.T) {
 	for name, same := range map[string]bool{"204": false, "the same feed": true} {
 		t.Run(name, func(t *testing.T) {
@@ -164,8 +164,8 @@ func TestEndlessNothing(t *testing.T) {
 	}
 }
 
-// TestOutage: an unreachable issuer is asked again and again, ever less, and
-// heals.
+// TestOutage: the Checker retries an unreachable issuer at growing intervals,
+// and recovers.
 func TestOutage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &script{f: func(context.Context, int64) ([]byte, error) { return nil, errors.New("no route") }}
@@ -195,7 +195,7 @@ func TestOutage(t *testing.T) {
 	})
 }
 
-// TestStaysOut: ATTACKS 42, 65.
+// TestStaysOut: a revoked certificate stays revoked (ATTACKS 42, 65).
 func TestStaysOut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHarness(t, nil)
@@ -215,7 +215,8 @@ func TestStaysOut(t *testing.T) {
 		h.want(out, wire.ReasonRevoked)
 		h.want(fine, "")
 
-		// After the issuer's own time the entry may go; ours goes an hour later.
+		// After 24 h the issuer may drop the entry. The Checker drops it an hour
+		// later.
 		time.Sleep(24*time.Hour + time.Minute)
 		h.events = nil
 		h.offer(clienttest.Feed{Number: 12})
@@ -229,8 +230,8 @@ func TestStaysOut(t *testing.T) {
 	})
 }
 
-// TestOlderFeedStillRevokes: what a verified feed names is out, whenever it
-// comes.
+// TestOlderFeedStillRevokes: a certificate in a verified feed is revoked, even
+// if the feed is older.
 func TestOlderFeedStillRevokes(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t, nil)
@@ -244,7 +245,8 @@ func TestFloor(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t, nil)
 	now := time.Now().Truncate(time.Second)
-	// Issued is NotBefore + 60 s: the floor's own second is in.
+	// Issued is NotBefore + 60 s. A certificate issued at the floor itself is
+	// valid.
 	at := func(issued time.Time) func(*clienttest.Leaf) {
 		return func(l *clienttest.Leaf) { l.NotBefore = issued.Add(-time.Minute) }
 	}
@@ -270,7 +272,7 @@ func TestForgedAndUncovered(t *testing.T) {
 		t.Fatalf("forged: %v", err)
 	}
 	h.want(fine, "")
-	// A chain under an intermediate that the feed does not hold is not judged.
+	// A chain under an intermediate that is not in the feed is undecided.
 	second := h.ca.AddIntermediate(t)
 	newer := h.chain(func(l *clienttest.Leaf) { l.Intermediate = second })
 	h.want(newer, wire.ReasonFeedStale)
@@ -279,12 +281,13 @@ func TestForgedAndUncovered(t *testing.T) {
 	h.offer(clienttest.Feed{Number: 3, Compromised: []int{second}})
 	h.want(newer, wire.ReasonRevoked)
 	h.want(fine, "")
-	h.offer(clienttest.Feed{Number: 4}) // and stays compromised
+	h.offer(clienttest.Feed{Number: 4}) // it stays compromised
 	h.want(newer, wire.ReasonRevoked)
 }
 
-// TestCompromisedAndLeftOut: serials that went with the CRL of a compromised
-// intermediate were not rolled back; those of another were.
+// TestCompromisedAndLeftOut: serials that disappear with the CRL of a
+// compromised intermediate are not a rollback. Serials of another intermediate
+// are.
 func TestCompromisedAndLeftOut(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t, nil)
@@ -354,8 +357,8 @@ func TestClockSkew(t *testing.T) {
 	}
 }
 
-// FuzzOffer: whatever the issuer answers, what was revoked stays so and the
-// number never falls.
+// FuzzOffer: after any answer of the issuer, revoked certificates stay revoked
+// and the number never decreases.
 func FuzzOffer(f *testing.F) {
 	h := newHarness(f, nil)
 	chain := h.chain(nil)

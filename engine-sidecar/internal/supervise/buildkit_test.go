@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// withoutSeccomp takes linux.seccomp out of an OCI configuration.
+// withoutSeccomp removes linux.seccomp from an OCI configuration.
 func withoutSeccomp(file string) error {
 	data, err := os.ReadFile(file)
 	if err != nil {
@@ -32,8 +32,8 @@ func withoutSeccomp(file string) error {
 	return os.WriteFile(file, data, 0o600)
 }
 
-// engineTool gives a program of fly/local/engine out of the build cache, which
-// takes minutes the first time.
+// engineTool returns a program of fly/local/engine from the build cache. The
+// first build takes minutes.
 func engineTool(t *testing.T, name string) string {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), "go", "tool", "-n", name)
@@ -46,9 +46,9 @@ func engineTool(t *testing.T, name string) string {
 	return strings.TrimSpace(string(out))
 }
 
-// TestBuildStepCannotReachSidecar runs the probe as build steps of a real
-// BuildKit, an ordinary and a privileged one. The builds succeed, which is the
-// allowed twin.
+// TestBuildStepCannotReachSidecar runs the probe in build steps of a real
+// BuildKit, an ordinary and a privileged one. The builds themselves succeed,
+// which is the allowed case.
 func TestBuildStepCannotReachSidecar(t *testing.T) {
 	needRoot(t)
 	buildkitd, buildctl, runc := engineTool(t, "buildkitd"), engineTool(t, "buildctl"), engineTool(t, "runc")

@@ -18,10 +18,10 @@ import (
 )
 
 func init() {
-	// cgroup2 FLAGS BASE ACTOR ARGS...: runs ACTOR in cgroup BASE of a cgroup v2
-	// hierarchy that is mounted as on a machine that has no other.
+	// cgroup2 FLAGS BASE ACTOR ARGS...: runs ACTOR in cgroup BASE of a cgroup
+	// v2 hierarchy, mounted as on a machine with no other hierarchy.
 	actors["cgroup2"] = func(args []string) int {
-		runtime.LockOSThread() // a mount namespace is a thread's, until it executes
+		runtime.LockOSThread() // a mount namespace belongs to a thread until it executes
 		var flags uintptr
 		if args[0] == "ro" {
 			flags = unix.MS_RDONLY
@@ -44,8 +44,8 @@ func init() {
 	}
 }
 
-// daggerEntrypoint does what the entrypoint of Dagger's image does with cgroups,
-// on kernels that have controllers in the v2 hierarchy and on those that do not.
+// daggerEntrypoint does the cgroup steps of the entrypoint of Dagger's image,
+// on kernels with and without controllers in the v2 hierarchy.
 const daggerEntrypoint = `set -e
 cat /proc/self/cgroup
 cd /sys/fs/cgroup
@@ -100,8 +100,8 @@ func cgroup2Base(t *testing.T) (name, base string) {
 	return name, base
 }
 
-// inCgroup2 runs engine, a shell script, under a supervising actor in a cgroup of
-// its own, and returns what it printed and the folder of that cgroup.
+// inCgroup2 runs engine, a shell script, under a supervising actor in its own
+// cgroup. It returns the script's output and the folder of that cgroup.
 func inCgroup2(t *testing.T, flags, engine string) (out, base string) {
 	t.Helper()
 	name, base := cgroup2Base(t)
@@ -128,9 +128,9 @@ func foldersIn(t *testing.T, dir string) (names []string) {
 	return names
 }
 
-// TestEngineCgroup: the engine finds the root in its own cgroup, with all of the
-// sidecar's controllers, as Dagger's entrypoint wants it. Afterwards everything
-// is as before.
+// TestEngineCgroup: the engine sees its own cgroup as the root, with all of
+// the sidecar's controllers, as Dagger's entrypoint needs it. Afterwards
+// everything is as before.
 func TestEngineCgroup(t *testing.T) {
 	out, base := inCgroup2(t, "rw", `echo controllers of the sidecar: $(cat "$0"/cgroup.controllers)
 echo controllers of the engine: $(cat /sys/fs/cgroup/cgroup.controllers)
@@ -155,8 +155,8 @@ echo controllers of the engine: $(cat /sys/fs/cgroup/cgroup.controllers)
 	}
 }
 
-// TestAnotherProgramsCgroup: a cgroup that another program made next to the
-// engine's while the engine ran stays, with its controllers.
+// TestAnotherProgramsCgroup: while the engine runs, another program makes a
+// cgroup next to the engine's. It stays, with its controllers.
 func TestAnotherProgramsCgroup(t *testing.T) {
 	_, base := inCgroup2(t, "rw", daggerEntrypoint+`mkdir -p "$0"/another-program/below`)
 	left := slices.DeleteFunc(foldersIn(t, base), func(name string) bool { return strings.HasPrefix(name, "mayfly-sidecar-") })
@@ -175,8 +175,8 @@ func TestAnotherProgramsCgroup(t *testing.T) {
 	}
 }
 
-// TestEngineCgroupReadOnly: where no cgroup can be made, nothing changes and the
-// engine runs.
+// TestEngineCgroupReadOnly: where no cgroup can be created, nothing changes
+// and the engine runs.
 func TestEngineCgroupReadOnly(t *testing.T) {
 	out, base := inCgroup2(t, "ro", `cat /proc/self/cgroup; mkdir "$0"/left-by-the-engine`)
 	if want := fmt.Sprintf("0::/%s\n", filepath.Base(base)); !strings.Contains(out, want) {
@@ -187,7 +187,7 @@ func TestEngineCgroupReadOnly(t *testing.T) {
 	}
 }
 
-// TestNoEngineCgroup: on cgroup v1 nothing is made and nothing removed.
+// TestNoEngineCgroup: on cgroup v1 nothing is created or removed.
 func TestNoEngineCgroup(t *testing.T) {
 	t.Parallel()
 	if c, err := newEngineCgroup(t.TempDir()); c != nil || err == nil {

@@ -28,7 +28,7 @@ func TestEnvironment(t *testing.T) {
 	for _, c := range []struct {
 		name   string
 		own    []string
-		more   []string // beside byDefault
+		more   []string // in addition to byDefault
 		passed []string // of dropped
 	}{
 		{"by default", nil, nil, nil},
@@ -98,9 +98,9 @@ func TestMatches(t *testing.T) {
 	}
 }
 
-// FuzzEnvironment: whatever is configured, what belongs to the sidecar never
-// reaches the engine, what may be a secret only by its exact name, and nothing
-// is lost without being said.
+// FuzzEnvironment: with any configuration, the sidecar's own variables never
+// reach the engine. Possible secrets need their exact name. Every variable is
+// passed on or in dropped.
 func FuzzEnvironment(f *testing.F) {
 	f.Add("A=b", "HOME", "HOME")
 	f.Add("MAYFLY_X", "fly_api_token=1", "DAGGER_X")

@@ -23,10 +23,10 @@ import (
 )
 
 func init() {
-	// sidecar ISOLATE SOCKET PIDFILE ENGINE...: a process that holds a secret in
-	// its environment, memory and an inherited descriptor, and supervises ENGINE
-	// as the sidecar does, hiding the folder token next to PIDFILE. "-" as SOCKET waits
-	// for no answer.
+	// sidecar ISOLATE SOCKET PIDFILE ENGINE...: a process with a secret in its
+	// environment, memory and an inherited descriptor. It supervises ENGINE as
+	// the sidecar does, and hides the folder token next to PIDFILE. With "-"
+	// as SOCKET it does not wait until the engine is ready.
 	actors["sidecar"] = func(args []string) int {
 		ctx, cancel := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 		defer cancel()
@@ -59,12 +59,12 @@ func init() {
 			if err := e.Stop(stop); err != nil {
 				return complain(err)
 			}
-			return 0 // as the sidecar does: it ordered the stop
+			return 0 // like the sidecar: it ordered the stop
 		}
 		return e.ExitCode()
 	}
-	// shim RUNC ARGS...: see facts on runc without seccomp; drops it from the
-	// bundle's configuration, which this test is not about.
+	// shim RUNC ARGS...: removes seccomp from the bundle's configuration,
+	// which this test does not need. See the facts on runc without seccomp.
 	actors["shim"] = func(args []string) int {
 		for i, arg := range args {
 			if (arg == "--bundle" || arg == "-b") && i+1 < len(args) {
@@ -82,7 +82,7 @@ func complain(err error) int {
 	return 1
 }
 
-// machine runs a sidecar actor on a machine of its own with a /.fly/api.
+// machine runs a sidecar actor on its own machine with a /.fly/api.
 type machine struct {
 	*flytest.Machine
 	dir      string
@@ -92,7 +92,7 @@ type machine struct {
 	token    string // the sidecar's token file, which holds the secret
 }
 
-// replaceToken replaces the token file as programs do that renew one.
+// replaceToken replaces the token file like programs that renew a token.
 func (m *machine) replaceToken(t *testing.T, byLink bool) {
 	t.Helper()
 	next := m.token + ".next"
@@ -110,14 +110,14 @@ func (m *machine) replaceToken(t *testing.T, byLink bool) {
 	}
 }
 
-// newMachine starts the actor with a secret around it; the descriptor is left
-// open by a shell, which knows no close-on-exec.
+// newMachine starts the actor with a secret around it. A shell, which does not
+// use close-on-exec, leaves the descriptor open.
 func newMachine(t *testing.T, isolate bool, socket string, engine ...string) *machine {
 	t.Helper()
 	return newMachineBehind(t, nil, isolate, socket, engine...)
 }
 
-// newMachineBehind is newMachine whose actor is started by another program.
+// newMachineBehind is newMachine with an actor that another program starts.
 func newMachineBehind(t *testing.T, starter []string, isolate bool, socket string, engine ...string) *machine {
 	t.Helper()
 	needRoot(t)
@@ -186,7 +186,7 @@ func reverse(s string) string {
 	return string(b)
 }
 
-// child waits for the actor's engine and gives its child's PID.
+// child waits for the actor's engine and returns its child's PID.
 func (m *machine) child(t *testing.T) int {
 	t.Helper()
 	var pid int
@@ -201,7 +201,7 @@ func (m *machine) child(t *testing.T) int {
 	return pid
 }
 
-// await looks every few milliseconds, for as long as a slow machine needs.
+// await polls every few milliseconds, as long as a slow machine needs.
 func await(t *testing.T, what string, ok func() bool) {
 	t.Helper()
 	tick := time.NewTicker(5 * time.Millisecond)
@@ -228,9 +228,9 @@ func buildProbe(t *testing.T, dir string) string {
 	return file
 }
 
-// TestEngineCannotReachSidecar has a hostile engine look for everything that
-// the sidecar and the machine hold; its twin outside of isolation finds it,
-// which shows that the probe can.
+// TestEngineCannotReachSidecar: a hostile engine searches for everything that
+// the sidecar and the machine hold. The same engine without isolation finds
+// it, which shows that the probe works.
 func TestEngineCannotReachSidecar(t *testing.T) {
 	t.Parallel()
 	probe := buildProbe(t, t.TempDir())
@@ -268,19 +268,19 @@ func TestEngineCannotReachSidecar(t *testing.T) {
 	}
 }
 
-// TestNothingIsLeft kills the sidecar, which can do nothing then, or stops it,
-// and looks for its engine's processes, namespaces and mounts.
+// TestNothingIsLeft kills the sidecar, so that it cannot clean up, or stops
+// it. It then looks for the engine's processes, namespaces and mounts.
 func TestNothingIsLeft(t *testing.T) {
 	t.Parallel()
 	both(t, func(t *testing.T, isolate bool) {
 		ways := []string{"killed", "stopped", "engine crashed"}
 		if isolate {
-			ways = append(ways, "child killed") // nothing but a namespace survives that
+			ways = append(ways, "child killed") // only a namespace cleans up after that
 		}
 		for _, how := range ways {
 			t.Run(how, func(t *testing.T) {
 				t.Parallel()
-				// An engine with a child in a session of its own, and an orphan.
+				// An engine with a child in another session, and an orphan.
 				m := newMachine(t, isolate, "-", "sh", "-c",
 					`trap 'exit 0' TERM; (setsid sleep 1000 &); sleep 1000 & echo > {dir}/up; wait`)
 				await(t, "engine", func() bool { _, err := os.Stat(filepath.Join(m.dir, "up")); return err == nil })
@@ -356,7 +356,7 @@ func childrenOf(pid int) []int {
 	return pids
 }
 
-// descendants lists pid and everything below it.
+// descendants returns pid and all its descendants.
 func descendants(pid int) []int {
 	all := []int{pid}
 	for _, c := range childrenOf(pid) {

@@ -22,8 +22,8 @@ import (
 )
 
 func init() {
-	// wait SOCKET FILE: on SIGTERM it ends only when FILE is there, as Dagger
-	// does when its clients are gone, and never otherwise.
+	// wait SOCKET FILE: on SIGTERM it ends only once FILE exists, as Dagger
+	// ends once its clients are gone.
 	actors["wait"] = func(args []string) int {
 		stop := make(chan os.Signal, 1)
 		signal.Notify(stop, syscall.SIGTERM)
@@ -40,8 +40,8 @@ func init() {
 			time.Sleep(time.Millisecond)
 		}
 	}
-	// slow SOCKET: listens at once, answers when it has got SIGUSR1, and then
-	// says READY=1.
+	// slow SOCKET: listens at once, answers after SIGUSR1, and then sends
+	// READY=1.
 	actors["slow"] = func(args []string) int {
 		begin := make(chan os.Signal, 1)
 		signal.Notify(begin, syscall.SIGUSR1)
@@ -66,7 +66,7 @@ func init() {
 		_, _ = io.WriteString(conn, "STATUS=up\nREADY=1\n")
 		select {}
 	}
-	// orphans DIR: a subreaper that reaps orphans, and its own children too.
+	// orphans DIR: a subreaper that reaps orphans, and also its own children.
 	actors["orphans"] = func(args []string) int {
 		if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 			return complain(err)
@@ -84,7 +84,7 @@ func init() {
 		var pid int
 		data, _ := os.ReadFile(filepath.Join(args[0], "orphan"))
 		fmt.Sscan(string(data), &pid)
-		for unix.Kill(pid, 0) == nil { // a dead child counts until it is reaped
+		for unix.Kill(pid, 0) == nil { // a dead child exists until it is reaped
 			time.Sleep(10 * time.Millisecond)
 		}
 		cancel()
@@ -142,8 +142,8 @@ func TestStopKillsWhatDoesNotStop(t *testing.T) {
 	})
 }
 
-// TestReady has a listening engine that does not answer count as not ready,
-// and its READY=1 hurry the answer.
+// TestReady: a listening engine that does not answer is not ready. READY=1
+// triggers a probe at once.
 func TestReady(t *testing.T) {
 	t.Parallel()
 	both(t, func(t *testing.T, isolate bool) {
@@ -223,10 +223,10 @@ func TestReapOrphans(t *testing.T) {
 	if out, err := exec.CommandContext(patience(t), args[0], args[1:]...).CombinedOutput(); err != nil {
 		t.Errorf("%v\n%s", err, out)
 	}
-	ReapOrphans(t.Context()) // returns at once: this process adopts nobody
+	ReapOrphans(t.Context()) // returns at once: this process adopts no children
 }
 
-// TestIsolationNeedsRoot runs the actor as nobody.
+// TestIsolationNeedsRoot runs the actor as an unprivileged user.
 func TestIsolationNeedsRoot(t *testing.T) {
 	t.Parallel()
 	needRoot(t)
@@ -265,8 +265,8 @@ func copyFile(t *testing.T, from, to string) {
 	}
 }
 
-// TestHide covers a folder and a file, in an engine that looks, beside one
-// that is not isolated and sees both.
+// TestHide hides a folder and a file from an engine. An engine without
+// isolation sees both.
 func TestHide(t *testing.T) {
 	t.Parallel()
 	both(t, func(t *testing.T, isolate bool) {

@@ -16,8 +16,8 @@ import (
 	"time"
 )
 
-// TestMain lets the test binary be the sidecar's hidden subcommand, as well as
-// the engines and sidecars that the tests run.
+// TestMain lets the test binary run as the sidecar's hidden subcommand, and as
+// the engines and sidecars of the tests.
 func TestMain(m *testing.M) {
 	if IsChild(os.Args[1:]) {
 		os.Exit(Child(os.Args[1:]))
@@ -35,7 +35,8 @@ func actor(name string, args ...string) []string {
 	return append([]string{os.Args[0], "__test", name}, args...)
 }
 
-// needRoot skips, or fails where everything is required.
+// needRoot skips the test without root, or fails it where all tests are
+// required.
 func needRoot(t *testing.T) {
 	t.Helper()
 	if os.Geteuid() == 0 {
@@ -54,7 +55,7 @@ func patience(t *testing.T) context.Context {
 	return ctx
 }
 
-// start starts an engine and ends it with the test.
+// start starts an engine and stops it at the end of the test.
 func start(t *testing.T, o Options) *Engine {
 	t.Helper()
 	if o.Socket == "" {
@@ -68,7 +69,7 @@ func start(t *testing.T, o Options) *Engine {
 	return e
 }
 
-// both runs f for an isolated engine and one that is not.
+// both runs f for an isolated engine and for one without isolation.
 func both(t *testing.T, f func(t *testing.T, isolate bool)) {
 	for _, isolate := range []bool{true, false} {
 		t.Run(fmt.Sprintf("isolate=%v", isolate), func(t *testing.T) {
@@ -88,7 +89,7 @@ func init() {
 		fmt.Sscan(args[0], &code)
 		return code
 	}
-	// raise SIGNAL: dies of it
+	// raise SIGNAL: dies from it
 	actors["raise"] = func(args []string) int {
 		var sig int
 		fmt.Sscan(args[0], &sig)
@@ -96,7 +97,8 @@ func init() {
 		_ = syscall.Kill(os.Getpid(), syscall.Signal(sig))
 		select {}
 	}
-	// echo SOCKET: a generic engine, which exits 7 on SIGTERM and 8 on SIGUSR1
+	// echo SOCKET: an engine that echoes, and exits with 7 on SIGTERM and 8 on
+	// SIGUSR1
 	actors["echo"] = func(args []string) int {
 		signals := make(chan os.Signal, 4)
 		signal.Notify(signals, syscall.SIGTERM, syscall.SIGUSR1)
