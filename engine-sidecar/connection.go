@@ -30,7 +30,7 @@ type connection struct {
 
 	mu    sync.Mutex
 	relay *relay.Relay // nil until bytes flow
-	cut   string       // reason of a cut before that
+	cut   string       // reason of a cut before bytes flow
 }
 
 // serve prepares the connection and starts carry in a new goroutine. This

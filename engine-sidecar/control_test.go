@@ -73,8 +73,8 @@ func until(end time.Time) func(*clienttest.Leaf) {
 	return func(l *clienttest.Leaf) { l.Run, l.NotAfter = "77/1/5", end }
 }
 
-// TestThief: a relay under a stolen certificate gains nothing by the owner's
-// renewal (ATTACKS 61).
+// TestThief: the owner's renewal does not extend a relay under a stolen
+// certificate (ATTACKS 61).
 func TestThief(t *testing.T) {
 	t.Parallel()
 	w := start(t)
@@ -99,7 +99,8 @@ func TestThief(t *testing.T) {
 	w.refusedByTLS(stolen, wire.ALPNRelay, "expired certificate")
 }
 
-// TestHoldOfOthers: ATTACKS 62.
+// TestHoldOfOthers: a client holds only relays of its own SPIFFE ID and run
+// (ATTACKS 62).
 func TestHoldOfOthers(t *testing.T) {
 	t.Parallel()
 	w := start(t)
@@ -124,7 +125,8 @@ func TestHoldOfOthers(t *testing.T) {
 	}
 }
 
-// TestFirstSerialRevoked: ATTACKS 63.
+// TestFirstSerialRevoked: a renewed relay is cut when its first certificate is
+// revoked (ATTACKS 63).
 func TestFirstSerialRevoked(t *testing.T) {
 	t.Parallel()
 	w := start(t)

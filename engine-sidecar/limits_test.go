@@ -150,7 +150,8 @@ func header(tb testing.TB, version byte, from string) []byte {
 	return b
 }
 
-// TestProxyProtocol: ATTACKS 67.
+// TestProxyProtocol: a valid header sets the client's address, and a connection
+// without one is refused (ATTACKS 67).
 func TestProxyProtocol(t *testing.T) {
 	t.Parallel()
 	w := setUp(t)

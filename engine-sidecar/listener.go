@@ -30,9 +30,9 @@ const (
 )
 
 // maxHandshake bounds the bytes that a client may send before it is
-// authenticated. Mayfly's clients send 4 KB, and a client with three
-// certificates of 4096 bits of RSA 8 KB. crypto/tls alone accepts 256 KB from
-// a stranger, and verifies a hundred signatures in it.
+// authenticated. Mayfly's clients send 4 KB, and a client with three 4096-bit
+// RSA certificates sends 8 KB. crypto/tls alone accepts 256 KB from a
+// stranger, and verifies a hundred signatures in it.
 const maxHandshake = 32 << 10
 
 // handshakeConn bounds the bytes that are read during the handshake.
@@ -241,8 +241,8 @@ func (f *listener) address(tcp *net.TCPConn, w *pendingConn, deadline time.Time)
 	return addr, nil
 }
 
-// failed logs a failed handshake. Only a certificate that does not verify
-// causes a warning.
+// failed logs a failed handshake. It logs a warning only if the client has
+// presented a certificate.
 func (f *listener) failed(err error, remote netip.AddrPort) {
 	result := "failed"
 	if errors.Is(err, errHandshakeRate) {

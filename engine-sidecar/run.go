@@ -46,8 +46,9 @@ type sidecar struct {
 }
 
 // Run runs a sidecar until ctx ends, and then drains: see Config.DrainTimeout.
-// exit is the program's exit code: 0 after an ordered stop or an idle end, the
-// engine's own when the engine ended by itself, otherwise 1 with an error.
+// exit is the program's exit code. It is 0 after an ordered stop or an idle
+// end, the engine's own when the engine ended by itself, otherwise 1 with an
+// error.
 func Run(ctx context.Context, cfg Config) (exit int, err error) {
 	if err := cfg.Validate(); err != nil {
 		return 1, err
@@ -188,7 +189,7 @@ func (s *sidecar) boot(ctx, life context.Context) (ready bool, err error) {
 	}
 }
 
-// bootError explains why boot failed. It returns nil when ctx has ended.
+// bootError returns why boot failed, or nil when ctx has ended.
 func (s *sidecar) bootError(ctx, limit context.Context, err error) error {
 	switch {
 	case ctx.Err() != nil:
@@ -226,7 +227,7 @@ func (s *sidecar) watch(ctx, life context.Context) (int, error) {
 	idle := newIdle(s.cfg, time.Now())
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
-	var away time.Time // when listening stopped; zero while it goes on
+	var away time.Time // when listening stopped; zero while listening
 	stale := false
 	for {
 		select {

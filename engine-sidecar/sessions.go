@@ -54,7 +54,7 @@ type session struct {
 	bytes    byteCounter
 
 	// Owned by of.mu.
-	reported bool // the issuer has the opening
+	reported bool // the issuer has the opening report
 	closedAt time.Time
 	reason   string
 	toldAt   time.Time

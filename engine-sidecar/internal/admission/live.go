@@ -7,7 +7,7 @@ import (
 	"github.com/mayfly-ca/mayfly/engine-sidecar/internal/revocation"
 )
 
-// AdmittedRelay is an admitted relay.
+// AdmittedRelay is a relay in the table of a Gate.
 type AdmittedRelay struct {
 	gate   *Gate
 	name   string

@@ -16,9 +16,9 @@ import (
 const (
 	// lookAtMemory is the interval of the checks.
 	lookAtMemory = 3 * time.Second
-	// quietly is the most that an idle sidecar allocates between two checks,
-	// in bytes, or a sixteenth of the memory in use if that is more. Many idle
-	// relays still send reports.
+	// quietly bounds what an idle sidecar allocates between two checks, in
+	// bytes. The bound is a sixteenth of the memory in use if that is more,
+	// since many idle relays still cause reports.
 	quietly = 1 << 20
 	// returns is how often memory is returned in one idle period. A stack
 	// shrinks by half each time, and pools are empty after the second.

@@ -358,8 +358,8 @@ func TestEchoCountsBytes(t *testing.T) {
 }
 
 // TestPausedReader: a client that stops reading for longer than the bound on
-// lost peers loses nothing. The engine still writes, has ended, or has its
-// last bytes in the kernel.
+// lost peers loses nothing. The engine may still write, have ended, or have
+// its last bytes in the kernel.
 func TestPausedReader(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -370,7 +370,7 @@ func TestPausedReader(t *testing.T) {
 			if err := p.relay.conn.KeepAlive(time.Second); err != nil {
 				t.Fatal(err)
 			}
-			if !bounded { // without the timer, the kernel's bound alone would cut the client
+			if !bounded { // without the timer, the kernel's bound alone may cut the client
 				p.relay.conn.peerTimeout.mu.Lock()
 				p.relay.conn.peerTimeout.timeout = 0
 				p.relay.conn.peerTimeout.mu.Unlock()

@@ -9,11 +9,11 @@ import (
 	"unsafe"
 )
 
-// For its whole life a tls.Conn keeps the largest record that it ever read (24
-// KB), the handshake's messages (3 KB) and the peer's parsed certificates (12
-// KB). This is four fifths of the cost of an idle relay. crypto/tls has no way
-// to free them, so this file clears its fields: buffers only while they are
-// empty and no reader is active, certificates after the handshake.
+// A tls.Conn keeps the largest record that it ever read (24 KB), the
+// handshake's messages (3 KB) and the peer's parsed certificates (12 KB). This
+// is four fifths of the cost of an idle relay. crypto/tls has no way to free
+// them, so this file clears its fields: buffers only while they are empty and
+// no reader is active, certificates after the handshake.
 //
 // The fields are found by name and type when the program starts. With a Go
 // version that has other fields nothing is freed, relays cost more, and
