@@ -119,8 +119,8 @@ func TestLogInjection(t *testing.T) {
 	}
 }
 
-// TestControlFlood: a client that sends too many lines on its control
-// connection is read later. Other clients are not delayed.
+// TestControlFlood: lines over a control connection's rate are read later.
+// Other clients are not delayed.
 func TestControlFlood(t *testing.T) {
 	t.Parallel()
 	w := start(t)
