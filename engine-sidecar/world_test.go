@@ -300,9 +300,10 @@ func setUp(tb testing.TB) *world {
 // echo serves every connection of the engine: it echoes all bytes, and
 // supports half-close.
 func (w *world) echo() {
+	ln := w.engine
 	go func() {
 		for {
-			c, err := w.engine.Accept()
+			c, err := ln.Accept()
 			if err != nil {
 				return
 			}
