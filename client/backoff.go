@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// backoff gives waits that double from min to max, each between half and all of
-// its step, so that a matrix of jobs does not come back in one wave.
+// backoff returns waits that double from min to max. Each wait is random, between
+// half of its step and the whole, so that many jobs do not retry at once.
 type backoff struct {
 	min, max time.Duration
 	step     time.Duration
@@ -20,7 +20,7 @@ func (b *backoff) next() time.Duration {
 
 func (b *backoff) reset() { b.step = 0 }
 
-// sleep waits for d or for the context's end, whose error it returns.
+// sleep waits for d. If ctx ends first, it returns ctx's error.
 func sleep(ctx context.Context, d time.Duration) error {
 	t := time.NewTimer(d)
 	defer t.Stop()

@@ -1,16 +1,16 @@
 // Package client gives a CI job mutually authenticated connections to a build
-// engine, with no secret stored anywhere: it trades the job's OIDC token for a
-// certificate that lives an hour, renews it while the job runs, and dials the
-// engine's sidecar with it.
+// engine, with no stored secret. It exchanges the job's OIDC token for a
+// certificate that is valid for an hour, renews it while the job runs, and dials
+// the engine's sidecar with it.
 //
-// New mints. DialContext returns a connection whose bytes are the engine's own;
-// Proxy does so for every connection that a listener accepts, which is what
-// tools want that know addresses and no certificates. TLSConfig is for programs
-// that dial by themselves.
+// New obtains the first certificate. DialContext returns a connection that
+// carries only the engine's bytes. Proxy relays each connection that a listener
+// accepts, for tools that take an address and no certificate. TLSConfig is for
+// programs that dial by themselves.
 //
-// The package and its rooms import the standard library, go-spiffe's spiffeid
-// and ca/identity, so that a pipeline that imports it takes on nothing else.
-// Keys stay in memory, and nothing here logs one, or a token.
+// The package and its subpackages import only the standard library, go-spiffe's
+// spiffeid and ca/identity, so that a pipeline that imports them gets few
+// dependencies. Keys stay in memory. The package logs no key and no token.
 package client
 
 import (
@@ -32,47 +32,47 @@ import (
 )
 
 // DefaultWakeTimeout is how long a dial waits for an engine whose machine is
-// asleep, when Config says nothing.
+// asleep. It applies when Config.WakeTimeout is 0.
 const DefaultWakeTimeout = 3 * time.Minute
 
 // Config is what a Client needs. Only Issuer must be set.
 type Config struct {
 	// Issuer is the issuer's URL: https, or http on loopback.
 	Issuer string
-	// CAFile is a PEM file of the roots of the issuer's TLS certificate; empty
-	// means the system's.
+	// CAFile is a PEM file with the roots for the issuer's TLS certificate. Empty
+	// means the system's roots.
 	CAFile string
 	// TrustAnchor pins mayfly's root: "sha256:" and the hex SHA-256 of its DER.
-	// Empty believes the trust bundle that the issuer sends.
+	// Empty trusts the trust bundle that the issuer sends.
 	TrustAnchor string
-	// Audience of the tokens, "mayfly:<trust domain>"; empty asks the issuer.
+	// Audience of the tokens, "mayfly:<trust domain>". Empty asks the issuer.
 	Audience string
-	// Source gives the tokens; nil means the platform's, tokensource.Parse("auto").
+	// Source provides the tokens; nil means tokensource.Parse("auto").
 	Source tokensource.Source
-	// Engine is the one engine that the certificate is for; empty means all
-	// that the policy's rule grants.
+	// Engine is the one engine that the certificate is for. Empty means all
+	// engines that the policy's rule grants.
 	Engine string
-	// OneEngine, with an empty Engine, wants a certificate for one engine: a
-	// rule that grants several is a *wire.Problem several-engines, which names
-	// them, and nothing is issued.
+	// OneEngine, with an empty Engine, requests a certificate for one engine. If
+	// the rule grants several, the issuer issues nothing and the error is a
+	// *wire.Problem several-engines, which names them.
 	OneEngine bool
 	// WakeTimeout bounds how long a dial waits for an engine that does not
-	// answer; 0 means DefaultWakeTimeout.
+	// answer. 0 means DefaultWakeTimeout.
 	WakeTimeout time.Duration
-	// Logger gets what happens in the background; nil discards it.
+	// Logger receives background events; nil discards them.
 	Logger *slog.Logger
-	// Progress hears of every Event, from any goroutine. It must not block.
+	// Progress is called for each Event, from any goroutine. It must not block.
 	Progress func(Event)
-	// Dial makes the TCP connections to the issuer and to engines; nil means a
-	// net.Dialer's.
+	// Dial makes the TCP connections to the issuer and to engines. Nil means a
+	// net.Dialer.
 	Dial DialFunc
-	// EdgeRoots verify the outer TLS of edge:// endpoints; nil means the
-	// system's.
+	// EdgeRoots verify the outer TLS of edge:// endpoints. Nil means the system's
+	// roots.
 	EdgeRoots *x509.CertPool
 }
 
-// Client holds one certificate at a time, and renews it at half life until
-// Close. It is safe for concurrent use.
+// Client holds one certificate at a time and renews it at half its lifetime
+// until Close. It is safe for concurrent use.
 type Client struct {
 	cfg      Config
 	issuer   *Issuer
@@ -81,10 +81,10 @@ type Client struct {
 
 	cred atomic.Pointer[Credential]
 	feed atomic.Pointer[receivedFeed]
-	// minting and fetching each let one goroutine through, and can be waited
-	// for with a context.
+	// minting and fetching are locks: each lets one goroutine in, and a goroutine
+	// can wait for it with a context.
 	minting, fetching chan struct{}
-	// renewal is why the last renewal failed; nil when it did not.
+	// renewal is the error of the last renewal; nil if it succeeded.
 	renewal atomic.Pointer[renewalError]
 	stats   counters
 
@@ -98,11 +98,11 @@ type Client struct {
 
 type renewalError struct{ err error }
 
-// ErrClosed is what a closed Client's methods return.
+// ErrClosed is the error of methods that are called after Close.
 var ErrClosed = errors.New("client is closed")
 
-// New mints the first certificate and starts the renewal of it. Its errors are
-// those of Issuer.Mint; see there.
+// New obtains the first certificate and starts its renewal. Its errors are those
+// of Issuer.Mint.
 func New(ctx context.Context, cfg Config) (*Client, error) {
 	issuer, err := newIssuer(cfg.Issuer, cfg.CAFile, cfg.TrustAnchor, cfg.Dial)
 	if err != nil {
@@ -138,8 +138,8 @@ func New(ctx context.Context, cfg Config) (*Client, error) {
 	return c, nil
 }
 
-// resolveAudience is the configured audience, or the issuer's, which must be one of
-// mayfly's: the runner would hand out a token for any service.
+// resolveAudience returns the configured audience, or the issuer's. The audience
+// must be one of mayfly's, because the runner issues a token for any service.
 func (c *Client) resolveAudience(ctx context.Context) (string, error) {
 	if c.cfg.Audience != "" {
 		if err := tokensource.CheckAudience(c.cfg.Audience); err != nil {
@@ -158,8 +158,8 @@ func (c *Client) resolveAudience(ctx context.Context) (string, error) {
 	return info.Audience, nil
 }
 
-// issuerInfo is asked once per client, by when the issuer's machine may be
-// asleep.
+// issuerInfo gets the issuer's info, with retries, because the issuer's machine
+// may be asleep. New calls it at most once.
 func (c *Client) issuerInfo(ctx context.Context) (wire.Info, error) {
 	b := backoff{min: mintDelayMin, max: mintDelayMax}
 	for attempt := 1; ; attempt++ {
@@ -173,13 +173,13 @@ func (c *Client) issuerInfo(ctx context.Context) (wire.Info, error) {
 	}
 }
 
-// Issuer is the issuer that the client mints at.
+// Issuer returns the issuer of the client's certificates.
 func (c *Client) Issuer() *Issuer { return c.issuer }
 
-// Credential is the present certificate with its key.
+// Credential returns the current certificate with its key.
 func (c *Client) Credential() *Credential { return c.cred.Load() }
 
-// Info describes the present certificate.
+// Info describes the current certificate.
 type Info struct {
 	Issuer     string        `json:"issuer"`
 	Serial     string        `json:"serial"`
@@ -191,7 +191,7 @@ type Info struct {
 	Engines    []wire.Engine `json:"engines"`
 }
 
-// Info describes the present certificate.
+// Info returns a description of the current certificate.
 func (c *Client) Info() Info {
 	r := c.cred.Load().Response
 	return Info{
@@ -201,11 +201,11 @@ func (c *Client) Info() Info {
 }
 
 // TLSConfig returns the configuration for a program that dials the engine by
-// itself, as gRPC's does; the server name and the engine's identity are in it.
-// It offers no protocol: add h2 to NextProtos if the program speaks it and does
-// not add it on its own. Connections end at the NotAfter of the certificate
-// that they were dialed with. With several engines granted, Config.Engine must
-// have named one; else every handshake fails.
+// itself, as gRPC does. It sets the server name and checks the engine's identity.
+// It offers no protocol: add h2 to NextProtos if the program needs it and does not
+// add it on its own. A connection ends at the NotAfter of the certificate that it
+// was dialed with. If several engines are granted, Config.Engine must name one;
+// otherwise every handshake fails.
 func (c *Client) TLSConfig() *tls.Config {
 	cred := c.cred.Load()
 	engine, err := c.engineFor(cred, "")
@@ -227,7 +227,7 @@ func (c *Client) TLSConfig() *tls.Config {
 	})
 }
 
-// liveSource presents whatever certificate is the newest.
+// liveSource presents the newest certificate.
 type liveSource struct{ c *Client }
 
 func (s liveSource) Certificate() (*tls.Certificate, error) {
@@ -243,8 +243,8 @@ func (s liveSource) Certificate() (*tls.Certificate, error) {
 func (s liveSource) Roots() *x509.CertPool { return s.c.cred.Load().Roots() }
 
 // Close ends the renewal and every connection that DialContext and Proxy made,
-// and waits for the client's goroutines. The certificate is not revoked: it
-// ends by itself.
+// and waits for the client's goroutines. It does not revoke the certificate, which
+// soon expires.
 func (c *Client) Close() error {
 	c.mu.Lock()
 	c.closed = true
@@ -263,8 +263,8 @@ func (c *Client) Close() error {
 	return nil
 }
 
-// start runs f in a goroutine until it returns or Close ends its context. It
-// reports whether it did: a closed client starts nothing.
+// start runs f in a goroutine until f returns or Close cancels its context. It
+// reports whether it started f: a closed client starts nothing.
 func (c *Client) start(f func(context.Context)) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()

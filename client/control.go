@@ -11,39 +11,39 @@ import (
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
-// Times of a control connection, beside wire's.
+// Times of a control connection, in addition to those of package wire.
 const (
 	controlDelayMin  = 250 * time.Millisecond
 	controlDelayMax  = 5 * time.Second
 	controlDial      = 15 * time.Second
 	controlHandover  = 5 * time.Second
 	controlWriteTime = 10 * time.Second
-	// maxHolds is how often one control connection asks to hold a relay that
-	// the sidecar does not confirm.
+	// maxHolds is how often a control connection asks the sidecar to hold a relay
+	// before it gives up.
 	maxHolds = 3
 )
 
-// engineRelays is the relays that a client has at one engine, and the control
-// connection that holds them there: one at a time, under the newest
-// certificate, for as long as there are relays.
+// engineRelays tracks the client's relays to one engine and the control
+// connection that holds them. While there are relays, there is one control
+// connection, under the newest certificate.
 type engineRelays struct {
 	c      *Client
 	engine string
-	// wake tells run that relays or the certificate have changed.
+	// wake signals run that the relays or the certificate have changed.
 	wake chan struct{}
 
 	mu      sync.Mutex
 	relays  map[*relay]struct{}
 	running bool
 	closed  bool
-	// refused is the last refusal of a control connection, and for which
-	// certificate; a later success clears it.
+	// refused is the last refusal of a control connection, with the serial of the
+	// refused certificate. A later success clears it.
 	refused *RejectedError
-	// silence fires when the engine's machine has given no sign of life.
+	// silence fires when the engine's machine has sent nothing for too long.
 	silence *time.Timer
 }
 
-// relaysTo returns the engine's, made at the first relay.
+// relaysTo returns the relays to an engine. The first call for an engine makes them.
 func (c *Client) relaysTo(engine string) (*engineRelays, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -58,7 +58,7 @@ func (c *Client) relaysTo(engine string) (*engineRelays, error) {
 	return t, nil
 }
 
-// add takes a relay in, and starts the control connection with the first.
+// add adds a relay, and starts the control connection with the first one.
 func (t *engineRelays) add(r *relay) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -124,7 +124,7 @@ func (t *engineRelays) refusal() *RejectedError {
 	return t.refused
 }
 
-// resetSilence is a sign of life from the engine's machine.
+// resetSilence restarts the silence timer, because the engine's machine sent something.
 func (t *engineRelays) resetSilence() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -133,11 +133,11 @@ func (t *engineRelays) resetSilence() {
 	}
 }
 
-// silent cuts every relay that a control connection has held: the machine is
-// gone, or the network to it, and nothing else may tell us for minutes. One
-// that was never held is left to the kernel's timers: its sidecar does not
-// judge it by pings either. When control connections are refused, the machine
-// lives.
+// silent cuts every relay that a control connection has held: the machine or the
+// network is gone, and no other signal may arrive for minutes. It leaves a relay
+// that was never held to the kernel's timers, because the sidecar does not judge
+// that relay by pings either. If control connections are refused, the machine
+// is alive and silent cuts nothing.
 func (t *engineRelays) silent() {
 	if t.refusal() != nil {
 		t.resetSilence()
@@ -148,10 +148,10 @@ func (t *engineRelays) silent() {
 			r.end(ReasonSilence, nil)
 		}
 	}
-	t.resetSilence() // the next look
+	t.resetSilence() // for the next check
 }
 
-// idle ends run when there are no relays.
+// idle reports whether there are no relays, and if so marks run as ended.
 func (t *engineRelays) idle() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -163,9 +163,9 @@ func (t *engineRelays) idle() bool {
 	return true
 }
 
-// run keeps a control connection open while there are relays: the next one
-// after a renewal, which takes over before the old one closes, or after a
-// reset.
+// run keeps a control connection open while there are relays. It opens another
+// one after a renewal or a reset. After a renewal, the new connection takes over
+// before the old one closes.
 func (t *engineRelays) run(ctx context.Context) {
 	var now *control
 	defer func() {
@@ -201,8 +201,8 @@ func (t *engineRelays) run(ctx context.Context) {
 	}
 }
 
-// next opens a control connection under cred and closes the old one once the
-// new one holds the relays.
+// next opens a control connection under cred. It closes the old one once the new
+// one holds the relays.
 func (t *engineRelays) next(ctx context.Context, cred *Credential, old *control) (*control, error) {
 	ctx, cancel := context.WithTimeout(ctx, controlDial)
 	defer cancel()
@@ -240,15 +240,15 @@ func (t *engineRelays) next(ctx context.Context, cred *Credential, old *control)
 type control struct {
 	t    *engineRelays
 	conn *engineConn
-	done chan struct{} // closed when the connection no longer serves
+	done chan struct{} // closed when the connection has ended
 	stop func()        // closes done, once
 	wg   sync.WaitGroup
 
 	mu    sync.Mutex
-	asked map[*relay]int // how often, of relays that are not held yet
+	asked map[*relay]int // how often each relay was asked for; only relays not held yet
 	names map[string]*relay
 	held  map[*relay]struct{}
-	// news wakes waitHeld when asked shrinks.
+	// news signals waitHeld that asked has shrunk.
 	news chan struct{}
 }
 
@@ -264,7 +264,7 @@ func newControl(t *engineRelays, conn *engineConn) *control {
 	return k
 }
 
-// ended is closed when the connection no longer serves; nil for no connection.
+// ended returns a channel that is closed when the connection has ended, or nil if k is nil.
 func (k *control) ended() <-chan struct{} {
 	if k == nil {
 		return nil
@@ -280,8 +280,8 @@ func (k *control) close() {
 	k.wg.Wait()
 }
 
-// hold asks the sidecar to tie relays to this connection's certificate. A relay
-// that was dialed with a newer one waits for the next connection.
+// hold asks the sidecar to tie relays to this connection's certificate. It skips
+// a relay that was dialed with a newer certificate; the next connection holds it.
 func (k *control) hold(relays []*relay) {
 	k.mu.Lock()
 	present := make(map[*relay]struct{}, len(relays))
@@ -301,7 +301,7 @@ func (k *control) hold(relays []*relay) {
 	k.sendHold(names)
 }
 
-// forget drops relays that are over. k.mu is held.
+// forget drops the relays that are not in present. The caller holds k.mu.
 func (k *control) forget(present map[*relay]struct{}) {
 	for name, r := range k.names {
 		if _, ok := present[r]; !ok {
@@ -312,7 +312,7 @@ func (k *control) forget(present map[*relay]struct{}) {
 	}
 }
 
-// resendHolds repeats holds that were not confirmed.
+// resendHolds repeats the holds that the sidecar has not confirmed.
 func (k *control) resendHolds() {
 	k.mu.Lock()
 	var names []string
@@ -335,8 +335,8 @@ func (k *control) sendHold(names []string) {
 	}
 }
 
-// waitHeld waits until the sidecar has confirmed every hold, or for so long. It
-// returns false when the connection ended before.
+// waitHeld waits until the sidecar has confirmed every hold, but no longer than
+// most. It returns false if the connection ended first.
 func (k *control) waitHeld(ctx context.Context, most time.Duration) bool {
 	ctx, cancel := context.WithTimeout(ctx, most)
 	defer cancel()
@@ -372,7 +372,7 @@ func (k *control) ping() {
 	}
 }
 
-// send writes one line. crypto/tls keeps concurrent writes whole.
+// send writes one line. crypto/tls does not interleave concurrent writes.
 func (k *control) send(m wire.Control) {
 	line, err := m.Line()
 	if err == nil {
@@ -384,7 +384,7 @@ func (k *control) send(m wire.Control) {
 	}
 }
 
-// read reads lines until the connection ends, is silent or breaks the protocol.
+// read reads lines until the connection ends, falls silent or breaks the protocol.
 func (k *control) read() {
 	defer k.stop()
 	lines := bufio.NewReaderSize(k.conn, wire.MaxControlLine)
@@ -407,7 +407,7 @@ func (k *control) read() {
 
 func (k *control) ending(err error) {
 	select {
-	case <-k.done: // we end it
+	case <-k.done: // the client ended it
 	default:
 		k.t.c.log.Info("control connection ended", "engine", k.t.engine, "serial", k.conn.cred.Serial(), "error", err)
 	}

@@ -24,14 +24,14 @@ import (
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
-// Credential is one certificate with its key, the roots that its engine is
-// verified by and the revocation feed that came with it. Its key exists in
-// memory only. It is made by Issuer.Mint, which has checked all of it, is
-// immutable, and is a mtls.Source.
+// Credential is a certificate with its key, the roots that verify its engine and
+// the revocation feed that came with it. The key exists in memory only.
+// Issuer.Mint makes a Credential after it has checked all parts. A Credential is
+// immutable and is a mtls.Source.
 type Credential struct {
 	// Response is the issuer's answer.
 	Response wire.IssueResponse
-	// Claims is what the certificate says about its holder.
+	// Claims is the identity in the certificate.
 	Claims      identity.Identity
 	TrustDomain spiffeid.TrustDomain
 	// Leaf is the certificate.
@@ -45,7 +45,7 @@ type Credential struct {
 	feed  receivedFeed
 }
 
-// receivedFeed is a feed and when it came, by the monotonic clock too.
+// receivedFeed is a feed and when it arrived. The time includes the monotonic clock.
 type receivedFeed struct {
 	*mtls.Feed
 	at time.Time
@@ -54,22 +54,22 @@ type receivedFeed struct {
 // Certificate implements mtls.Source.
 func (c *Credential) Certificate() (*tls.Certificate, error) { return &c.cert, nil }
 
-// Chain is the verified chain: leaf first, root last.
+// Chain returns the verified chain: leaf first, root last.
 func (c *Credential) Chain() []*x509.Certificate { return slices.Clone(c.chain) }
 
 // Roots implements mtls.Source.
 func (c *Credential) Roots() *x509.CertPool { return c.pool }
 
-// RootCertificates is the trust bundle, pinned; ParseFeed wants it.
+// RootCertificates returns the pinned trust bundle, as mtls.ParseFeed takes it.
 func (c *Credential) RootCertificates() []*x509.Certificate { return slices.Clone(c.roots) }
 
-// Feed is the revocation feed that came with the certificate.
+// Feed returns the revocation feed that came with the certificate.
 func (c *Credential) Feed() *mtls.Feed { return c.feed.Feed }
 
-// Serial is the certificate's serial number, as the API writes it.
+// Serial returns the certificate's serial number, in the API's format.
 func (c *Credential) Serial() string { return c.Response.Serial }
 
-// ChainPEM is the certificate and its intermediate, leaf first.
+// ChainPEM returns the certificate and its intermediate in PEM, leaf first.
 func (c *Credential) ChainPEM() []byte {
 	var b bytes.Buffer
 	for _, der := range c.cert.Certificate {
@@ -78,7 +78,7 @@ func (c *Credential) ChainPEM() []byte {
 	return b.Bytes()
 }
 
-// TrustBundlePEM is the roots.
+// TrustBundlePEM returns the roots in PEM.
 func (c *Credential) TrustBundlePEM() []byte {
 	var b bytes.Buffer
 	for _, root := range c.roots {
@@ -87,7 +87,7 @@ func (c *Credential) TrustBundlePEM() []byte {
 	return b.Bytes()
 }
 
-// KeyPEM is the private key in PKCS #8, for tools that want files.
+// KeyPEM returns the private key in PKCS #8 and PEM, for tools that need files.
 func (c *Credential) KeyPEM() ([]byte, error) {
 	der, err := x509.MarshalPKCS8PrivateKey(c.key)
 	if err != nil {
@@ -103,7 +103,7 @@ func writePEM(b *bytes.Buffer, kind string, der []byte) {
 	_ = pem.Encode(b, &pem.Block{Type: kind, Bytes: der})
 }
 
-// engine finds an engine that the certificate is granted for.
+// engine returns the granted engine with that name.
 func (c *Credential) engine(name string) (wire.Engine, bool) {
 	i := slices.IndexFunc(c.Response.Engines, func(e wire.Engine) bool { return e.Name == name })
 	if i < 0 {
@@ -118,33 +118,34 @@ func (c *Credential) usable(now time.Time) bool {
 	return now.Before(c.Response.NotAfter.Add(-margin))
 }
 
-// renewIn is when to renew, counted from now, the moment of receipt. RenewAfter
-// is half life, so half of the lifetime is what is left from there; a clock
-// that is wrong here makes renewals neither a storm nor late.
+// renewIn returns how long to wait before the renewal. now is the moment of
+// receipt. RenewAfter is at half of the lifetime, so the wait is between a quarter
+// and a half of the lifetime. A wrong local clock causes neither many renewals nor
+// a late one.
 func (c *Credential) renewIn(now time.Time) time.Duration {
 	half := c.Response.NotAfter.Sub(c.Response.RenewAfter)
 	return min(max(c.Response.RenewAfter.Sub(now), half/2), half)
 }
 
-// MintRequest is what Issuer.Mint wants to know.
+// MintRequest has the parameters of Issuer.Mint.
 type MintRequest struct {
 	Source tokensource.Source
-	// Audience is the token's; see Issuer.Info. It must begin "mayfly:".
+	// Audience is the token's audience; see Issuer.Info. It must begin with "mayfly:".
 	Audience string
-	// Engine is the one engine that the certificate is wanted for; empty means
-	// all of the rule's.
+	// Engine is the one engine that the certificate is for. Empty means all of the
+	// rule's engines.
 	Engine string
-	// OneEngine is Config.OneEngine.
+	// OneEngine has the meaning of Config.OneEngine.
 	OneEngine bool
-	// Usage is what the certificate must be for; the zero value means
+	// Usage is the extended key usage of the certificate. The zero value means
 	// clientAuth.
 	Usage x509.ExtKeyUsage
-	// Retry, if not nil, hears why an attempt failed and how long Mint waits.
+	// Retry, if not nil, is called with the error of an attempt and the wait before the next.
 	Retry func(err error, wait time.Duration)
 }
 
-// Mint policy: attempts and the waits between them, of which Retry-After makes
-// longer ones, within mintTotal.
+// Mint makes this many attempts within mintTotal. The waits between them double
+// from mintDelayMin to mintDelayMax; Retry-After can make them longer.
 const (
 	mintAttempts = 5
 	mintTotal    = 120 * time.Second
@@ -152,13 +153,13 @@ const (
 	mintDelayMax = 8 * time.Second
 )
 
-// Mint makes a key, buys a certificate for it with a fresh token and checks
-// everything in the answer. It tries again, each time with a fresh token, where
-// the issuer does not answer, or answers 429 or 5xx; and once where the issuer has
-// seen the token.
+// Mint makes a key, obtains a certificate for it with a fresh token and checks
+// the whole answer. It retries, each time with a fresh token, if the issuer does
+// not answer or answers 429 or 5xx. If the issuer has seen the token before, it
+// retries once.
 //
 // Its errors are those of the Issuer, *tokensource.Error, or a plain error for
-// an answer that does not hold.
+// an answer that fails a check.
 func (i *Issuer) Mint(ctx context.Context, r MintRequest) (*Credential, error) {
 	if r.Usage == 0 {
 		r.Usage = x509.ExtKeyUsageClientAuth
@@ -184,7 +185,7 @@ func (i *Issuer) Mint(ctx context.Context, r MintRequest) (*Credential, error) {
 	return c, nil
 }
 
-// requestCertificate exchanges tokens for an answer, with retries.
+// requestCertificate exchanges a token for the issuer's answer, with retries.
 func (i *Issuer) requestCertificate(ctx context.Context, r MintRequest, req wire.IssueRequest) (wire.IssueResponse, error) {
 	ctx, cancel := context.WithTimeout(ctx, mintTotal)
 	defer cancel()
@@ -224,8 +225,8 @@ func (i *Issuer) requestCertificate(ctx context.Context, r MintRequest, req wire
 	}
 }
 
-// shouldRetryMint reports whether another token may be accepted. After a replay it may
-// be, which is tried as long as replay says so.
+// shouldRetryMint reports whether an attempt with another token may succeed. After
+// a replay it may, and shouldRetryMint returns replay.
 func shouldRetryMint(err error, replay bool) bool {
 	var unreachable *IssuerUnreachableError
 	if errors.As(err, &unreachable) {
@@ -244,7 +245,7 @@ func shouldRetryMint(err error, replay bool) bool {
 	return false
 }
 
-// check makes a Credential of an answer, if it is what was asked for.
+// check makes a Credential from the issuer's answer if the answer fits the request.
 func (i *Issuer) check(resp wire.IssueResponse, r MintRequest, key *ecdsa.PrivateKey, now time.Time) (*Credential, error) {
 	chain, err := parseCertificates([]byte(resp.Certificate), 4)
 	if err != nil {
@@ -282,7 +283,7 @@ func (i *Issuer) check(resp wire.IssueResponse, r MintRequest, key *ecdsa.Privat
 	return c, nil
 }
 
-// verify checks chain, use, key and times, and returns the chain to the root.
+// verify checks chain, usage, key and times, and returns the chain to the root.
 func (c *Credential) verify(rest []*x509.Certificate, usage x509.ExtKeyUsage, now time.Time) ([]*x509.Certificate, error) {
 	intermediates := x509.NewCertPool()
 	for _, cert := range rest {
@@ -318,8 +319,9 @@ func (c *Credential) verify(rest []*x509.Certificate, usage x509.ExtKeyUsage, no
 	return chains[0], nil
 }
 
-// otherUse explains a certificate of the other profile: the policy's rule grants
-// what the other end of a connection needs. It is nil for any other certificate.
+// otherUse returns an error for a certificate of the other profile: the policy's
+// rule grants a server profile to a client, or the reverse. For any other
+// certificate it returns nil.
 func (c *Credential) otherUse(want x509.ExtKeyUsage) error {
 	const client, server = x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth
 	switch rule := printable(c.Response.Rule); {
@@ -333,9 +335,8 @@ func (c *Credential) otherUse(want x509.ExtKeyUsage) error {
 	return nil
 }
 
-// identify reads who the certificate says we are and compares it to the answer,
-// to the audience, whose trust domain is the one that was asked, and to what
-// was wanted.
+// identify reads the identity in the certificate. It compares the identity with
+// the answer, with the trust domain in the audience, and with the request.
 func (c *Credential) identify(r MintRequest) error {
 	if len(c.Leaf.URIs) != 1 {
 		return errors.New("certificate has not one SPIFFE ID")

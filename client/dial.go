@@ -17,22 +17,23 @@ const (
 	dialDelayMax = 2 * time.Second
 )
 
-// DialContext opens a relay: a connection whose bytes are the engine's own. addr
-// is the name of a granted engine, with or without a port; anything else means
-// the one engine there is. network is not looked at.
+// DialContext opens a relay: a connection that carries only the engine's bytes.
+// addr is the name of a granted engine, with or without a port. Any other addr
+// means Config.Engine, or the only granted engine. network is ignored.
 //
-// It waits up to Config.WakeTimeout for an engine whose machine is asleep, and
-// for one that cannot take the connection yet. A refusal of the certificate is
-// final. Errors: *RejectedError (the engine refused), *UntrustedEngineError (we
-// refused), *EngineUnreachableError, or, where a certificate or the revocation
-// list had to be fetched, those of the issuer.
+// DialContext waits up to Config.WakeTimeout for an engine whose machine is
+// asleep, and for an engine that cannot take the connection yet. A refusal of the
+// certificate is final. Its errors are *RejectedError (the engine refused),
+// *UntrustedEngineError (the client refused), *EngineUnreachableError, or the
+// issuer's errors if a certificate or the revocation list had to be fetched.
 //
-// The connection can half-close (CloseWrite). Reads and writes after the engine
+// The connection can half-close (CloseWrite). After the engine has ended the
+// connection, reads and writes return a *CutError with the reason.
 // has ended it return a *CutError that says why.
 func (c *Client) DialContext(ctx context.Context, network, addr string) (net.Conn, error) {
 	r, err := c.dial(ctx, addr)
 	if err != nil {
-		return nil, err // a nil *relay is no nil net.Conn
+		return nil, err // a nil *relay in a net.Conn is not a nil net.Conn
 	}
 	return r, nil
 }
@@ -44,7 +45,7 @@ type dialing struct {
 	started time.Time
 	attempt int
 	engine  wire.Engine
-	serial  string // of the certificate that the last attempt used
+	serial  string // serial of the certificate that the last attempt used
 }
 
 func (c *Client) dial(ctx context.Context, addr string) (*relay, error) {
@@ -66,23 +67,24 @@ func (c *Client) dial(ctx context.Context, addr string) (*relay, error) {
 	return r, err
 }
 
-// Wake returns when the client's engine admits a connection, and how long that
-// took. It waits and fails as DialContext does. No byte reaches the engine, and
-// Stats counts no connection; an engine that nothing uses then may sleep again.
+// Wake waits until the client's engine admits a connection, and returns how long
+// that took. It waits and fails as DialContext does. No byte reaches the engine,
+// and Stats counts no connection. An engine without other connections may sleep
+// again afterwards.
 func (c *Client) Wake(ctx context.Context) (time.Duration, error) {
 	d := &dialing{c: c, started: time.Now()}
 	err := d.repeat(ctx, func(ctx context.Context) error {
 		conn, err := d.reach(ctx)
 		if err == nil {
-			_ = conn.Close() // it is admitted: how it ends says nothing more
+			_ = conn.Close() // the engine admitted it, so an error of Close does not matter
 		}
 		return err
 	})
 	return time.Since(d.started), err
 }
 
-// repeat calls attempt until it succeeds, fails for good, or has failed for as
-// long as a dial may wait.
+// repeat calls attempt until it succeeds, fails with a final error, or
+// Config.WakeTimeout has passed.
 func (d *dialing) repeat(ctx context.Context, attempt func(context.Context) error) error {
 	c := d.c
 	wake, cancel := context.WithTimeout(ctx, c.cfg.WakeTimeout)
@@ -97,7 +99,7 @@ func (d *dialing) repeat(ctx context.Context, attempt func(context.Context) erro
 			return nil
 		}
 		if before != nil && wake.Err() != nil && errors.Is(err, context.DeadlineExceeded) {
-			err = before // this attempt was cut short by us, and knows less
+			err = before // WakeTimeout ended this attempt; the error before says more
 		}
 		before = err
 		if ctx.Err() == nil && shouldRetry(err) {
@@ -137,14 +139,14 @@ func (d *dialing) connected() {
 	d.c.event(Event{Kind: EventConnected, Engine: d.engine.Name, Endpoint: d.engine.Endpoint, Serial: d.serial, Attempt: d.attempt, Elapsed: took})
 }
 
-// failed is what a dial returns for its last attempt's error.
+// failed returns the error of a dial, given its last attempt's error.
 func (d *dialing) failed(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return fmt.Errorf("dial engine %s: %w (after %d attempts: %v)", d.engine.Name, context.Cause(ctx), d.attempt, err)
 	}
 	var rejected *RejectedError
 	if !shouldRetry(err) || errors.As(err, &rejected) {
-		return err // what this machine cannot dial is an *EngineUnreachableError already
+		return err // an address that this machine cannot dial is an *EngineUnreachableError already
 	}
 	var unreachable *IssuerUnreachableError
 	var problem *wire.Problem
@@ -157,8 +159,8 @@ func (d *dialing) failed(ctx context.Context, err error) error {
 	}
 }
 
-// shouldRetry reports whether another attempt may fare better. No byte of the engine's
-// has passed by then, so each attempt is safe to repeat.
+// shouldRetry reports whether another attempt may succeed. Until then no byte of
+// the engine's has passed, so an attempt is safe to repeat.
 func shouldRetry(err error) bool {
 	var rejected *RejectedError
 	if errors.As(err, &rejected) {

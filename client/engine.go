@@ -19,8 +19,8 @@ import (
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
-// endpoint is where an engine is: a TCP address, and whether mayfly's TLS runs
-// inside of another that ends at a TLS edge in front of it.
+// endpoint is an engine's address. edge is set if a TLS edge is in front of the
+// engine; mayfly's TLS then runs inside the edge's TLS.
 type endpoint struct {
 	address string // host:port
 	host    string
@@ -46,8 +46,8 @@ func parseEndpoint(s string) (endpoint, error) {
 	return endpoint{address: u.Host, host: u.Hostname(), edge: u.Scheme == "edge"}, nil
 }
 
-// engineFor resolves the address of a dial: the name of a granted engine, or,
-// when there is one engine only, anything.
+// engineFor resolves the address of a dial: the name of a granted engine. Any
+// other address means Config.Engine, or the only granted engine.
 func (c *Client) engineFor(cred *Credential, addr string) (wire.Engine, error) {
 	name := addr
 	if host, _, err := net.SplitHostPort(addr); err == nil {
@@ -70,8 +70,8 @@ func (c *Client) engineFor(cred *Credential, addr string) (wire.Engine, error) {
 	return wire.Engine{}, fmt.Errorf("certificate is for the engines [%s], and %q is none of them: name one", strings.Join(names, " "), printable(name))
 }
 
-// checkEngine holds a peer, whose chain, use, trust domain and DNS name have
-// verified, against the engine that was asked for.
+// checkEngine checks that a peer is the engine that the client asked for. The
+// peer's chain, usage, trust domain and DNS name are already verified.
 func checkEngine(p mtls.Peer, e wire.Engine, revocation chainCheck) error {
 	switch name, ok := identity.Engine(p.Claims.ID); {
 	case !ok:
@@ -83,7 +83,7 @@ func checkEngine(p mtls.Peer, e wire.Engine, revocation chainCheck) error {
 	if !slices.Contains(p.Claims.Grant.Engines, e.Name) {
 		return fmt.Errorf("its certificate is not granted for engine %s", e.Name)
 	}
-	// crypto/tls would take a wildcard for the name; mayfly issues none.
+	// crypto/tls accepts a wildcard name, and mayfly issues none.
 	if !slices.Contains(p.Certificate.DNSNames, e.ServerName) {
 		return fmt.Errorf("its certificate does not name %s", e.ServerName)
 	}
@@ -97,8 +97,8 @@ func checkEngine(p mtls.Peer, e wire.Engine, revocation chainCheck) error {
 type chainCheck func(chain []*x509.Certificate) error
 
 // revocationCheck returns the check of an engine's chain against a fresh
-// revocation list. A control connection takes the last list at any age: it only
-// keeps relays alive that a fresh list admitted, and the issuer may be away.
+// revocation list. A control connection uses the last list at any age: it only
+// keeps relays that a fresh list admitted, and the issuer may be unreachable.
 func (c *Client) revocationCheck(ctx context.Context, cred *Credential, alpn string) (chainCheck, error) {
 	if alpn == wire.ALPNControl {
 		return c.feed.Load().CheckChainAtAnyAge, nil
@@ -111,16 +111,16 @@ func (c *Client) revocationCheck(ctx context.Context, cred *Credential, alpn str
 }
 
 // Times of one attempt to reach an engine. A proxy that wakes a machine accepts
-// at once and holds the connection until the machine listens.
+// the connection at once and holds it until the machine listens.
 const (
 	connectTimeout = 15 * time.Second
 	attemptTimeout = 60 * time.Second
 )
 
-// eofTracker sees how the connection below TLS ends. crypto/tls takes a bare end
-// at a record's border for the end of the stream, though only close_notify is
-// one (RFC 8446 section 6.1): a cut, or whoever sits in between, would pass for
-// a complete answer.
+// eofTracker records whether the connection below TLS ended. crypto/tls reads an
+// EOF at a record boundary as the end of the stream, but only close_notify is one
+// (RFC 8446 section 6.1). Otherwise a cut, or an attacker on the path, would make
+// a truncated answer look complete.
 type eofTracker struct {
 	net.Conn
 	ended atomic.Bool
@@ -138,13 +138,13 @@ func (w *eofTracker) Read(b []byte) (int, error) {
 type engineConn struct {
 	*tls.Conn
 	below *eofTracker
-	// tcp is the TCP connection: closing it waits for nobody.
+	// tcp is the TCP connection. Its Close does not wait for the peer.
 	tcp    net.Conn
 	cred   *Credential
 	engine wire.Engine
 }
 
-// Read returns io.EOF for the stream's own end only.
+// Read returns io.EOF only if the peer ended the TLS stream.
 func (e *engineConn) Read(b []byte) (int, error) {
 	n, err := e.Conn.Read(b)
 	if err == io.EOF && e.below.ended.Load() {
@@ -153,15 +153,15 @@ func (e *engineConn) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// abandon closes the connection without a word, at once.
+// abandon closes the TCP connection at once, without close_notify.
 func (e *engineConn) abandon() { _ = e.tcp.Close() }
 
 // connect makes one attempt: TCP, the edge's TLS if there is one, mutual TLS
 // with the engine's identity checked, and the sidecar's verdict.
 //
 // Its errors are *RejectedError, *UntrustedEngineError, *EngineUnreachableError
-// where this machine cannot dial, *IssuerUnreachableError and *wire.Problem of
-// the revocation list, the context's, and network errors that may pass.
+// if this machine cannot dial, *IssuerUnreachableError and *wire.Problem from the
+// fetch of the revocation list, the context's error, and transient network errors.
 func (c *Client) connect(ctx context.Context, cred *Credential, e wire.Engine, alpn string) (*engineConn, error) {
 	ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
 	defer cancel()
@@ -205,17 +205,17 @@ func (c *Client) dialTCP(ctx context.Context, address string) (net.Conn, error) 
 	if err != nil {
 		return nil, err
 	}
-	// A connection of another kind has no such option, and pings beside it.
+	// Other kinds of connection have no such option; pings detect a dead peer too.
 	if err := setUserTimeout(conn, wire.ControlSilence); err != nil {
 		c.log.Debug("no TCP user timeout", "error", err)
 	}
 	return conn, nil
 }
 
-// secure shakes hands over bottom, and reads the verdict.
+// secure does the TLS handshakes over bottom and reads the verdict.
 func (c *Client) secure(ctx context.Context, bottom net.Conn, ep endpoint, cred *Credential, e wire.Engine, alpn string, revocation chainCheck) (*engineConn, error) {
-	// The context's end closes the connection, so that reading the verdict
-	// ends with it too.
+	// When the context ends, the connection closes, which also ends the read of
+	// the verdict.
 	stop := context.AfterFunc(ctx, func() { _ = bottom.Close() })
 	defer stop()
 	under := bottom
@@ -251,7 +251,7 @@ func (c *Client) secure(ctx context.Context, bottom net.Conn, ep endpoint, cred 
 	return &engineConn{Conn: conn, below: below, tcp: bottom, cred: cred, engine: e}, nil
 }
 
-// contextErrorOr gives a context's end, which shows as a closed connection, its name.
+// contextErrorOr returns the context's error if the context has ended, and err otherwise.
 func contextErrorOr(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return timeoutError(ctx.Err())
@@ -271,8 +271,8 @@ func edgeError(e wire.Engine, err error) error {
 	return untrusted(e, fmt.Errorf("TLS edge: %w", err))
 }
 
-// handshakeError sorts what can go wrong in a handshake and in reading the
-// verdict: our refusal, theirs, or the network's.
+// handshakeError classifies an error of a handshake or of reading the verdict:
+// the client's refusal, the engine's refusal, or a network error.
 func handshakeError(cred *Credential, e wire.Engine, err, refused error) error {
 	if refused != nil {
 		return untrusted(e, refused)
@@ -290,13 +290,13 @@ func handshakeError(cred *Credential, e wire.Engine, err, refused error) error {
 	return untrusted(e, err)
 }
 
-// wrongPort is the hint for an endpoint at which another program answers.
+// wrongPort returns the hint for an endpoint at which another program answers.
 func wrongPort(e wire.Engine) string {
 	return fmt.Sprintf("correct the port in the endpoint of engine %s in the issuer's policy: another program than mayfly-sidecar answers there", e.Name)
 }
 
-// readVerdict reads the sidecar's line, and not one byte more: what follows it
-// is the engine's.
+// readVerdict reads the sidecar's line and not one byte more: the bytes after the
+// line are the engine's.
 func readVerdict(conn net.Conn) (reason string, err error) {
 	line := make([]byte, 0, wire.MaxVerdictBytes)
 	var b [1]byte

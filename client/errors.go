@@ -17,23 +17,23 @@ import (
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
-// Reasons of a RejectedError and of a CutError beside those that the sidecar
-// speaks (package wire).
+// Reasons of a RejectedError and of a CutError, in addition to those that the
+// sidecar sends (package wire).
 const (
-	// ReasonBadCertificate, ReasonUnknownCA and ReasonTLS are read from the TLS
-	// alert of an engine that refused us in the handshake.
+	// ReasonBadCertificate, ReasonUnknownCA and ReasonTLS come from the TLS alert
+	// of an engine that refused the client in the handshake.
 	ReasonBadCertificate = "bad_certificate"
 	ReasonUnknownCA      = "unknown_ca"
 	ReasonTLS            = "tls"
-	// ReasonSilence: the engine's machine said nothing for wire.ControlSilence.
+	// ReasonSilence: the engine's machine sent nothing for wire.ControlSilence.
 	ReasonSilence = "silence"
-	// ReasonLost: the connection broke and nobody said why.
+	// ReasonLost: the connection broke and the engine gave no reason.
 	ReasonLost = "connection_lost"
 )
 
-// reasonTexts is what a person reads about each reason: what happened, and the
-// one thing to do. SERIAL in a hint stands for the certificate's. A reason that
-// is not here has neither: see explainReason.
+// reasonTexts is the text and the hint of each reason. The hint is the one thing
+// to do. SERIAL in a hint is replaced by the certificate's serial. explainReason
+// handles a reason that is not in the map.
 var reasonTexts = map[string]struct{ what, hint string }{
 	wire.ReasonRevoked: {"certificate revoked",
 		"an admin revoked this run or its certificate: ask one for the reason, which `mayfly certs show SERIAL` shows"},
@@ -63,7 +63,7 @@ var reasonTexts = map[string]struct{ what, hint string }{
 		"look in the sidecar's log for serial SERIAL; if it has nothing, the network to the engine is interrupted"},
 }
 
-// retryable reports whether a connection that was refused or cut for a reason may
+// retryable reports whether a connection that was refused or cut for reason may
 // be admitted later. A TLS alert is final.
 func retryable(reason string) bool {
 	switch reason {
@@ -73,8 +73,8 @@ func retryable(reason string) bool {
 	return wire.Retryable(reason)
 }
 
-// explainReason returns a reason's text and hint. A reason of a later version
-// is shown as it is.
+// explainReason returns a reason's text and hint. The text of an unknown reason,
+// such as one of a later version, contains the reason itself.
 func explainReason(reason, serial string) (what, hint string) {
 	t, ok := reasonTexts[reason]
 	if !ok {
@@ -84,8 +84,8 @@ func explainReason(reason, serial string) (what, hint string) {
 	return t.what, strings.ReplaceAll(t.hint, "SERIAL", serial)
 }
 
-// Hint returns the one thing to do about err, and "" for an error that has none.
-// Settings in it have the names of configuration keys: trust_anchor, ca_file,
+// Hint returns the one thing to do about err, or "" if err has no hint. A hint
+// names settings by their configuration keys: trust_anchor, ca_file,
 // token_source.
 func Hint(err error) string {
 	if hint := wire.Hint(err); hint != "" {
@@ -104,11 +104,11 @@ func hinted(hint string, err error) error { return wire.WithHint(err, hint) }
 type RejectedError struct {
 	Engine   string
 	Endpoint string
-	// Reason is one of wire's reasons or of this package's.
+	// Reason is one of package wire's reasons or of this package's.
 	Reason string
-	// Serial is that of the certificate that was refused.
+	// Serial is the serial of the refused certificate.
 	Serial string
-	// Err is the TLS error of an alert; nil when the sidecar said the reason.
+	// Err is the TLS error of an alert; nil if the sidecar sent the reason.
 	Err error
 }
 
@@ -134,20 +134,19 @@ func (e *RejectedError) Hint() string {
 // Unwrap returns the TLS error, if any.
 func (e *RejectedError) Unwrap() error { return e.Err }
 
-// CutError is why an established relay ended. Reads and writes of the relay
-// return it.
+// CutError is the reason why an established relay ended. Reads and writes of the
+// relay return it.
 type CutError struct {
 	Engine string
 	Reason string
-	// Serial is that of the certificate that held the relay last, and NotAfter
-	// its end.
+	// Serial is the serial of the certificate that held the relay last, and
+	// NotAfter is the certificate's end.
 	Serial   string
 	NotAfter time.Time
-	// Renewal is why no newer certificate held the relay; nil unless renewing
-	// fails.
+	// Renewal is the error of the last renewal; nil if that renewal did not fail.
 	Renewal error
-	// Err is the connection's own error, if the engine gave no reason; otherwise
-	// what the engine said beside the reason, if anything.
+	// Err is the connection's own error if the engine gave no reason. Otherwise it
+	// is the detail that the engine sent with the reason, if any.
 	Err error
 }
 
@@ -173,7 +172,7 @@ func (e *CutError) Error() string {
 	return s
 }
 
-// Hint returns what to do about the cut: where renewing fails, about that.
+// Hint returns what to do about the cut. If the renewal failed, the hint is about that.
 func (e *CutError) Hint() string {
 	if hint := Hint(e.Renewal); hint != "" {
 		return hint
@@ -185,8 +184,8 @@ func (e *CutError) Hint() string {
 // Unwrap returns the connection's own error, if any.
 func (e *CutError) Unwrap() error { return e.Err }
 
-// UntrustedEngineError is our refusal of an engine: what answers there is not
-// the engine that was asked for. It is final.
+// UntrustedEngineError is the client's refusal of an engine: the server at the
+// endpoint is not the requested engine. It is final.
 type UntrustedEngineError struct {
 	Engine     string
 	Endpoint   string
@@ -214,17 +213,17 @@ func (e *UntrustedEngineError) Hint() string {
 // Unwrap returns the cause.
 func (e *UntrustedEngineError) Unwrap() error { return e.Err }
 
-// EngineUnreachableError is an engine that did not answer for as long as a dial
-// may wait, or that this machine cannot dial at all.
+// EngineUnreachableError is an engine that did not answer within the time of a
+// dial, or that this machine cannot dial at all.
 type EngineUnreachableError struct {
 	Engine   string
 	Endpoint string
 	Waited   time.Duration
 	Attempts int
-	// Final is set where waiting does not help: a host that does not exist, a
-	// firewall on this machine, too many open files.
+	// Final is set if waiting does not help: a host that does not exist, a firewall
+	// on this machine, too many open files.
 	Final bool
-	// Err is the last attempt's.
+	// Err is the last attempt's error.
 	Err error
 }
 
@@ -267,8 +266,8 @@ func (e *EngineUnreachableError) Hint() string {
 // Unwrap returns the cause.
 func (e *EngineUnreachableError) Unwrap() error { return e.Err }
 
-// dialHint returns what to do about an error of this machine's own at a dial,
-// and "" for any other.
+// dialHint returns what to do about a dial error that this machine causes, and ""
+// for any other error.
 func dialHint(err error) string {
 	switch {
 	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
@@ -281,8 +280,8 @@ func dialHint(err error) string {
 	return ""
 }
 
-// Asleep reports whether err is what a dial to a machine that is asleep, or its
-// proxy, shows: no listener, a connection that ends before TLS, or no answer.
+// Asleep reports whether err is typical of a dial to a sleeping machine or its
+// proxy: no listener, a connection that ends before TLS, or no answer.
 func Asleep(err error) bool {
 	for _, e := range []error{
 		io.EOF, io.ErrUnexpectedEOF, io.ErrClosedPipe,
@@ -305,7 +304,7 @@ func Asleep(err error) bool {
 	return errors.As(err, &timeout) && timeout.Timeout()
 }
 
-// timeoutError says a context's end for people. It unwraps to what it was.
+// timeoutError returns a readable error for a context's error, which it wraps.
 func timeoutError(err error) error {
 	if errors.Is(err, context.DeadlineExceeded) {
 		return noAnswerError{err}
@@ -319,13 +318,13 @@ func (noAnswerError) Error() string { return "no answer in time" }
 
 func (e noAnswerError) Unwrap() error { return e.error }
 
-// IssuerUnreachableError is an issuer that gave no answer of its own. An answer
-// that is a refusal is a *wire.Problem.
+// IssuerUnreachableError is an issuer that gave no answer of its own. A refusal
+// by the issuer is a *wire.Problem.
 type IssuerUnreachableError struct {
 	URL string
 	Err error
-	// Final is set where trying again will not help: a redirect, a certificate
-	// that does not verify, a name that does not exist.
+	// Final is set if another attempt does not help: a redirect, a certificate that
+	// does not verify, a name that does not exist.
 	Final bool
 }
 
@@ -348,7 +347,7 @@ func (e *IssuerUnreachableError) Hint() string {
 		plain  tls.RecordHeaderError
 	)
 	switch {
-	case errors.As(e.Err, &verify): // of the admin API, whose error is the transport's own
+	case errors.As(e.Err, &verify): // from the admin API, which returns the transport's own error
 		return certificateHint(verify)
 	case errors.As(e.Err, &dns) && dns.IsNotFound:
 		return "correct the issuer's URL: its host does not exist"
@@ -378,8 +377,8 @@ func certificateHint(err *tls.CertificateVerificationError) string {
 	return "renew the issuer's TLS certificate, or set this machine's clock: it is not valid now"
 }
 
-// sendsRoot reports whether a server sent its own root with its certificate, as
-// an issuer with a certificate of mayfly's own CA does.
+// sendsRoot reports whether a server sent its own root with its certificate. An
+// issuer that uses a certificate of mayfly's own CA does so.
 func sendsRoot(chain []*x509.Certificate) bool {
 	if len(chain) < 2 {
 		return false
@@ -391,7 +390,7 @@ func sendsRoot(chain []*x509.Certificate) bool {
 // Unwrap returns the cause.
 func (e *IssuerUnreachableError) Unwrap() error { return e.Err }
 
-// alertText is the text of a TLS alert that the peer has sent.
+// alertText returns the text of a TLS alert that the peer sent.
 func alertText(err error) (string, bool) {
 	var op *net.OpError
 	if !errors.As(err, &op) || op.Op != "remote error" {
@@ -400,19 +399,20 @@ func alertText(err error) (string, bool) {
 	return op.Err.Error(), true
 }
 
-// internalAlert ends the text of an alert that judges nothing of ours (RFC 8446
-// section 6.2): a sidecar sends it while strangers shake hands too often.
+// internalAlert is the end of the text of an alert that does not judge the client
+// (RFC 8446 section 6.2). A sidecar sends it when unauthenticated clients start
+// too many handshakes.
 const internalAlert = "internal error"
 
-// alertReason reads the reason out of a TLS alert that refuses us. In TLS 1.3
-// the alert that refuses a client's certificate arrives at the first read,
+// alertReason returns the reason of a TLS alert that refuses the client. In TLS
+// 1.3 the alert that refuses a client's certificate arrives at the first read,
 // after a handshake that seemed to succeed.
 func alertReason(err error) (string, bool) {
 	text, ok := alertText(err)
 	if !ok {
 		return "", false
 	}
-	// crypto/tls exports no alert numbers; these texts are its own.
+	// crypto/tls exports no alert numbers, so these are its texts.
 	switch {
 	case strings.HasSuffix(text, internalAlert):
 		return "", false
@@ -428,13 +428,12 @@ func alertReason(err error) (string, bool) {
 	return ReasonTLS, true
 }
 
-// lostHTTP2 ends the text of net/http's error for an HTTP/2 connection that
-// answers no ping. net/http exports no such error.
+// lostHTTP2 is the end of the text of net/http's error for an HTTP/2 connection
+// that answers no ping. net/http exports no such error.
 const lostHTTP2 = "client connection lost"
 
-// isTransient reports whether an error on the way to an engine or an issuer is what
-// a machine that wakes up or is overrun, or a proxy in front of it, shows for a
-// while.
+// isTransient reports whether an error on the way to an engine or an issuer may
+// pass: a machine that wakes up or is overloaded, or its proxy, shows such errors.
 func isTransient(err error) bool {
 	if text, alert := alertText(err); alert {
 		return strings.HasSuffix(text, internalAlert)

@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// EventKind says what an Event is about.
+// EventKind is the kind of an Event.
 type EventKind string
 
 // The kinds of events.
@@ -15,26 +15,26 @@ const (
 	EventMinted  EventKind = "minted"
 	EventRenewed EventKind = "renewed"
 	// EventRenewFailed: Serial and NotAfter are the old certificate's, which
-	// serves until then.
+	// remains in use until NotAfter.
 	EventRenewFailed EventKind = "renew_failed"
 	// EventIssuerWaiting: the issuer does not answer yet; Elapsed is the wait
 	// before the next attempt.
 	EventIssuerWaiting EventKind = "issuer_waiting"
-	// EventWaking: a dial has failed as one to a sleeping machine does and is
-	// being repeated; Attempt counts, Err is why, Elapsed is since its start.
+	// EventWaking: a dial has failed as a dial to a sleeping machine does, and is
+	// repeated. Attempt counts, Err is the error, Elapsed is since the first attempt.
 	EventWaking EventKind = "waking"
-	// EventRetrying: a dial has failed for another reason that may pass, such as
-	// an engine that is full; members as for EventWaking.
+	// EventRetrying: a dial has failed for another transient reason, such as a full
+	// engine. The fields are as for EventWaking.
 	EventRetrying EventKind = "retrying"
-	// EventConnected: the engine has admitted a connection; Elapsed is what its dial took.
+	// EventConnected: the engine has admitted a connection. Elapsed is the time of the dial.
 	EventConnected EventKind = "connected"
-	// EventFailed: a dial has ended without a relay; Err is what it returned.
+	// EventFailed: a dial has ended without a relay. Err is the error that it returned.
 	EventFailed EventKind = "failed"
-	// EventCut: a relay was ended by the engine; Err is the *CutError.
+	// EventCut: the engine ended a relay; Err is the *CutError.
 	EventCut EventKind = "cut"
 )
 
-// Event is progress that a person may want to see.
+// Event is progress to show to a user.
 type Event struct {
 	Kind     EventKind
 	Engine   string
@@ -52,7 +52,7 @@ func (c *Client) event(e Event) {
 	}
 }
 
-// Stats counts what a client did since New.
+// Stats counts what a client has done since New.
 type Stats struct {
 	Connections   int64 `json:"connections"` // relays opened
 	Open          int64 `json:"open"`        // relays open now
@@ -61,7 +61,7 @@ type Stats struct {
 	Renewals      int64 `json:"renewals"`
 	FailedDials   int64 `json:"failed_dials"`
 	Cut           int64 `json:"cut"` // relays that the engine ended
-	// Wake is the longest time that a dial took, which is what the engine's
+	// Wake is the longest time of a dial, which includes the time that the engine's
 	// machine needed to wake up.
 	Wake time.Duration `json:"wake_ns"`
 }
@@ -70,7 +70,7 @@ type counters struct {
 	connections, open, sent, received, renewals, failed, cut, wake atomic.Int64
 }
 
-// Stats counts what the client did since New.
+// Stats returns what the client has done since New.
 func (c *Client) Stats() Stats {
 	s := &c.stats
 	return Stats{

@@ -32,10 +32,10 @@ import (
 // Times and sizes of calls to the issuer.
 const (
 	issuerTimeout  = 20 * time.Second // one call, from dial to the last byte
-	issuerWaitSlop = 15 * time.Second // beside wire.CRLWait
-	// issuerLost is the time in which a connection to the issuer ends after a
-	// router on its path has lost it: by HTTP/2 pings, by TCP probes while
-	// nothing is sent, and by the bound on data that is not acknowledged.
+	issuerWaitSlop = 15 * time.Second // added to wire.CRLWait
+	// issuerLost is the time within which a connection to the issuer ends after a
+	// router on its path has lost it. HTTP/2 pings, TCP probes while nothing is
+	// sent, and the bound on unacknowledged data ensure it.
 	issuerLost = 10 * time.Second
 	maxProblem = 64 << 10
 	maxRoots   = 8
@@ -57,11 +57,11 @@ type Issuer struct {
 	http   *http.Client
 }
 
-// NewIssuer returns an issuer by its URL. caFile, if not empty, is a PEM file
-// of the roots that its TLS certificate must chain to, in place of the
-// system's. anchor, if not empty, is "sha256:" and the hex digest of the DER of
-// mayfly's root: a trust bundle must hold that root and none other is believed,
-// and an issuer that serves its own certificate is verified by it.
+// NewIssuer returns an issuer by its URL. caFile, if not empty, is a PEM file with
+// the roots for the issuer's TLS certificate, in place of the system's roots.
+// anchor, if not empty, is "sha256:" and the hex digest of the DER of mayfly's
+// root. A trust bundle must contain that root, and only that root is trusted. If
+// the issuer serves its own certificate, that root verifies it.
 func NewIssuer(rawURL, caFile, anchor string) (*Issuer, error) {
 	return newIssuer(rawURL, caFile, anchor, nil)
 }
@@ -110,7 +110,7 @@ var errRedirect = errors.New("it answers a redirect, which is refused")
 
 const issuerURLHint = "set the issuer's URL to scheme and host, such as https://mayfly.example.com"
 
-// parseIssuerURL accepts https, and http where the host is loopback.
+// parseIssuerURL accepts https URLs, and http URLs with a loopback host.
 func parseIssuerURL(raw string) (*url.URL, error) {
 	if raw == "" {
 		return nil, hinted(issuerURLHint, errors.New("no issuer is named"))
@@ -137,9 +137,9 @@ func loopbackHost(host string) bool {
 	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
-// dialIssuer returns what dials an issuer, or the proxy in front of it. Its
-// connections end within issuerLost when their path is lost, since a long poll
-// has no other way to notice.
+// dialIssuer returns the function that dials an issuer or the proxy in front of
+// it. A connection whose path is lost ends within issuerLost; a long poll has no
+// other way to notice that.
 func dialIssuer(scheme string) DialFunc {
 	d := net.Dialer{Timeout: 10 * time.Second, KeepAliveConfig: net.KeepAliveConfig{
 		Enable: true, Idle: issuerLost / 2, Interval: issuerLost / 2, Count: 2,
@@ -152,13 +152,13 @@ func dialIssuer(scheme string) DialFunc {
 		if err != nil {
 			return nil, err
 		}
-		// Where it cannot be set, pings and probes remain.
+		// If the option cannot be set, pings and probes still end the connection.
 		_ = setUserTimeout(conn, issuerLost)
 		return conn, nil
 	}
 }
 
-// loopbackOnly holds what "localhost" resolved to against its promise.
+// loopbackOnly returns an error unless "localhost" resolved to a loopback address.
 func loopbackOnly(_, address string, _ syscall.RawConn) error {
 	host, _, err := net.SplitHostPort(address)
 	if err != nil {
@@ -202,20 +202,19 @@ func readRoots(file string) (*x509.CertPool, error) {
 	return pool, nil
 }
 
-// tlsConfig verifies the issuer's server certificate. With a pinned root, an
-// issuer that serves mayfly's own certificate (tls.mode self) sends its root
-// along, and that very root is what the chain must end in; any other
-// certificate is verified as usual.
+// tlsConfig verifies the issuer's server certificate. An issuer that serves
+// mayfly's own certificate (tls.mode self) sends its root too. With a pinned root,
+// the chain must end in that root. Any other certificate is verified as usual.
 func (i *Issuer) tlsConfig(roots *x509.CertPool) *tls.Config {
 	c := &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots}
 	if i.anchor == nil {
 		return c
 	}
-	c.InsecureSkipVerify = true // VerifyConnection does it, on every handshake
+	c.InsecureSkipVerify = true // VerifyConnection verifies, on every handshake
 	c.VerifyConnection = func(cs tls.ConnectionState) error {
 		opts := x509.VerifyOptions{DNSName: cs.ServerName, Roots: roots, Intermediates: x509.NewCertPool()}
 		if opts.DNSName == "" {
-			opts.DNSName = i.base.Hostname() // an IP address sends no name
+			opts.DNSName = i.base.Hostname() // a client sends no server name for an IP address
 		}
 		for n, cert := range cs.PeerCertificates {
 			if i.pinned(cert) {
@@ -245,8 +244,8 @@ func (i *Issuer) pinned(cert *x509.Certificate) bool {
 	return subtle.ConstantTimeCompare(sum[:], i.anchor) == 1
 }
 
-// Pin returns the roots of a trust bundle that may be believed: all of them, or
-// with a trust anchor the one that it names, whose absence is an error.
+// Pin returns the trusted roots of a trust bundle. Without a trust anchor these
+// are all; with one it is the pinned root, whose absence is an error.
 func (i *Issuer) Pin(bundle []*x509.Certificate) ([]*x509.Certificate, error) {
 	if i.anchor == nil {
 		return bundle, nil
@@ -260,14 +259,14 @@ func (i *Issuer) Pin(bundle []*x509.Certificate) ([]*x509.Certificate, error) {
 		fmt.Errorf("its root is not the one of the trust anchor, sha256:%x", i.anchor))
 }
 
-// String is the issuer's URL.
+// String returns the issuer's URL.
 func (i *Issuer) String() string { return i.base.String() }
 
-// HTTPClient is the client that the issuer is called with, for other rooms of
-// the API: it verifies the same certificate and refuses the same redirects.
+// HTTPClient returns the HTTP client of the issuer, for other packages that call
+// the API. It verifies the same certificate and refuses the same redirects.
 func (i *Issuer) HTTPClient() *http.Client { return i.http }
 
-// CloseIdleConnections closes connections that serve no call.
+// CloseIdleConnections closes the connections that are not in use.
 func (i *Issuer) CloseIdleConnections() { i.http.CloseIdleConnections() }
 
 // Info gets /v1/info.
@@ -286,7 +285,7 @@ func (i *Issuer) Issue(ctx context.Context, token string, r wire.IssueRequest) (
 	return resp, err
 }
 
-// Report posts session reports with a bearer token of the sessions' audience.
+// Report posts session reports with a bearer token for the sessions audience.
 func (i *Issuer) Report(ctx context.Context, token string, r wire.SessionsRequest) (wire.SessionsResponse, error) {
 	var resp wire.SessionsResponse
 	err := i.callJSON(ctx, call{
@@ -295,9 +294,9 @@ func (i *Issuer) Report(ctx context.Context, token string, r wire.SessionsReques
 	return resp, err
 }
 
-// WaitCRL gets the PEM of /v1/crl/wait, to be read by mtls.ParseFeed, as soon
-// as its number differs from after. It returns nil when nothing changed for
-// wire.CRLWait. No number is 0, so 0 answers at once.
+// WaitCRL gets the PEM of /v1/crl/wait, for mtls.ParseFeed, as soon as its number
+// differs from after. It returns nil if nothing changed for wire.CRLWait. No CRL
+// has number 0, so 0 returns at once.
 func (i *Issuer) WaitCRL(ctx context.Context, after int64) ([]byte, error) {
 	b, status, err := i.call(ctx, call{
 		method: http.MethodGet, path: wire.PathCRLWait, query: url.Values{"after": {strconv.FormatInt(after, 10)}},
@@ -309,7 +308,7 @@ func (i *Issuer) WaitCRL(ctx context.Context, after int64) ([]byte, error) {
 	return b, nil
 }
 
-// Feed gets the revocation feed of now and verifies it against roots.
+// Feed gets the current revocation feed and verifies it against roots.
 func (i *Issuer) Feed(ctx context.Context, roots []*x509.Certificate) (*mtls.Feed, error) {
 	ctx, cancel := context.WithTimeout(ctx, issuerTimeout)
 	defer cancel()
@@ -320,7 +319,7 @@ func (i *Issuer) Feed(ctx context.Context, roots []*x509.Certificate) (*mtls.Fee
 	return mtls.ParseFeed(b, roots)
 }
 
-// TrustBundle gets the roots, pinned.
+// TrustBundle gets the trust bundle and returns its trusted roots; see Pin.
 func (i *Issuer) TrustBundle(ctx context.Context) ([]*x509.Certificate, error) {
 	b, _, err := i.call(ctx, call{method: http.MethodGet, path: wire.PathTrustBundle, status: http.StatusOK})
 	if err != nil {
@@ -336,15 +335,14 @@ func (i *Issuer) TrustBundle(ctx context.Context) ([]*x509.Certificate, error) {
 	return bundle, nil
 }
 
-// call is one request; status is the success that it expects, and 204 is one
-// beside it.
+// call is one request. status is the expected status; 204 is a success too.
 type call struct {
 	method, path string
 	query        url.Values
 	token        string
 	body         any
 	status       int
-	timeout      time.Duration // 0 is issuerTimeout
+	timeout      time.Duration // 0 means issuerTimeout
 }
 
 func (i *Issuer) callJSON(ctx context.Context, c call, out any) error {
@@ -383,8 +381,8 @@ func (i *Issuer) call(ctx context.Context, c call) ([]byte, int, error) {
 	return b, resp.StatusCode, nil
 }
 
-// do sends the request. After a failure no connection that stood idle is used
-// again, and a GET that failed on such a connection is sent once more.
+// do sends the request. After a failure it closes the idle connections. It
+// repeats a GET once if the GET failed on a reused connection.
 func (i *Issuer) do(ctx context.Context, c call) (*http.Response, error) {
 	for attempt := 1; ; attempt++ {
 		stood := false
@@ -431,8 +429,8 @@ func (i *Issuer) request(ctx context.Context, c call) (*http.Request, error) {
 	return req, nil
 }
 
-// unreachable explains why there was no answer. The caller's own context error
-// is passed on as it is.
+// unreachable explains why there was no answer. It passes the caller's own
+// context error on.
 func (i *Issuer) unreachable(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return fmt.Errorf("issuer %s: %w", i, ctx.Err())
@@ -451,10 +449,10 @@ func (i *Issuer) unreachable(ctx context.Context, err error) error {
 	return &IssuerUnreachableError{URL: i.String(), Err: err, Final: verify != nil || !isTransient(err)}
 }
 
-// readProblem turns an answer that is no success into a *wire.Problem, whose
-// texts are fit for a terminal.
+// readProblem makes a *wire.Problem from an answer that is not a success. Its
+// texts are safe to print on a terminal.
 func readProblem(resp *http.Response) error {
-	// Half a body is no document, which is all that a failed read means here.
+	// A failed read gives a partial body, which ReadProblem does not parse.
 	b, _ := io.ReadAll(io.LimitReader(resp.Body, maxProblem))
 	p := wire.ReadProblem(resp, b)
 	for _, s := range []*string{&p.Type, &p.Title, &p.Detail, &p.Instance, &p.Claim, &p.Rule} {
@@ -466,7 +464,7 @@ func readProblem(resp *http.Response) error {
 	return p
 }
 
-// printable keeps what a terminal shows and bounds it.
+// printable removes characters that are not printable and limits the length.
 func printable(s string) string {
 	const most = 1000
 	n := 0
@@ -478,7 +476,7 @@ func printable(s string) string {
 	}, s)
 }
 
-// parseCertificates reads up to most certificates in PEM and nothing else.
+// parseCertificates reads up to most PEM certificates and refuses other data.
 func parseCertificates(data []byte, most int) ([]*x509.Certificate, error) {
 	var certs []*x509.Certificate
 	for data = bytes.TrimSpace(data); len(data) > 0; data = bytes.TrimSpace(data) {

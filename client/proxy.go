@@ -13,22 +13,21 @@ import (
 // maxProxied bounds the connections that one Proxy serves at a time.
 const maxProxied = 512
 
-// proxyBuffer is the size of a copy: two TLS records.
+// proxyBuffer is the size of a copy buffer: two TLS records.
 const proxyBuffer = 32 << 10
 
 var proxyBuffers = sync.Pool{New: func() any { return new([proxyBuffer]byte) }}
 
-// Proxy relays every connection that ln accepts to the client's engine, byte
-// for byte and with half-closes kept, until ctx ends, and then returns nil. It
-// owns ln and closes it.
+// Proxy relays every connection that ln accepts to the client's engine, byte for
+// byte and with half-closes, until ctx ends, and then returns nil. It owns ln and
+// closes it.
 //
-// It ends by itself, with the error, when no later connection would fare
-// better: the engine refused the certificate (*RejectedError) or ended a relay
-// for good (*CutError), what answers is not the engine (*UntrustedEngineError),
-// the issuer denied a renewal (*wire.Problem), or, while no other relay is open,
-// a dial failed for any other reason. A tool behind the listener would only see
-// a closed connection, and many try again for minutes, so the caller must say
-// the reason aloud.
+// It returns an error earlier if later connections would fail too: the engine
+// refused the certificate (*RejectedError) or ended a relay with a final reason
+// (*CutError), the server is not the engine (*UntrustedEngineError), or the issuer
+// denied a renewal (*wire.Problem). If no other relay is open, any other dial error
+// ends it too. A tool behind the listener sees only a closed connection, and many
+// tools retry for minutes, so the caller must print the error.
 func (c *Client) Proxy(ctx context.Context, ln net.Listener) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -49,7 +48,7 @@ func (c *Client) Proxy(ctx context.Context, ln net.Listener) error {
 	return err
 }
 
-// proxyEnd marks the error that ended a Proxy among context causes.
+// proxyEnd marks, among context causes, the error that ended a Proxy.
 type proxyEnd struct{ error }
 
 type proxy struct {
@@ -83,8 +82,8 @@ func (p *proxy) serve(ctx context.Context, ln net.Listener) error {
 	}
 }
 
-// final reports whether the proxy is of no more use after err. What may pass, and
-// what nobody foresaw, ends it only when no relay would be lost by that.
+// final reports whether err ends the proxy. A transient or unknown error ends it
+// only if no relay is open.
 func (p *proxy) final(err error) bool {
 	var cut *CutError
 	if errors.As(err, &cut) {
@@ -97,8 +96,8 @@ func (p *proxy) final(err error) bool {
 	return judged && !shouldRetry(err) || p.c.stats.open.Load() == 0
 }
 
-// relay serves one local connection. It returns the dial's error or the
-// reason of a cut; how the tool ended its own connection is no error.
+// relay serves one local connection. It returns the dial's error or the reason
+// of a cut. How the tool ended its own connection is not an error.
 func (p *proxy) relay(ctx context.Context, local net.Conn) error {
 	defer local.Close()
 	remote, err := p.c.dial(ctx, "")
@@ -133,12 +132,12 @@ func (p *proxy) relay(ctx context.Context, local net.Conn) error {
 	return nil
 }
 
-// pipe copies src to dst until src ends, and passes its end on.
+// pipe copies src to dst until src ends, then closes dst for writing.
 func pipe(dst, src net.Conn) error {
 	buf := proxyBuffers.Get().(*[proxyBuffer]byte)
 	defer proxyBuffers.Put(buf)
-	// The wrappers hide ReadFrom and WriteTo, which would bring buffers of
-	// their own.
+	// The wrappers hide ReadFrom and WriteTo, which would allocate their own
+	// buffers.
 	if _, err := io.CopyBuffer(struct{ io.Writer }{dst}, struct{ io.Reader }{src}, buf[:]); err != nil {
 		return err
 	}

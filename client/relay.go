@@ -12,22 +12,22 @@ import (
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
-// cutGrace is how long a broken relay waits for the control connection to say
-// why: the two are separate connections, and either's news may come first.
+// cutGrace is how long a broken relay waits for the reason, which arrives on the
+// control connection. The two connections are separate, so either may be first.
 const cutGrace = 500 * time.Millisecond
 
 var errShut = errors.New("write after CloseWrite")
 
-// relay is one connection that carries engine bytes. It is held at the sidecar
-// by its tether's control connection.
+// relay is one connection that carries engine bytes. The control connection of
+// its engineRelays holds it at the sidecar.
 type relay struct {
 	conn   *engineConn
 	name   string
 	relays *engineRelays
 
 	sent, received atomic.Int64
-	// holder is the certificate that holds the relay: at first the one that it
-	// was dialed with.
+	// holder is the certificate that holds the relay. At first it is the
+	// certificate that the relay was dialed with.
 	holder atomic.Pointer[Credential]
 
 	mu     sync.Mutex
@@ -85,8 +85,8 @@ func (r *relay) Write(b []byte) (int, error) {
 	return n, err
 }
 
-// CloseWrite ends our direction: the engine reads everything and then EOF, and
-// its answer still comes.
+// CloseWrite ends the client's direction. The engine reads everything and then
+// EOF, and the client can still read its answer.
 func (r *relay) CloseWrite() error {
 	r.mu.Lock()
 	r.shut = true
@@ -122,8 +122,8 @@ func (r *relay) SetDeadline(t time.Time) error      { return r.conn.SetDeadline(
 func (r *relay) SetReadDeadline(t time.Time) error  { return r.conn.SetReadDeadline(t) }
 func (r *relay) SetWriteDeadline(t time.Time) error { return r.conn.SetWriteDeadline(t) }
 
-// abort ends the relay without TLS's own end, so that the engine sees it
-// broken and not complete.
+// abort ends the relay without TLS's close_notify, so that the engine sees a
+// broken stream and not a complete one.
 func (r *relay) abort() {
 	r.conn.abandon()
 	_ = r.Close()
@@ -143,14 +143,14 @@ func (r *relay) wasHeld() bool {
 	return r.held
 }
 
-// end records why the relay ends and ends it. The first reason stays.
+// end records why the relay ends and ends it. The first reason is kept.
 func (r *relay) end(reason string, cause error) {
 	if r.setCut(reason, cause) {
 		r.conn.abandon()
 	}
 }
 
-// setCut records the reason, and reports whether it is the first.
+// setCut records the reason and reports whether it is the first one.
 func (r *relay) setCut(reason string, cause error) bool {
 	holder := r.holder.Load()
 	err := &CutError{
@@ -175,9 +175,9 @@ func (r *relay) setCut(reason string, cause error) bool {
 	return true
 }
 
-// explain turns a connection's error into the reason that the sidecar gave for
-// it. EOF stays EOF: it is the engine's own end of the stream, told by TLS; a
-// connection that breaks has none.
+// explain replaces a connection's error by the reason that the sidecar gave for
+// it. EOF is returned as it is: TLS reports it only when the engine ended the
+// stream, never for a broken connection.
 func (r *relay) explain(err error) error {
 	if cut, closed := r.state(); cut != nil {
 		return cut
@@ -203,8 +203,9 @@ func (r *relay) state() (*CutError, bool) {
 	return r.cut, r.closed
 }
 
-// inferCut names the reason of a broken relay that no control connection told:
-// the refusal of that connection itself, or the certificate's end.
+// inferCut sets the reason of a broken relay for which the control connection
+// reported none. It is the refusal of the control connection or the certificate's
+// expiry, otherwise ReasonLost.
 func (r *relay) inferCut(err error) {
 	reason := ReasonLost
 	if refused := r.relays.refusal(); refused != nil {

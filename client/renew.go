@@ -9,17 +9,17 @@ import (
 	"github.com/mayfly-ca/mayfly/client/mtls"
 )
 
-// Renewal that fails is tried again, soon at first: a certificate at half life
-// has time, and one of a short lifetime has not.
+// A failed renewal is repeated, soon at first, because a certificate of a short
+// lifetime has little time left at half of it.
 const (
 	renewDelayMin = time.Second
 	renewDelayMax = time.Minute
-	// maxFeedAge is how old the revocation feed may be at a dial.
+	// maxFeedAge is the maximum age of the revocation feed at a dial.
 	maxFeedAge = 5 * time.Minute
 )
 
-// renewLoop renews at half life, for good. A denial may be a policy file that
-// is being corrected, so it is asked again too.
+// renewLoop renews the certificate at half its lifetime until ctx ends. It also
+// retries after a denial, because an admin may be correcting the policy file.
 func (c *Client) renewLoop(ctx context.Context) {
 	b := backoff{min: renewDelayMin, max: renewDelayMax}
 	cred := c.cred.Load()
@@ -44,8 +44,8 @@ func (c *Client) renewLoop(ctx context.Context) {
 	}
 }
 
-// usable is the present certificate, or a new one if that has ended: a machine
-// that slept through its renewal mints at its next dial.
+// usable returns the current certificate, or mints another if that one has ended
+// or is about to. A machine that slept through its renewal mints at its next dial.
 func (c *Client) usable(ctx context.Context) (*Credential, error) {
 	cred := c.cred.Load()
 	if cred.usable(time.Now()) {
@@ -54,8 +54,8 @@ func (c *Client) usable(ctx context.Context) (*Credential, error) {
 	return c.replace(ctx, cred)
 }
 
-// replace mints the successor of old, unless somebody has by now, and hands the
-// relays over to it.
+// replace mints the successor of old and hands the relays over to it. If another
+// goroutine has replaced old already, it returns that certificate.
 func (c *Client) replace(ctx context.Context, old *Credential) (*Credential, error) {
 	select {
 	case c.minting <- struct{}{}:
@@ -84,7 +84,7 @@ func (c *Client) replace(ctx context.Context, old *Credential) (*Credential, err
 }
 
 // mint mints with a fresh token and a new key, and makes the certificate the
-// present one.
+// current one.
 func (c *Client) mint(ctx context.Context) (*Credential, error) {
 	engine := c.cfg.Engine
 	if cred := c.cred.Load(); cred != nil && c.cfg.OneEngine {
@@ -105,7 +105,7 @@ func (c *Client) mint(ctx context.Context) (*Credential, error) {
 	return cred, nil
 }
 
-// adopt takes a feed for the newest, unless it is older than what we have.
+// adopt makes f the newest feed unless it is older than the present one.
 func (c *Client) adopt(f receivedFeed) {
 	for {
 		old := c.feed.Load()
@@ -118,9 +118,9 @@ func (c *Client) adopt(f receivedFeed) {
 	}
 }
 
-// freshFeed is the newest feed, fetched again when it is older than maxFeedAge
-// by either clock. A feed that is not newer than what we had is no answer to
-// that.
+// freshFeed returns the newest feed. It fetches the feed again if it is older
+// than maxFeedAge by either clock. A feed that is older than the previous one, or
+// older than maxFeedAge, is an error.
 func (c *Client) freshFeed(ctx context.Context, cred *Credential) (*mtls.Feed, error) {
 	if f := c.feed.Load(); f.age(time.Now()) <= maxFeedAge {
 		return f.Feed, nil
@@ -151,8 +151,8 @@ func (c *Client) freshFeed(ctx context.Context, cred *Credential) (*mtls.Feed, e
 	return feed, nil
 }
 
-// age is the larger of the time since the feed was signed, by the wall clock,
-// and of the time since it came, by the monotonic one.
+// age is the larger of two durations: since the feed was signed, by the wall
+// clock, and since it arrived, by the monotonic clock.
 func (f *receivedFeed) age(now time.Time) time.Duration {
 	return max(now.Sub(f.at), now.Sub(f.ThisUpdate))
 }

@@ -8,8 +8,8 @@ import (
 )
 
 // setUserTimeout bounds how long sent data may stay unacknowledged before the
-// kernel gives the connection up (TCP_USER_TIMEOUT, RFC 5482), on TCP
-// connections.
+// kernel ends the connection (TCP_USER_TIMEOUT, RFC 5482). It applies to TCP
+// connections only.
 func setUserTimeout(conn net.Conn, d time.Duration) error {
 	tcp, ok := conn.(*net.TCPConn)
 	if !ok {
