@@ -10,8 +10,8 @@ const (
 	ALPNControl = "mayfly-control/1"
 )
 
-// VerdictOK is the line that admits a connection; VerdictErr, a reason and a
-// line feed is the one that refuses it. Either comes before any engine byte.
+// VerdictOK is the line that admits a connection. VerdictErr, a reason and a line
+// feed are the line that refuses it. The line comes before any engine byte.
 const (
 	VerdictOK  = "OK\n"
 	VerdictErr = "ERR "
@@ -30,12 +30,12 @@ const (
 	// ReasonEngineExited: the engine's process ended by itself. Control.Detail
 	// has its exit code or signal.
 	ReasonEngineExited = "engine_exited"
-	// ReasonEngineUnavailable: the engine's socket takes no connection.
+	// ReasonEngineUnavailable: the engine's socket accepts no connection.
 	ReasonEngineUnavailable = "engine_unavailable"
 )
 
-// Retryable reports whether a refusal for this reason may pass. A reason that a
-// later version adds may.
+// Retryable reports whether a refusal for this reason may pass. It returns true
+// for unknown reasons, which later versions may add.
 func Retryable(reason string) bool {
 	switch reason {
 	case ReasonRevoked, ReasonExpired, ReasonWrongEngine:
@@ -44,7 +44,7 @@ func Retryable(reason string) bool {
 	return true
 }
 
-// ExporterLabel and ExporterLength make a relay's name: the lower-case hex of
+// ExporterLabel and ExporterLength define a relay's name: the lower-case hex of
 // its TLS exporter value (RFC 8446 section 7.5, empty context), which only its
 // two ends know.
 const (
@@ -63,12 +63,12 @@ const (
 )
 
 // Control is one JSON line on a control connection. Exactly one of Hold, Held,
-// Ping, Pong and Cut is set; Reason goes with Cut, and Detail, which may say more,
-// with Reason.
+// Ping, Pong and Cut is set. Reason is set only with Cut. Detail, which is optional,
+// is set only with Reason.
 type Control struct {
 	Hold   []string `json:"hold,omitzero"`
 	Held   []string `json:"held,omitzero"`
-	Ping   uint64   `json:"ping,omitempty"` // from 1
+	Ping   uint64   `json:"ping,omitempty"` // starts at 1
 	Pong   uint64   `json:"pong,omitempty"`
 	Cut    string   `json:"cut,omitempty"`
 	Reason string   `json:"reason,omitempty"`

@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// Text tells the event in one sentence for people. What stands in it was
-// chosen by strangers: whoever shows it makes it harmless first.
+// Text describes the event in one sentence. The sentence contains untrusted text,
+// so the caller must escape it before it shows it.
 func (e Event) Text() string {
 	s := e.sentence()
 	if e.Count > 1 && e.Detail["all"] == "" {
@@ -60,8 +60,8 @@ func (e Event) sentence() string {
 	return e.subject() + clause(": ", e.Reason)
 }
 
-// denial says which claim failed, and what it was. Its reason is a claim's
-// name, or one of the issuer's own.
+// denial says which claim failed and its value. The reason is a claim's name or
+// one of the issuer's own texts.
 func (e Event) denial() string {
 	s := e.subject() + " was refused: "
 	got, named := e.Detail["got"]
@@ -88,7 +88,7 @@ func (e Event) revoked() string {
 	return strconv.FormatInt(max(e.Count, 1), 10) + " more certificates"
 }
 
-// subject is whose token or certificate it is about.
+// subject names the holder of the token or certificate in the event.
 func (e Event) subject() string {
 	switch {
 	case e.Repository != "":
@@ -102,7 +102,7 @@ func (e Event) subject() string {
 	return e.actor()
 }
 
-// object is subject inside of a sentence.
+// object is the form of subject for use inside a sentence.
 func (e Event) object() string {
 	switch {
 	case e.Repository != "":
@@ -122,7 +122,7 @@ func (e Event) actor() string {
 	return e.By
 }
 
-// clause is text after its introduction, or nothing.
+// clause returns before and text, or "" if text is empty.
 func clause(before, text string) string {
 	if text == "" {
 		return ""
@@ -130,7 +130,7 @@ func clause(before, text string) string {
 	return before + text
 }
 
-// moment writes RFC 3339 as people read it.
+// moment formats an RFC 3339 time for people.
 func moment(s string) string {
 	at, err := time.Parse(time.RFC3339, s)
 	if err != nil {
@@ -139,7 +139,7 @@ func moment(s string) string {
 	return at.UTC().Format("2006-01-02 15:04:05 UTC")
 }
 
-// traffic is what a session has moved: in is from the client to the engine.
+// traffic describes the bytes of a session; bytes_in is from client to engine.
 func traffic(d map[string]string) string {
 	in, err := strconv.ParseInt(d["bytes_in"], 10, 64)
 	out, err2 := strconv.ParseInt(d["bytes_out"], 10, 64)
@@ -149,7 +149,7 @@ func traffic(d map[string]string) string {
 	return ", " + Size(in) + " sent, " + Size(out) + " received"
 }
 
-// Size writes a count of bytes in its largest decimal unit.
+// Size formats a count of bytes in its largest decimal unit.
 func Size(n int64) string {
 	if n < 1000 {
 		return strconv.FormatInt(n, 10) + " B"

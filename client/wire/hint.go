@@ -6,12 +6,11 @@ import (
 	"syscall"
 )
 
-// WithHint returns err with the one thing to do about it. Settings in a hint
-// have the names of configuration keys.
+// WithHint returns err with a hint: the one thing to do about it. A hint names
+// settings by their configuration keys.
 func WithHint(err error, hint string) error { return &hintedError{err, hint} }
 
-// Hint returns the hint of the outermost error that has one, and "" where none
-// has.
+// Hint returns the hint of the outermost error that has one, or "" if none has one.
 func Hint(err error) string {
 	var h interface{ Hint() string }
 	if errors.As(err, &h) {

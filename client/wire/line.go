@@ -12,11 +12,11 @@ import (
 // in MaxVerdictBytes.
 const maxReason = 48
 
-// relayNameLength is the length of a relay's name: the hex of its exporter.
+// relayNameLength is the length of a relay's name: its exporter value in hex.
 const relayNameLength = 2 * ExporterLength
 
 // ValidReason reports whether s has the form of a reason: lower-case letters and
-// underscores. A reason that a later version adds is valid.
+// underscores. Unknown reasons are valid, because later versions may add some.
 func ValidReason(s string) bool {
 	if s == "" || len(s) > maxReason {
 		return false
@@ -29,7 +29,7 @@ func ValidReason(s string) bool {
 	return true
 }
 
-// Verdict is the line that says reason, and VerdictOK for the empty one.
+// Verdict returns the line for reason, or VerdictOK if reason is empty.
 func Verdict(reason string) string {
 	if reason == "" {
 		return VerdictOK
@@ -37,8 +37,8 @@ func Verdict(reason string) string {
 	return VerdictErr + reason + "\n"
 }
 
-// ParseVerdict reads a whole verdict line, its line feed included. The reason
-// is empty when the connection is admitted.
+// ParseVerdict parses a whole verdict line with its line feed. The reason is empty
+// if the connection is admitted.
 func ParseVerdict(line string) (reason string, err error) {
 	if line == VerdictOK {
 		return "", nil
@@ -51,9 +51,9 @@ func ParseVerdict(line string) (reason string, err error) {
 	return reason, nil
 }
 
-// ParseControl reads one line of a control connection, with or without its line
-// feed, and checks its form: one message, well-formed relay names, a reason
-// beside a cut and nowhere else. Members that it does not know are ignored.
+// ParseControl parses one line of a control connection, with or without its line
+// feed, and checks its form. The line must have one message, well-formed relay
+// names, and a reason if and only if it has a cut. Unknown members are ignored.
 func ParseControl(line []byte) (Control, error) {
 	var c Control
 	if len(line) > MaxControlLine {
@@ -110,7 +110,7 @@ func validRelayName(s string) bool {
 	return true
 }
 
-// Line writes the message as one line, its line feed included.
+// Line returns the message as one line with its line feed.
 func (c Control) Line() ([]byte, error) {
 	b, err := json.Marshal(c)
 	if err != nil {
@@ -122,6 +122,6 @@ func (c Control) Line() ([]byte, error) {
 	return append(b, '\n'), nil
 }
 
-// MaxHoldNames is how many relays one hold line may name and stay well within
-// MaxControlLine.
+// MaxHoldNames is the maximum number of relays in one hold line. Such a line is
+// well below MaxControlLine.
 const MaxHoldNames = 500

@@ -10,7 +10,7 @@ import (
 	"strings"
 )
 
-// ProblemPrefix begins the type of every problem that the issuer answers with.
+// ProblemPrefix is the prefix of the type of each problem that the issuer sends.
 const ProblemPrefix = "urn:mayfly:problem:"
 
 // ProblemMediaType is the Content-Type of a Problem (RFC 9457 section 3).
@@ -26,8 +26,8 @@ const (
 	ProblemForbiddenRole = "forbidden-role"
 	ProblemNotFound      = "not-found"
 	ProblemReplay        = "replay"
-	// ProblemSeveralEngines answers IssueRequest.OneEngine. Nothing was issued,
-	// and the token is still good.
+	// ProblemSeveralEngines answers IssueRequest.OneEngine. No certificate was
+	// issued, and the token can still be used.
 	ProblemSeveralEngines = "several-engines"
 	ProblemTooLarge       = "too-large"
 	ProblemRateLimited    = "rate-limited"
@@ -35,8 +35,8 @@ const (
 	ProblemInternal       = "internal"
 )
 
-// ProblemStatus gives the HTTP status of a problem type without its prefix,
-// and 500 for one that it does not know.
+// ProblemStatus returns the HTTP status of a problem type without its prefix, and
+// 500 for an unknown type.
 func ProblemStatus(name string) int {
 	switch name {
 	case ProblemBadRequest, ProblemBadCSR, ProblemSeveralEngines:
@@ -59,18 +59,18 @@ func ProblemStatus(name string) int {
 	return http.StatusInternalServerError
 }
 
-// Problem is an RFC 9457 problem document, and the error that a client gets
-// for any answer of the issuer that is not a success.
+// Problem is an RFC 9457 problem document. It is also the error of a client for
+// each answer of the issuer that is not a success.
 type Problem struct {
 	Type   string `json:"type"`
 	Title  string `json:"title"`
 	Status int    `json:"status"`
 	Detail string `json:"detail,omitempty"`
-	// Instance is the request's id, to be found in the issuer's log.
+	// Instance is the request's id, which is also in the issuer's log.
 	Instance string `json:"instance,omitempty"`
-	// Claim and Rule are set on denied: the claim that failed, and the rule
-	// that came nearest. Engines are those that Rule grants: on several-engines,
-	// and on denied when Claim is "engine".
+	// Claim and Rule are set on denied: the claim that failed and the nearest rule.
+	// Engines are the engines that Rule grants. They are set on several-engines, and
+	// on denied if Claim is "engine".
 	Claim   string   `json:"claim,omitempty"`
 	Rule    string   `json:"rule,omitempty"`
 	Engines []string `json:"engines,omitempty"`
@@ -78,9 +78,9 @@ type Problem struct {
 	RetryAfter int `json:"retry_after,omitempty"`
 }
 
-// ReadProblem makes the problem of an answer that is no success out of what was
-// read of its body. An answer that is no problem document, such as a proxy's
-// page, tells its status alone. Its texts are the other side's.
+// ReadProblem returns the problem in an answer that is not a success. body is the
+// part of the body that was read. For an answer that is not a problem document,
+// such as a proxy's page, the problem has only the status. Its texts are untrusted.
 func ReadProblem(resp *http.Response, body []byte) *Problem {
 	p := &Problem{}
 	if resp.StatusCode == http.StatusBadRequest && bytes.Contains(body, []byte(plainToTLS)) {
@@ -90,7 +90,7 @@ func ReadProblem(resp *http.Response, body []byte) *Problem {
 	if media != ProblemMediaType || json.Unmarshal(body, p) != nil {
 		p = &Problem{}
 	}
-	p.Status = resp.StatusCode // what the transport says is what happened
+	p.Status = resp.StatusCode // the real status, whatever the document says
 	if p.Title == "" {
 		p.Title = http.StatusText(resp.StatusCode)
 	}
@@ -100,17 +100,17 @@ func ReadProblem(resp *http.Response, body []byte) *Problem {
 	return p
 }
 
-// plainToTLS is what Go's HTTP servers answer to HTTP on a port of theirs for
+// plainToTLS is the answer of Go's HTTP servers to plain HTTP on a port for
 // HTTPS.
 const plainToTLS = "HTTP request to an HTTPS server"
 
 const speaksTLS = "it speaks https, and the URL says http"
 
-// WantsTLS reports whether the answer came from a server that speaks HTTPS and
-// was asked in HTTP.
+// WantsTLS reports whether a server that expects HTTPS answered a request in
+// plain HTTP.
 func (p *Problem) WantsTLS() bool { return p.Type == "" && p.Detail == speaksTLS }
 
-// Name is the type without its prefix, and "" for a foreign type.
+// Name returns the type without its prefix, or "" for a foreign type.
 func (p *Problem) Name() string {
 	name, ok := strings.CutPrefix(p.Type, ProblemPrefix)
 	if !ok {

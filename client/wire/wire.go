@@ -1,7 +1,7 @@
-// Package wire is mayfly's protocol: the JSON bodies, paths, limits and problem
-// types of the issuer's HTTP API, and the lines spoken on a control connection.
+// Package wire defines mayfly's protocol: the JSON bodies, paths, limits and
+// problem types of the issuer's HTTP API, and the lines on a control connection.
 //
-// Both ends import it, so it holds data and its encoding and nothing that acts.
+// Client, sidecar and issuer import it, so it contains only data and its encoding.
 // It imports only the standard library.
 package wire
 
@@ -29,20 +29,20 @@ const (
 	PathReady         = "/readyz"
 )
 
-// Limits that both ends hold.
+// Limits that both ends apply.
 const (
-	// MaxTokenBytes bounds a compact JWS, checked before it is split.
+	// MaxTokenBytes bounds a compact JWS. It is checked before the JWS is split.
 	MaxTokenBytes = 16 << 10
 	// MaxBodyBytes bounds a request body.
 	MaxBodyBytes = 64 << 10
-	// MaxHeaderBytes bounds a request's header.
+	// MaxHeaderBytes bounds the header of a request or an answer.
 	MaxHeaderBytes = 32 << 10
-	// MaxResponseBytes bounds any answer of the issuer that a client reads
-	// into memory, CRLs included.
+	// MaxResponseBytes bounds each answer of the issuer that a client reads into
+	// memory, CRLs included.
 	MaxResponseBytes = 16 << 20
 	// MaxListLimit bounds the limit parameter of every list.
 	MaxListLimit = 500
-	// DefaultListLimit is used when a list is asked for without a limit.
+	// DefaultListLimit is the limit of a list request that sets none.
 	DefaultListLimit = 100
 	// CRLWait is how long GET /v1/crl/wait holds a request before it answers 204.
 	CRLWait = 30 * time.Second
@@ -60,11 +60,11 @@ type IssueRequest struct {
 	// CSR is a PKCS #10 request in PEM (RFC 7468). Only its public key and
 	// its proof of possession are used.
 	CSR string `json:"csr"`
-	// Engine names the one engine that the certificate is wanted for. Empty
-	// means all engines of the rule that admits the token.
+	// Engine names the one engine that the certificate is for. Empty means all
+	// engines of the rule that admits the token.
 	Engine string `json:"engine,omitempty"`
-	// OneEngine says that the certificate is wanted for one engine and none is
-	// named. A rule that grants several is then answered with several-engines.
+	// OneEngine asks for a certificate for one engine without naming it. If the rule
+	// grants several engines, the answer is the problem several-engines.
 	OneEngine bool `json:"one_engine,omitempty"`
 }
 
@@ -76,19 +76,19 @@ type IssueResponse struct {
 	CRL         string    `json:"crl"`          // the PEM of GET /v1/crl/wait
 	NotBefore   time.Time `json:"not_before"`
 	NotAfter    time.Time `json:"not_after"`
-	RenewAfter  time.Time `json:"renew_after"` // half life
+	RenewAfter  time.Time `json:"renew_after"` // half of the lifetime
 	Identity    string    `json:"identity"`    // SPIFFE ID
 	Rule        string    `json:"rule"`
 	Engines     []Engine  `json:"engines"`
 }
 
-// Engine tells a client where an engine is and which name it proves.
+// Engine is an engine's address and the server name that its certificate proves.
 type Engine struct {
 	Name       string `json:"name"`
 	Endpoint   string `json:"endpoint"` // tcp://host:port or edge://host:port
 	ServerName string `json:"server_name"`
-	// Version is the engine program's, as the engine last reported it: a
-	// version, or an image's name and tag. Empty where it is not known.
+	// Version is the engine program's, as its sidecar last reported it: a version,
+	// or an image's name and tag. Empty if unknown.
 	Version string `json:"version,omitempty"`
 }
 
@@ -100,21 +100,21 @@ type Info struct {
 	Login       []Login `json:"login"`
 }
 
-// Login names a provider of type people that mayfly login can use.
+// Login is a provider of type people that mayfly login can use.
 type Login struct {
 	Provider string `json:"provider"`
 	Issuer   string `json:"issuer"`
 	ClientID string `json:"client_id"`
 }
 
-// Whoami is the body of GET /v1/whoami: the person whose token it was.
+// Whoami is the body of GET /v1/whoami: the person whose token the request had.
 type Whoami struct {
-	Name     string    `json:"name"` // as events call the person: provider/email or provider/sub
+	Name     string    `json:"name"` // as in events: provider/email or provider/sub
 	Provider string    `json:"provider"`
 	Subject  string    `json:"subject"`
 	Role     string    `json:"role"`
 	Rule     string    `json:"rule"`  // the rule that grants the role
-	Until    time.Time `json:"until"` // when this token is no longer taken for admin calls
+	Until    time.Time `json:"until"` // when this token stops being accepted for admin calls
 }
 
 // Certificate is an item of GET /v1/certificates.
@@ -148,7 +148,7 @@ type CertificateDetail struct {
 	RevokedBy   string          `json:"revoked_by,omitempty"`
 	Reason      string          `json:"reason,omitempty"`
 	TBS         []byte          `json:"tbs"`   // DER of the TBSCertificate that was signed
-	PEM         string          `json:"pem"`   // empty but for records that hold their signature
+	PEM         string          `json:"pem"`   // empty except for records that contain their signature
 	Chain       string          `json:"chain"` // as PEM; leaf first
 	Sessions    []Session       `json:"sessions"`
 }
@@ -159,8 +159,8 @@ type List[T any] struct {
 	NextCursor string `json:"next_cursor"`
 }
 
-// Match selects certificates by what was recorded of them. Every key that is
-// set must be equal; an empty Match selects nothing.
+// Match selects certificates by their recorded values. All keys that are set must
+// be equal. An empty Match selects nothing.
 type Match struct {
 	Repository   string     `json:"repository,omitempty"`
 	RepositoryID string     `json:"repository_id,omitempty"`
@@ -172,21 +172,21 @@ type Match struct {
 	Until        *time.Time `json:"until,omitempty"` // issued before
 }
 
-// RevokeRequest is the body of POST /v1/revocations: exactly one of Serial,
-// Match and All.
+// RevokeRequest is the body of POST /v1/revocations. Exactly one of Serial, Match
+// and All is set.
 type RevokeRequest struct {
 	Serial string `json:"serial,omitempty"`
 	Match  *Match `json:"match,omitempty"`
 	All    bool   `json:"all,omitempty"`
-	// Block is how long what was revoked may not be issued again, as a Go
-	// duration, or "none". Empty is 24h.
+	// Block is how long the issuer refuses new certificates for the revoked match, as
+	// a Go duration, or "none". Empty means 24h.
 	Block  string `json:"block,omitempty"`
 	Reason string `json:"reason,omitempty"`
-	// DryRun counts what would be revoked and changes nothing.
+	// DryRun counts the certificates to revoke and changes nothing.
 	DryRun bool `json:"dry_run,omitempty"`
 }
 
-// BlockNone, as RevokeRequest.Block, revokes only what was named.
+// BlockNone, as RevokeRequest.Block, revokes and blocks nothing.
 const BlockNone = "none"
 
 // RevokeResponse is the body of a 200 to POST /v1/revocations.
@@ -195,12 +195,12 @@ type RevokeResponse struct {
 	CRLNumber int64      `json:"crl_number"`
 	BlockIDs  []string   `json:"block_ids"`
 	Floor     *time.Time `json:"floor,omitempty"`    // set by all
-	Sessions  int        `json:"sessions,omitempty"` // live sessions touched, as last reported
+	Sessions  int        `json:"sessions,omitempty"` // live sessions of the revoked certificates, as last reported
 	// Machines are the SPIFFE IDs of the engines' machines whose own certificates
-	// are revoked: each cuts its connections and asks for another certificate.
+	// are revoked. Each machine cuts its connections and requests another certificate.
 	Machines []string `json:"machines,omitempty"`
-	// MachinesUntil is until when the machines get none, and so admit nobody.
-	// Absent where they get one at once.
+	// MachinesUntil is the time until which the machines get no certificate and
+	// admit no connection. Absent if they get one at once.
 	MachinesUntil *time.Time `json:"machines_until,omitempty"`
 }
 
@@ -238,8 +238,8 @@ const (
 	SessionOpen     = "open"
 	SessionProgress = "progress"
 	SessionClose    = "close"
-	// SessionFeedStale tells of no session: since At the engine's revocation
-	// list is too old, so that it admits nobody. Serial stays empty.
+	// SessionFeedStale is not about a session: since At, the engine's revocation
+	// list is too old and the engine admits no connection. Serial is empty.
 	SessionFeedStale = "feed_stale"
 )
 
@@ -256,21 +256,21 @@ type SessionReport struct {
 	Reason     string    `json:"reason,omitempty"`
 }
 
-// SessionsRequest is the body of POST /v1/sessions: at most MaxSessionReports,
-// a status, or both. Issuers of v0.1 refuse a body that holds a status, so that
-// a sidecar sends its status in a request of its own.
+// SessionsRequest is the body of POST /v1/sessions: at most MaxSessionReports
+// reports, a status, or both. Issuers of v0.1 refuse a body with a status, so a
+// sidecar sends its status in a separate request.
 type SessionsRequest struct {
 	Reports []SessionReport `json:"reports,omitempty"`
 	Status  *SidecarStatus  `json:"status,omitempty"`
 }
 
-// SidecarStatus is what a sidecar reports of itself when it begins to listen,
-// every StatusEvery and when it stops.
+// SidecarStatus is a sidecar's report about itself. The sidecar sends it when it
+// begins to listen, every StatusEvery, and when it stops.
 type SidecarStatus struct {
 	State   string `json:"state"`
 	Version string `json:"version"`
-	// EngineVersion is the engine program's: a version, or an image's name
-	// and tag. Empty where the sidecar does not know it.
+	// EngineVersion is the engine program's: a version, or an image's name and tag.
+	// Empty if the sidecar does not know it.
 	EngineVersion       string    `json:"engine_version,omitempty"`
 	EngineSocket        string    `json:"engine_socket"`
 	CertificateNotAfter time.Time `json:"certificate_not_after"` // the sidecar's own
@@ -283,8 +283,8 @@ const StatusEvery = time.Minute
 // States of a sidecar.
 const (
 	SidecarListening = "listening"
-	// SidecarPaused: its own certificate is revoked, and it admits nobody
-	// until it has another.
+	// SidecarPaused: the sidecar's own certificate is revoked. It admits no
+	// connection until it has another one.
 	SidecarPaused  = "paused"
 	SidecarStopped = "stopped"
 )
@@ -295,18 +295,18 @@ const (
 	SocketUnreachable = "unreachable"
 )
 
-// EngineStatus is an item of GET /v1/engines: an engine of the policy, and the
+// EngineStatus is an item of GET /v1/engines: an engine of the policy, with the
 // machines that reported for it.
 type EngineStatus struct {
 	Name         string          `json:"name"`
 	Endpoint     string          `json:"endpoint"`
 	ServerName   string          `json:"server_name"`
-	State        string          `json:"state"` // awake when a machine is, else that of the one seen last
+	State        string          `json:"state"` // awake if any machine is, else the state of the machine seen last
 	LiveSessions int             `json:"live_sessions"`
-	Machines     []MachineStatus `json:"machines"` // the one seen last first
+	Machines     []MachineStatus `json:"machines"` // the machine seen last comes first
 }
 
-// MachineStatus is what the sidecar of one machine last reported of itself.
+// MachineStatus is the last status that the sidecar of one machine reported.
 type MachineStatus struct {
 	Machine             string    `json:"machine"` // SPIFFE ID
 	State               string    `json:"state"`   // awake, asleep or silent
@@ -323,25 +323,25 @@ type MachineStatus struct {
 // States of an engine and of its machines.
 const (
 	EngineAwake  = "awake"  // its sidecar runs
-	EngineAsleep = "asleep" // its sidecar has stopped in order
-	EngineSilent = "silent" // its sidecar reports nothing, and did not say that it stops
-	// EngineUnknown: no sidecar of this engine ever reported its status.
+	EngineAsleep = "asleep" // its sidecar has reported that it stopped
+	EngineSilent = "silent" // its sidecar has stopped reporting without saying that it stops
+	// EngineUnknown: no sidecar of this engine has ever reported its status.
 	EngineUnknown = "unknown"
 )
 
 // MaxSessionReports bounds one POST /v1/sessions.
 const MaxSessionReports = 100
 
-// SessionsResponse is the body of a 200 to POST /v1/sessions. Refused names
-// reports that will never be accepted; the others are stored. StatusRefused says
-// why the status was not stored; the reports are not touched by it.
+// SessionsResponse is the body of a 200 to POST /v1/sessions. Refused lists the
+// reports that will never be accepted; all others are stored. StatusRefused is why
+// the status was not stored. It does not affect the reports.
 type SessionsResponse struct {
 	Accepted      int              `json:"accepted"`
 	Refused       []SessionRefusal `json:"refused,omitempty"`
 	StatusRefused string           `json:"status_refused,omitempty"`
 }
 
-// SessionRefusal says why one report was refused.
+// SessionRefusal is the reason why one report was refused.
 type SessionRefusal struct {
 	ID     string `json:"id"`
 	Reason string `json:"reason"`
@@ -352,7 +352,7 @@ type Event struct {
 	Seq        int64             `json:"seq"`
 	Time       time.Time         `json:"time"`
 	Type       string            `json:"type"`
-	By         string            `json:"by,omitempty"` // who acted: an admin, or the identity
+	By         string            `json:"by,omitempty"` // the actor: an admin, or the identity
 	Serial     string            `json:"serial,omitempty"`
 	Identity   string            `json:"identity,omitempty"`
 	Repository string            `json:"repository,omitempty"`
@@ -368,13 +368,13 @@ type ExplainRequest struct {
 	Provider string          `json:"provider"`
 	Claims   json.RawMessage `json:"claims"`
 	Engine   string          `json:"engine,omitempty"`
-	// Want is certificate or role. Empty: a certificate, and a role for a person
-	// whom no rule grants a certificate.
+	// Want is certificate or role. Empty means a certificate, and also a role for a
+	// person whom no rule grants a certificate.
 	Want string `json:"want,omitempty"`
 }
 
-// ExplainResponse says which rule would match, or per rule the first claim
-// that did not.
+// ExplainResponse says which rule matches, or for each rule the first claim that
+// does not match.
 type ExplainResponse struct {
 	Allowed bool          `json:"allowed"`
 	Rule    string        `json:"rule,omitempty"`
