@@ -20,55 +20,55 @@ import (
 const (
 	// MaxFeedBytes bounds the PEM that ParseFeed reads.
 	MaxFeedBytes = 16 << 20
-	// MaxFeedIntermediates bounds the intermediates of one feed: the current
-	// one and those of rotations whose leaves may still live.
+	// MaxFeedIntermediates bounds the intermediates of one feed: the current one,
+	// and rotated ones whose leaves may still be valid.
 	MaxFeedIntermediates = 16
-	// MaxFeedSkew is how far a CRL's thisUpdate may lie ahead of our clock.
+	// MaxFeedSkew is how far a CRL's thisUpdate may be ahead of the local clock.
 	MaxFeedSkew = 60 * time.Second
 )
 
-// What a Feed says against a chain. Errors of CoversChain and CheckChain wrap
+// Reasons why a Feed refuses a chain. Errors of CoversChain and CheckChain wrap
 // one of these.
 var (
 	// ErrRevoked: the leaf or its intermediate is revoked.
 	ErrRevoked = errors.New("certificate is revoked")
-	// ErrBeforeFloor: the leaf was issued before the revocation floor, which
-	// revokes everything that is older.
+	// ErrBeforeFloor: the leaf was issued before the revocation floor. All
+	// certificates from before the floor are revoked.
 	ErrBeforeFloor = errors.New("certificate was issued before everything was revoked")
 	// ErrNotCovered: the feed has no CRL of the leaf's intermediate.
 	ErrNotCovered = errors.New("revocation list covers no such certificate")
 	// ErrStale: a CRL of the feed is past its nextUpdate.
 	ErrStale = errors.New("revocation list is past its next update")
-	// ErrClockSkew: a CRL's thisUpdate lies more than MaxFeedSkew ahead.
+	// ErrClockSkew: a CRL's thisUpdate is more than MaxFeedSkew ahead.
 	ErrClockSkew = errors.New("revocation list is from the future: a clock is wrong")
 )
 
-// Feed is the verified content of one GET /v1/crl/wait: the CRL of each
-// intermediate in use, all of one number, and the roots' CRLs over the
+// Feed is the verified content of one GET /v1/crl/wait. It has the CRL of each
+// intermediate in use, all with the same number, and the roots' CRLs for the
 // intermediates. It is immutable and safe for concurrent use.
 type Feed struct {
-	// Number is the CRL number that all intermediates' CRLs have.
+	// Number is the number of all CRLs of the intermediates.
 	Number int64
-	// Floor refuses every certificate that was issued before it.
+	// Floor is the revocation floor: certificates issued before it are refused.
 	Floor time.Time
-	// ThisUpdate is that of the oldest of the intermediates' CRLs.
+	// ThisUpdate is the earliest thisUpdate of the intermediates' CRLs.
 	ThisUpdate time.Time
-	// NextUpdate is that of the intermediates' CRL that ends first.
+	// NextUpdate is the earliest nextUpdate of the intermediates' CRLs.
 	NextUpdate time.Time
 
-	revoked        map[string]IntermediateID // serials of leaves, and whose CRL names them
+	revoked        map[string]IntermediateID // serials of leaves, and the intermediate whose CRL lists each
 	intermediates  map[IntermediateID]feedIntermediate
-	revokedIssuers map[IntermediateID]struct{} // all that a root's CRL names, held by the feed or not
+	revokedIssuers map[IntermediateID]struct{} // all intermediates in the roots' CRLs, also those not in the feed
 }
 
-// feedIntermediate is an intermediate that the feed holds.
+// feedIntermediate is an intermediate in the feed.
 type feedIntermediate struct {
 	nextUpdate     time.Time
 	rootNextUpdate time.Time
 }
 
 // IntermediateID identifies an intermediate as a CRL does, by its issuer's name
-// and its serial number (RFC 5280 section 5.3): the SHA-256 of both.
+// and its serial number (RFC 5280 section 5.3). It is the SHA-256 of both.
 type IntermediateID [sha256.Size]byte
 
 // IntermediateIDOf returns the ID of an intermediate's certificate.
@@ -76,17 +76,17 @@ func IntermediateIDOf(cert *x509.Certificate) IntermediateID {
 	return intermediateID(cert.RawIssuer, cert.SerialNumber)
 }
 
-// intermediateID hashes a name in DER, which says where it ends, and a serial.
+// intermediateID hashes a name and a serial. The name is DER, which has its own length.
 func intermediateID(issuer []byte, serial *big.Int) IntermediateID {
 	return sha256.Sum256(slices.Concat(issuer, serial.Bytes()))
 }
 
-// ParseFeed parses and verifies the PEM of GET /v1/crl/wait: CERTIFICATE blocks,
-// each an intermediate signed by one of roots, and X509 CRL blocks: exactly one
-// by each intermediate and one by each root that signed an intermediate. All
-// intermediates' CRLs must have one number and one floor, and none may lack
-// them. Blocks may come in any order; anything else is an error. Times are not
-// judged here, since a feed's age is the caller's to judge.
+// ParseFeed parses and verifies the PEM of GET /v1/crl/wait. The CERTIFICATE blocks
+// are intermediates, each signed by one of roots. The X509 CRL blocks are one CRL
+// from each intermediate and one from each root that signed an intermediate. All
+// CRLs of intermediates must have the same number and the same floor, and none may
+// lack them. Blocks may have any order, and any other content is an error.
+// ParseFeed does not check times, because the caller judges a feed's age.
 func ParseFeed(data []byte, roots []*x509.Certificate) (*Feed, error) {
 	p := feedParser{roots: roots}
 	if err := p.read(data); err != nil {
@@ -99,18 +99,18 @@ func ParseFeed(data []byte, roots []*x509.Certificate) (*Feed, error) {
 	return f, nil
 }
 
-// Revoked reports whether a leaf with this serial, as Serial writes it, is in a
-// CRL of the feed.
+// Revoked reports whether a leaf with this serial, in the format of Serial, is in
+// a CRL of the feed.
 func (f *Feed) Revoked(serial string) bool {
 	_, ok := f.revoked[serial]
 	return ok
 }
 
-// Len is the number of revoked leaves.
+// Len returns the number of revoked leaves.
 func (f *Feed) Len() int { return len(f.revoked) }
 
-// All returns the revoked leaves' serials, each with the intermediate whose CRL
-// names it, in no order.
+// All returns the serials of the revoked leaves, each with the intermediate whose
+// CRL lists it, in no particular order.
 func (f *Feed) All() iter.Seq2[string, IntermediateID] { return maps.All(f.revoked) }
 
 // BeforeFloor reports whether leaf was issued before the floor.
@@ -118,23 +118,23 @@ func (f *Feed) BeforeFloor(leaf *x509.Certificate) bool {
 	return identity.BeforeFloor(leaf, f.Floor)
 }
 
-// RevokedIntermediate reports whether a root's CRL names this intermediate. The
-// issuer leaves a compromised one out of the feed, so the feed need not hold it.
+// RevokedIntermediate reports whether a root's CRL lists this intermediate. The
+// issuer removes a compromised one from the feed, so the feed may not contain it.
 func (f *Feed) RevokedIntermediate(intermediate *x509.Certificate) bool {
 	_, ok := f.revokedIssuers[IntermediateIDOf(intermediate)]
 	return ok
 }
 
-// RevokedIntermediates returns the intermediates that the roots' CRLs name, in
-// no order.
+// RevokedIntermediates returns the intermediates in the roots' CRLs, in no
+// particular order.
 func (f *Feed) RevokedIntermediates() []IntermediateID {
 	return slices.Collect(maps.Keys(f.revokedIssuers))
 }
 
-// CoversChain reports whether the feed can judge a verified chain (leaf first,
-// root last) at now: no root's CRL names its intermediate, the feed holds that
-// intermediate, and the CRLs of both authorities are not past their nextUpdate.
-// CoversChain does not look at the leaf.
+// CoversChain returns nil if the feed can judge a verified chain (leaf first, root
+// last) at now. No root's CRL may list its intermediate, the feed must contain that
+// intermediate, and the CRLs of both authorities must not be past their nextUpdate.
+// CoversChain does not check the leaf.
 func (f *Feed) CoversChain(chain []*x509.Certificate, now time.Time) error {
 	issuer, err := f.issuerOf(chain)
 	switch {
@@ -150,8 +150,8 @@ func (f *Feed) CoversChain(chain []*x509.Certificate, now time.Time) error {
 	return nil
 }
 
-// issuerOf returns the intermediate of a chain, unless a root's CRL names it or
-// the feed does not hold it.
+// issuerOf returns the intermediate of a chain. It is an error if a root's CRL
+// lists the intermediate or the feed does not contain it.
 func (f *Feed) issuerOf(chain []*x509.Certificate) (feedIntermediate, error) {
 	if len(chain) != 3 {
 		return feedIntermediate{}, fmt.Errorf("%w: its chain has %d certificates, not 3", ErrNotCovered, len(chain))
@@ -166,8 +166,8 @@ func (f *Feed) issuerOf(chain []*x509.Certificate) (feedIntermediate, error) {
 	return issuer, nil
 }
 
-// CheckChain is CoversChain, and that the leaf is neither revoked nor from
-// before the floor.
+// CheckChain calls CoversChain and also returns an error if the leaf is revoked or
+// from before the floor.
 func (f *Feed) CheckChain(chain []*x509.Certificate, now time.Time) error {
 	if err := f.CoversChain(chain, now); err != nil {
 		return err
@@ -175,8 +175,8 @@ func (f *Feed) CheckChain(chain []*x509.Certificate, now time.Time) error {
 	return f.checkLeaf(chain)
 }
 
-// CheckChainAtAnyAge is CheckChain without a look at the feed's times: for a
-// connection that only keeps alive what was admitted by a fresh feed.
+// CheckChainAtAnyAge is CheckChain without checks of the feed's times. It is for a
+// connection that only keeps relays that a fresh feed admitted.
 func (f *Feed) CheckChainAtAnyAge(chain []*x509.Certificate) error {
 	if _, err := f.issuerOf(chain); err != nil {
 		return err
@@ -184,7 +184,7 @@ func (f *Feed) CheckChainAtAnyAge(chain []*x509.Certificate) error {
 	return f.checkLeaf(chain)
 }
 
-// checkLeaf returns an error when a chain's leaf is revoked or from before the
+// checkLeaf returns an error if a chain's leaf is revoked or from before the
 // floor.
 func (f *Feed) checkLeaf(chain []*x509.Certificate) error {
 	serial := Serial(chain[0].SerialNumber)
@@ -197,7 +197,7 @@ func (f *Feed) checkLeaf(chain []*x509.Certificate) error {
 	return nil
 }
 
-// feedParser is what ParseFeed has read and not yet verified.
+// feedParser has the parts that ParseFeed has read and not yet verified.
 type feedParser struct {
 	roots         []*x509.Certificate
 	intermediates []*x509.Certificate
@@ -297,8 +297,8 @@ func (p *feedParser) verify() (*Feed, error) {
 	return f, nil
 }
 
-// rootOf finds the root that signed an intermediate. Its validity in time is
-// left alone: an intermediate publishes for a day after its own end.
+// rootOf finds the root that signed an intermediate. It does not check the
+// intermediate's validity period: an intermediate signs CRLs for a day after its end.
 func (p *feedParser) rootOf(cert *x509.Certificate) (*x509.Certificate, error) {
 	for _, root := range p.roots {
 		if bytes.Equal(cert.RawIssuer, root.RawSubject) && cert.CheckSignatureFrom(root) == nil {
@@ -311,7 +311,7 @@ func (p *feedParser) rootOf(cert *x509.Certificate) (*x509.Certificate, error) {
 	return nil, fmt.Errorf("intermediate %s is not signed by a known root", Serial(cert.SerialNumber))
 }
 
-// take removes and returns the one list that issuer signed.
+// take removes and returns the only list that issuer signed.
 func (p *feedParser) take(issuer *x509.Certificate) (*x509.RevocationList, error) {
 	i := slices.IndexFunc(p.lists, func(l *x509.RevocationList) bool { return signed(l, issuer) })
 	if i < 0 {
@@ -323,8 +323,8 @@ func (p *feedParser) take(issuer *x509.Certificate) (*x509.RevocationList, error
 		return nil, errors.New("two of one issuer")
 	}
 	for _, e := range list.Extensions {
-		// A critical extension narrows what a list covers (delta, distribution
-		// point); mayfly's lists are whole (RFC 5280 5.2).
+		// A critical extension narrows the scope of a list (delta, distribution
+		// point). mayfly's lists are complete (RFC 5280 5.2).
 		if e.Critical {
 			return nil, fmt.Errorf("critical extension %v", e.Id)
 		}
@@ -344,7 +344,7 @@ func signed(l *x509.RevocationList, issuer *x509.Certificate) bool {
 		l.CheckSignatureFrom(issuer) == nil
 }
 
-// add takes in the list of the intermediate with this id.
+// add adds the list of the intermediate with this id.
 func (f *Feed) add(list *x509.RevocationList, id IntermediateID, first bool) error {
 	floor, err := identity.Floor(list)
 	if err != nil {

@@ -1,12 +1,12 @@
-// Package mtls makes the mutual TLS configurations of mayfly, and it is the
-// only room that makes one: both ends of every connection between a job and an
-// engine come from ServerConfig and ClientConfig.
+// Package mtls makes mayfly's mutual TLS configurations. No other package makes
+// them: both ends of every connection between a job and an engine use
+// ServerConfig or ClientConfig.
 //
-// It also holds what the two ends know of revocation: Feed is the verified
-// content of GET /v1/crl/wait.
+// Feed is the revocation data of both ends: the verified content of
+// GET /v1/crl/wait.
 //
-// It imports the standard library, go-spiffe's spiffeid and ca/identity. It
-// knows no protocol beyond the names that it negotiates, opens no connection
+// The package imports the standard library, go-spiffe's spiffeid and ca/identity.
+// It knows only the names of the protocols that it negotiates, opens no connection
 // and reads no file.
 package mtls
 
@@ -24,9 +24,9 @@ import (
 	"github.com/mayfly-ca/mayfly/ca/identity"
 )
 
-// Application protocols that a server answers to, and the exporter that names
-// a relay. Package wire gives them to the protocol's speakers; a test of
-// package client holds the two equal.
+// Application protocols that a server accepts, and the exporter that names a
+// relay. Package wire has the same constants; a test in package client checks that
+// they are equal.
 const (
 	alpnRelay   = "mayfly/1"
 	alpnControl = "mayfly-control/1"
@@ -36,51 +36,51 @@ const (
 	exporterLength = 32
 )
 
-// Peer is the other end of a handshake whose certificate has verified: chain,
-// extended key usage and trust domain.
+// Peer is the other end of a handshake. Its certificate's chain, extended key
+// usage and trust domain are verified.
 type Peer struct {
-	// Claims is what the certificate says about its subject.
+	// Claims is the identity in the certificate.
 	Claims      identity.Identity
 	Certificate *x509.Certificate
 	// Chain is the verified chain, leaf first, root last.
 	Chain []*x509.Certificate
-	// ALPN is the negotiated protocol; empty when the client offered none.
+	// ALPN is the negotiated protocol; empty if the client offered none.
 	ALPN string
 }
 
-// Serial is the serial number of the peer's certificate, as the API writes it.
+// Serial returns the serial number of the peer's certificate, in the API's format.
 func (p Peer) Serial() string { return Serial(p.Certificate.SerialNumber) }
 
-// Authorizer decides on a peer. Its error ends the handshake: the peer sees the
-// alert bad_certificate and no more, so the owner of the Authorizer logs why.
-// It runs for every handshake, since there is no resumption.
+// Authorizer decides on a peer. Its error ends the handshake. The peer gets only
+// the alert bad_certificate, so the owner of the Authorizer logs the reason. It
+// runs for every handshake, because sessions are never resumed.
 type Authorizer func(Peer) error
 
-// Source gives the certificate and the roots of one end. Both are asked for at
-// every handshake of a server, so a Source may rotate. It is safe for
-// concurrent use.
+// Source provides the certificate and the roots of one end. A server calls both
+// methods at every handshake, so a Source may rotate. It is safe for concurrent
+// use.
 type Source interface {
 	// Certificate returns the chain and key to present, leaf first, without
 	// the root.
 	Certificate() (*tls.Certificate, error)
-	// Roots returns the roots that peers must chain to. Nil admits nobody.
+	// Roots returns the roots that peers must chain to. Nil admits no peer.
 	Roots() *x509.CertPool
 }
 
-// Serial writes a serial number as the API does: 32 lower-case hex digits.
+// Serial returns a serial number in the API's format: 32 lower-case hex digits.
 func Serial(n *big.Int) string { return fmt.Sprintf("%032x", n) }
 
-// ServerConfig returns the configuration of an engine's listener: TLS 1.3,
-// client certificates required and verified for clientAuth against src's roots,
-// the trust domain compared, then auth. It negotiates mayfly/1,
-// mayfly-control/1, h2 or nothing.
+// ServerConfig returns the configuration of an engine's listener. It requires
+// TLS 1.3 and a client certificate, verifies the certificate for clientAuth against
+// src's roots, compares the trust domain, and then calls auth. It negotiates
+// mayfly/1, mayfly-control/1, h2 or no protocol.
 //
 // A nil auth refuses every peer.
 func ServerConfig(src Source, td spiffeid.TrustDomain, auth Authorizer) *tls.Config {
 	c := base(td, x509.ExtKeyUsageClientAuth, auth)
 	c.NextProtos = []string{alpnRelay, alpnControl, alpnHTTP2}
 	c.ClientAuth = tls.RequireAndVerifyClientCert
-	c.ClientCAs = x509.NewCertPool() // GetConfigForClient brings the real ones
+	c.ClientCAs = x509.NewCertPool() // GetConfigForClient sets the real ones
 	c.GetCertificate = func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 		return certificate(src)
 	}
@@ -88,10 +88,10 @@ func ServerConfig(src Source, td spiffeid.TrustDomain, auth Authorizer) *tls.Con
 	return c
 }
 
-// ClientConfig returns the configuration of a connection to an engine: TLS 1.3,
-// the server verified for serverAuth and serverName against src's roots, the
-// trust domain compared, then auth. The certificate is asked of src at every
-// handshake, the roots once, here.
+// ClientConfig returns the configuration of a connection to an engine. It requires
+// TLS 1.3, verifies the server for serverAuth and serverName against src's roots,
+// compares the trust domain, and then calls auth. It reads src's roots once, and
+// src's certificate at every handshake.
 //
 // A nil auth refuses every peer. alpn may be empty.
 func ClientConfig(src Source, td spiffeid.TrustDomain, serverName string, alpn []string, auth Authorizer) *tls.Config {
@@ -108,7 +108,7 @@ func ClientConfig(src Source, td spiffeid.TrustDomain, serverName string, alpn [
 	return c
 }
 
-// RelayName is the name of a relay on the control connection: the lower-case
+// RelayName returns the name of a relay on the control connection: the lower-case
 // hex of the TLS exporter value, which only the connection's two ends know.
 func RelayName(cs tls.ConnectionState) (string, error) {
 	b, err := cs.ExportKeyingMaterial(exporterLabel, nil, exporterLength)
@@ -118,8 +118,8 @@ func RelayName(cs tls.ConnectionState) (string, error) {
 	return hex.EncodeToString(b), nil
 }
 
-// base is what both ends share. Tickets are off on both: a resumed handshake
-// verifies no chain, and would outlive a revocation.
+// base returns the configuration that both ends share. It disables tickets: a
+// resumed handshake verifies no chain, so it would survive a revocation.
 func base(td spiffeid.TrustDomain, usage x509.ExtKeyUsage, auth Authorizer) *tls.Config {
 	return &tls.Config{
 		MinVersion:             tls.VersionTLS13,
@@ -139,8 +139,8 @@ func base(td spiffeid.TrustDomain, usage x509.ExtKeyUsage, auth Authorizer) *tls
 	}
 }
 
-// verify runs after crypto/tls has verified the chain against the roots, for
-// usage among others; mayfly's leaves have one usage and no second.
+// verify checks a peer after crypto/tls has verified its chain, with usage, against
+// the roots. A mayfly leaf has one extended key usage and no other.
 func verify(cs tls.ConnectionState, td spiffeid.TrustDomain, usage x509.ExtKeyUsage) (Peer, error) {
 	if len(cs.VerifiedChains) == 0 || len(cs.VerifiedChains[0]) == 0 {
 		return Peer{}, errors.New("mtls: peer has no verified chain")
@@ -171,8 +171,8 @@ func certificate(src Source) (*tls.Certificate, error) {
 	return cert, nil
 }
 
-// followRoots answers each handshake with a configuration for the source's
-// present roots, made again only when they change.
+// followRoots returns the configuration for each handshake with the source's
+// current roots. It makes another one only when the roots change.
 func followRoots(c *tls.Config, src Source) func(*tls.ClientHelloInfo) (*tls.Config, error) {
 	var last atomic.Pointer[tls.Config]
 	return func(*tls.ClientHelloInfo) (*tls.Config, error) {
