@@ -16,11 +16,10 @@ const (
 	maxStderr   = 4 << 10
 )
 
-// Exec returns a source that runs a command and takes its standard output for
-// the token: at most 16 KiB, within 30 s. The line is split at spaces, with
-// single quotes, double quotes and backslash as a shell has them, and there is
-// no shell: nothing is expanded. The command finds the audience in
-// MAYFLY_AUDIENCE.
+// Exec returns a source that runs a command and reads the token from its standard
+// output: at most 16 KiB, within 30 s. Exec splits the line at spaces and treats
+// single quotes, double quotes and backslash as a shell does. There is no shell and
+// no expansion. The command gets the audience in MAYFLY_AUDIENCE.
 func Exec(cmdline string) (Source, error) {
 	args, err := split(cmdline)
 	if err != nil {

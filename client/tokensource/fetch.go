@@ -13,9 +13,9 @@ import (
 	"time"
 )
 
-// The retry policy of HTTP sources (GitHub publishes no limits; these follow
-// what its clients do, and retry the socket time-out that @actions/core does
-// not).
+// The retry policy of HTTP sources. GitHub publishes no limits, so these values
+// follow its clients. They also retry the socket time-out, which @actions/core
+// does not.
 const (
 	fetchAttempts = 5
 	fetchTimeout  = 20 * time.Second // per attempt
@@ -28,18 +28,18 @@ const (
 // fetcher asks an HTTP endpoint for a token, with retries.
 type fetcher struct {
 	client *http.Client
-	// fallback is used from the first network error on; nil means client.
+	// fallback is used after the first network error; nil means client.
 	fallback *http.Client
 	request  func(context.Context) (*http.Request, error)
-	// parse takes the token out of a 200's body.
+	// parse returns the token in the body of a 200.
 	parse func(body []byte) (string, error)
-	// retry reports whether a status with this body may pass; nil means those
-	// that always may.
+	// retry reports whether an answer with this status and body is transient. Nil
+	// means only the statuses that always are.
 	retry func(status int, body []byte) bool
 }
 
-// statusError is an answer that is not a success. The body is the endpoint's
-// text, cleaned, and never a token: those come with 200.
+// statusError is an answer that is not a success. Body is the endpoint's text,
+// cleaned. It is never a token: tokens come only with 200.
 type statusError struct {
 	Status int
 	Body   string
@@ -52,7 +52,7 @@ func (e *statusError) Error() string {
 	return fmt.Sprintf("answered %d %s: %s", e.Status, http.StatusText(e.Status), e.Body)
 }
 
-// temporaryError marks what may pass.
+// temporaryError marks a transient error.
 type temporaryError struct{ error }
 
 func (e temporaryError) Unwrap() error { return e.error }
@@ -129,8 +129,8 @@ func isTransient(status int) bool {
 
 var errRedirect = errors.New("answered a redirect, which is refused")
 
-// newClient returns an HTTP client for one endpoint: no redirects, no cookies, no
-// kept connections.
+// newClient returns an HTTP client for one endpoint. It follows no redirects, keeps
+// no cookies and reuses no connections.
 func newClient(tr *http.Transport) *http.Client {
 	tr.DisableKeepAlives = true
 	tr.ResponseHeaderTimeout = fetchTimeout
@@ -142,7 +142,7 @@ func newClient(tr *http.Transport) *http.Client {
 	}
 }
 
-// newHTTPS returns a client for a public endpoint, and one that speaks only
+// newHTTPS returns a client for a public endpoint, and a client that uses only
 // HTTP/1.1, for front ends that answer HTTP_1_1_REQUIRED or lose streams.
 func newHTTPS() (client, http1 *http.Client) {
 	transport := func(h2 bool) *http.Transport {
@@ -160,8 +160,8 @@ func newHTTPS() (client, http1 *http.Client) {
 	return newClient(transport(true)), newClient(transport(false))
 }
 
-// networkError drops the URL from an HTTP client's error: it can carry what the
-// platform put in the query.
+// networkError removes the URL from an HTTP client's error, because the query may
+// contain secrets of the platform.
 func networkError(err error) error {
 	var u *url.Error
 	if !errors.As(err, &u) {
@@ -173,7 +173,7 @@ func networkError(err error) error {
 	return u.Err
 }
 
-// excerpt makes an endpoint's text fit for one line of a terminal.
+// excerpt makes an endpoint's text safe and short enough for one line of a terminal.
 func excerpt(body []byte) string {
 	const most = 200
 	out := make([]rune, 0, most)

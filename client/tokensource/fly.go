@@ -13,7 +13,7 @@ import (
 	"syscall"
 )
 
-// DefaultFlySocket is where a Fly Machine's init serves its API, to root alone.
+// DefaultFlySocket is the API socket of a Fly Machine's init. Only root may use it.
 const DefaultFlySocket = "/.fly/api"
 
 func flySocket() string {
@@ -23,9 +23,9 @@ func flySocket() string {
 	return DefaultFlySocket
 }
 
-// FlyMachine returns the source of a Fly Machine: POST /v1/tokens/oidc on the
-// machine's API socket, whose answer is the bare token. An empty socket is
-// DefaultFlySocket.
+// FlyMachine returns the source of a Fly Machine. It sends POST /v1/tokens/oidc to
+// the machine's API socket, which answers with the bare token. An empty socket
+// means DefaultFlySocket.
 func FlyMachine(socket string) Source {
 	if socket == "" {
 		socket = DefaultFlySocket
@@ -70,8 +70,8 @@ func (f *fly) Token(ctx context.Context, audience string) (string, error) {
 			return token, checkToken(token)
 		},
 	}
-	// A socket that is not there will not come: init makes it before any
-	// program runs.
+	// Do not wait for a missing socket: init makes the socket before any program
+	// runs.
 	if _, err := os.Stat(f.socket); err != nil {
 		return "", &Error{Source: f.String(), Hint: flyHint(err), Err: err}
 	}

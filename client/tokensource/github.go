@@ -21,8 +21,8 @@ const githubHint = `give the job the permission to ask for ID tokens, in the wor
 const forkHint = `GitHub gives no ID token to pull requests from forks (nor to Dependabot's), whatever the permissions say.
 Run the build on push or merge_group, or after a maintainer has pushed the branch to this repository.`
 
-// GitHubActions returns the source of a GitHub Actions job, from its
-// variables. Its error says what to write into the workflow file.
+// GitHubActions returns the source of a GitHub Actions job, from its environment
+// variables. The hint of its error says what to write into the workflow file.
 func GitHubActions() (Source, error) {
 	g, err := newGitHub(os.Getenv("ACTIONS_ID_TOKEN_REQUEST_URL"), os.Getenv("ACTIONS_ID_TOKEN_REQUEST_TOKEN"))
 	if err == nil {
@@ -40,7 +40,7 @@ const githubName = "GitHub Actions"
 type github struct {
 	url   *url.URL
 	token string
-	// client and http1 keep no connections.
+	// client and http1 reuse no connections.
 	client, http1 *http.Client
 }
 
@@ -92,7 +92,7 @@ func (g *github) Token(ctx context.Context, audience string) (string, error) {
 	return token, nil
 }
 
-// hint explains the answers that have a known remedy.
+// hint returns the remedy for errors that have a known one.
 func (g *github) hint(err error) string {
 	var status *statusError
 	if !errors.As(err, &status) {
@@ -112,8 +112,8 @@ func (g *github) hint(err error) string {
 	return ""
 }
 
-// notYet is the 403 that passes: "Can't issue ID_TOKEN for job in 'Pending'
-// state" (aws-actions/configure-aws-credentials#469), or 'Delayed'.
+// notYet reports whether body is of the transient 403: "Can't issue ID_TOKEN for
+// job in 'Pending' state" (aws-actions/configure-aws-credentials#469), or 'Delayed'.
 func notYet(body []byte) bool {
 	return bytes.Contains(body, []byte("Pending")) || bytes.Contains(body, []byte("Delayed"))
 }
@@ -131,8 +131,8 @@ func parseGitHub(body []byte) (string, error) {
 	return answer.Value, nil
 }
 
-// fromFork reports whether the job runs for a pull request that GitHub gives no
-// token: from a fork, or Dependabot's.
+// fromFork reports whether the job runs for a pull request for which GitHub issues
+// no token: one from a fork, or Dependabot's.
 func fromFork() bool {
 	if !strings.HasPrefix(os.Getenv("GITHUB_EVENT_NAME"), "pull_request") {
 		return false

@@ -15,42 +15,42 @@ import (
 	"time"
 )
 
-// Login gets an ID token for a person from an OpenID provider: by device code
-// (RFC 8628) or in a browser on this machine by authorization code and PKCE
+// Login gets an ID token for a person from an OpenID provider. It uses a device
+// code (RFC 8628), or a browser on this machine with an authorization code and PKCE
 // (RFC 7636, RFC 8252 section 7.3).
 //
-// The token comes straight from the provider's token endpoint over TLS, so its
-// signature is not checked here (OpenID Connect Core 3.1.3.7 item 6); issuer,
-// audience, nonce and expiry are, and mayfly's issuer verifies all of it.
+// The token comes directly from the provider's token endpoint over TLS, so Login
+// does not check its signature (OpenID Connect Core 3.1.3.7 item 6). Login checks
+// issuer, audience, nonce and expiry. mayfly's issuer verifies all of the token.
 type Login struct {
-	// Issuer is the provider's issuer, exactly: https, or http on loopback.
+	// Issuer is the provider's exact issuer URL: https, or http on loopback.
 	Issuer string
-	// ClientID is the provider's name for mayfly.
+	// ClientID is the client ID of mayfly at the provider.
 	ClientID string
-	// Show tells the person where to go. Required for Device; for Browser it
-	// is called when Open failed or is nil.
+	// Show shows the person the URL to open. Device requires it. Browser calls it
+	// if Open failed or is nil.
 	Show func(LoginPrompt)
-	// Open shows a URL in the person's browser. Nil: only Show.
+	// Open opens a URL in the person's browser. If it is nil, Browser calls only Show.
 	Open func(url string) error
-	// Transport reaches the provider; nil is http.DefaultTransport.
+	// Transport sends the requests to the provider; nil means http.DefaultTransport.
 	Transport http.RoundTripper
 }
 
-// LoginPrompt is what a person needs in order to log in. Its strings come from
+// LoginPrompt has the data that a person needs to log in. Its strings come from
 // the provider.
 type LoginPrompt struct {
-	URL string // to be opened
-	// Code is to be typed there; empty for Browser, and where URL carries it.
+	URL string // for the person to open
+	// Code is the code to type at URL. It is empty for Browser.
 	Code      string
 	ExpiresAt time.Time
 }
 
-// LoginToken is the outcome of a login. IDToken is a secret.
+// LoginToken is the result of a login. IDToken is a secret.
 type LoginToken struct {
 	IDToken   string
 	Issuer    string
 	ClientID  string
-	Subject   string // for people: email, else sub
+	Subject   string // for display: email, else sub
 	IssuedAt  time.Time
 	ExpiresAt time.Time
 }
@@ -72,10 +72,10 @@ func (e *LoginError) Error() string {
 	return fmt.Sprintf("the login provider answered with status %d", e.Status)
 }
 
-// ErrNoDeviceFlow: the provider offers no device authorization endpoint.
+// ErrNoDeviceFlow means that the provider has no device authorization endpoint.
 var ErrNoDeviceFlow = errors.New("the login provider offers no device login")
 
-// Bounds of what a provider may answer, and of one request to it.
+// Bounds of a provider's answers, and of one request to it.
 const (
 	maxLoginBody    = 256 << 10
 	maxLoginToken   = 16 << 10
@@ -84,7 +84,7 @@ const (
 	maxDeviceExpiry = 30 * time.Minute
 )
 
-// loginProvider is the part of a discovery document that a login needs
+// loginProvider has the members of a discovery document that a login needs
 // (OpenID Connect Discovery 1.0 section 3, RFC 8628 section 4).
 type loginProvider struct {
 	Issuer   string   `json:"issuer"`
@@ -102,8 +102,8 @@ type loginClient struct {
 }
 
 // discover reads the provider's discovery document. Endpoints may be on other
-// hosts, as large providers have them, but only https, unless the issuer
-// itself is http on loopback.
+// hosts, as at large providers. They must be https, unless the issuer itself is
+// http on loopback.
 func (l Login) discover(ctx context.Context) (*loginClient, error) {
 	if err := secureURL(l.Issuer, true); err != nil {
 		return nil, fmt.Errorf("login issuer: %w", err)
@@ -143,7 +143,7 @@ func (l Login) discover(ctx context.Context) (*loginClient, error) {
 	return c, nil
 }
 
-// secureURL admits https, and http to loopback where plain is allowed.
+// secureURL accepts https, and http to loopback if plain is set.
 func secureURL(raw string, plain bool) error {
 	u, err := url.Parse(raw)
 	if err != nil {
@@ -185,7 +185,7 @@ func (c *loginClient) do(req *http.Request, into any) error {
 	if err != nil {
 		var ue *url.Error
 		if errors.As(err, &ue) {
-			return ue.Err // its URL may carry what is not to be shown
+			return ue.Err // without the URL, which may contain secrets
 		}
 		return err
 	}
@@ -202,7 +202,7 @@ func (c *loginClient) do(req *http.Request, into any) error {
 			Error       string `json:"error"`
 			Description string `json:"error_description"`
 		}
-		_ = json.Unmarshal(raw, &e) // a page in place of JSON leaves the status
+		_ = json.Unmarshal(raw, &e) // for a page instead of JSON, only the status is known
 		return &LoginError{Code: excerpt([]byte(e.Error)), Description: excerpt([]byte(e.Description)), Status: resp.StatusCode}
 	}
 	if err := json.Unmarshal(raw, into); err != nil {
@@ -211,7 +211,7 @@ func (c *loginClient) do(req *http.Request, into any) error {
 	return nil
 }
 
-// accept checks an ID token as far as a client must, and describes it.
+// accept makes the checks of an ID token that a client must make, and describes the token.
 func (c *loginClient) accept(raw, nonce string, now time.Time) (*LoginToken, error) {
 	if raw == "" {
 		return nil, errors.New("the login provider sent no ID token")
@@ -240,7 +240,7 @@ func (c *loginClient) accept(raw, nonce string, now time.Time) (*LoginToken, err
 	}, nil
 }
 
-// loginClaims is what a client looks at in its own ID token.
+// loginClaims has the claims that a client reads in its own ID token.
 type loginClaims struct {
 	Issuer    string        `json:"iss"`
 	Subject   string        `json:"sub"`
@@ -251,7 +251,7 @@ type loginClaims struct {
 	ExpiresAt int64         `json:"exp"`
 }
 
-// loginAudience is a string or an array of them (RFC 7519 section 4.1.3).
+// loginAudience is a string or an array of strings (RFC 7519 section 4.1.3).
 type loginAudience []string
 
 // UnmarshalJSON implements json.Unmarshaler.
@@ -264,7 +264,7 @@ func (a *loginAudience) UnmarshalJSON(b []byte) error {
 	return json.Unmarshal(b, (*[]string)(a))
 }
 
-// payload reads the claims of a compact JWS without its signature.
+// payload returns the claims of a compact JWS and does not verify the signature.
 func payload(raw string) (*loginClaims, error) {
 	if len(raw) > maxLoginToken {
 		return nil, fmt.Errorf("the ID token is over %d bytes", maxLoginToken)

@@ -17,11 +17,11 @@ import (
 // browserWait bounds how long a person may take in the browser.
 const browserWait = 10 * time.Minute
 
-// callbackPath is where the provider sends the browser back to.
+// callbackPath is the path to which the provider sends the browser back.
 const callbackPath = "/callback"
 
-// Browser logs in through a browser on this machine, which the provider sends
-// back to a port on 127.0.0.1 that is open only meanwhile.
+// Browser logs in with a browser on this machine. The provider sends the browser
+// back to a port on 127.0.0.1, which is open only during the login.
 func (l Login) Browser(ctx context.Context) (*LoginToken, error) {
 	c, err := l.discover(ctx)
 	if err != nil {
@@ -63,7 +63,7 @@ func (l Login) Browser(ctx context.Context) (*LoginToken, error) {
 	}
 }
 
-// point shows the person where to log in.
+// point opens or shows the URL at which the person logs in.
 func (l Login) point(u string) {
 	opened := l.Open != nil && l.Open(u) == nil
 	if !opened && l.Show != nil {
@@ -71,8 +71,8 @@ func (l Login) point(u string) {
 	}
 }
 
-// authorization is one request of RFC 6749 section 4.1 with PKCE, and the
-// handler of its answer. The first answer that carries its state ends it.
+// authorization is one request of RFC 6749 section 4.1 with PKCE, and the HTTP
+// handler of its answer. The first answer with the right state ends it.
 type authorization struct {
 	redirect, state, nonce, verifier string
 	back                             chan returned
@@ -110,8 +110,8 @@ func (a *authorization) url(c *loginClient) string {
 	return u.String()
 }
 
-// ServeHTTP takes the browser back. Whoever does not know the state, such as
-// another page that guesses the port, changes nothing.
+// ServeHTTP receives the returning browser. A request without the right state, such
+// as one from another page that guesses the port, changes nothing.
 func (a *authorization) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	w.Header().Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
@@ -136,7 +136,7 @@ func (a *authorization) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// redeem buys the token with the code.
+// redeem exchanges the code for the token.
 func (c *loginClient) redeem(ctx context.Context, a *authorization, code string) (*LoginToken, error) {
 	var t tokenAnswer
 	err := c.post(ctx, c.p.TokenURL, url.Values{

@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// deviceAnswer is RFC 8628 section 3.2.
+// deviceAnswer is the answer of RFC 8628 section 3.2.
 type deviceAnswer struct {
 	DeviceCode string `json:"device_code"`
 	UserCode   string `json:"user_code"`
@@ -19,21 +19,21 @@ type deviceAnswer struct {
 	Interval   int64  `json:"interval"`
 }
 
-// tokenAnswer is the part of OpenID Connect Core 3.1.3.3 that a login keeps.
-// Access and refresh tokens are dropped unread.
+// tokenAnswer has the members of OpenID Connect Core 3.1.3.3 that a login needs.
+// Access and refresh tokens are not read.
 type tokenAnswer struct {
 	IDToken string `json:"id_token"`
 }
 
 // maxDeviceInterval bounds the seconds between two polls that a provider may
-// ask for.
+// request.
 const maxDeviceInterval = 60
 
 // deviceGrant is the grant type of RFC 8628 section 3.4.
 const deviceGrant = "urn:ietf:params:oauth:grant-type:device_code"
 
-// Device logs in with a code that the person types on any other machine.
-// Errors: ErrNoDeviceFlow, *LoginError when the person or provider refused.
+// Device logs in with a code that the person types on any other machine. Its errors
+// include ErrNoDeviceFlow, and *LoginError if the person or the provider refused.
 func (l Login) Device(ctx context.Context) (*LoginToken, error) {
 	if l.Show == nil {
 		return nil, errors.New("login: there is no terminal to show the code on")
@@ -52,7 +52,7 @@ func (l Login) Device(ctx context.Context) (*LoginToken, error) {
 	if d.DeviceCode == "" || d.UserCode == "" || d.URI == "" {
 		return nil, errors.New("ask for a device code: the answer lacks the code or the address")
 	}
-	// The person is about to open it.
+	// Check the address, because the person is about to open it.
 	if err := secureURL(d.URI, strings.HasPrefix(l.Issuer, "http:")); err != nil {
 		return nil, fmt.Errorf("ask for a device code: address: %w", err)
 	}
@@ -66,7 +66,7 @@ func (l Login) Device(ctx context.Context) (*LoginToken, error) {
 	return c.poll(ctx, d)
 }
 
-// poll asks for the token until the person has answered (RFC 8628 section 3.5).
+// poll requests the token until the person has answered (RFC 8628 section 3.5).
 func (c *loginClient) poll(ctx context.Context, d deviceAnswer) (*LoginToken, error) {
 	interval := time.Duration(min(d.Interval, maxDeviceInterval)) * time.Second
 	if d.Interval <= 0 {
@@ -88,7 +88,7 @@ func (c *loginClient) poll(ctx context.Context, d deviceAnswer) (*LoginToken, er
 		var refused *LoginError
 		switch {
 		case !errors.As(err, &refused):
-			// A lost answer: section 3.5 asks to slow down and go on.
+			// The answer was lost: section 3.5 requires slower polls.
 			interval = min(2*interval, time.Minute)
 		case refused.Code == "authorization_pending":
 		case refused.Code == "slow_down":

@@ -12,9 +12,8 @@ import (
 	"time"
 )
 
-// LoginStore keeps the logins of one person in a file, one for each issuer of
-// mayfly that was logged in to. The file is 0600 in a 0700 folder; one that
-// others may read is refused.
+// LoginStore stores a person's logins in a file, one for each mayfly issuer. The
+// file has mode 0600 in a 0700 directory. A file that others may read is refused.
 type LoginStore struct{ Path string }
 
 // StoredLogin is one login in a LoginStore. IDToken is a secret.
@@ -26,8 +25,8 @@ type StoredLogin struct {
 	IDToken   string    `json:"id_token"`
 	IssuedAt  time.Time `json:"issued_at"`
 	ExpiresAt time.Time `json:"expires_at"`
-	// CAFile and TrustAnchor are how the mayfly issuer was verified at the
-	// login; empty where the system's roots were enough.
+	// CAFile and TrustAnchor are the settings that verified the mayfly issuer at
+	// the login. They are empty if the system's roots were enough.
 	CAFile      string `json:"ca_file,omitempty"`
 	TrustAnchor string `json:"trust_anchor,omitempty"`
 }
@@ -40,7 +39,7 @@ var (
 
 const maxLoginFile = 1 << 20
 
-// Find returns the login for a mayfly issuer. Errors: ErrNoLogin,
+// Find returns the login for a mayfly issuer. Its errors are ErrNoLogin,
 // ErrLoginExpired, and those of a file that cannot be read or trusted.
 func (s LoginStore) Find(issuer string, now time.Time) (*StoredLogin, error) {
 	all, err := s.read()
@@ -57,8 +56,8 @@ func (s LoginStore) Find(issuer string, now time.Time) (*StoredLogin, error) {
 	return &l, nil
 }
 
-// Latest returns the mayfly issuer that was logged in to last, and that login,
-// which may have expired. Errors: ErrNoLogin, and those of a file that cannot be
+// Latest returns the mayfly issuer of the most recent login, and that login, which
+// may have expired. Its errors are ErrNoLogin, and those of a file that cannot be
 // read or trusted.
 func (s LoginStore) Latest() (string, *StoredLogin, error) {
 	all, err := s.read()
@@ -78,8 +77,8 @@ func (s LoginStore) Latest() (string, *StoredLogin, error) {
 	return latest, &l, nil
 }
 
-// Save keeps l for a mayfly issuer in place of an earlier one, and drops
-// logins that have expired. The file is replaced atomically.
+// Save stores l for a mayfly issuer, replaces an earlier login, and removes expired
+// logins. It replaces the file atomically.
 func (s LoginStore) Save(issuer string, l StoredLogin, now time.Time) error {
 	all, err := s.read()
 	if err != nil {
@@ -94,7 +93,7 @@ func (s LoginStore) Save(issuer string, l StoredLogin, now time.Time) error {
 	return s.write(all)
 }
 
-// Remove forgets the login for a mayfly issuer and reports whether there was one.
+// Remove removes the login for a mayfly issuer and reports whether there was one.
 func (s LoginStore) Remove(issuer string) (bool, error) {
 	all, err := s.read()
 	if err != nil {
@@ -134,7 +133,7 @@ func (s LoginStore) read() (map[string]StoredLogin, error) {
 	if err := json.Unmarshal(raw, &all); err != nil {
 		return nil, fmt.Errorf("stored login: %s: %w", s.Path, err)
 	}
-	if all == nil { // the file says null
+	if all == nil { // the file contains null
 		all = map[string]StoredLogin{}
 	}
 	return all, nil
@@ -164,9 +163,9 @@ func (s LoginStore) write(all map[string]StoredLogin) error {
 	return nil
 }
 
-// LoginSource is the token of a stored login, read again for each call. A
-// person's token is for the provider's client id, so the audience that is
-// asked for does not change it.
+// LoginSource returns the token of a stored login and reads it again for each call.
+// A person's token is for the provider's client ID, so the requested audience does
+// not change it.
 type LoginSource struct {
 	Store  LoginStore
 	Issuer string // of mayfly
@@ -181,5 +180,5 @@ func (s LoginSource) Token(_ context.Context, _ string) (string, error) {
 	return l.IDToken, nil
 }
 
-// String names the source for people.
+// String returns a readable name of the source.
 func (s LoginSource) String() string { return "stored login" }

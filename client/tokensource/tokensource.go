@@ -1,13 +1,13 @@
 // Package tokensource gets OIDC ID tokens from the platform that a program runs
-// on: a GitHub Actions job, a Fly Machine, a GitLab job, a file that something
-// keeps fresh, or a command.
+// on: a GitHub Actions job, a Fly Machine, a GitLab job, a file that another
+// program refreshes, or a command.
 //
 // A source never stores a token and never writes one to a log or an error. It
-// asks for audiences of mayfly only, since most platforms hand out tokens for
-// any audience: an issuer that told its clients another could collect tokens
-// for other services.
+// requests only mayfly's audiences, because most platforms issue tokens for any
+// audience. Otherwise an issuer could name another audience and collect tokens for
+// other services.
 //
-// It imports the standard library alone.
+// It imports only the standard library.
 package tokensource
 
 import (
@@ -19,28 +19,28 @@ import (
 	"strings"
 )
 
-// AudiencePrefix begins every audience that a source asks for.
+// AudiencePrefix is the prefix of every audience that a source requests.
 const AudiencePrefix = "mayfly:"
 
-// maxToken bounds a compact JWS, as the issuer does (wire.MaxTokenBytes).
+// maxToken bounds a compact JWS. The issuer has the same limit (wire.MaxTokenBytes).
 const maxToken = 16 << 10
 
-// Source gives ID tokens. Every call asks the platform again. It is safe for
+// Source provides ID tokens. Every call asks the platform again. It is safe for
 // concurrent use.
 type Source interface {
 	// Token returns a compact JWS for an audience, which begins with
 	// AudiencePrefix. Its errors are *Error.
 	Token(ctx context.Context, audience string) (string, error)
-	// String names the source for people.
+	// String returns a readable name of the source.
 	String() string
 }
 
-// Error says which source gave no token, and what to change.
+// Error says which source gave no token and what to change.
 type Error struct {
 	Source string
-	// Hint is a remedy for people; empty when there is none to give.
+	// Hint is the remedy; empty if there is none.
 	Hint string
-	// Temporary tells that trying again later may help.
+	// Temporary reports whether a later attempt may succeed.
 	Temporary bool
 	Err       error
 }
@@ -87,7 +87,7 @@ func Parse(spec string) (Source, error) {
 	return nil, fmt.Errorf("token source %q is none of auto, github, gitlab, fly, file:PATH, env:NAME, exec:CMD", spec)
 }
 
-// auto picks the platform by its variables.
+// auto picks the platform by its environment variables.
 func auto() (Source, error) {
 	switch {
 	case os.Getenv("ACTIONS_ID_TOKEN_REQUEST_URL") != "", os.Getenv("GITHUB_ACTIONS") == "true":
@@ -104,8 +104,8 @@ func auto() (Source, error) {
 	}
 }
 
-// File returns a source that reads a token from a file at each use, as
-// Kubernetes projects and refreshes one. The file's audience is its writer's.
+// File returns a source that reads a token from a file at each use. Kubernetes
+// writes and refreshes such files. The program that writes the file sets the audience.
 func File(path string) Source { return file(path) }
 
 type file string
@@ -132,8 +132,8 @@ func (f file) Token(_ context.Context, audience string) (string, error) {
 	return b, nil
 }
 
-// Env returns a source that takes the token from an environment variable. It
-// cannot be refreshed: it serves until the token expires.
+// Env returns a source that reads the token from an environment variable. The token
+// cannot be refreshed, so the source works until the token expires.
 func Env(name string) Source { return env{name: name} }
 
 type env struct {
@@ -167,8 +167,8 @@ const gitlabHint = `ask for the token in .gitlab-ci.yml:
   id_tokens:
     MAYFLY_ID_TOKEN: {aud: "mayfly:<trust domain>"}`
 
-// GitLab returns the source of a GitLab job, whose tokens are variables that
-// the job asks for under id_tokens.
+// GitLab returns the source of a GitLab job. The job declares its tokens as
+// variables under id_tokens.
 func GitLab() (Source, error) {
 	e := env{name: gitlabVariable, hint: gitlabHint}
 	if os.Getenv(e.name) == "" {
@@ -177,8 +177,8 @@ func GitLab() (Source, error) {
 	return e, nil
 }
 
-// CheckAudience refuses an audience that is not mayfly's: a platform hands out
-// tokens for any service.
+// CheckAudience returns an error for an audience that is not mayfly's, because a
+// platform issues tokens for any service.
 func CheckAudience(audience string) error {
 	if len(audience) <= len(AudiencePrefix) || !strings.HasPrefix(audience, AudiencePrefix) {
 		return fmt.Errorf("audience %.80q does not begin with %q: a token for another service is never asked for", audience, AudiencePrefix)
@@ -199,8 +199,8 @@ func readToken(r io.Reader) (string, error) {
 	return token, nil
 }
 
-// checkToken tells a compact JWS (RFC 7515 section 7.1) from an error page. It
-// never repeats what it was given.
+// checkToken checks that a text is a compact JWS (RFC 7515 section 7.1) and not an
+// error page. Its error never contains the text.
 func checkToken(token string) error {
 	switch {
 	case token == "":
