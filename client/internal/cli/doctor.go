@@ -29,7 +29,7 @@ func (doctorCommand) Help() string {
 The exit code is that of the step that fails: see mayfly help exit-codes.`
 }
 
-// checkup is one walk of doctor.
+// checkup is one run of doctor.
 type checkup struct {
 	p      *program
 	flags  tunnelFlags
@@ -40,7 +40,7 @@ type checkup struct {
 	client *client.Client
 }
 
-// checkupStep is what doctor --json prints for a step, one a line.
+// checkupStep is the output of doctor --json for a step, one on each line.
 type checkupStep struct {
 	Step   string         `json:"step"`
 	OK     bool           `json:"ok"`
@@ -52,14 +52,14 @@ type checkupStep struct {
 	Rule   string         `json:"rule,omitempty"` // YAML that would admit the job, where it is denied
 }
 
-// clockLeeway is how far clocks may be apart: tokens are taken 30 s early, and
-// certificates begin 60 s in the past.
+// clockLeeway is how far two clocks may differ. Tokens are accepted 30 s early,
+// and certificates begin 60 s in the past.
 const clockLeeway = 30 * time.Second
 
-// caWarning is how long before its end a CA certificate is warned of.
+// caWarning is how long before the end of a CA certificate doctor warns.
 const caWarning = 60 * 24 * time.Hour
 
-// Run walks.
+// Run runs the steps.
 func (c *doctorCommand) Run(ctx context.Context, p *program) error {
 	ctx, stop := interruptible(ctx)
 	defer stop()
@@ -104,7 +104,7 @@ func (d *checkup) awaitedEngine() string {
 	return fmt.Sprintf("engine %s at %s to answer, up to %v", e.Name, e.Endpoint, d.flags.WakeTimeout)
 }
 
-// step does one step and says how it went.
+// step runs one step and prints its result.
 func (d *checkup) step(ctx context.Context, s doctorStep) error {
 	name := s.name
 	d.p.progress("checking %s", name)
@@ -186,7 +186,7 @@ func (d *checkup) reachIssuer(ctx context.Context) (string, error) {
 	return fmt.Sprintf("answers in %d ms for trust domain %s", time.Since(start).Milliseconds(), info.TrustDomain), nil
 }
 
-// compareClocks holds the answer's Date (RFC 9110 6.6.1) against our clock.
+// compareClocks compares the answer's Date (RFC 9110 6.6.1) with the local clock.
 func (d *checkup) compareClocks(ctx context.Context) (string, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimRight(d.issuer.String(), "/")+wire.PathHealth, nil)
 	if err != nil {
@@ -202,7 +202,7 @@ func (d *checkup) compareClocks(ctx context.Context) (string, error) {
 	if err != nil {
 		return "the issuer's answer has no date to compare with", nil
 	}
-	// Date is in whole seconds and of some moment between sent and now.
+	// Date is in whole seconds and was set between sent and now.
 	ahead := sent.Add(time.Since(sent) / 2).Sub(theirs.Add(500 * time.Millisecond)).Round(time.Second)
 	if ahead.Abs() > clockLeeway {
 		return "", failf(exitFailed, "set this machine's clock (NTP), or the issuer's: tokens and certificates are valid for minutes",
@@ -229,7 +229,7 @@ func (d *checkup) getToken(ctx context.Context) (string, error) {
 	return fmt.Sprintf("%d bytes from %s", len(d.token), d.source), nil
 }
 
-// checkClaims finds what the issuer would refuse whatever its policy says.
+// checkClaims finds claims that the issuer refuses under any policy.
 func (d *checkup) checkClaims(context.Context) (string, error) {
 	c, err := readClaims(d.token)
 	if err != nil {
@@ -249,7 +249,7 @@ func (d *checkup) checkClaims(context.Context) (string, error) {
 	return detail, nil
 }
 
-// decide buys a certificate with the very token whose claims were shown.
+// decide obtains a certificate with the same token whose claims were shown.
 func (d *checkup) decide(ctx context.Context) (string, error) {
 	c, err := client.New(ctx, client.Config{
 		Issuer: d.p.Issuer, CAFile: d.p.CAFile, TrustAnchor: d.p.TrustAnchor, Audience: d.audience(),
@@ -265,7 +265,7 @@ func (d *checkup) decide(ctx context.Context) (string, error) {
 		},
 	})
 	if err != nil {
-		claims, _ := readClaims(d.token) // checkClaims has read them
+		claims, _ := readClaims(d.token) // no error: checkClaims has parsed them
 		_, claims.person = d.source.(tokensource.LoginSource)
 		return "", explain(err).admitting(claims, d.flags.Engine)
 	}
@@ -274,7 +274,7 @@ func (d *checkup) decide(ctx context.Context) (string, error) {
 	return fmt.Sprintf("rule %s grants %s until %s, certificate %s", i.Rule, engineNames(i.Engines), i.NotAfter.UTC().Format(time.RFC3339), i.Serial), nil
 }
 
-// firstToken hands out one token that is there already, then fresh ones.
+// firstToken returns a given token first, then fresh tokens.
 type firstToken struct {
 	tokensource.Source
 	mu    sync.Mutex
@@ -293,7 +293,7 @@ func (s *firstToken) Token(ctx context.Context, audience string) (string, error)
 	return s.Source.Token(ctx, audience)
 }
 
-// checkCA warns of the end of the root and the intermediate.
+// checkCA warns if the root or the intermediate ends soon.
 func (d *checkup) checkCA(context.Context) (string, error) {
 	cred := d.client.Credential()
 	all := cred.RootCertificates()
@@ -321,7 +321,7 @@ func (d *checkup) checkCA(context.Context) (string, error) {
 	return fmt.Sprintf("%s ends first, at %s", first.Subject.CommonName, first.NotAfter.UTC().Format(time.RFC3339)), nil
 }
 
-// reachEngine finds what is broken below TLS: a name, a route, a firewall.
+// reachEngine finds faults below TLS: a name, a route, a firewall.
 func (d *checkup) reachEngine(ctx context.Context) (string, error) {
 	e := d.client.Info().Engines[0]
 	u, err := url.Parse(e.Endpoint)
@@ -341,7 +341,7 @@ func (d *checkup) reachEngine(ctx context.Context) (string, error) {
 	return fmt.Sprintf("%s answers in %d ms", e.Endpoint, time.Since(start).Milliseconds()), nil
 }
 
-// admitted opens a relay, and closes it before a byte has passed.
+// admitted opens a relay and closes it before any byte passes.
 func (d *checkup) admitted(ctx context.Context) (string, error) {
 	start := time.Now()
 	conn, err := d.client.DialContext(ctx, "tcp", "")

@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The variables that tell Dagger and BuildKit where the engine is.
+// The variables in which Dagger and BuildKit look for the engine's address.
 const (
 	daggerVariable   = "_EXPERIMENTAL_DAGGER_RUNNER_HOST"
 	buildkitVariable = "BUILDKIT_HOST"
@@ -83,8 +83,8 @@ func (c *execCommand) Run(ctx context.Context, p *program) error {
 	return err
 }
 
-// enter listens, and then buys the certificate, so that an address which cannot
-// be had costs none. cleanup removes what it made.
+// enter listens and then obtains the certificate, so that no certificate is
+// issued if the address is not available. cleanup removes the files of the listener.
 func (p *program) enter(ctx context.Context, f tunnelFlags, spec string) (*tunnel, net.Listener, func() error, error) {
 	ln, cleanup, err := p.listen(spec)
 	if err != nil {
@@ -97,7 +97,7 @@ func (p *program) enter(ctx context.Context, f tunnelFlags, spec string) (*tunne
 	return t, ln, cleanup, nil
 }
 
-// listen makes a tunnel's listener: spec, or a socket in a folder of its own.
+// listen makes a tunnel's listener: at spec, or at a socket in a new folder.
 func (p *program) listen(spec string) (net.Listener, func() error, error) {
 	if spec != "" {
 		ln, err := listen(spec)
@@ -124,7 +124,7 @@ func (p *program) listen(spec string) (net.Listener, func() error, error) {
 type child struct {
 	p   *program
 	cmd *exec.Cmd
-	// group: the command leads a process group of its own, which signals go to.
+	// group reports whether the command leads its own process group, which gets the signals.
 	group bool
 }
 
@@ -134,22 +134,22 @@ func (c *execCommand) command(p *program, path string, argv []string, host strin
 	cmd.Env = withVariables(os.Environ(), daggerVariable+"="+host, buildkitVariable+"="+host)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = p.in, p.out, p.err
 	cmd.WaitDelay = 2 * time.Second
-	// On a terminal the command stays in our group, which the shell moves to the
-	// foreground and the terminal signals; elsewhere it gets a group, so that
-	// what it started ends with it.
+	// On a terminal the command stays in mayfly's group. The shell moves that group
+	// to the foreground and the terminal signals it. Elsewhere the command gets its
+	// own group, so that its child processes end with it.
 	own := !onTerminal()
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: own}
 	dieWithParent(cmd.SysProcAttr)
 	return &child{p: p, cmd: cmd, group: own}
 }
 
-// onTerminal reports whether a terminal is here.
+// onTerminal reports whether a standard stream is a terminal.
 func onTerminal() bool {
 	_, found := foreground()
 	return found
 }
 
-// foreground is the process group that the terminal sends its signals to.
+// foreground returns the process group to which the terminal sends its signals.
 func foreground() (group int, found bool) {
 	for _, f := range []*os.File{os.Stdin, os.Stdout, os.Stderr} {
 		if group, err := unix.IoctlGetInt(int(f.Fd()), unix.TIOCGPGRP); err == nil {
@@ -159,7 +159,7 @@ func foreground() (group int, found bool) {
 	return 0, false
 }
 
-// withVariables replaces variables of an environment.
+// withVariables returns env with the variables in set added or replaced.
 func withVariables(env []string, set ...string) []string {
 	var out []string
 	for _, kv := range env {
@@ -175,16 +175,16 @@ func withVariables(env []string, set ...string) []string {
 	return append(out, set...)
 }
 
-// forwardedSignals are the signals that a command gets from us.
+// forwardedSignals are the signals that mayfly passes on to the command.
 var forwardedSignals = []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2}
 
-// jobControl are passed on to a group of its own too; in the foreground the
-// terminal stops and continues us all.
+// jobControl are the signals that mayfly also passes on to a separate group. In
+// the foreground group, the terminal stops and continues all processes.
 var jobControl = []os.Signal{syscall.SIGTSTP, syscall.SIGCONT}
 
-// run runs the command to its end, or to the tunnel's. takeOver is called when
-// signals come here, and says whether one came before; so none is lost, and none
-// ends us with the tunnel left behind.
+// run runs the command until it or the tunnel ends. It calls takeOver once it
+// receives the signals; takeOver returns an error if a signal came earlier. So no
+// signal is lost, and none ends mayfly without its cleanup.
 func (c *child) run(ctx context.Context, t *tunnel, takeOver func() error) error {
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, forwardedSignals...)
@@ -212,7 +212,7 @@ func (c *child) run(ctx context.Context, t *tunnel, takeOver func() error) error
 		select {
 		case err := <-ended:
 			if c.group && kill != nil {
-				c.send(syscall.SIGKILL) // what it started has not ended with it
+				c.send(syscall.SIGKILL) // child processes of the command may still run
 			}
 			if refused != exitOK {
 				return commandStatus(refused)
@@ -221,8 +221,8 @@ func (c *child) run(ctx context.Context, t *tunnel, takeOver func() error) error
 		case s := <-signals:
 			c.pass(s.(syscall.Signal))
 		case err := <-t.final:
-			// The reason is told before the command is ended, which may
-			// have a lot to say about it.
+			// Print the reason before the command ends, because the command may then
+			// print a lot.
 			f := c.p.located(t.explain(err))
 			refused = f.code
 			c.p.fail(f)
@@ -239,8 +239,8 @@ func (c *child) run(ctx context.Context, t *tunnel, takeOver func() error) error
 	}
 }
 
-// pass hands a signal on. What the terminal has sent to the whole foreground
-// group has reached the command already; behind a shell's & it has not.
+// pass passes a signal on, unless the terminal has sent it to the whole foreground
+// group already. A group that a shell started with & is not in the foreground.
 func (c *child) pass(s syscall.Signal) {
 	if !c.group && (s == syscall.SIGINT || s == syscall.SIGQUIT) {
 		if group, _ := foreground(); group == unix.Getpgrp() {
@@ -249,7 +249,7 @@ func (c *child) pass(s syscall.Signal) {
 	}
 	c.send(s)
 	if s == syscall.SIGTSTP {
-		syscall.Kill(os.Getpid(), syscall.SIGSTOP) // until SIGCONT, which is passed on
+		syscall.Kill(os.Getpid(), syscall.SIGSTOP) // until SIGCONT, which mayfly passes on too
 	}
 }
 
@@ -262,7 +262,8 @@ func (c *child) send(s syscall.Signal) {
 	c.cmd.Process.Signal(s)
 }
 
-// refusalOrStatus tells a refusal that a command met which then ended by itself.
+// refusalOrStatus returns the refusal, if any, when the command failed. After a
+// success it only warns of the refusal.
 func (c *child) refusalOrStatus(status, refusal error) error {
 	switch {
 	case refusal == nil:
@@ -274,7 +275,7 @@ func (c *child) refusalOrStatus(status, refusal error) error {
 	return refusal
 }
 
-// status is how the command ended, as a shell would say it.
+// status returns how the command ended, with the exit code that a shell would give.
 func (c *child) status(err error) error {
 	var exit *exec.ExitError
 	if !errors.As(err, &exit) {

@@ -27,8 +27,8 @@ const (
 	exitEngine = command.ExitEngine
 )
 
-// failure is an error as a person is told it: what happened and where, what to
-// change, and the exit code.
+// failure is an error for display: what happened and where, what to change, and
+// the exit code.
 type failure struct {
 	code  int
 	what  string
@@ -42,18 +42,18 @@ func (f *failure) Error() string { return f.what }
 // Unwrap exposes the cause.
 func (f *failure) Unwrap() error { return f.err }
 
-// failf makes a failure; the hint is not optional.
+// failf returns a failure. Every failure has a hint.
 func failf(code int, hint, format string, args ...any) *failure {
 	err := fmt.Errorf(format, args...)
 	return &failure{code: code, what: err.Error(), hints: []string{hint}, err: err}
 }
 
-// commandStatus is the exit code of exec's command, passed on in silence.
+// commandStatus is the exit code of exec's command. mayfly returns it without a message.
 type commandStatus int
 
 func (s commandStatus) Error() string { return fmt.Sprintf("the command ended with status %d", int(s)) }
 
-// explain turns any error into what a person is told.
+// explain returns the message, hints and exit code for err.
 func explain(err error) *failure {
 	var f *failure
 	if errors.As(err, &f) {
@@ -78,7 +78,7 @@ func explain(err error) *failure {
 	return f
 }
 
-// asFlags writes the settings in a hint of package client as this program's.
+// asFlags replaces setting names in hints of package client by this program's flags.
 var asFlags = strings.NewReplacer(
 	"the issuer's URL", "--issuer (MAYFLY_ISSUER)",
 	"trust_anchor", "--trust-anchor (MAYFLY_TRUST_ANCHOR)",
@@ -87,7 +87,7 @@ var asFlags = strings.NewReplacer(
 	"wake_timeout", "--wake-timeout",
 )
 
-// hintsOf returns the hint of a package below this one, a line each.
+// hintsOf returns the hint of an error of package client, one element for each line.
 func hintsOf(err error) []string {
 	var hints []string
 	for line := range strings.Lines(asFlags.Replace(client.Hint(err))) {
@@ -96,8 +96,8 @@ func hintsOf(err error) []string {
 	return hints
 }
 
-// explainEngine explains an engine that refused, ended a relay, is another, or
-// cannot be reached.
+// explainEngine explains an engine that refused a connection, ended a relay, has
+// another identity, or is unreachable.
 func explainEngine(err error) *failure {
 	var (
 		cut         *client.CutError
@@ -134,7 +134,7 @@ func explainUnreachable(err error) *failure {
 	return &failure{code: exitIssuer, what: i.Error(), err: err, hints: hintsOf(i)}
 }
 
-// explainTokenSource explains a token that could not be had.
+// explainTokenSource explains why a source gave no token.
 func explainTokenSource(err error) *failure {
 	var t *tokensource.Error
 	switch {
@@ -225,8 +225,8 @@ func requestID(p *wire.Problem) string {
 	return " for request " + p.Instance
 }
 
-// deniedHints says how the policy would admit the token. Where its claims are
-// known, admitting appends the rule itself.
+// deniedHints says how the policy could admit the token. If the claims are known,
+// admitting appends the rule.
 func deniedHints(p *wire.Problem) []string {
 	switch {
 	case p.Claim == claimEngine && p.Rule != "":
@@ -237,12 +237,12 @@ func deniedHints(p *wire.Problem) []string {
 	return []string{fmt.Sprintf("the nearest rule of the issuer's policy is %s; the claim that it does not admit is %s", p.Rule, p.Claim)}
 }
 
-// claimEngine is what a denial names in place of a claim when only the engine
-// that was asked for is not granted.
+// claimEngine is the claim name in a denial if only the requested engine is not
+// granted.
 const claimEngine = "engine"
 
-// admitting appends to a denial the rule that would admit the token, and names
-// the file that it belongs in: in a job that failed, no other command can be run.
+// admitting adds to a denial the rule that would admit the token, and names the
+// file for the rule. After a failed job, no other command can run in it.
 func (f *failure) admitting(c claimSet, engine string) *failure {
 	var p *wire.Problem
 	if !errors.As(f.err, &p) || p.Name() != wire.ProblemDenied || p.Claim == claimEngine {
@@ -258,7 +258,7 @@ func (f *failure) admitting(c claimSet, engine string) *failure {
 	return &with
 }
 
-// explainAdmin is told for an admin's command, whose token is a person's.
+// explainAdmin explains an error of an admin command, whose token is a person's.
 func explainAdmin(err error) *failure {
 	f := explain(err)
 	var p *wire.Problem

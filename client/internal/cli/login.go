@@ -103,11 +103,11 @@ func (p *program) logout(store tokensource.LoginStore) error {
 	return nil
 }
 
-// recallIssuer takes the issuer of the last login, where there is one.
+// recallIssuer sets the issuer of the last login, if there is one.
 func (p *program) recallIssuer() error {
 	store, err := loginStore()
 	if err != nil {
-		return nil // no home, as in a service: nothing was remembered
+		return nil // no home folder, as in a service: no login is stored
 	}
 	issuer, login, err := store.Latest()
 	switch {
@@ -129,7 +129,7 @@ func (whoamiCommand) Help() string {
 	return `Asks the issuer, which decides the role by its policy now. Of MAYFLY_ADMIN_TOKEN, else of the stored login.`
 }
 
-// Run shows who the issuer takes the person for.
+// Run shows the person as the issuer sees them.
 func (whoamiCommand) Run(ctx context.Context, p *program) error {
 	ctx, stop := interruptible(ctx)
 	defer stop()
@@ -191,7 +191,7 @@ func (c *loginCommand) login(ctx context.Context, p *program, provider wire.Logi
 	return l.Browser(ctx)
 }
 
-// loginFailure explains a login that did not come about.
+// loginFailure explains a failed login.
 func loginFailure(l wire.Login, err error) error {
 	var refused *tokensource.LoginError
 	switch {
@@ -207,7 +207,7 @@ func loginFailure(l wire.Login, err error) error {
 	return failf(exitFailed, "check that "+l.Issuer+" is reachable from here and knows the client "+l.ClientID, "log in with %s: %w", l.Provider, err)
 }
 
-// canBrowse guesses whether a browser can be opened here.
+// canBrowse guesses whether a browser can open on this machine.
 func canBrowse() bool {
 	if os.Getenv("SSH_CONNECTION") != "" || os.Getenv("CI") != "" {
 		return false
@@ -215,8 +215,8 @@ func canBrowse() bool {
 	return runtime.GOOS == "darwin" || os.Getenv("DISPLAY") != "" || os.Getenv("WAYLAND_DISPLAY") != ""
 }
 
-// openBrowser hands a URL, which discovery has checked to be http(s), to the
-// desktop. The person waits for the browser, not mayfly.
+// openBrowser opens a URL in the desktop's browser. Discovery has checked that the
+// URL is http(s). openBrowser does not wait for the browser.
 func openBrowser(u string) error {
 	name := "xdg-open"
 	if runtime.GOOS == "darwin" {
@@ -230,7 +230,7 @@ func openBrowser(u string) error {
 	return nil
 }
 
-// loginStore is where logins are kept.
+// loginStore returns the store of logins.
 func loginStore() (tokensource.LoginStore, error) {
 	dir, err := os.UserConfigDir()
 	if err != nil {
@@ -239,5 +239,5 @@ func loginStore() (tokensource.LoginStore, error) {
 	return tokensource.LoginStore{Path: filepath.Join(dir, "mayfly", "login.json")}, nil
 }
 
-// issuerKey is the issuer's URL as logins are kept by.
+// issuerKey returns the issuer's URL in the form that the login store uses.
 func (p *program) issuerKey() string { return strings.TrimRight(p.Issuer, "/") }

@@ -30,7 +30,7 @@ With --json it prints one line: runner_host, buildkit_host, engine, serial, iden
 Only the user who runs it, and root, can use the tunnel.`
 }
 
-// opened is the line that says where a tunnel, or a set of files, leads.
+// opened is the output that says where a tunnel, or a set of files, leads.
 type opened struct {
 	RunnerHost   string    `json:"runner_host"`
 	BuildkitHost string    `json:"buildkit_host"`
@@ -47,14 +47,14 @@ func (t *tunnel) opened(runnerHost, buildkitHost string) opened {
 		Serial: i.Serial, Identity: i.Identity, Rule: i.Rule, ExpiresAt: i.NotAfter}
 }
 
-// report is what went through a tunnel.
+// report is the record of a tunnel's traffic.
 type report struct {
 	Engine       string    `json:"engine"`
 	Endpoint     string    `json:"endpoint"`
 	Serial       string    `json:"serial"` // of the last certificate
 	Identity     string    `json:"identity"`
 	Rule         string    `json:"rule"`
-	Certificates int64     `json:"certificates"` // bought
+	Certificates int64     `json:"certificates"` // issued
 	Connections  int64     `json:"connections"`
 	BytesOut     int64     `json:"bytes_out"` // to the engine
 	BytesIn      int64     `json:"bytes_in"`
@@ -80,7 +80,7 @@ func (t *tunnel) report(started, ended time.Time, why error) report {
 	return r
 }
 
-// Run holds the tunnel open.
+// Run keeps the tunnel open.
 func (c *proxyCommand) Run(ctx context.Context, p *program) error {
 	ctx, stop := interruptible(ctx)
 	defer stop()
@@ -113,7 +113,7 @@ func (c *proxyCommand) Run(ctx context.Context, p *program) error {
 	return nil
 }
 
-// announce prints where the tunnel begins, once it takes connections.
+// announce prints the tunnel's address, once the tunnel accepts connections.
 func (c *proxyCommand) announce(p *program, o opened) error {
 	if c.PIDFile != "" {
 		if err := writeWhole(c.PIDFile, fmt.Appendf(nil, "%d\n", os.Getpid())); err != nil {
@@ -143,7 +143,7 @@ func (c *proxyCommand) finish(r report) error {
 	return errors.Join(errs...)
 }
 
-// writeWhole replaces a file at once, 0600.
+// writeWhole replaces a file atomically, with mode 0600.
 func writeWhole(path string, data []byte) error {
 	f, err := os.CreateTemp(filepath.Dir(path), ".mayfly-*")
 	if err != nil {
@@ -157,8 +157,8 @@ func writeWhole(path string, data []byte) error {
 	return os.Rename(f.Name(), path)
 }
 
-// shellQuote quotes for a POSIX shell. It interrupts "##[", which no line that
-// we print may hold (see terminal.go).
+// shellQuote quotes s for a POSIX shell. It splits "##[", because no output line
+// may contain it (see terminal.go).
 func shellQuote(s string) string {
 	return "'" + strings.NewReplacer("'", `'\''`, "##[", "#''#[").Replace(s) + "'"
 }

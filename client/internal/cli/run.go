@@ -1,9 +1,9 @@
-// Package cli is the program mayfly: its commands, what they print and how
-// they end. Run is the whole program but for os.Exit.
+// Package cli is the program mayfly: its commands, their output and their exit
+// codes. Run is the whole program except os.Exit.
 //
-// It is the only room that imports terminal libraries. It holds no protocol:
-// tunnels are package client's, the admin API is client/internal/api's, tokens are
-// client/tokensource's.
+// It is the only package that imports terminal libraries. It contains no protocol:
+// package client has the tunnels, client/internal/api the admin API, and
+// client/tokensource the tokens.
 package cli
 
 import (
@@ -31,7 +31,7 @@ type globals struct {
 	JSON        bool   `help:"Print the API's body, one JSON document a line, on stdout." name:"json" group:"global"`
 }
 
-// commands is the grammar of the command line.
+// commands is the command line's grammar.
 type commands struct {
 	globals
 
@@ -70,7 +70,7 @@ Environment:
                         Where exec and proxy make the folder of their socket.
 `
 
-// mayfly is the program as its help describes it.
+// mayfly describes the program for its help.
 var mayfly = command.Program{
 	Name: "mayfly", Summary: "reach a remote build engine without a stored secret", Description: description, Epilog: epilog,
 	LogFormat: "text", // people read it, in a job's log too
@@ -82,15 +82,15 @@ var mayfly = command.Program{
 	},
 }
 
-// program is one run of mayfly.
+// program is one execution of mayfly.
 type program struct {
 	*terminal
 	globals
 	asAdmin bool // the command calls the admin API
 }
 
-// Run parses args (without the program's name), does what they say and returns
-// the exit code.
+// Run parses args (without the program's name), runs the command and returns the
+// exit code.
 func Run(ctx context.Context, args []string, s Stdio) int {
 	t := newTerminal(s)
 	var c commands
@@ -113,7 +113,7 @@ func Run(ctx context.Context, args []string, s Stdio) int {
 	return p.end(k.Run(p))
 }
 
-// refuseEmptyMatch refuses a flag that says which ones, and is given as nothing:
+// refuseEmptyMatch refuses an empty value for a flag that selects items:
 // `--run-id "$RUN"` with RUN unset must not mean every run.
 func refuseEmptyMatch(k *kong.Context) error {
 	for _, at := range k.Path {
@@ -124,7 +124,7 @@ func refuseEmptyMatch(k *kong.Context) error {
 	return nil
 }
 
-// usageFailure explains a command line that the grammar does not take.
+// usageFailure explains a command line that the grammar does not accept.
 func usageFailure(err error) *failure {
 	f := &failure{code: exitUsage, what: err.Error(), err: err, hints: []string{"`mayfly --help` shows how to call it"}}
 	var usage *command.UsageError
@@ -134,7 +134,7 @@ func usageFailure(err error) *failure {
 	return f
 }
 
-// end tells an error and gives its exit code.
+// end prints an error and returns its exit code.
 func (p *program) end(err error) int {
 	p.settle()
 	if err == nil {
@@ -152,7 +152,7 @@ func (p *program) end(err error) int {
 	return f.code
 }
 
-// located names the issuer in what it said: a person may have several.
+// located adds the issuer's URL to a message, because a user may have several issuers.
 func (p *program) located(f *failure) *failure {
 	if rest, ok := strings.CutPrefix(f.what, "issuer: "); ok {
 		f.what = "issuer " + p.Issuer + ": " + rest
@@ -160,9 +160,9 @@ func (p *program) located(f *failure) *failure {
 	return f
 }
 
-// interruptible returns a context that ends at the first SIGINT, SIGTERM or
-// SIGHUP, with context.Canceled as its cause. A second one ends the program as
-// it does by default.
+// interruptible returns a context that the first SIGINT, SIGTERM or SIGHUP
+// cancels, with context.Canceled as its cause. A second signal has its default
+// effect and ends the program.
 func interruptible(ctx context.Context) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancel(ctx)
 	signals := make(chan os.Signal, 1)
@@ -181,13 +181,13 @@ func interruptible(ctx context.Context) (context.Context, context.CancelFunc) {
 	return ctx, stop
 }
 
-// usagef is a failure of the command line's meaning.
+// usagef returns a failure for a command line that parses but is wrong.
 func usagef(hint, format string, args ...any) error {
 	return failf(exitUsage, hint, format, args...)
 }
 
-// needIssuer refuses to go on without an issuer. Without --issuer it is the one
-// that was logged in to last, verified as at that login.
+// needIssuer returns an error if there is no issuer. Without --issuer it uses the
+// issuer of the last login, with the trust settings of that login.
 func (p *program) needIssuer() error {
 	if p.Issuer == "" {
 		if err := p.recallIssuer(); err != nil {
@@ -200,7 +200,7 @@ func (p *program) needIssuer() error {
 	return nil
 }
 
-// plural writes a count with its noun.
+// plural returns a count with its noun.
 func plural(n int, noun string) string {
 	if n == 1 {
 		return "1 " + noun

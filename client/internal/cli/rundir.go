@@ -13,9 +13,9 @@ import (
 	"time"
 )
 
-// runDir is a 0700 folder for the socket of one run. It holds a file that
-// its process keeps locked while it lives, so that the next run can tell what
-// a killed one left behind.
+// runDir is a 0700 folder for the socket of one run. The process keeps a file in
+// it locked while it lives, so that the next run recognises the folder of a killed
+// run.
 type runDir struct {
 	path string
 	lock *os.File
@@ -24,22 +24,22 @@ type runDir struct {
 const (
 	lockName   = "lock"
 	socketName = "engine.sock"
-	// maxSocketPath is what sun_path holds on macOS, less its NUL; Linux takes
-	// 107.
+	// maxSocketPath is the size of sun_path on macOS without its NUL. On Linux
+	// it is 107.
 	maxSocketPath = 103
-	// boundName is as long as the name that listenUnix binds a socket under,
-	// in the folder of its path, before it moves it there.
+	// boundName has the length of the temporary name under which listenUnix binds
+	// a socket, in the folder of its path.
 	boundName = ".m0123456789/s"
-	// abandoned is the age at which a folder without a lock is nobody's: it
-	// is made and locked within milliseconds.
+	// abandoned is the age at which a folder without a lock has no owner. A run
+	// makes and locks its folder within milliseconds.
 	abandoned = time.Minute
 )
 
-// folderPrefix begins the folders of this user.
+// folderPrefix returns the prefix of this user's folders.
 func folderPrefix() string { return "mayfly-" + strconv.Itoa(os.Getuid()) + "-" }
 
-// folderBases are the folders in which a run's folder may be made, the best
-// first: the user's own run-time folder, the temporary one, and /tmp.
+// folderBases returns the folders in which a run's folder may be made, best first:
+// the user's run-time folder, the temporary folder, and /tmp.
 func folderBases() []string {
 	var bases []string
 	for _, dir := range []string{os.Getenv("XDG_RUNTIME_DIR"), os.TempDir()} {
@@ -50,8 +50,8 @@ func folderBases() []string {
 	return append(bases, "/tmp")
 }
 
-// holdsSockets reports whether a run's folder in dir is private, and its socket
-// has a path that is short enough and that every tool reads as it is written.
+// holdsSockets reports whether a run's folder in dir is private, and the path of
+// its socket is short and needs no escaping in any tool.
 func holdsSockets(dir string) bool {
 	fi, err := os.Stat(dir)
 	return err == nil && fi.IsDir() && (ownedBy(fi, os.Getuid()) || ownedBy(fi, 0)) && isPrivateDir(fi) &&
@@ -59,16 +59,16 @@ func holdsSockets(dir string) bool {
 		len(filepath.Join(dir, folderPrefix()+"0123456789", boundName)) <= maxSocketPath
 }
 
-// plainPath reports whether path has no byte that an URL, a shell or a list of
-// options may read in another way.
+// plainPath reports whether path has only bytes that a URL, a shell and a list of
+// options do not interpret.
 func plainPath(path string) bool {
 	return strings.IndexFunc(path, func(r rune) bool {
 		return !('a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9' || strings.ContainsRune("/._-", r))
 	}) < 0
 }
 
-// newRunFolder makes a folder in the first of folderBases that takes one, and
-// sweeps there what killed runs left.
+// newRunFolder makes a folder in the first of folderBases where it can. It also
+// removes the folders of killed runs there.
 func newRunFolder() (*runDir, error) {
 	var errs []error
 	for _, base := range folderBases() {
@@ -84,7 +84,7 @@ func newRunFolder() (*runDir, error) {
 
 // lockFolder locks a new folder for as long as this process lives.
 func lockFolder(dir string) (*runDir, error) {
-	// The lock is taken before it has its name: whoever sees it finds it held.
+	// Lock the file before the rename, so that no other process sees it unlocked.
 	f, err := os.OpenFile(filepath.Join(dir, ".lock"), os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
 	if err == nil {
 		if err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err == nil {
@@ -106,8 +106,8 @@ func (r *runDir) Close() error {
 
 func (r *runDir) socket() string { return filepath.Join(r.path, socketName) }
 
-// removeStaleDirs removes folders of this user whose process is gone. Whatever it cannot
-// read or lock is somebody's.
+// removeStaleDirs removes folders of this user whose process has ended. It leaves
+// folders that it cannot read or lock.
 func removeStaleDirs(base string, now time.Time) {
 	entries, err := os.ReadDir(base)
 	if err != nil {
@@ -123,7 +123,7 @@ func removeStaleDirs(base string, now time.Time) {
 func sweepOne(dir string, now time.Time) {
 	fi, err := os.Lstat(dir)
 	if err != nil || !fi.IsDir() || !ownedByUser(fi) {
-		return // another user may make a name that looks like ours
+		return // another user may make a folder with such a name
 	}
 	f, err := os.OpenFile(filepath.Join(dir, lockName), os.O_RDWR|syscall.O_NOFOLLOW, 0)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -141,8 +141,8 @@ func sweepOne(dir string, now time.Time) {
 	}
 }
 
-// isPrivateDir reports whether others cannot put their own in place of what we make
-// in a folder.
+// isPrivateDir reports whether other users cannot replace files that mayfly makes
+// in the folder.
 func isPrivateDir(fi fs.FileInfo) bool {
 	return fi.Mode().Perm()&0o022 == 0 || fi.Mode()&fs.ModeSticky != 0
 }
@@ -154,9 +154,9 @@ func ownedBy(fi fs.FileInfo, uid int) bool {
 	return ok && int(st.Uid) == uid
 }
 
-// listenUnix makes a 0600 socket at path. It is bound under a name in a private
-// folder and moved, so that it is never there with wider modes. A socket at
-// path that nobody listens on is replaced; anything else is kept.
+// listenUnix makes a 0600 socket at path. It binds the socket in a private folder
+// and then moves it, so that path never has wider modes. It replaces a socket at
+// path on which no program listens, and never replaces anything else.
 func listenUnix(path string) (net.Listener, error) {
 	path, err := filepath.Abs(path)
 	if err != nil {
@@ -178,14 +178,14 @@ func listenUnix(path string) (net.Listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	ln.SetUnlinkOnClose(false) // it would look for the first name
+	ln.SetUnlinkOnClose(false) // Close would remove the first name
 	if err := errors.Join(os.Chmod(made, 0o600), os.Rename(made, path)); err != nil {
 		return nil, errors.Join(err, ln.Close())
 	}
 	return &unixListener{UnixListener: ln, path: path}, nil
 }
 
-// checkFree refuses a path that is in use.
+// checkFree returns an error if path is in use.
 func checkFree(path string) error {
 	fi, err := os.Lstat(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -205,17 +205,17 @@ func checkFree(path string) error {
 	return nil
 }
 
-// unixListener admits this user and root alone, and removes its socket.
+// unixListener admits only this user and root. Its Close removes the socket.
 type unixListener struct {
 	*net.UnixListener
 	path string
 }
 
-// Addr is where the socket is, not where it was bound.
+// Addr returns the address of the moved socket.
 func (l *unixListener) Addr() net.Addr { return &net.UnixAddr{Name: l.path, Net: "unix"} }
 
 // Accept returns the next connection of this user or root. The socket's modes
-// keep others out; this holds where they are changed or not honoured.
+// exclude other users; Accept also excludes them if the modes have no effect.
 func (l *unixListener) Accept() (net.Conn, error) {
 	for {
 		c, err := l.AcceptUnix()
@@ -236,6 +236,6 @@ func (l *unixListener) Close() error {
 	return l.UnixListener.Close()
 }
 
-// uidAllowed reports whether a local user may use the tunnel: its owner, and root,
-// whom nothing would keep out.
+// uidAllowed reports whether a local user may use the tunnel: the owner, or root,
+// who can bypass any check.
 func uidAllowed(uid int) bool { return uid == os.Getuid() || uid == 0 }

@@ -1,30 +1,30 @@
 package cli
 
-// The rules of what a person or a program sees. They hold for every command,
-// and this file is the only one that writes to the two streams.
+// The output rules. They apply to every command, and only this file writes to
+// the two streams.
 //
-//   - stdout is for data: what was asked for, and nothing else. stderr is for
-//     progress, warnings and errors. A command that succeeds may be silent on
-//     stderr; one that fails never is.
+//   - stdout is for data: the requested data and nothing else. stderr is for
+//     progress, warnings and errors. A successful command may print nothing on
+//     stderr; a failed command always prints something.
 //   - An error is one line that begins "mayfly: error: " and says what happened
-//     and where; the lines that follow begin "mayfly: hint: " and say what to
-//     change. There is no error without a hint, but that a person stopped it.
-//     A hint may end in YAML to paste, whose lines begin with two spaces.
-//   - On a terminal, progress is one line that is rewritten and goes away, and
-//     tables fit its width. Without one (CI), each fact is one whole line,
+//     and where. The next lines begin "mayfly: hint: " and say what to change.
+//     Every error has a hint, except when a person stopped the command. A hint
+//     may end in YAML to paste, whose lines begin with two spaces.
+//   - On a terminal, progress is one line that is rewritten and removed, and
+//     tables fit the width. Without a terminal (CI), each fact is one whole line,
 //     nothing is cut, and times are RFC 3339.
-//   - Colour marks states only, is never the only carrier of a meaning, and is
-//     left out without a terminal, when NO_COLOR is set to anything but
-//     nothing (no-color.org), and when TERM is dumb.
-//   - --json prints the API's body as one line ending in a line feed. JSON
-//     carries control characters harmlessly, and a program must get what was
-//     recorded: only "##[" is spelled "\u0023#[", which means the same.
-//   - Everything that came from the API, a token or a certificate goes through
-//     visible before a person sees it: control characters, ANSI sequences, line
-//     breaks and bidirectional marks are written out and do nothing.
-//   - No line is a workflow command of GitHub's runner, whatever it is made of:
-//     all that this file writes goes through command.Inert or visible, which
-//     share one rule.
+//   - Colour only marks states and never has a meaning that the text lacks. There
+//     is no colour without a terminal, when NO_COLOR is not empty (no-color.org),
+//     or when TERM is dumb.
+//   - --json prints the API's body as one line with a line feed. JSON escapes
+//     control characters, and a program must get the recorded values. Only "##["
+//     is replaced by "\u0023#[", which has the same meaning.
+//   - Text from the API, a token or a certificate passes through escapeText before
+//     a person sees it. escapeText escapes control characters, ANSI sequences,
+//     line breaks and bidirectional marks.
+//   - No line is a workflow command of GitHub's runner, whatever its source. All
+//     output of this file passes through command.Inert or escapeText, which share
+//     one rule.
 //   - Secrets (keys, tokens) are never printed.
 
 import (
@@ -43,26 +43,26 @@ import (
 	"github.com/mayfly-ca/mayfly/client/command"
 )
 
-// Stdio is where a command reads and writes. A nil In reads nothing.
+// Stdio has the streams of a command. A nil In is empty.
 type Stdio = command.Stdio
 
-// terminal writes by the rules above. It is safe for concurrent use.
+// terminal writes output by these rules. It is safe for concurrent use.
 type terminal struct {
 	in  io.Reader
 	now func() time.Time
 
-	outWidth int  // columns of a terminal on stdout; 0 when it is none
+	outWidth int  // columns of the terminal on stdout; 0 without one
 	errTTY   bool // stderr is a terminal: progress may be rewritten
 	inTTY    bool // stdin is a terminal: questions may be asked
 	outColor bool
 	errColor bool
 
-	log command.Log // how notes, warnings and errors are written
+	log command.Log // format and level of notes, warnings and errors
 
 	mu     sync.Mutex
 	out    io.Writer
 	err    io.Writer
-	status bool // a progress line stands on stderr and must be wiped first
+	status bool // a progress line is on stderr and must be wiped first
 }
 
 func newTerminal(s Stdio) *terminal {
@@ -89,7 +89,7 @@ func newTerminal(s Stdio) *terminal {
 	return t
 }
 
-// The palette: the eight colours that every terminal lets its owner choose.
+// The palette: terminal colours that the user can configure.
 var (
 	styleBad   = lipgloss.NewStyle().Foreground(lipgloss.Color("1"))
 	styleGood  = lipgloss.NewStyle().Foreground(lipgloss.Color("2"))
@@ -98,7 +98,7 @@ var (
 	styleHead  = lipgloss.NewStyle().Bold(true)
 )
 
-// paint colours s for stdout. s must be harmless already.
+// paint colours s for stdout. s must be escaped already.
 func (t *terminal) paint(st lipgloss.Style, s string) string {
 	if !t.outColor || s == "" {
 		return s
@@ -113,8 +113,8 @@ func (t *terminal) paintErr(st lipgloss.Style, s string) string {
 	return st.Render(s)
 }
 
-// printf writes data to stdout. Foreign strings among args go through visible
-// at the caller, which knows them.
+// printf writes data to stdout. The caller passes untrusted strings through
+// escapeText first.
 func (t *terminal) printf(format string, args ...any) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -124,7 +124,7 @@ func (t *terminal) printf(format string, args ...any) {
 
 // body writes an API body as one line.
 func (t *terminal) body(raw []byte) {
-	// In JSON a number sign stands in strings only.
+	// In JSON, "#" occurs only inside strings.
 	t.printf("%s\n", strings.ReplaceAll(strings.TrimRight(string(raw), "\r\n"), "##[", `\u0023#[`))
 }
 
@@ -157,7 +157,7 @@ func (t *terminal) fail(f *failure) {
 	}
 }
 
-// errLine writes a line at a level of --log-level: text after its prefix, or
+// errLine writes a line if --log-level includes level: the prefix and the text, or
 // one JSON document with the attributes.
 func (t *terminal) errLine(level slog.Level, prefix, text string, attributes ...any) {
 	t.mu.Lock()
@@ -171,8 +171,8 @@ func (t *terminal) errLine(level slog.Level, prefix, text string, attributes ...
 	}
 }
 
-// logger returns the log of the packages that a command uses. What they log is
-// for who looks for a fault: it is shown with --log-level debug.
+// logger returns the logger for the packages that a command uses. Their messages
+// help to find faults and appear only with --log-level debug.
 func (t *terminal) logger() *slog.Logger {
 	if t.log.Level() > slog.LevelDebug {
 		return slog.New(slog.DiscardHandler)
@@ -180,7 +180,7 @@ func (t *terminal) logger() *slog.Logger {
 	return t.log.Logger(lineWriter{t})
 }
 
-// lineWriter writes whole lines to stderr where no progress stands.
+// lineWriter writes whole lines to stderr and first removes the progress line.
 type lineWriter struct{ t *terminal }
 
 func (w lineWriter) Write(line []byte) (int, error) {
@@ -190,8 +190,8 @@ func (w lineWriter) Write(line []byte) (int, error) {
 	return w.t.err.Write(line)
 }
 
-// progress shows what is going on: rewritten in place on a terminal. Without
-// one it writes nothing: who has a fact worth a line in CI calls note.
+// progress shows the current activity on a terminal and rewrites it in place.
+// Without a terminal it writes nothing; call note for a fact that CI must show.
 func (t *terminal) progress(format string, args ...any) {
 	if !t.errTTY || t.log.LogFormat == "json" {
 		return
@@ -203,14 +203,14 @@ func (t *terminal) progress(format string, args ...any) {
 	t.status = true
 }
 
-// settle takes the progress line away.
+// settle removes the progress line.
 func (t *terminal) settle() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.wipe()
 }
 
-// wipe needs mu.
+// wipe removes the progress line. The caller holds mu.
 func (t *terminal) wipe() {
 	if t.status {
 		io.WriteString(t.err, "\r\x1b[K")
@@ -218,15 +218,15 @@ func (t *terminal) wipe() {
 	}
 }
 
-// confirm asks on a terminal and wants the answer "yes" in full. Without a
-// terminal there is no question, and the answer is no.
+// confirm asks a question on a terminal and reports whether the answer is a full
+// "yes". Without a terminal it does not ask, and returns false.
 func (t *terminal) confirm(question string) bool {
 	t.settle()
 	_, yes := command.Confirm(Stdio{In: t.in, Err: t.err}, question)
 	return yes
 }
 
-// ask puts a question on a terminal and returns the answer, which may be empty.
+// ask asks a question on a terminal and returns the answer, which may be empty.
 func (t *terminal) ask(question string) string {
 	if !t.inTTY || !t.errTTY {
 		return ""
@@ -238,13 +238,13 @@ func (t *terminal) ask(question string) string {
 	return strings.TrimSpace(command.ReadLine(t.in, 1024))
 }
 
-// escapeText makes a foreign string harmless and whole.
+// escapeText escapes an untrusted string and does not shorten it.
 func escapeText(s string) string { return command.Printable(s) }
 
-// width is how many columns s takes.
+// width returns how many columns s takes.
 func width(s string) int { return lipgloss.Width(s) }
 
-// cut shortens s to at most n columns, the last of them an ellipsis.
+// cut shortens s to at most n columns; the last one is an ellipsis.
 func cut(s string, n int) string {
 	if n < 1 || width(s) <= n {
 		return s

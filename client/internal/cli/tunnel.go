@@ -13,30 +13,30 @@ import (
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
-// tunnelFlags are those of every command that reaches an engine.
+// tunnelFlags are the flags of each command that reaches an engine.
 type tunnelFlags struct {
 	Engine      string        `help:"Name of the engine. Default: the one that the job's rule grants." env:"MAYFLY_ENGINE" placeholder:"NAME"`
 	WakeTimeout time.Duration `help:"How long to wait for an engine whose machine is asleep." default:"3m" placeholder:"3m"`
 }
 
-// tunnel is a client with its certificate, and what it has to say.
+// tunnel is a client with its certificate, and the state of its messages.
 type tunnel struct {
 	p      *program
 	client *client.Client
-	// final has the error that ended the proxy, if one did: after it every
-	// further dial would fail alike.
+	// final receives the error that ended the proxy, if one did. After it, each
+	// further dial would fail too.
 	final chan error
-	// renewed has a token whenever a new certificate has come.
+	// renewed receives a value after each renewal.
 	renewed chan struct{}
 	source  *jobSource
 	asked   string // the engine that --engine names, or ""
 
 	mu      sync.Mutex
-	waking  map[string]bool // by engine: that it is awaited was said
+	waking  map[string]bool // by engine: the message about the wait was printed
 	refused error           // the last refusal or unanswered dial
 }
 
-// open buys the certificate.
+// open obtains the certificate.
 func (p *program) open(ctx context.Context, f tunnelFlags) (*tunnel, error) {
 	if _, err := p.issuer(); err != nil {
 		return nil, err
@@ -68,21 +68,21 @@ func (p *program) open(ctx context.Context, f tunnelFlags) (*tunnel, error) {
 	return t, nil
 }
 
-// explain returns what a person reads about err: after a denial with the rule
-// that would admit the job.
+// explain returns the failure for err. After a denial it includes the rule that
+// would admit the job.
 func (t *tunnel) explain(err error) *failure {
 	return explain(err).admitting(t.source.claims(), t.asked)
 }
 
-// jobSource says that it waits for a token, since a platform that does not
-// answer is asked for a minute and a half, and keeps the claims of the last one.
+// jobSource prints a note if a token takes long, because a source may try for a
+// minute and a half. It also keeps the claims of the last token.
 type jobSource struct {
 	tokensource.Source
 	p    *program
 	last atomic.Pointer[claimSet]
 }
 
-// claims are those of the last token; none before the first.
+// claims returns the claims of the last token, or none before the first token.
 func (s *jobSource) claims() claimSet {
 	if c := s.last.Load(); c != nil {
 		return *c
@@ -90,7 +90,7 @@ func (s *jobSource) claims() claimSet {
 	return claimSet{}
 }
 
-// slowToken is how long a token may take before a person wonders.
+// slowToken is how long a token may take before jobSource prints a note.
 const slowToken = 10 * time.Second
 
 // Token implements tokensource.Source.
@@ -107,7 +107,7 @@ func (s *jobSource) Token(ctx context.Context, audience string) (string, error) 
 	return token, err
 }
 
-// engine is the one that the tunnel leads to.
+// engine returns the engine that the tunnel leads to.
 func (t *tunnel) engine() wire.Engine { return t.client.Info().Engines[0] }
 
 func engineNames(engines []wire.Engine) string {
@@ -121,7 +121,7 @@ func engineNames(engines []wire.Engine) string {
 	return s
 }
 
-// onEvent tells the person what the client does, and notes what is final.
+// onEvent prints what the client does and records final errors.
 func (t *tunnel) onEvent(e client.Event) {
 	p := t.p
 	switch e.Kind {
@@ -166,7 +166,7 @@ func (t *tunnel) hearWaking(e client.Event) {
 	}
 }
 
-// hearRetrying says once per dial why it is repeated.
+// hearRetrying prints, once for each dial, why the dial is repeated.
 func (t *tunnel) hearRetrying(e client.Event) {
 	t.p.progress("no connection to engine %s yet, trying again, %ds: %v", e.Engine, int(e.Elapsed.Seconds()), explain(e.Err).what)
 	if e.Attempt == 1 && !t.p.errTTY {
@@ -201,17 +201,16 @@ func (t *tunnel) hearEnd(e client.Event) {
 	}
 }
 
-// refusal is why a tool may have seen its connection break: what the client
-// said of its last dial or relay that was refused. It is known before the tool
-// can see anything.
+// refusal returns the client's last refused dial or relay, which may be why a tool
+// saw its connection break. The error is recorded before the tool can see anything.
 func (t *tunnel) refusal() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.refused
 }
 
-// serve relays what ln accepts until ctx ends or the client gives up. The
-// returned function closes the tunnel and waits for what serve started.
+// serve relays the connections that ln accepts until ctx ends or the client gives
+// up. The returned function closes the tunnel and waits for serve's goroutine.
 func (t *tunnel) serve(ctx context.Context, ln net.Listener) (end func() error) {
 	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan struct{})
