@@ -23,7 +23,7 @@ func (blocksListCommand) Help() string {
 	return `A revocation blocks what it revoked for 24 hours, or for as long as --block said. Needs the role admin.`
 }
 
-// Run lists.
+// Run lists the blocks.
 func (c *blocksListCommand) Run(ctx context.Context, p *program) error {
 	ctx, stop := interruptible(ctx)
 	defer stop()
@@ -51,10 +51,10 @@ func (c *blocksListCommand) Run(ctx context.Context, p *program) error {
 	return nil
 }
 
-// The id is whole: it is what `mayfly blocks remove` takes.
+// The ID is never cut, because `mayfly blocks remove` takes it.
 var blockColumns = []column{{Head: "ID"}, {Head: "UNTIL"}, {Head: "BY", Min: 10, Drop: 1}, {Head: "REASON", Min: 10, Drop: 2}, {Head: "WHO", Wrap: true}}
 
-// matchWords says whom a block covers.
+// matchWords describes whom a block covers.
 func matchWords(b wire.Block) string {
 	m := b.Match
 	var s []string
@@ -83,7 +83,7 @@ func (blocksRemoveCommand) Help() string {
 	return `What was revoked stays revoked; its run may get new certificates. Needs the role admin.`
 }
 
-// Run removes.
+// Run removes the blocks.
 func (c *blocksRemoveCommand) Run(ctx context.Context, p *program) error {
 	ctx, stop := interruptible(ctx)
 	defer stop()

@@ -67,8 +67,8 @@ func (c *certCommand) Run(ctx context.Context, p *program) error {
 	}
 }
 
-// prepareOut makes the folder, or checks that nobody else can change what is
-// in it.
+// prepareOut makes the folder, or checks that only this user can change its
+// content.
 func prepareOut(dir string) error {
 	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
 		return err
@@ -89,7 +89,7 @@ func prepareOut(dir string) error {
 	return nil
 }
 
-// The names of a set, and the link that makes it one.
+// The file names of a set, and the link that replaces a set as a whole.
 const (
 	keyName  = "key.pem"
 	certName = "cert.pem"
@@ -97,8 +97,8 @@ const (
 	dataLink = "..data"
 )
 
-// writeCredential writes a set into a folder of its own and exchanges the link
-// that all three names lead through, so that certificate and key always match.
+// writeCredential writes a set into a new folder and then replaces the link through
+// which all three names lead. So certificate and key always match.
 func writeCredential(dir string, c *client.Credential) error {
 	key, err := c.KeyPEM()
 	if err != nil {
@@ -116,7 +116,7 @@ func writeCredential(dir string, c *client.Credential) error {
 			return errors.Join(err, os.RemoveAll(set))
 		}
 	}
-	old, _ := os.Readlink(filepath.Join(dir, dataLink)) // none at first
+	old, _ := os.Readlink(filepath.Join(dir, dataLink)) // there is none at first
 	next := filepath.Join(dir, dataLink+".next")
 	os.Remove(next)
 	if err := errors.Join(os.Symlink(filepath.Base(set), next), os.Rename(next, filepath.Join(dir, dataLink))); err != nil {
@@ -128,8 +128,8 @@ func writeCredential(dir string, c *client.Credential) error {
 	return nil
 }
 
-// linkName makes DIR/name lead through the link. A file of that name that is
-// no link of ours is kept, and is an error.
+// linkName makes DIR/name lead through the link. It keeps a file with that name
+// that is not such a link, and returns an error.
 func linkName(dir, name string) error {
 	path, want := filepath.Join(dir, name), filepath.Join(dataLink, name)
 	have, err := os.Readlink(path)

@@ -11,7 +11,7 @@ import (
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
-// snippets makes the lines for tools that want files.
+// snippets returns the lines for tools that need files.
 type snippets struct {
 	engine       wire.Engine
 	address      string // host:port
@@ -65,17 +65,17 @@ func (s snippets) print(p *program) {
 	}
 }
 
-// envoyFile is where Envoy's secrets are to be.
+// envoyFile returns the path for Envoy's secrets.
 func (s snippets) envoyFile() string { return filepath.Join(filepath.Dir(s.crt), "envoy-sds.json") }
 
-// envoyTLS is the package of Envoy's TLS messages.
+// envoyTLS is the package name of Envoy's TLS messages.
 const envoyTLS = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3."
 
-// object is JSON.
+// object is a JSON object.
 type object map[string]any
 
-// envoySecrets is a resource file of Envoy's secret discovery: only there does
-// it watch the folder for the exchange of a set.
+// envoySecrets returns a resource file for Envoy's secret discovery. Only in such a file
+// can Envoy watch the folder, so that it notices the exchange of a set.
 func (s snippets) envoySecrets() string {
 	return oneLine(object{"resources": []object{{
 		"@type": envoyTLS + "Secret", "name": "mayfly",
@@ -86,7 +86,7 @@ func (s snippets) envoySecrets() string {
 	}}})
 }
 
-// envoySocket is the transport socket of an Envoy cluster.
+// envoySocket returns the transport socket of an Envoy cluster.
 func (s snippets) envoySocket() string {
 	return oneLine(object{"name": "envoy.transport_sockets.tls", "typed_config": object{
 		"@type": envoyTLS + "UpstreamTlsContext", "sni": s.engine.ServerName,

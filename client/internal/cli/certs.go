@@ -39,7 +39,7 @@ func (p *pointInTime) UnmarshalText(b []byte) error {
 	return nil
 }
 
-// matchFlags select certificates. Their names are the query's.
+// matchFlags select certificates. They have the names of the query's parameters.
 type matchFlags struct {
 	Repository   string      `help:"OWNER/NAME, as the token said." placeholder:"OWNER/NAME" group:"match"`
 	RepositoryID string      `help:"Numeric id of the repository." name:"repository-id" placeholder:"ID" group:"match"`
@@ -76,7 +76,7 @@ func (c *certsListCommand) filter() api.CertificateFilter {
 	}
 }
 
-// Run lists.
+// Run lists certificates.
 func (c *certsListCommand) Run(ctx context.Context, p *program) error {
 	ctx, stop := interruptible(ctx)
 	defer stop()
@@ -108,13 +108,13 @@ func (c *certsListCommand) Run(ctx context.Context, p *program) error {
 	return nil
 }
 
-// certColumns are those of certs list.
+// certColumns are the columns of certs list.
 var certColumns = []column{
 	{Head: "SERIAL", Min: 10, Early: true}, {Head: "STATUS"}, {Head: "REPOSITORY", Min: 20}, {Head: "RUN"}, {Head: "ACTOR", Min: 8, Drop: 1}, {Head: "RULE", Min: 8, Drop: 2}, {Head: "ENGINES", Min: 8, Drop: 3}, {Head: "EXPIRES"},
 }
 
-// pages reads pages until limit items were had, prints each body under --json,
-// and returns the items and the cursor of what follows.
+// pages reads pages until it has limit items. With --json it prints each body. It
+// returns the items and the cursor of the next page.
 func pages[T any](ctx context.Context, p *program, limit int, cursor string,
 	get func(ctx context.Context, limit int, cursor string) (*api.Answer[wire.List[T]], error)) ([]T, string, error) {
 	if limit < 1 {
@@ -138,14 +138,14 @@ func pages[T any](ctx context.Context, p *program, limit int, cursor string,
 	}
 }
 
-// more says that a list goes on.
+// more prints a note if the list continues.
 func (p *program) more(cursor string) {
 	if cursor != "" {
 		p.note("there are more: raise --limit, or go on with --cursor %s", strconv.Quote(cursor))
 	}
 }
 
-// owner names a certificate's owner for people.
+// owner returns a readable name of a certificate's owner.
 func owner(c wire.Certificate) string {
 	if c.Repository != "" {
 		return c.Repository
@@ -174,7 +174,7 @@ func (certsShowCommand) Help() string {
 Needs the role viewer.`
 }
 
-// Run shows.
+// Run shows the certificate.
 func (c *certsShowCommand) Run(ctx context.Context, p *program) error {
 	ctx, stop := interruptible(ctx)
 	defer stop()
@@ -203,8 +203,8 @@ func (c *certsShowCommand) Run(ctx context.Context, p *program) error {
 	return nil
 }
 
-// serialPrefix reads a serial, or its beginning, as a person may have it: with
-// colons as OpenSSL writes it, or cut short as our own tables do.
+// serialPrefix parses a serial or its beginning. It accepts colons, as OpenSSL
+// prints them, and a serial that mayfly's own tables have cut.
 func serialPrefix(given string) (string, error) {
 	prefix := strings.TrimSuffix(strings.ToLower(strings.ReplaceAll(given, ":", "")), "…")
 	if prefix == "" || len(prefix) > 32 || strings.Trim(prefix, "0123456789abcdef") != "" {
@@ -213,7 +213,7 @@ func serialPrefix(given string) (string, error) {
 	return prefix, nil
 }
 
-// wholeSerial completes a beginning of a serial that only one certificate has.
+// wholeSerial completes the beginning of a serial if only one certificate has it.
 func wholeSerial(ctx context.Context, calls *api.Client, given string) (string, error) {
 	prefix, err := serialPrefix(given)
 	if err != nil {

@@ -19,8 +19,8 @@ type certsRevokeCommand struct {
 	DryRun bool   `help:"Only say what would be revoked."`
 	Yes    bool   `help:"Do not ask." short:"y"`
 
-	whose    string // of Serial, once it is known
-	machines string // what happens to engines, once it is known; empty, or after a space
+	whose    string // the owner of Serial, once known
+	machines string // what happens to engines, once known; if not empty, begins with a space
 }
 
 func (certsRevokeCommand) Help() string {
@@ -81,7 +81,7 @@ func (c *certsRevokeCommand) Run(ctx context.Context, p *program) error {
 	return nil
 }
 
-// check refuses orders that are not exactly one of serial, match and all.
+// check returns an error unless exactly one of serial, match and all is given.
 func (c *certsRevokeCommand) check() error {
 	ways := 0
 	for _, on := range []bool{c.Serial != "", c.match() != wire.Match{}, c.All} {
@@ -132,7 +132,7 @@ func (c *certsRevokeCommand) request(ctx context.Context, calls *api.Client) (wi
 		}
 		r.Serial = serial
 		if c.Yes || c.DryRun {
-			break // nobody will be asked
+			break // there will be no question
 		}
 		if c.whose, err = whoseSerial(ctx, calls, serial); err != nil {
 			return r, err
@@ -144,7 +144,7 @@ func (c *certsRevokeCommand) request(ctx context.Context, calls *api.Client) (wi
 	return r, nil
 }
 
-// whoseSerial says to whom a certificate was issued.
+// whoseSerial returns the owner of a certificate, in words.
 func whoseSerial(ctx context.Context, calls *api.Client, serial string) (string, error) {
 	a, err := calls.Certificates(ctx, api.CertificateFilter{Serial: serial, Limit: 1})
 	if err != nil {
@@ -164,7 +164,7 @@ func whoseSerial(ctx context.Context, calls *api.Client, serial string) (string,
 	return s, nil
 }
 
-// look says what the order would touch.
+// look says what the revocation would affect.
 func (c *certsRevokeCommand) look(ctx context.Context, p *program, calls *api.Client, r wire.RevokeRequest) (string, error) {
 	r.DryRun = true
 	a, err := calls.Revoke(ctx, r)
@@ -207,7 +207,7 @@ func (p *program) machineWords(r *wire.RevokeResponse) string {
 	return "Engines lose their own certificates and admit no build until " + p.instant(*r.MachinesUntil) + ": " + strings.Join(r.Machines, ", ") + "."
 }
 
-// ofWhom repeats what was asked for, as the issuer will read it.
+// ofWhom describes the certificates to revoke, as the issuer reads the request.
 func (c *certsRevokeCommand) ofWhom(r wire.RevokeRequest) string {
 	switch {
 	case r.Serial != "":

@@ -12,7 +12,7 @@ import (
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
-// visiblePEM keeps the PEM blocks of a and then those of b that a lacks, and
+// visiblePEM returns the certificates of a and those that only b has, in PEM. It
 // drops all text around them.
 func visiblePEM(a, b string) string {
 	var out strings.Builder
@@ -70,7 +70,7 @@ func (p *program) revocation(c *wire.CertificateDetail) string {
 	return s
 }
 
-// withLabel writes "a (label b)" as far as there is anything.
+// withLabel returns "a (label b)", or less if a or b is empty.
 func withLabel(a, label, b string) string {
 	switch {
 	case b == "":
@@ -81,7 +81,7 @@ func withLabel(a, label, b string) string {
 	return fmt.Sprintf("%s (%s%s)", a, label, b)
 }
 
-// showClaims prints a token's payload, one claim a line, by name.
+// showClaims prints a token's payload, one claim on each line, by name.
 func (p *program) showClaims(raw json.RawMessage) {
 	list := claimFacts(raw)
 	if len(list) == 0 {
@@ -91,8 +91,8 @@ func (p *program) showClaims(raw json.RawMessage) {
 	p.facts("  ", list)
 }
 
-// claimFacts orders claims by name. A string stands without quotes, any other
-// value as JSON, times with their date.
+// claimFacts returns the claims ordered by name. A string has no quotes, any other
+// value is JSON, and a time also has its date.
 func claimFacts(raw json.RawMessage) []fact {
 	var claims map[string]json.RawMessage
 	if json.Unmarshal(raw, &claims) != nil {

@@ -11,15 +11,15 @@ import (
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
-// claimSet is the payload of a token as it was sent: nothing in it is verified.
+// claimSet is the payload of a token. Nothing in it is verified.
 type claimSet struct {
 	raw    json.RawMessage
 	values map[string]json.RawMessage
-	// person: the token is a login's, of a provider of type people.
+	// person reports whether the token is from a login.
 	person bool
 }
 
-// readClaims takes the payload out of a compact JWS and leaves the signature.
+// readClaims parses the payload of a compact JWS and ignores the signature.
 func readClaims(token string) (claimSet, error) {
 	if len(token) > wire.MaxTokenBytes {
 		return claimSet{}, fmt.Errorf("the token is over %d bytes", wire.MaxTokenBytes)
@@ -39,7 +39,7 @@ func readClaims(token string) (claimSet, error) {
 	return c, nil
 }
 
-// text is a claim that is a string, else "".
+// text returns a claim that is a string, else "".
 func (c claimSet) text(name string) string {
 	var s string
 	if json.Unmarshal(c.values[name], &s) != nil {
@@ -48,7 +48,7 @@ func (c claimSet) text(name string) string {
 	return s
 }
 
-// at is a claim that is a time in seconds, else the zero time.
+// at returns a claim that is a time in seconds, else the zero time.
 func (c claimSet) at(name string) time.Time {
 	var n float64
 	if json.Unmarshal(c.values[name], &n) != nil {
@@ -57,7 +57,7 @@ func (c claimSet) at(name string) time.Time {
 	return time.Unix(int64(n), 0)
 }
 
-// audience is aud as one string.
+// audience returns aud as one string.
 func (c claimSet) audience() string {
 	if s := c.text("aud"); s != "" {
 		return s

@@ -10,16 +10,16 @@ import (
 	"unicode"
 )
 
-// daggerWait bounds how long the dagger program may take to say its version, and
-// daggerOutput how much it may say.
+// daggerWait bounds how long the dagger program may take to print its version.
+// daggerOutput bounds its output.
 const (
 	daggerWait   = 5 * time.Second
 	daggerOutput = 4 << 10
 )
 
-// compareDagger returns what the engine said of its version, as text to follow
-// the engine's name, and warns when the dagger program here is of another one.
-// An engine that said nothing, or that is none of Dagger's, compares with nothing.
+// compareDagger returns the version that the engine reported, as text to follow the
+// engine's name. It warns if the local dagger program has another version. It
+// compares nothing if the engine reported nothing or is not Dagger's.
 func (p *program) compareDagger(ctx context.Context, engine, reported string) string {
 	if reported == "" {
 		return ""
@@ -40,8 +40,8 @@ func (p *program) compareDagger(ctx context.Context, engine, reported string) st
 	return text
 }
 
-// daggerTag is the version in what an engine of Dagger's reports: v1.2.3, or an
-// image's NAME:v1.2.3. It is empty for another engine and for another tag.
+// daggerTag returns the version that a Dagger engine reports: v1.2.3, or an image's
+// NAME:v1.2.3. It returns "" for another engine or another kind of tag.
 func daggerTag(reported string) string {
 	name, tag, named := strings.Cut(reported, ":")
 	if !named {
@@ -53,16 +53,16 @@ func daggerTag(reported string) string {
 	return tag
 }
 
-// isReleaseTag reports whether s begins with v and a digit, and goes on without
-// anything that a version has not.
+// isReleaseTag reports whether s begins with v and a digit and has only the
+// characters of a version.
 func isReleaseTag(s string) bool {
 	return len(s) > 1 && s[0] == 'v' && s[1] >= '0' && s[1] <= '9' && strings.IndexFunc(s, func(r rune) bool {
 		return r > unicode.MaxASCII || !unicode.IsLetter(r) && !unicode.IsDigit(r) && !strings.ContainsRune(".-+", r)
 	}) < 0
 }
 
-// daggerVersion is the version of the dagger program in PATH, empty when there is
-// none or it does not say.
+// daggerVersion returns the version of the dagger program in PATH, or "" if there is
+// none or it does not print one.
 func daggerVersion(ctx context.Context) string {
 	path, err := exec.LookPath("dagger")
 	if err != nil {
@@ -81,7 +81,7 @@ func daggerVersion(ctx context.Context) string {
 	return parseDaggerVersion(out.String())
 }
 
-// parseDaggerVersion reads what dagger version prints: "dagger v0.21.8
+// parseDaggerVersion parses the output of dagger version: "dagger v0.21.8
 // (image://registry.dagger.io/engine:v0.21.8) linux/amd64".
 func parseDaggerVersion(text string) string {
 	words := strings.Fields(text)
@@ -91,7 +91,7 @@ func parseDaggerVersion(text string) string {
 	return words[1]
 }
 
-// limitedWriter keeps the first left bytes, and takes the others.
+// limitedWriter writes the first left bytes and discards the rest.
 type limitedWriter struct {
 	to   *bytes.Buffer
 	left int

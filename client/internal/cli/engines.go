@@ -17,7 +17,7 @@ func (enginesCommand) Help() string {
 Needs the role viewer.`
 }
 
-// Run lists.
+// Run lists the engines.
 func (c *enginesCommand) Run(ctx context.Context, p *program) error {
 	ctx, stop := interruptible(ctx)
 	defer stop()
@@ -56,7 +56,7 @@ func (p *program) engineRows(items []wire.EngineStatus) [][]cell {
 		for _, m := range e.Machines {
 			socket, list := m.EngineSocket, shortDuration(m.SeenAt.Sub(m.FeedAt))
 			if m.State != wire.EngineAwake {
-				socket, list = "", "" // of then, not of now
+				socket, list = "", "" // they are from the last report, not current
 			}
 			rows = append(rows, []cell{
 				plain(e.Name), {Text: m.State, Style: styles[m.State]}, plain(m.Machine), plain(p.moment(m.SeenAt)), plain(p.moment(m.CertificateNotAfter)),

@@ -38,7 +38,7 @@ Examples:
 	mayfly events --follow --json >> audit.jsonl`
 }
 
-// followEvery is how often --follow asks for what is new.
+// followEvery is how often --follow asks for new events.
 const followEvery = time.Second
 
 func (c *eventsCommand) filter() api.EventFilter {
@@ -46,7 +46,7 @@ func (c *eventsCommand) filter() api.EventFilter {
 		Since: c.Since.Time, Until: c.Until.Time, After: c.After}
 }
 
-// Run prints events, and those to come under --follow.
+// Run prints events, and with --follow also later ones.
 func (c *eventsCommand) Run(ctx context.Context, p *program) error {
 	ctx, stop := interruptible(ctx)
 	defer stop()
@@ -90,10 +90,10 @@ func (c *eventsCommand) Run(ctx context.Context, p *program) error {
 	return nil
 }
 
-// eventColumns are those of events.
+// eventColumns are the columns of events.
 var eventColumns = []column{{Head: "SEQ"}, {Head: "TIME"}, {Head: "TYPE"}, {Head: "SERIAL", Min: 10, Early: true}, {Head: "WHAT", Wrap: true}}
 
-// export prints every event that matches, in order, one JSON document a line.
+// export prints all matching events in order, one JSON document on each line.
 func (c *eventsCommand) export(ctx context.Context, p *program, calls *api.Client) error {
 	f := c.filter()
 	f.Forward, f.Limit = true, wire.MaxListLimit
@@ -112,8 +112,8 @@ func (c *eventsCommand) export(ctx context.Context, p *program, calls *api.Clien
 	}
 }
 
-// follow prints the newest events in order, then each new one as it comes.
-// The person ends it.
+// follow prints the newest events in order, then each new event. It ends when the
+// user interrupts it.
 func (c *eventsCommand) follow(ctx context.Context, p *program, calls *api.Client) error {
 	f := c.filter()
 	f.Limit = min(max(c.Limit, 1), wire.MaxListLimit)

@@ -5,12 +5,12 @@ import (
 	"syscall"
 )
 
-// loopbackKnowsUsers: the kernel does not tell whose the other end of a
-// loopback connection is.
+// loopbackKnowsUsers reports whether the kernel knows the user at the other end of
+// a loopback connection.
 const loopbackKnowsUsers = false
 
-// dieWithParent has no counterpart here: a command whose mayfly is killed goes
-// on without its tunnel.
+// dieWithParent does nothing here: if mayfly is killed, its command continues
+// without the tunnel.
 func dieWithParent(*syscall.SysProcAttr) {}
 
 // startAndWait starts cmd and waits for its end.

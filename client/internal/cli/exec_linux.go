@@ -6,16 +6,16 @@ import (
 	"syscall"
 )
 
-// loopbackKnowsUsers: the kernel tells whose the other end of a loopback
-// connection is.
+// loopbackKnowsUsers reports whether the kernel knows the user at the other end of
+// a loopback connection.
 const loopbackKnowsUsers = true
 
-// dieWithParent ends the command when mayfly is killed: its tunnel is gone
-// then, and Dagger's client would wait for it for ten minutes.
+// dieWithParent ends the command when mayfly is killed. Otherwise Dagger's client
+// would wait ten minutes for the lost tunnel.
 func dieWithParent(a *syscall.SysProcAttr) { a.Pdeathsig = syscall.SIGTERM }
 
-// startAndWait starts cmd and waits for its end. The parent that Pdeathsig
-// watches is a thread, so the one that starts it stays.
+// startAndWait starts cmd and waits for its end. Pdeathsig watches the thread that
+// started cmd, so that thread stays until the end.
 func startAndWait(cmd *exec.Cmd, started chan<- error) error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()

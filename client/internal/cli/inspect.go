@@ -32,7 +32,7 @@ Examples:
 	curl -s "$MAYFLY_ISSUER/v1/crl/wait?after=0" | mayfly inspect -`
 }
 
-// Run describes.
+// Run describes the file.
 func (c *inspectCommand) Run(p *program) error {
 	raw, err := c.read(p)
 	if err != nil {
@@ -76,17 +76,17 @@ func (c *inspectCommand) read(p *program) ([]byte, error) {
 	return raw, err
 }
 
-// inspected is one thing found in a file: a certificate or a CRL.
+// inspected is one item of a file: a certificate or a CRL.
 type inspected struct {
 	cert *x509.Certificate
 	crl  *x509.RevocationList
 }
 
-// maxInspected bounds how many things of one file are described.
+// maxInspected bounds the number of described items of a file.
 const maxInspected = 64
 
-// parseInspected finds certificates and CRLs. It fails when there is none, or
-// when one cannot be read.
+// parseInspected returns the certificates and CRLs of a file. It returns an error if
+// there is none, or if it cannot parse one.
 func parseInspected(raw []byte) ([]inspected, error) {
 	if !bytes.Contains(raw, []byte("-----BEGIN ")) {
 		it, err := parseDER(raw)
@@ -214,8 +214,8 @@ func (p *program) inspectedLeaf(c *x509.Certificate) {
 	}
 }
 
-// leafClaims reads a leaf in the trust domain that it names itself: inspect
-// describes, it does not judge.
+// leafClaims reads a leaf in the trust domain that the leaf itself names, because
+// inspect only describes.
 func leafClaims(c *x509.Certificate) (identity.Identity, error) {
 	if len(c.URIs) != 1 {
 		return identity.Identity{}, fmt.Errorf("it has %s, not one", plural(len(c.URIs), "URI name"))
@@ -239,7 +239,7 @@ func fingerprint(c *x509.Certificate) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// workflowFacts writes Fulcio's description of a run in words.
+// workflowFacts returns Fulcio's description of a run.
 func workflowFacts(w identity.Workflow) []fact {
 	all := []fact{
 		{"Issuer", w.Issuer, nil},

@@ -12,7 +12,7 @@ import (
 	"github.com/mayfly-ca/mayfly/client/mtls"
 )
 
-// inspectedDocument is what inspect --json prints for each thing it found.
+// inspectedDocument is the output of inspect --json for each item.
 type inspectedDocument struct {
 	Kind        string             `json:"kind"` // client, server, root, intermediate, crl
 	Serial      string             `json:"serial,omitempty"`
@@ -27,7 +27,7 @@ type inspectedDocument struct {
 	NotAfter    *time.Time         `json:"not_after,omitempty"`
 	Fingerprint string             `json:"fingerprint,omitempty"` // sha256:HEX of the DER
 	Workflow    *identity.Workflow `json:"workflow,omitempty"`
-	Problem     string             `json:"problem,omitempty"` // why it is not of mayfly's form
+	Problem     string             `json:"problem,omitempty"` // why it does not have the form of mayfly's certificates
 
 	Number     string     `json:"number,omitempty"`
 	ThisUpdate *time.Time `json:"this_update,omitempty"`
@@ -84,7 +84,7 @@ func crlDocument(l *x509.RevocationList) inspectedDocument {
 	return d
 }
 
-// crlFloor reads the floor extension; what cannot be read is left out, since
+// crlFloor reads the floor extension. It ignores one that it cannot parse, because
 // inspect only describes.
 func crlFloor(l *x509.RevocationList) (time.Time, bool) {
 	for _, e := range l.Extensions {
@@ -98,7 +98,7 @@ func crlFloor(l *x509.RevocationList) (time.Time, bool) {
 	return time.Time{}, false
 }
 
-// expiryStyle marks what has ended, and what ends soon for a CA.
+// expiryStyle marks an expired certificate, and a CA that expires soon.
 func (p *program) expiryStyle(c *x509.Certificate) *lipgloss.Style {
 	left := c.NotAfter.Sub(p.now())
 	switch {

@@ -14,10 +14,10 @@ import (
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
-// adminTimeout bounds one call of an admin's command.
+// adminTimeout bounds one call of an admin command.
 const adminTimeout = 30 * time.Second
 
-// issuer makes the client of the issuer from the global flags.
+// issuer returns the issuer's client for the global flags.
 func (p *program) issuer() (*client.Issuer, error) {
 	if err := p.needIssuer(); err != nil {
 		return nil, err
@@ -42,8 +42,8 @@ func (p *program) info(ctx context.Context) (wire.Info, error) {
 	return i.Info(ctx)
 }
 
-// admin makes the client of the admin API. Its token is MAYFLY_ADMIN_TOKEN,
-// else that of the stored login.
+// admin returns the client of the admin API. Its token is MAYFLY_ADMIN_TOKEN, or
+// else the token of the stored login.
 func (p *program) admin() (*api.Client, error) {
 	p.asAdmin = true
 	i, err := p.issuer()
@@ -64,8 +64,8 @@ func (p *program) admin() (*api.Client, error) {
 	return api.New(api.Config{Issuer: i.String(), HTTPClient: &hc, Token: token})
 }
 
-// source is where the job's ID tokens come from. Under auto, a person's stored
-// login stands in where no platform is recognised.
+// source returns the source of the job's ID tokens. With auto and no recognised
+// platform, it uses the person's stored login.
 func (p *program) source() (tokensource.Source, error) {
 	s, err := tokensource.Parse(p.TokenSource)
 	if err == nil {
@@ -99,7 +99,7 @@ func (p *program) source() (tokensource.Source, error) {
 // json prints v as one line.
 func (p *program) json(v any) {
 	raw, err := json.Marshal(v)
-	if err != nil { // only types of this package and of wire come here
+	if err != nil { // only types of this package and of wire reach this
 		raw = []byte(`{}`)
 	}
 	p.body(raw)

@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// listen makes the listener of a tunnel: unix:PATH, or tcp:127.0.0.1:PORT.
+// listen opens the listener of a tunnel: unix:PATH, or tcp:127.0.0.1:PORT.
 func listen(spec string) (net.Listener, error) {
 	kind, at, _ := strings.Cut(spec, ":")
 	switch {
@@ -19,8 +19,8 @@ func listen(spec string) (net.Listener, error) {
 	return nil, fmt.Errorf("%q is neither unix:PATH nor tcp:127.0.0.1:PORT", spec)
 }
 
-// listenLoopback refuses any address that other machines can reach: whoever
-// reaches the tunnel is admitted to the engine.
+// listenLoopback refuses an address that other machines can reach, because the
+// engine admits every user of the tunnel.
 func listenLoopback(at string) (net.Listener, error) {
 	addr, err := netip.ParseAddrPort(at)
 	if err != nil {
@@ -36,8 +36,8 @@ func listenLoopback(at string) (net.Listener, error) {
 	return &loopbackListener{ln}, nil
 }
 
-// loopbackListener admits this user and root alone, where the system tells who
-// is at the other end.
+// loopbackListener admits only this user and root, if the system knows the user at
+// the other end.
 type loopbackListener struct{ *net.TCPListener }
 
 // Accept returns the next connection of this user or root.
@@ -55,7 +55,7 @@ func (l *loopbackListener) Accept() (net.Conn, error) {
 	}
 }
 
-// host writes a listener's address as Dagger and BuildKit take it.
+// host returns a listener's address in the form that Dagger and BuildKit accept.
 func host(ln net.Listener) string {
 	if a, ok := ln.Addr().(*net.UnixAddr); ok {
 		return "unix://" + a.Name

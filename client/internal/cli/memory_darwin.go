@@ -1,5 +1,5 @@
 package cli
 
-// disableDumps has nothing to do: macOS gives a process's memory to those with
-// the entitlement to debug alone, and dumps no core unless asked.
+// disableDumps does nothing: macOS gives a process's memory only to programs with
+// the debug entitlement, and dumps no core by default.
 func disableDumps() error { return nil }

@@ -6,11 +6,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// peerUID is the user at the other end of a unix socket (LOCAL_PEERCRED).
+// peerUID returns the user at the other end of a unix socket (LOCAL_PEERCRED).
 func peerUID(c *net.UnixConn) (uid int, known bool) {
 	raw, err := c.SyscallConn()
 	if err != nil {
-		return -1, true // no answer admits nobody
+		return -1, true // without an answer, admit no user
 	}
 	uid = -1
 	raw.Control(func(fd uintptr) {
@@ -21,5 +21,5 @@ func peerUID(c *net.UnixConn) (uid int, known bool) {
 	return uid, true
 }
 
-// loopbackUID is not to be had here.
+// loopbackUID knows no user on this system.
 func loopbackUID(*net.TCPConn) (uid int, known bool) { return 0, false }

@@ -13,12 +13,12 @@ import (
 	"syscall"
 )
 
-// peerUID is the user at the other end of a unix socket (SO_PEERCRED), as of
-// when it connected.
+// peerUID returns the user at the other end of a unix socket (SO_PEERCRED), at the
+// time of the connect.
 func peerUID(c *net.UnixConn) (uid int, known bool) {
 	raw, err := c.SyscallConn()
 	if err != nil {
-		return -1, true // no answer admits nobody
+		return -1, true // without an answer, admit no user
 	}
 	uid = -1
 	raw.Control(func(fd uintptr) {
@@ -29,8 +29,8 @@ func peerUID(c *net.UnixConn) (uid int, known bool) {
 	return uid, true
 }
 
-// loopbackUID is the user who owns the other end of a loopback connection, by
-// the kernel's table of TCP sockets.
+// loopbackUID returns the user who owns the other end of a loopback connection,
+// from the kernel's table of TCP sockets.
 func loopbackUID(c *net.TCPConn) (uid int, known bool) {
 	remote, ok1 := c.RemoteAddr().(*net.TCPAddr)
 	local, ok2 := c.LocalAddr().(*net.TCPAddr)
@@ -45,7 +45,7 @@ func loopbackUID(c *net.TCPConn) (uid int, known bool) {
 	return -1, true
 }
 
-// findSocket looks for the socket with these two ends in a table of proc(5).
+// findSocket finds the socket with these two ends in a table of proc(5).
 func findSocket(table string, local, remote netip.AddrPort) (int, bool) {
 	f, err := os.Open(table)
 	if err != nil {
@@ -60,8 +60,8 @@ func findSocket(table string, local, remote netip.AddrPort) (int, bool) {
 	for lines.Scan() {
 		// sl local_address rem_address st tx:rx tr:tm retrnsmt uid ...
 		field := strings.Fields(lines.Text())
-		// A socket that its owner has closed is shown as root's, so only one
-		// that is established (01) says whose it is.
+		// The table shows a closed socket as root's, so only an established socket (01)
+		// shows its real owner.
 		if len(field) < 8 || field[3] != "01" || !want[[2]string{field[1], field[2]}] {
 			continue
 		}
@@ -72,8 +72,8 @@ func findSocket(table string, local, remote netip.AddrPort) (int, bool) {
 	return 0, false
 }
 
-// procAddr writes an address as proc(5) does: 32-bit words in the machine's
-// byte order, the port in hex. mapped writes IPv4 as IPv6.
+// procAddr formats an address as proc(5) does: 32-bit words in the machine's byte
+// order, and the port in hex. If mapped is set, it formats IPv4 as IPv6.
 func procAddr(a netip.AddrPort, mapped bool) string {
 	ip := a.Addr().Unmap().AsSlice()
 	if mapped && len(ip) == 4 {

@@ -5,9 +5,9 @@ import (
 	"time"
 )
 
-// poll calls look until the person ends ctx, which is no error: at once while
-// look says that there is more already, else once in every. An error that may be
-// gone at the next look is told and waited out; any other is returned.
+// poll calls look until the user ends ctx, and then returns nil. It calls look
+// again at once if look reports more items, otherwise once in every. It prints a
+// transient error and continues; it returns any other error.
 func (p *program) poll(ctx context.Context, every time.Duration, look func() (more bool, err error)) error {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
@@ -31,5 +31,5 @@ func (p *program) poll(ctx context.Context, every time.Duration, look func() (mo
 	}
 }
 
-// isTransient reports whether an error may be gone at the next look.
+// isTransient reports whether the next look may succeed after err.
 func isTransient(err error) bool { return explain(err).code == exitIssuer }

@@ -33,7 +33,7 @@ func (sessionsCommand) Help() string {
 Needs the role viewer. To end one, revoke its certificate: mayfly certs revoke SERIAL.`
 }
 
-// Run shows sessions, again and again under --watch.
+// Run shows sessions. With --watch it repeats.
 func (c *sessionsCommand) Run(ctx context.Context, p *program) error {
 	ctx, stop := interruptible(ctx)
 	defer stop()
@@ -86,13 +86,13 @@ func (c *sessionsCommand) get(ctx context.Context, p *program, calls *api.Client
 	})
 }
 
-// missing says of each engine that may have connections and reports none, since
-// when its reports are missing.
+// missing returns a warning for each engine that may have connections and has
+// stopped reporting, or has never reported.
 func (c *sessionsCommand) missing(ctx context.Context, p *program, calls *api.Client) ([]string, error) {
 	a, err := calls.Engines(ctx)
 	var problem *wire.Problem
 	if errors.As(err, &problem) && problem.Status == http.StatusNotFound {
-		return nil, nil // an issuer that does not know
+		return nil, nil // an issuer of an older version
 	}
 	if err != nil {
 		return nil, err
@@ -106,7 +106,7 @@ func (c *sessionsCommand) missing(ctx context.Context, p *program, calls *api.Cl
 			out = append(out, fmt.Sprintf("engine %s has never reported: who is connected there is not known", e.Name))
 		}
 		for _, m := range e.Machines {
-			// Without a certificate it admits nobody.
+			// Without a valid certificate, the machine admits no connection.
 			if m.State == wire.EngineSilent && m.CertificateNotAfter.After(p.now()) {
 				out = append(out, fmt.Sprintf("engine %s has not reported since %s: who is connected at %s is not known", e.Name, p.instant(m.SeenAt), m.Machine))
 			}
@@ -124,8 +124,8 @@ func (p *program) warnMissing(missing []string) {
 	}
 }
 
-// watch redraws the table on a terminal, and prints a line for each change
-// without one. The person ends it.
+// watch redraws the table on a terminal. Without one, it prints a line for each
+// change. It ends when the user interrupts it.
 func (c *sessionsCommand) watch(ctx context.Context, p *program, calls *api.Client) error {
 	w := sessionWatch{p: p, seen: map[string]bool{}}
 	if p.outWidth == 0 {
@@ -155,14 +155,14 @@ func (c *sessionsCommand) watch(ctx context.Context, p *program, calls *api.Clie
 	})
 }
 
-// sessionWatch remembers what was shown.
+// sessionWatch tracks the sessions that were shown.
 type sessionWatch struct {
 	p    *program
-	seen map[string]bool // by id; open ones
+	seen map[string]bool // by id; open sessions only
 }
 
 func (w *sessionWatch) redraw(items []wire.Session) {
-	// Home and clear: the table is drawn again, so nothing of it is kept.
+	// Move the cursor home and clear the screen, then draw the whole table again.
 	w.p.printf("\x1b[H\x1b[2J%s  %s\n\n", w.p.paint(styleHead, plural(len(items), "session")),
 		w.p.paint(styleFaint, w.p.now().Format(time.TimeOnly)))
 	w.p.table(sessionColumns, w.p.sessionRows(items))
@@ -191,8 +191,8 @@ var sessionColumns = []column{
 	{Head: "STATE"}, {Head: "ENGINE", Min: 7, Drop: 3}, {Head: "REPOSITORY", Min: 20}, {Head: "RUN"}, {Head: "SERIAL", Min: 10, Early: true}, {Head: "OPENED"}, {Head: "SENT", Drop: 2}, {Head: "RECEIVED", Drop: 1}, {Head: "REASON", Min: 8},
 }
 
-// runID is the run of a job's grant, which is run, attempt and check run; any
-// other client's stays as it is.
+// runID returns the run ID in a job's run, which is RUN/ATTEMPT/CHECK-RUN. It
+// returns the run of any other client unchanged.
 func runID(run string) string {
 	parts := strings.Split(run, "/")
 	if len(parts) == 3 && strings.Trim(strings.Join(parts, ""), "0123456789") == "" {

@@ -26,8 +26,8 @@ func (suggestCommand) Help() string {
 The token is sent nowhere, and its claims are not verified: what is printed is a proposal for the person who owns the policy.`
 }
 
-// suggestAudience is asked for where no issuer is named: a token that no
-// mayfly accepts.
+// suggestAudience is the audience of the token if none is given. No issuer
+// accepts such a token.
 const suggestAudience = tokensource.AudiencePrefix + "policy-suggest"
 
 // Run prints the rule.
@@ -73,7 +73,7 @@ type suggestion struct {
 	Match    []suggestedClaim `json:"match"`
 	Engine   string           `json:"engine"`
 	Profile  string           `json:"profile"`
-	DNS      bool             `json:"-"` // profile server wants the engine's DNS name
+	DNS      bool             `json:"-"` // profile server needs the engine's DNS name
 	Remarks  []string         `json:"remarks,omitempty"`
 }
 
@@ -82,7 +82,7 @@ type suggestedClaim struct {
 	Value json.RawMessage `json:"value"`
 }
 
-// suggest makes the rule for a token's claims, by what kind of issuer it has.
+// suggest makes the rule for a token's claims, according to the kind of issuer.
 func suggest(c claimSet, name, engine string) (*suggestion, error) {
 	s := &suggestion{Name: name, Issuer: c.text("iss"), Engine: engine, Profile: "client"}
 	var keys []string
@@ -126,7 +126,7 @@ func suggest(c claimSet, name, engine string) (*suggestion, error) {
 	return s, nil
 }
 
-// githubRemarks says in words what the numbers are, and what is dangerous.
+// githubRemarks explains the numbers and the dangers of the rule.
 func githubRemarks(c claimSet) []string {
 	r := []string{fmt.Sprintf("%s, started by %s, workflow %s", c.text("repository"), c.text("event_name"), c.text("workflow_ref"))}
 	switch ev := c.text("event_name"); ev {
@@ -162,9 +162,9 @@ func (s *suggestion) defaultName(from string) {
 
 func cutBytes(s string, n int) string { return s[:min(len(s), n)] }
 
-// yaml writes the rule to be pasted under rules. Values are JSON strings,
-// which are YAML's double-quoted ones: a number stays quoted, and nothing in a
-// claim can leave its place.
+// yaml returns the rule, to paste under rules. Values are JSON strings, which are
+// valid double-quoted YAML strings. So numbers stay quoted, and a claim's text
+// cannot break out of its value.
 func (s *suggestion) yaml() string {
 	var b strings.Builder
 	for _, r := range s.Remarks {
@@ -187,7 +187,7 @@ func (s *suggestion) yaml() string {
 	return b.String()
 }
 
-// yamlString writes a string in ASCII, double-quoted.
+// yamlString returns a string in ASCII with double quotes.
 func yamlString(s string) string {
 	raw, err := json.Marshal(s)
 	if err != nil {
@@ -196,8 +196,8 @@ func yamlString(s string) string {
 	return yamlValue(raw)
 }
 
-// yamlValue writes a JSON value in ASCII: what a terminal or an editor could
-// misread is escaped.
+// yamlValue returns a JSON value in ASCII. It escapes all characters that a
+// terminal or an editor may display wrongly.
 func yamlValue(raw json.RawMessage) string {
 	var compact bytes.Buffer
 	if json.Compact(&compact, raw) != nil {

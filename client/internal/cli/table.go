@@ -9,12 +9,12 @@ import (
 	"charm.land/lipgloss/v2"
 )
 
-// column is one column of a table. To fit a terminal, columns without a text
-// go; then those with a Min shrink, down to it: first those that are Early, such
-// as a serial, whose beginning will do, then the others, the widest first; then
-// those with a Drop go, the highest first. The last one, when it is Wrap, takes
-// the width that is left, and goes on below itself. An id that one must be able
-// to copy has no Min.
+// column is one column of a table. To fit the terminal, a table first drops columns
+// without text. Then it shrinks columns that have a Min, down to Min: first those
+// that are Early, such as a serial, whose first digits are enough, then the others,
+// the widest first. Then it drops columns that have a Drop, the highest first. If
+// the last column is Wrap, it gets the remaining width and continues on lines
+// below. An ID that a user must copy has no Min.
 type column struct {
 	Head  string
 	Min   int
@@ -23,7 +23,7 @@ type column struct {
 	Wrap  bool
 }
 
-// cell is one value; Style colours it where colours are on.
+// cell is one value. Style is its colour, if colours are on.
 type cell struct {
 	Text  string
 	Style *lipgloss.Style
@@ -31,8 +31,8 @@ type cell struct {
 
 func plain(s string) cell { return cell{Text: s} }
 
-// table prints rows under their heads, fitted to the terminal if there is one.
-// Texts are made harmless here.
+// table prints rows under their heads and fits them to the terminal, if there is
+// one. It escapes the texts.
 func (t *terminal) table(cols []column, rows [][]cell) {
 	widths := make([]int, len(cols))
 	for i, c := range cols {
@@ -68,16 +68,16 @@ func (t *terminal) table(cols []column, rows [][]cell) {
 	t.printf("%s", b.String())
 }
 
-// gap stands between two columns.
+// gap is the number of spaces between two columns.
 const gap = 2
 
-// leastWidth is a width that still shows something.
+// leastWidth is the smallest width that still shows a useful text.
 const leastWidth = 4
 
-// wrapMin is how narrow a column that wraps may become.
+// wrapMin is the smallest width of a column that wraps.
 const wrapMin = 24
 
-// withoutEmpty leaves out columns that no row has a text for.
+// withoutEmpty removes columns in which no row has a text.
 func withoutEmpty(cols []column, widths []int, rows [][]cell) ([]column, []int, [][]cell) {
 	for i := len(cols) - 1; i >= 0; i-- {
 		if len(cols) > 1 && !slices.ContainsFunc(rows, func(row []cell) bool { return row[i].Text != "" }) {
@@ -87,7 +87,7 @@ func withoutEmpty(cols []column, widths []int, rows [][]cell) ([]column, []int, 
 	return cols, widths, rows
 }
 
-// without leaves out column i.
+// without removes column i.
 func without(i int, cols []column, widths []int, rows [][]cell) ([]column, []int, [][]cell) {
 	left := make([][]cell, len(rows))
 	for n, row := range rows {
@@ -96,7 +96,7 @@ func without(i int, cols []column, widths []int, rows [][]cell) ([]column, []int
 	return slices.Delete(slices.Clone(cols), i, i+1), slices.Delete(slices.Clone(widths), i, i+1), left
 }
 
-// droppable is the column that goes first, or -1.
+// droppable returns the column to drop first, or -1.
 func droppable(cols []column) int {
 	found := -1
 	for i, c := range cols {
@@ -107,8 +107,8 @@ func droppable(cols []column) int {
 	return found
 }
 
-// fit takes width from the columns that may shrink until the row fits; nil when
-// that cannot be. With squeeze they may all shrink to leastWidth.
+// fit narrows the columns that may shrink until the row fits. It returns nil if
+// the row cannot fit. With squeeze, columns that have a Min may shrink to leastWidth.
 func fit(cols []column, widths []int, total int, squeeze bool) []int {
 	widths = slices.Clone(widths)
 	used := -gap
@@ -135,7 +135,7 @@ func fit(cols []column, widths []int, total int, squeeze bool) []int {
 	return widths
 }
 
-// minOf is the Min of columns that are Early, or of the others.
+// minOf returns the Min of columns that are Early, or of the others.
 func minOf(early bool) func(column) int {
 	return func(c column) int {
 		if c.Early != early {
@@ -145,8 +145,8 @@ func minOf(early bool) func(column) int {
 	}
 }
 
-// widest is the widest column above the width that least allows it, or -1;
-// where that is 0 the column keeps its width.
+// widest returns the widest column that is wider than least allows, or -1. A column
+// for which least returns 0 keeps its width.
 func widest(cols []column, widths []int, least func(column) int) int {
 	found := -1
 	for i, c := range cols {
@@ -158,7 +158,7 @@ func widest(cols []column, widths []int, least func(column) int) int {
 }
 
 func (t *terminal) row(b *strings.Builder, cells []cell, widths []int, wrap bool) {
-	var more []string // lines of the last column that stand below
+	var more []string // further lines of the last column
 	for i, c := range cells {
 		text := c.Text
 		switch {
@@ -187,8 +187,8 @@ func (t *terminal) row(b *strings.Builder, cells []cell, widths []int, wrap bool
 	}
 }
 
-// wrapped breaks s at spaces into lines of at most n columns, and words that
-// are longer anywhere.
+// wrapped breaks s at spaces into lines of at most n columns. It breaks longer
+// words anywhere.
 func wrapped(s string, n int) []string {
 	lines := []string{""}
 	for _, word := range strings.Fields(s) {
@@ -218,7 +218,7 @@ type fact struct {
 	Style      *lipgloss.Style
 }
 
-// facts prints names and texts in two columns; empty texts are left out.
+// facts prints names and texts in two columns and omits empty texts.
 func (t *terminal) facts(indent string, list []fact) {
 	w := 0
 	for _, f := range list {
@@ -239,7 +239,7 @@ func (t *terminal) facts(indent string, list []fact) {
 	}
 }
 
-// moment writes a time in a table: how far away on a terminal, RFC 3339 else.
+// moment formats a time for a table: relative on a terminal, otherwise RFC 3339.
 func (t *terminal) moment(at time.Time) string {
 	switch {
 	case at.IsZero():
@@ -250,7 +250,7 @@ func (t *terminal) moment(at time.Time) string {
 	return at.UTC().Format(time.RFC3339)
 }
 
-// instant writes a time in a description: exactly, and how far away.
+// instant formats a time for a description: RFC 3339, and relative on a terminal.
 func (t *terminal) instant(at time.Time) string {
 	if at.IsZero() {
 		return ""
@@ -262,7 +262,7 @@ func (t *terminal) instant(at time.Time) string {
 	return s
 }
 
-// relativeTime says how far at lies from now, in its largest unit.
+// relativeTime returns the distance from now to at, in its largest unit.
 func relativeTime(now, at time.Time) string {
 	d := at.Sub(now)
 	if d < 0 {

@@ -182,8 +182,8 @@ func (t *tunnel) wasWaking(engine string) bool {
 	return was
 }
 
-// hearEnd notes what ended a dial or a relay, and says it, unless it ends the
-// proxy too, whose error is told then.
+// hearEnd records why a dial or a relay ended. It prints the reason, unless the
+// reason also ends the proxy; then the proxy's error is printed.
 func (t *tunnel) hearEnd(e client.Event) {
 	if e.Err == nil || errors.Is(e.Err, context.Canceled) || errors.Is(e.Err, client.ErrClosed) || errors.Is(e.Err, net.ErrClosed) {
 		return

@@ -8,7 +8,7 @@ import (
 
 type versionCommand struct{}
 
-// Run prints; --json is a flag of every command.
+// Run prints the version. --json is a flag of every command.
 func (versionCommand) Run(k *kong.Context, p *program) error {
 	return command.Version{JSON: p.JSON}.Run(k, mayfly)
 }

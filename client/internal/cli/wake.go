@@ -17,7 +17,7 @@ An engine that nothing uses sleeps again: run this right before the build. mayfl
 With --json it prints one line: engine, endpoint, serial, wake_ms.`
 }
 
-// woken is what mayfly wake --json prints.
+// woken is the output of mayfly wake --json.
 type woken struct {
 	Engine   string `json:"engine"`
 	Endpoint string `json:"endpoint"`
@@ -45,13 +45,13 @@ func (c *wakeCommand) Run(ctx context.Context, p *program) error {
 	return nil
 }
 
-// wake waits until the engine admits the certificate, says so, and returns how
-// long that took.
+// wake waits until the engine admits the certificate and returns how long that
+// took. It prints a note at the start.
 func (t *tunnel) wake(ctx context.Context) (time.Duration, error) {
 	e := t.engine()
 	t.p.note("waking engine %s at %s", e.Name, e.Endpoint)
 	t.mu.Lock()
-	t.waking[e.Name] = true // so the client's own events announce it no second time
+	t.waking[e.Name] = true // so the client's own events print no second note
 	t.mu.Unlock()
 	return t.client.Wake(ctx)
 }
