@@ -168,7 +168,7 @@ func (s LoginStore) write(all map[string]StoredLogin) error {
 // not change it.
 type LoginSource struct {
 	Store  LoginStore
-	Issuer string // of mayfly
+	Issuer string // the mayfly issuer
 }
 
 // Token returns the stored ID token.
