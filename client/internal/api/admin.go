@@ -1,10 +1,9 @@
-// Package admin is the issuer's HTTP API as an admin uses it: list, show and
-// revoke certificates, see sessions, events and blocks, ask policy to explain.
+// Package api calls the issuer's admin API over HTTP. It lists, shows and revokes
+// certificates, reads sessions, events and blocks, and asks the policy to explain.
 //
-// It imports client/wire and the standard library. It decides nothing: roles
-// are the issuer's to judge, and TLS roots and redirects are settled by the
-// http.Client that it is given. Answers keep the body they came from, so that
-// a program can hand it on unchanged.
+// It imports client/wire and the standard library. It decides nothing: the issuer
+// judges roles, and the given http.Client sets TLS roots and refuses redirects.
+// Answers keep their body, so that a program can print it unchanged.
 package api
 
 import (
@@ -22,14 +21,14 @@ import (
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
-// Config says where the issuer is and who asks.
+// Config has the issuer's address and the caller's token.
 type Config struct {
-	// Issuer is the base URL, without a path below which the API lies.
+	// Issuer is the base URL, without the API's path.
 	Issuer string
-	// HTTPClient sends the requests. It must refuse redirects, which would
-	// carry the token elsewhere, and have a timeout. Required.
+	// HTTPClient sends the requests. It must refuse redirects, which would send the
+	// token to another server, and have a timeout. Required.
 	HTTPClient *http.Client
-	// Token gives the Bearer ID token for each request. Required.
+	// Token returns the Bearer ID token for each request. Required.
 	Token func(ctx context.Context) (string, error)
 }
 
@@ -40,13 +39,13 @@ type Client struct {
 	token func(ctx context.Context) (string, error)
 }
 
-// Answer is a decoded answer beside the body that it was decoded from.
+// Answer is a decoded answer and its body.
 type Answer[T any] struct {
 	Value T
 	Body  json.RawMessage
 }
 
-// UnreachableError says that no answer of the issuer was had.
+// UnreachableError means that the issuer gave no answer.
 type UnreachableError struct {
 	Issuer string
 	Err    error
@@ -56,10 +55,10 @@ func (e *UnreachableError) Error() string {
 	return fmt.Sprintf("issuer %s: %v", e.Issuer, e.Err)
 }
 
-// Unwrap exposes the cause.
+// Unwrap returns the cause.
 func (e *UnreachableError) Unwrap() error { return e.Err }
 
-// New checks c and makes a Client. It sends nothing.
+// New checks c and returns a Client. It sends nothing.
 func New(c Config) (*Client, error) {
 	base, err := url.Parse(c.Issuer)
 	switch {
@@ -75,9 +74,9 @@ func New(c Config) (*Client, error) {
 	return &Client{base: base, http: c.HTTPClient, token: c.Token}, nil
 }
 
-// call sends body (nil for none) and decodes a success into an Answer.
-// Errors: *wire.Problem for any answer that is not a success,
-// *UnreachableError when there was none, and that of the token.
+// call sends body (nil for none) and decodes a success into an Answer. Its errors
+// are *wire.Problem for an answer that is not a success, *UnreachableError if there
+// was no answer, and those of Config.Token.
 func call[T any](ctx context.Context, c *Client, method, path string, query url.Values, body any) (*Answer[T], error) {
 	raw, err := c.do(ctx, method, path, query, body)
 	if err != nil {
@@ -145,8 +144,8 @@ func (c *Client) request(ctx context.Context, method, path string, query url.Val
 	return req, nil
 }
 
-// withoutURL drops the *url.Error around a transport's error: it would repeat
-// the whole query.
+// withoutURL removes the *url.Error around a transport's error, because it would
+// repeat the whole query.
 func withoutURL(err error) error {
 	var ue *url.Error
 	if errors.As(err, &ue) {

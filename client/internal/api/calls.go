@@ -10,10 +10,10 @@ import (
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
-// CertificateFilter selects certificates; zero fields select all. Every field
-// is the query parameter of the same name.
+// CertificateFilter selects certificates. Zero fields select all. Each field is the
+// query parameter of the same name.
 type CertificateFilter struct {
-	Serial       string // or a prefix of it
+	Serial       string // a whole serial or a prefix
 	Repository   string
 	RepositoryID string
 	RunID        string
@@ -22,7 +22,7 @@ type CertificateFilter struct {
 	Profile      string
 	Status       string // wire.StatusValid and so on
 	Since, Until time.Time
-	Limit        int // at most wire.MaxListLimit; 0: the issuer's default
+	Limit        int // at most wire.MaxListLimit; 0 means the issuer's default
 	Cursor       string
 }
 
@@ -42,15 +42,15 @@ func (f CertificateFilter) query() url.Values {
 	return q
 }
 
-// SessionFilter selects sessions; zero fields select all.
+// SessionFilter selects sessions. Zero fields select all.
 type SessionFilter struct {
 	Engine     string
 	Serial     string
 	RunID      string
 	Repository string
-	Live       bool // only those that are open now
-	Cut        bool // only those that the engine cut
-	// Since and Until bound when a session was opened.
+	Live       bool // only open sessions
+	Cut        bool // only sessions that the engine cut
+	// Since and Until bound the time at which a session was opened.
 	Since, Until time.Time
 	Limit        int
 	Cursor       string
@@ -74,8 +74,8 @@ func (f SessionFilter) query() url.Values {
 	return q
 }
 
-// EventFilter selects events: newest first, or, with Forward or After > 0, in
-// order from the one that follows After.
+// EventFilter selects events, newest first. With Forward or After > 0, events are in
+// order and begin with the event after After.
 type EventFilter struct {
 	Type         string
 	Serial       string
@@ -108,23 +108,23 @@ func (c *Client) Certificates(ctx context.Context, f CertificateFilter) (*Answer
 	return call[wire.List[wire.Certificate]](ctx, c, http.MethodGet, wire.PathCertificates, f.query(), nil)
 }
 
-// Certificate returns everything recorded of one certificate. The serial is
-// whole: 32 hex digits.
+// Certificate returns the whole record of one certificate. The serial must have all
+// 32 hex digits.
 func (c *Client) Certificate(ctx context.Context, serial string) (*Answer[wire.CertificateDetail], error) {
 	return call[wire.CertificateDetail](ctx, c, http.MethodGet, wire.PathCertificates+"/"+url.PathEscape(serial), nil, nil)
 }
 
-// Revoke returns when a committed CRL holds what was revoked.
+// Revoke revokes. It returns once a committed CRL contains the revoked serials.
 func (c *Client) Revoke(ctx context.Context, r wire.RevokeRequest) (*Answer[wire.RevokeResponse], error) {
 	return call[wire.RevokeResponse](ctx, c, http.MethodPost, wire.PathRevocations, nil, r)
 }
 
-// Blocks returns every block that holds.
+// Blocks returns the blocks in force.
 func (c *Client) Blocks(ctx context.Context) (*Answer[wire.List[wire.Block]], error) {
 	return call[wire.List[wire.Block]](ctx, c, http.MethodGet, wire.PathBlocks, nil, nil)
 }
 
-// RemoveBlock ends a block before its time.
+// RemoveBlock ends a block early.
 func (c *Client) RemoveBlock(ctx context.Context, id string) error {
 	_, err := c.do(ctx, http.MethodDelete, wire.PathBlocks+"/"+url.PathEscape(id), nil, nil)
 	return err
@@ -145,13 +145,13 @@ func (c *Client) Events(ctx context.Context, f EventFilter) (*Answer[wire.List[w
 	return call[wire.List[wire.Event]](ctx, c, http.MethodGet, wire.PathEvents, f.query(), nil)
 }
 
-// Whoami returns the person that the token is of, and the role that policy
+// Whoami returns the person whose token it is, and the role that the policy
 // grants now.
 func (c *Client) Whoami(ctx context.Context) (*Answer[wire.Whoami], error) {
 	return call[wire.Whoami](ctx, c, http.MethodGet, wire.PathWhoami, nil, nil)
 }
 
-// Explain asks which rule would admit the claims. Nothing is issued by it.
+// Explain asks which rule would admit the claims. It issues nothing.
 func (c *Client) Explain(ctx context.Context, r wire.ExplainRequest) (*Answer[wire.ExplainResponse], error) {
 	return call[wire.ExplainResponse](ctx, c, http.MethodPost, wire.PathPolicyExplain, nil, r)
 }
