@@ -1,8 +1,8 @@
-// Package command is what the three programs have in common on the command
-// line: how arguments are read and refused, help and its topics, completion in
-// shells, manual pages, the version, the log on stderr, and exit codes.
+// Package command has the parts of the command line that the three programs share:
+// argument parsing, help and its topics, shell completion, manual pages, the
+// version, the log on stderr, and exit codes.
 //
-// It imports kong and no other room of this module. Package client and what it
+// It imports kong and no other package of this module. Package client and its
 // imports must not import it.
 package command
 
@@ -17,27 +17,27 @@ import (
 	"github.com/alecthomas/kong"
 )
 
-// Stdio is what a program reads and writes.
+// Stdio has the streams that a program reads and writes.
 type Stdio struct {
 	In       io.Reader
 	Out, Err io.Writer
 }
 
-// Program is what a program says about itself.
+// Program describes a program.
 type Program struct {
-	Name        string // as it is called: mayfly-issuer
-	Summary     string // what it is, in a few words
-	Description string // begins the help of the program
-	Epilog      string // ends the help of the program, after the exit codes
+	Name        string // the name of the command: mayfly-issuer
+	Summary     string // a description in a few words
+	Description string // begins the program's help
+	Epilog      string // ends the program's help, after the exit codes
 	Groups      []kong.Group
-	Topics      []Topic // in addition to those that all programs have
-	// LogFormat says what --log-format means when it is left out. Empty: text on
-	// a terminal, json elsewhere.
+	Topics      []Topic // in addition to the topics of all programs
+	// LogFormat is the default of --log-format. Empty means text on a terminal,
+	// json elsewhere.
 	LogFormat string
 }
 
-// Common are the commands and flags that every program has. A grammar embeds it
-// and adds Version as its command version.
+// Common has the commands and flags of all programs. A grammar embeds it and adds
+// Version as its command version.
 type Common struct {
 	Log
 	ShowVersion versionFlag `help:"Print the version." name:"version" group:"global"`
@@ -48,9 +48,9 @@ type Common struct {
 	Complete   completeCommand   `cmd:"" name:"__complete" hidden:"" passthrough:""`
 }
 
-// Parse reads args, without the program's name, into grammar, which points to a
-// struct of kong's form. The context is nil when nothing is left to do: help or
-// the version was printed. An error is a *UsageError.
+// Parse parses args, without the program's name, into grammar, a pointer to a struct
+// in kong's form. The context is nil if Parse printed help or the version and
+// nothing is left to do. An error is a *UsageError.
 func (p Program) Parse(grammar any, args []string, s Stdio) (*kong.Context, error) {
 	left := false // kong has printed help or version
 	parser, err := p.parser(grammar, s, func(int) { left = true })
@@ -75,8 +75,8 @@ func (p Program) Parse(grammar any, args []string, s Stdio) (*kong.Context, erro
 	return k, nil
 }
 
-// refuseEmpty refuses an empty value of a flag or argument that is needed:
-// --dir "$DIR" with DIR unset names no folder.
+// refuseEmpty refuses an empty value of a required flag or argument: --dir "$DIR"
+// with DIR unset names no folder.
 func refuseEmpty(k *kong.Context) error {
 	for _, at := range k.Path {
 		var v *kong.Value
@@ -100,7 +100,7 @@ func refuseEmpty(k *kong.Context) error {
 	return nil
 }
 
-// parser is kong for this program's grammar.
+// parser returns kong for this program's grammar.
 func (p Program) parser(grammar any, s Stdio, exit func(int)) (*kong.Kong, error) {
 	format := p.LogFormat
 	if format == "" {
@@ -119,8 +119,8 @@ func (p Program) parser(grammar any, s Stdio, exit func(int)) (*kong.Kong, error
 	)
 }
 
-// decodePath makes a path absolute. Kong's own type path takes an empty value,
-// as of a variable that is not set, for the working folder.
+// decodePath makes a path absolute. Kong's own type path reads an empty value, such
+// as that of an unset variable, as the working folder.
 func decodePath(ctx *kong.DecodeContext, target reflect.Value) error {
 	var path string
 	if err := ctx.Scan.PopValueInto("file", &path); err != nil {
@@ -133,8 +133,8 @@ func decodePath(ctx *kong.DecodeContext, target reflect.Value) error {
 	return nil
 }
 
-// help prints kong's help with what kong does not know: flags stand before the
-// command that follows --, and what surrounds the program.
+// help prints kong's help with two changes: flags come before the command that
+// follows --, and the program's help ends with surroundings.
 func (p Program) help(o kong.HelpOptions, ctx *kong.Context) error {
 	var text bytes.Buffer
 	out := ctx.Stdout
@@ -153,10 +153,10 @@ func (p Program) help(o kong.HelpOptions, ctx *kong.Context) error {
 	return errors.Join(err, werr)
 }
 
-// named writes the program's name where a text that all programs share has none.
+// named replaces ${program} by the program's name in a shared text.
 func (p Program) named(s string) string { return strings.ReplaceAll(s, "${program}", p.Name) }
 
-// surroundings ends the help of the program itself.
+// surroundings returns the end of the program's own help.
 func (p Program) surroundings() string {
 	var b strings.Builder
 	b.WriteString("\nExit codes:\n" + exitCodes)

@@ -21,16 +21,16 @@ func (completionCommand) Help() string {
 	${program} completion fish | source            # ~/.config/fish/config.fish`
 }
 
-// Run prints the script for a shell. It asks the program itself for the words
-// that may follow, so that it never differs from the program.
+// Run prints the script for a shell. The script asks the program for the possible
+// words, so the two always agree.
 func (c completionCommand) Run(k *kong.Context, p Program) error {
 	_, err := io.WriteString(k.Stdout, strings.NewReplacer(
 		"PROGRAM", p.Name, "FUNCTION", "_"+strings.ReplaceAll(p.Name, "-", "_")).Replace(completionScripts[c.Shell]))
 	return err
 }
 
-// completionScripts call "PROGRAM __complete SHELL WORDS...", whose last word is
-// the one being typed. Where that knows nothing, files are offered.
+// completionScripts call "PROGRAM __complete SHELL WORDS...". The last word is the
+// one being typed. If the program has no candidates, the shell offers files.
 var completionScripts = map[string]string{
 	"bash": `FUNCTION() {
 	local IFS=$'\n'
@@ -69,7 +69,7 @@ complete -c PROGRAM -f -a '(FUNCTION)'
 `,
 }
 
-// completeCommand prints the words that may follow, one a line, in a shell's
+// completeCommand prints the possible next words, one on each line, in a shell's
 // form.
 type completeCommand struct {
 	Words []string `arg:"" optional:""`
@@ -96,12 +96,12 @@ func (c completeCommand) Run(k *kong.Context, p Program) error {
 	return nil
 }
 
-// candidate is a word that may be typed next.
+// candidate is a possible next word.
 type candidate struct{ word, help string }
 
-// completions returns what the last of words may become: commands, flags, the
-// values of a flag or argument that has a list of them, and topics. None means
-// that the program does not know.
+// completions returns the possible completions of the last word: commands, flags,
+// the values of a flag or argument that has a list of them, and topics. If the
+// program knows none, it returns nothing.
 func (p Program) completions(n *kong.Node, words []string) []candidate {
 	var waiting *kong.Flag // the flag whose value comes next
 	var last string
@@ -115,7 +115,7 @@ func (p Program) completions(n *kong.Node, words []string) []candidate {
 		case waiting != nil:
 			waiting = nil
 		case word == "--":
-			return nil // another program's words
+			return nil // the words of another program
 		case strings.HasPrefix(word, "-"):
 			if f := findFlag(n, word); f != nil && !f.IsBool() && !strings.Contains(word, "=") {
 				waiting = f
@@ -151,7 +151,7 @@ func (p Program) completions(n *kong.Node, words []string) []candidate {
 	return slices.DeleteFunc(all, func(c candidate) bool { return !strings.HasPrefix(c.word, last) })
 }
 
-// arguments are the commands below n, or the values of its argument.
+// arguments returns the commands below n, or the values of its argument.
 func (p Program) arguments(n *kong.Node, positional int) []candidate {
 	var all []candidate
 	if n.Name == "help" {
@@ -173,7 +173,7 @@ func (p Program) arguments(n *kong.Node, positional int) []candidate {
 	return all
 }
 
-// findFlag finds the flag of n or above that a word names.
+// findFlag returns the flag with that name, of n or of a node above it.
 func findFlag(n *kong.Node, word string) *kong.Flag {
 	name, _, _ := strings.Cut(word, "=")
 	for _, group := range n.AllFlags(true) {
@@ -186,7 +186,7 @@ func findFlag(n *kong.Node, word string) *kong.Flag {
 	return nil
 }
 
-// values are the words of an enum; none for any other value.
+// values returns the words of an enum, and nothing for any other value.
 func values(v *kong.Value) []candidate {
 	var all []candidate
 	for word := range strings.SplitSeq(v.Enum, ",") {
@@ -197,7 +197,7 @@ func values(v *kong.Value) []candidate {
 	return all
 }
 
-// summary is the first sentence of a help text, without its full stop.
+// summary returns the first sentence of a help text, without its full stop.
 func summary(help string) string {
 	first, _, _ := strings.Cut(help, ". ")
 	return strings.TrimSuffix(first, ".")

@@ -6,8 +6,8 @@ import (
 	"strings"
 )
 
-// Confirm asks a question on the terminal and wants the answer "yes" in full.
-// Without a terminal it is not asked.
+// Confirm asks a question on the terminal. yes reports whether the answer was a
+// full "yes". Without a terminal it does not ask.
 func Confirm(s Stdio, question string) (asked, yes bool) {
 	if !IsTerminal(s.In) || !IsTerminal(s.Err) {
 		return false, false
@@ -19,8 +19,8 @@ func Confirm(s Stdio, question string) (asked, yes bool) {
 	return true, ReadLine(s.In, 16) == "yes"
 }
 
-// ReadLine reads up to a line feed or limit, byte by byte, so that what follows
-// stays for the next reader.
+// ReadLine reads up to a line feed or limit. It reads byte by byte, so that the
+// following bytes stay for the next reader.
 func ReadLine(r io.Reader, limit int) string {
 	var b []byte
 	one := make([]byte, 1)

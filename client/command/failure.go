@@ -10,22 +10,22 @@ import (
 	"github.com/alecthomas/kong"
 )
 
-// Exit codes of the three programs. Scripts and the GitHub Action branch on
-// them: they never change.
+// Exit codes of the three programs. Scripts and the GitHub Action depend on them,
+// so they never change.
 const (
 	ExitOK     = 0
 	ExitFailed = 1
 	ExitUsage  = 2
-	ExitDenied = 3 // the policy said no (403)
+	ExitDenied = 3 // the policy denied it (403)
 	ExitIssuer = 4 // issuer unreachable, 429 or 503: the same call may succeed later
-	ExitEngine = 5 // engine unreachable, or it refused
+	ExitEngine = 5 // engine unreachable, or the engine refused
 )
 
-// UsageError is a command line that means nothing: exit 2.
+// UsageError is an invalid command line. Its exit code is 2.
 type UsageError struct {
-	What string // what is wrong with it
+	What string // the fault
 	Hint string // what to do
-	Err  error  // the cause; nil when there is none
+	Err  error  // the cause; nil if there is none
 }
 
 func (e *UsageError) Error() string { return e.What }
@@ -33,18 +33,18 @@ func (e *UsageError) Error() string { return e.What }
 // Unwrap returns the cause.
 func (e *UsageError) Unwrap() error { return e.Err }
 
-// Usagef makes a UsageError whose hint is the program's help.
+// Usagef returns a UsageError whose hint is the program's help.
 func Usagef(format string, args ...any) error {
 	err := fmt.Errorf(format, args...)
 	return &UsageError{What: err.Error(), Err: err}
 }
 
-// Exit ends a program with this code, and nothing is printed.
+// Exit is an error that ends a program with this code and prints nothing.
 type Exit int
 
 func (e Exit) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
 
-// usageError explains arguments that the grammar does not take.
+// usageError explains arguments that the grammar does not accept.
 func (p Program) usageError(err error) error {
 	help := p.Name + " --help"
 	var pe *kong.ParseError
@@ -52,14 +52,14 @@ func (p Program) usageError(err error) error {
 		help = pe.Context.Selected().FullPath() + " --help"
 	}
 	what := err.Error()
-	// Kong's words for a flag at the end of the line, and for a missing argument.
+	// Replace kong's texts for a flag at the end of the line and a missing argument.
 	if before, _, ok := strings.Cut(what, ": expected "); ok && strings.HasSuffix(what, `but got "EOL" (<EOL>)`) {
 		what = before + " needs a value"
 	}
 	if missing, ok := strings.CutPrefix(what, `expected "<`); ok {
 		what = "<" + strings.TrimSuffix(missing, `"`) + " is missing"
 	}
-	// An enum that may be left out has the empty value, which nobody types.
+	// Remove the empty value of an optional enum, which users do not type.
 	for _, empty := range []string{`"",`, `,""`} {
 		what = strings.Replace(what, empty, "", 1)
 	}
@@ -78,12 +78,12 @@ func (h *hinted) Hint() string { return h.hint }
 // Unwrap returns the error without the hint.
 func (h *hinted) Unwrap() error { return h.error }
 
-// WithHint returns err with one thing to do about it, which End prints as it
-// does that of any error with a method Hint.
+// WithHint returns err with the one thing to do about it. End prints the hint of
+// any error with a method Hint.
 func WithHint(err error, hint string) error { return &hinted{err, hint} }
 
 // End prints err and its hint to stderr, unless err is nil or an Exit, and returns
-// the exit code. With --log-format json both are one record of the log.
+// the exit code. With --log-format json it writes both as one log record.
 func (p Program) End(stderr io.Writer, log Log, err error) int {
 	if err == nil {
 		return ExitOK
@@ -94,7 +94,7 @@ func (p Program) End(stderr io.Writer, log Log, err error) int {
 	}
 	code, hint := ExitFailed, ""
 	var usage *UsageError
-	var h interface{ Hint() string } // *hinted, or an error of another room
+	var h interface{ Hint() string } // *hinted, or an error of another package
 	switch {
 	case errors.As(err, &usage):
 		code, hint = ExitUsage, usage.Hint
@@ -114,8 +114,8 @@ func (p Program) End(stderr io.Writer, log Log, err error) int {
 	return code
 }
 
-// print writes text after the program's name and kind; further lines are
-// indented.
+// print writes text after the program's name and kind. It indents further
+// lines.
 func (p Program) print(w io.Writer, kind, text string) {
 	prefix := p.Name + kind
 	for line := range strings.Lines(text) {

@@ -9,19 +9,19 @@ import (
 	"github.com/alecthomas/kong"
 )
 
-// Topic is a page of help that belongs to no command.
+// Topic is a help page that belongs to no command.
 type Topic struct {
-	Name    string // as it is typed: exit-codes
+	Name    string // as the user types it: exit-codes
 	Summary string // one line
 	Text    string
 }
 
-// topics are the pages of this program.
+// topics returns the topics of this program.
 func (p Program) topics() []Topic {
 	return append([]Topic{{"exit-codes", "what each exit code means", exitCodes}}, p.Topics...)
 }
 
-// exitCodeMeanings is one table for the three programs.
+// exitCodeMeanings is the table of exit codes of the three programs.
 var exitCodeMeanings = []struct {
 	code    int
 	meaning string
@@ -68,11 +68,11 @@ func (c helpCommand) Run(k *kong.Context, p Program) error {
 		return &UsageError{What: fmt.Sprintf("there is no command or topic %q", strings.Join(words, " ")),
 			Hint: "`" + p.Name + " --help` lists the commands; topics: " + strings.Join(names, ", "), Err: errors.New("no such topic")}
 	}
-	_, _ = k.Kong.Parse(append(words, "--help")) // it prints, and its end is that of kong.Exit
+	_, _ = k.Kong.Parse(append(words, "--help")) // Parse prints the help and calls kong.Exit
 	return nil
 }
 
-// findNode follows the names of commands from n; nil where there is none.
+// findNode follows command names from n. It returns nil if a name does not exist.
 func findNode(n *kong.Node, names []string) *kong.Node {
 	for _, name := range names {
 		var next *kong.Node

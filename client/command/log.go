@@ -12,29 +12,29 @@ import (
 	"golang.org/x/term"
 )
 
-// Log are the flags of the log on stderr.
+// Log has the flags of the log on stderr.
 type Log struct {
 	LogFormat string `help:"Form of the log on stderr: text or json. Default: ${log_format}." enum:"text,json," default:"" placeholder:"FORMAT" aliases:"log" group:"global"`
 	LogLevel  string `help:"Least level that is logged: debug, info, warn or error." enum:"debug,info,warn,error" default:"info" placeholder:"LEVEL" group:"global"`
 }
 
-// Level returns the least level that is logged.
+// Level returns the lowest level that is logged.
 func (l Log) Level() slog.Level {
 	var level slog.Level
-	_ = level.UnmarshalText([]byte(l.LogLevel)) // the enum holds its names
+	_ = level.UnmarshalText([]byte(l.LogLevel)) // the enum has only valid names
 	return level
 }
 
-// Logger returns the log on w: as --log-format says, else text on a terminal and
-// JSON elsewhere. No value in it can move a cursor, begin a line, turn its
-// direction or become a command of a CI runner.
+// Logger returns the log on w. Its format is that of --log-format, or by default
+// text on a terminal and JSON elsewhere. No value in it can move a cursor, begin a
+// line, change the text direction or become a command of a CI runner.
 func (l Log) Logger(w io.Writer) *slog.Logger {
 	o := &slog.HandlerOptions{Level: l.Level()}
 	if l.LogFormat == "text" || l.LogFormat == "" && IsTerminal(w) {
 		return slog.New(slog.NewTextHandler(harmlessWriter{w}, o))
 	}
 	o.ReplaceAttr = func(_ []string, a slog.Attr) slog.Attr {
-		if a.Value.Kind() == slog.KindDuration { // which JSON gives as a number without a unit
+		if a.Value.Kind() == slog.KindDuration { // JSON would have a number without a unit
 			a.Value = slog.StringValue(a.Value.Duration().String())
 		}
 		return a
@@ -48,10 +48,10 @@ func IsTerminal(w any) bool {
 	return ok && term.IsTerminal(int(f.Fd()))
 }
 
-// harmlessWriter escapes what a handler of slog leaves as it stands: in JSON
-// what is not printable beyond ASCII, in both forms "##[", which begins a
-// command of GitHub's runner. Each Write is one record. \uXXXX means the same in
-// JSON and in the text form, which quotes as Go does.
+// harmlessWriter escapes text that slog's handlers do not escape: in JSON,
+// non-printable characters beyond ASCII, and in both formats "##[", which begins a
+// command of GitHub's runner. Each Write is one record. \uXXXX has the same meaning
+// in JSON and in the text format, which quotes as Go does.
 type harmlessWriter struct{ w io.Writer }
 
 func (h harmlessWriter) Write(record []byte) (int, error) {

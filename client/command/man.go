@@ -15,7 +15,7 @@ func (manCommand) Help() string {
 	return `The page has every command, flag and topic of this program, made from the same definitions as its help.`
 }
 
-// Run prints the manual page of the program, in the macros of man(7).
+// Run prints the program's manual page in the macros of man(7).
 func (manCommand) Run(k *kong.Context, p Program) error {
 	root := k.Model.Node
 	var m manual
@@ -46,12 +46,12 @@ func (manCommand) Run(k *kong.Context, p Program) error {
 	return err
 }
 
-// manual is a page being written.
+// manual is the page in progress.
 type manual struct {
 	bytes.Buffer
 }
 
-// macro writes a request with its arguments, each one word for roff.
+// macro writes a request with its arguments. Each argument is one word for roff.
 func (m *manual) macro(name string, args ...string) {
 	m.WriteString("." + name)
 	for _, a := range args {
@@ -69,10 +69,10 @@ func (m *manual) text(s string) {
 	m.WriteString(s + "\n")
 }
 
-// escaped is s as roff prints it.
+// escaped returns s escaped for roff.
 func escaped(s string) string { return strings.NewReplacer(`\`, `\e`, "-", `\-`).Replace(s) }
 
-// prose writes paragraphs; lines that begin with a tab are examples.
+// prose writes paragraphs. Lines that begin with a tab are examples.
 func (m *manual) prose(s string) {
 	for i, paragraph := range strings.Split(strings.Trim(s, "\n"), "\n\n") {
 		if strings.HasPrefix(paragraph, "\t") {
@@ -89,7 +89,7 @@ func (m *manual) prose(s string) {
 	}
 }
 
-// verbatim writes lines as they stand.
+// verbatim writes lines unchanged.
 func (m *manual) verbatim(s string) {
 	m.macro("nf")
 	for line := range strings.SplitSeq(strings.Trim(s, "\n"), "\n") {

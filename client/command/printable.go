@@ -7,8 +7,8 @@ import (
 	"unicode/utf8"
 )
 
-// Printable makes a foreign string harmless and whole: what a terminal or a
-// runner would act on is written out as Go would quote it.
+// Printable escapes an untrusted string and does not shorten it. It escapes text
+// that a terminal or a CI runner would interpret, as Go quotes it.
 func Printable(s string) string {
 	if harmless(s) {
 		return s
@@ -33,14 +33,14 @@ func Printable(s string) string {
 }
 
 // workflowCommand reports whether GitHub's runner would read a command at byte i
-// of a line: ##[command] anywhere, and ::command after nothing but space.
+// of a line: ##[command] anywhere, and ::command after nothing but white space.
 // https://docs.github.com/actions/reference/workflows-and-actions/workflow-commands
 func workflowCommand(line string, i int) bool {
 	return strings.HasPrefix(line[i:], "##[") || strings.HasPrefix(line[i:], "::") && strings.TrimSpace(line[:i]) == ""
 }
 
-// Inert writes out what would be a workflow command in any line of text, and
-// changes nothing else.
+// Inert escapes workflow commands in all lines of text and changes nothing
+// else.
 func Inert(text string) string {
 	if !strings.Contains(text, "##[") && !strings.Contains(text, "::") {
 		return text

@@ -9,12 +9,12 @@ import (
 	"github.com/alecthomas/kong"
 )
 
-// release is the version of a release's program; the linker sets it
-// (client/action/release.sh). Its bytes hold no commit: the commit holds their
-// checksums.
+// release is the version of a released program. The linker sets it
+// (client/action/release.sh). A released binary contains no commit, because the
+// commit contains the checksums of the binaries.
 var release string
 
-// Build is what a program was made of.
+// Build describes how a program was built.
 type Build struct {
 	Version  string `json:"version"`
 	Revision string `json:"revision,omitempty"`
@@ -24,7 +24,7 @@ type Build struct {
 	Platform string `json:"platform"`
 }
 
-// ReadBuild returns what this program was made of.
+// ReadBuild returns the build of this program.
 func ReadBuild() Build {
 	b := Build{Version: "(devel)", Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH}
 	info, ok := debug.ReadBuildInfo()
@@ -50,8 +50,8 @@ func ReadBuild() Build {
 	return b
 }
 
-// Short is the version in one word: of a program that was built from a commit
-// and is no release, with the commit.
+// Short returns the version in one word. For a program that was built from a commit
+// and not released, the word contains the commit.
 func (b Build) Short() string {
 	if b.Version != "(devel)" || len(b.Revision) < 12 {
 		return b.Version
@@ -64,7 +64,7 @@ type Version struct {
 	JSON bool `help:"Print one JSON document." name:"json"`
 }
 
-// Run prints the version and what the program was made of.
+// Run prints the version and the build.
 func (v Version) Run(k *kong.Context, p Program) error {
 	b := ReadBuild()
 	if v.JSON {
@@ -83,10 +83,10 @@ func (v Version) Run(k *kong.Context, p Program) error {
 	return nil
 }
 
-// versionFlag is --version: the first line of the command version.
+// versionFlag is --version, which prints the first line of the command version.
 type versionFlag bool
 
-// BeforeReset prints and ends the program, before a missing argument is missed.
+// BeforeReset prints the version and exits, before kong reports missing arguments.
 func (versionFlag) BeforeReset(k *kong.Kong) error {
 	_, err := fmt.Fprintf(k.Stdout, "%s %s\n", k.Model.Name, Printable(ReadBuild().Version))
 	k.Exit(ExitOK)
