@@ -11,7 +11,7 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// checker compares a document with the Go type that it is read into.
+// checker compares a document with the Go type of its target.
 type checker struct {
 	*Document
 	errs   []error
@@ -31,7 +31,7 @@ func (c *checker) bad(n *yaml.Node, format string, args ...any) {
 	}
 }
 
-// value checks n, which stands at key and is read into a value of type t.
+// value checks n, the value of key, against type t.
 func (c *checker) value(n *yaml.Node, t reflect.Type, key string) {
 	if c.values++; c.values > maxValues {
 		if c.values == maxValues+1 {
@@ -70,7 +70,7 @@ func (c *checker) value(n *yaml.Node, t reflect.Type, key string) {
 	}
 }
 
-// free checks a value that may be anything, but for keys that occur twice.
+// free checks a value of any type. Only repeated keys are errors.
 func (c *checker) free(n *yaml.Node, t reflect.Type) {
 	if n.Kind == yaml.MappingNode {
 		c.uniqueKeys(n)
@@ -109,7 +109,7 @@ func (c *checker) structure(n *yaml.Node, t reflect.Type, key string) {
 	}
 }
 
-// merged checks the value of a key <<: a mapping, or a list of them.
+// merged checks the value of a key <<: a mapping or a list of mappings.
 func (c *checker) merged(n *yaml.Node, t reflect.Type, key string) {
 	if n.Kind == yaml.AliasNode {
 		n = n.Alias
@@ -148,8 +148,8 @@ func (c *checker) scalar(n *yaml.Node, t reflect.Type, key string) {
 	}
 }
 
-// Value sets v, a pointer, to the scalar that text is in YAML. The error says
-// which kind of value is wanted.
+// Value sets v, a pointer, to the YAML scalar in text. The error names the wanted
+// kind of value.
 func Value(text string, v any) error {
 	if yaml.Unmarshal([]byte(text), v) != nil {
 		return fmt.Errorf("want %s, not %q", kindOf(reflect.TypeOf(v).Elem()), cut(text))
@@ -175,7 +175,7 @@ type field struct {
 	typ reflect.Type
 }
 
-// fieldsOf lists the keys that t has in YAML, in the order of its fields.
+// fieldsOf returns the YAML keys of t in the order of its fields.
 func fieldsOf(t reflect.Type) []field {
 	var out []field
 	for i := range t.NumField() {
@@ -191,7 +191,7 @@ func fieldsOf(t reflect.Type) []field {
 	return out
 }
 
-// suggest says what could have been meant by an unknown key.
+// suggest returns advice for an unknown key.
 func (c *checker) suggest(key string, fields []field) string {
 	keys := make([]string, len(fields))
 	for i, f := range fields {
@@ -206,7 +206,7 @@ func (c *checker) suggest(key string, fields []field) string {
 	return "the keys here are " + strings.Join(keys, ", ")
 }
 
-// parentOf returns the key under which t has key; "" when it has none.
+// parentOf returns the key of t that has key below it, or "" if there is none.
 func parentOf(t reflect.Type, key string, depth int) string {
 	for t.Kind() == reflect.Pointer || t.Kind() == reflect.Slice || t.Kind() == reflect.Map {
 		t = t.Elem()
@@ -253,7 +253,7 @@ func under(key string) string {
 	return " in " + cut(key)
 }
 
-// cut bounds what an error repeats of the file.
+// cut bounds the text of the file in an error.
 func cut(s string) string {
 	const most = 80
 	if len(s) <= most {

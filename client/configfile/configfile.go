@@ -1,8 +1,8 @@
-// Package configfile reads the YAML of policy.yaml, issuer.yaml and
-// sidecar.yaml strictly, and says where a file is wrong: file, line, column, the
-// key as written and the nearest key that exists.
+// Package configfile parses the YAML of policy.yaml, issuer.yaml and sidecar.yaml
+// strictly and reports where a file is wrong: file, line, column, the key as
+// written and the nearest key that exists.
 //
-// It imports a YAML parser and nothing of this module. Package client does not
+// It imports a YAML parser and no package of this module. Package client does not
 // import it.
 package configfile
 
@@ -20,10 +20,10 @@ import (
 const (
 	// MaxBytes bounds a file.
 	MaxBytes = 1 << 20
-	// maxValues bounds the values of a file, an alias counted as what it stands
-	// for.
+	// maxValues bounds the values of a file. An alias counts as the values that
+	// it refers to.
 	maxValues = 200_000
-	// maxErrors bounds how many faults of one file are reported.
+	// maxErrors bounds the number of reported faults of a file.
 	maxErrors = 20
 )
 
@@ -34,7 +34,7 @@ type Error struct {
 	Text         string
 }
 
-// Error writes FILE:LINE:COLUMN: TEXT.
+// Error returns FILE:LINE:COLUMN: TEXT.
 func (e *Error) Error() string {
 	if e.Line == 0 {
 		return e.File + ": " + e.Text
@@ -44,13 +44,13 @@ func (e *Error) Error() string {
 
 // Document is the one YAML document of a file.
 type Document struct {
-	// Root is the document's top value; nil when the file has none.
+	// Root is the document's top value; nil if the file has none.
 	Root *yaml.Node
 	file string
 }
 
-// Parse reads data, the contents of file. A second document, more than MaxBytes
-// and what is not YAML are an *Error.
+// Parse parses data, the contents of file. The error is an *Error for a second
+// document, for more than MaxBytes and for invalid YAML.
 func Parse(file string, data []byte) (*Document, error) {
 	d := &Document{file: file}
 	if len(data) > MaxBytes {
@@ -76,9 +76,9 @@ func Parse(file string, data []byte) (*Document, error) {
 	return d, nil
 }
 
-// Decode sets v, a pointer to a map or to a struct with yaml tags, to what the
-// document says, and leaves the fields that it does not name. Unknown keys, keys
-// that occur twice and values of another type are errors: *Error, joined.
+// Decode sets v, a pointer to a map or to a struct with yaml tags, from the document.
+// It leaves the fields that the document does not name. Unknown keys, repeated keys
+// and values of another type are errors: *Error, joined.
 func (d *Document) Decode(v any) error {
 	if d.Root == nil {
 		return nil
@@ -92,14 +92,14 @@ func (d *Document) Decode(v any) error {
 	return nil
 }
 
-// Errorf returns an *Error at the value that path leads to: keys, and indexes of
-// lists. Where the path ends early, the error is at the last value on it.
+// Errorf returns an *Error at the value at path: keys, and indexes of lists. If the
+// path ends early, the error is at the last value on it.
 func (d *Document) Errorf(path []any, format string, args ...any) *Error {
 	_, value := d.find(path)
 	return d.errorAt(value, format, args...)
 }
 
-// KeyErrorf is Errorf for the key that the path ends with.
+// KeyErrorf is Errorf for the last key of path.
 func (d *Document) KeyErrorf(path []any, format string, args ...any) *Error {
 	key, _ := d.find(path)
 	return d.errorAt(key, format, args...)
@@ -118,7 +118,7 @@ func (d *Document) errorAt(n *yaml.Node, format string, args ...any) *Error {
 	return e
 }
 
-// find follows path as far as it leads. For an item of a list key is its value.
+// find follows path as far as possible. For an item of a list, key is the value.
 func (d *Document) find(path []any) (key, value *yaml.Node) {
 	key, value = d.Root, d.Root
 	for _, step := range path {
@@ -131,8 +131,8 @@ func (d *Document) find(path []any) (key, value *yaml.Node) {
 	return key, value
 }
 
-// child returns what step, a key or an index, leads to from n; nil when there is
-// no such value.
+// child returns the value of n at step, a key or an index, or nil if there is
+// none.
 func child(n *yaml.Node, step any) (key, value *yaml.Node) {
 	if n == nil {
 		return nil, nil

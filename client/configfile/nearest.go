@@ -2,8 +2,8 @@ package configfile
 
 import "strings"
 
-// Nearest returns the name that word was most likely meant to be, "" when none
-// is near: one or two letters apart, or one the beginning of the other.
+// Nearest returns the name that word most likely means, or "" if none is near. A name
+// is near if it differs in few letters, or if one is the beginning of the other.
 func Nearest(word string, names []string) string {
 	best, least := "", 0
 	for _, name := range names {
@@ -23,13 +23,13 @@ func Nearest(word string, names []string) string {
 	return ""
 }
 
-// spelling drops what people vary: case, and '-' or '_' between words.
+// spelling removes usual differences: case, and '-', '_' or a space between words.
 func spelling(s string) string {
 	return strings.NewReplacer("-", "", "_", "", " ", "").Replace(strings.ToLower(s[:min(len(s), 64)]))
 }
 
-// distance counts the bytes to insert, drop, change or swap with their
-// neighbour to get from a to b.
+// distance counts the bytes to insert, delete, change or swap with their neighbour
+// to change a into b.
 func distance(a, b string) int {
 	rows := make([][]int, len(a)+1)
 	for i := range rows {

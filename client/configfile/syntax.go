@@ -18,12 +18,12 @@ const (
 	maxSearchTries = 200
 )
 
-// parserPrefix is how the parser begins its errors. The line that it names may
-// be that of an enclosing value.
+// parserPrefix is the beginning of the parser's errors. The line in it may be the
+// line of an enclosing value.
 var parserPrefix = regexp.MustCompile(`^yaml: (?:line (\d+): )?`)
 
-// syntaxError places what the parser reports at the end of the longest
-// beginning of data that is YAML.
+// syntaxError places the parser's error at the end of the longest prefix of data
+// that is valid YAML.
 func syntaxError(file string, data []byte, err error) *Error {
 	e := &Error{File: file, Line: 1, Column: 1}
 	at := parserPrefix.FindStringSubmatch(err.Error())
@@ -53,9 +53,9 @@ func syntaxError(file string, data []byte, err error) *Error {
 	return e
 }
 
-// longest returns the largest n up to most for which ok holds. Where ok holds
-// again after a gap, as behind a list over several lines, it looks a little
-// further.
+// longest returns the largest n up to most for which ok returns true. ok may return
+// true again after a gap, as after a list on several lines, so longest searches a
+// little further.
 func longest(most int, ok func(int) bool) int {
 	const gap = 32
 	tries := 0
@@ -90,7 +90,7 @@ func isYAML(data []byte) bool {
 	}
 }
 
-// plainText says for the parser's most frequent texts what to do.
+// plainText replaces the parser's most frequent texts by advice.
 func plainText(text string) string {
 	for part, plain := range map[string]string{
 		"mapping values are not allowed": "a \": \" does not fit here; quote the value, or correct the indentation",

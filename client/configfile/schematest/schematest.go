@@ -1,6 +1,6 @@
-// Package schematest makes the JSON Schema of a configuration file from its Go
-// type, and holds the committed one to it. It is for tests: no program carries
-// the generator.
+// Package schematest generates the JSON Schema of a configuration file from its Go
+// type and compares it with the committed schema. It is for tests: no program
+// contains the generator.
 package schematest
 
 import (
@@ -26,22 +26,22 @@ import (
 
 var update = flag.Bool("update", false, "write the schemas that are committed")
 
-// home is where the schemas of the main branch are.
+// home is the URL of the main branch's files.
 const home = "https://raw.githubusercontent.com/mayfly-ca/mayfly/main/"
 
 // File is a configuration file's type and its schema.
 type File struct {
-	Type   any    // a pointer to the struct that the file is read into
+	Type   any    // a pointer to the struct for the file
 	Source string // the Go file with the struct, whose comments are the descriptions
 	Path   string // the schema, in the test's folder
 	Home   string // the schema, from the repository's root
 	Title  string
-	// Edit, if not nil, completes what the type does not say.
+	// Edit, if not nil, adds what the Go type cannot express.
 	Edit func(*jsonschema.Schema)
 }
 
-// Hold fails t unless the committed schema is what the type gives. With the flag
-// -update it writes it.
+// Hold fails t unless the committed schema equals the generated one. With the flag
+// -update it writes the schema first.
 func (f File) Hold(t *testing.T) {
 	t.Helper()
 	want := f.generate(t)
@@ -121,7 +121,7 @@ func (f File) Shipped(t *testing.T, path string) string {
 	return text
 }
 
-// durationPattern is what time.ParseDuration takes, without a sign.
+// durationPattern matches the input of time.ParseDuration without a sign.
 const durationPattern = `^(0|([0-9]+(\.[0-9]*)?(ns|us|µs|ms|s|m|h))+)$`
 
 func (f File) generate(t *testing.T) []byte {
@@ -156,13 +156,13 @@ func (f File) generate(t *testing.T) []byte {
 	return []byte(unescape.Replace(out.String()))
 }
 
-// unescape writes what the generator escapes for HTML as it stands.
+// unescape reverses the generator's HTML escapes.
 var unescape = strings.NewReplacer(`\u003c`, "<", `\u003e`, ">", `\u0026`, "&")
 
-// goNames are the names of a Go file that its comments use.
+// goNames has the names of a Go file that occur in its comments.
 type goNames struct {
 	comment map[string]string // by TYPE.FIELD
-	key     map[string]string // by field: what it is called in YAML
+	key     map[string]string // by field: its YAML key
 	types   []string
 }
 
@@ -204,7 +204,7 @@ func (f File) fields(t *testing.T) *goNames {
 	return n
 }
 
-// describe gives the descriptions of s, and of what is in it, the names of YAML.
+// describe replaces Go names by YAML names in the descriptions of s and its parts.
 func (n *goNames) describe(s *jsonschema.Schema) {
 	if s == nil {
 		return
@@ -225,23 +225,23 @@ var (
 	word = regexp.MustCompile(`\b[A-Z]\w*(\.[A-Z]\w*)?\b`)
 )
 
-// text writes a comment as a user of the file would: the names of fields are
-// keys, and there are no names of types.
+// text rewrites a comment for users of the file: it replaces field names by keys
+// and removes type names.
 func (n *goNames) text(comment string) string {
 	comment = see.ReplaceAllString(strings.Join(strings.Fields(comment), " "), "")
 	return word.ReplaceAllStringFunc(comment, func(w string) string {
 		if typ, field, ok := strings.Cut(w, "."); ok && n.key[field] != "" {
 			return strings.ToLower(strings.TrimSuffix(typ, "Config")) + "." + n.key[field]
 		}
-		if key, ok := n.key[w]; ok && (w != strings.ToUpper(w) || w != strings.ToUpper(key)) { // CA and TLS are words too
+		if key, ok := n.key[w]; ok && (w != strings.ToUpper(w) || w != strings.ToUpper(key)) { // CA and TLS are also words
 			return key
 		}
 		return w
 	})
 }
 
-// CheckKeys fails t unless s has each key of the struct of type v, and says
-// what it means in words that are not Go's.
+// CheckKeys fails t unless the schema has each key of the struct, with a description
+// that uses no Go names.
 func (f File) CheckKeys(t *testing.T) {
 	t.Helper()
 	data, err := os.ReadFile(f.Path)
