@@ -1,8 +1,9 @@
-// Package mtlstest is a certificate authority for tests: a root, intermediates,
-// leaves of mayfly's form and the revocation feeds over them, in memory.
+// Package clienttest has helpers for tests of mayfly's connections: a certificate
+// authority in memory and, on Linux, a network path that can be lost.
 //
-// It follows no policy and checks nothing, so that tests can have it make what
-// an authority never would.
+// The authority has a root, intermediates, leaves of mayfly's form and their
+// revocation feeds. It follows no policy and checks nothing, so that tests can make
+// certificates that a real authority would refuse.
 package clienttest
 
 import (
@@ -39,7 +40,7 @@ type CA struct {
 	Intermediates []Authority
 }
 
-// New makes a CA with one intermediate.
+// New returns a CA with one intermediate.
 func New(tb testing.TB, trustDomain string) *CA {
 	tb.Helper()
 	td, err := spiffeid.TrustDomainFromString(trustDomain)
@@ -50,26 +51,26 @@ func New(tb testing.TB, trustDomain string) *CA {
 	return ca
 }
 
-// AddIntermediate makes another intermediate, and returns its index.
+// AddIntermediate adds another intermediate and returns its index.
 func (ca *CA) AddIntermediate(tb testing.TB) int {
 	tb.Helper()
 	ca.Intermediates = append(ca.Intermediates, authority(tb, "intermediate of "+ca.TrustDomain.Name(), &ca.Root))
 	return len(ca.Intermediates) - 1
 }
 
-// Roots is the pool of the root.
+// Roots returns a pool with the root.
 func (ca *CA) Roots() *x509.CertPool {
 	p := x509.NewCertPool()
 	p.AddCert(ca.Root.Certificate)
 	return p
 }
 
-// RootCertificates is the trust bundle.
+// RootCertificates returns the trust bundle.
 func (ca *CA) RootCertificates() []*x509.Certificate {
 	return []*x509.Certificate{ca.Root.Certificate}
 }
 
-// Leaf is what a leaf is made of. Zero fields have the defaults that they name.
+// Leaf describes a leaf. Zero fields have the defaults in the comments.
 type Leaf struct {
 	Intermediate int
 	ID           string   // path of the SPIFFE ID; default /github/1/2
@@ -80,12 +81,12 @@ type Leaf struct {
 	Usage        x509.ExtKeyUsage // default clientAuth
 	NotBefore    time.Time        // default a minute ago
 	NotAfter     time.Time        // default an hour ahead
-	Key          crypto.PublicKey // default: made
+	Key          crypto.PublicKey // default: a generated key
 	// Template, if not nil, changes the template before it is signed.
 	Template func(*x509.Certificate)
 }
 
-// Issue makes a leaf with its key, if it had to make one, and its chain.
+// Issue makes a leaf with its chain. It includes the private key if l has no key.
 func (ca *CA) Issue(tb testing.TB, l Leaf) *tls.Certificate {
 	tb.Helper()
 	out := &tls.Certificate{}
@@ -155,25 +156,25 @@ func (s Source) Certificate() (*tls.Certificate, error) { return s.Cert, nil }
 // Roots implements mtls.Source.
 func (s Source) Roots() *x509.CertPool { return s.Pool }
 
-// Feed is what a revocation feed is made of.
+// Feed describes a revocation feed.
 type Feed struct {
 	Number     int64     // default 1
 	Floor      time.Time // default the year 2000
 	ThisUpdate time.Time // default now
 	NextUpdate time.Time // default ten minutes after ThisUpdate
 	Revoked    []*big.Int
-	// Compromised intermediates, by index, stand in the root's list.
+	// Compromised intermediates, by index, are in the root's list.
 	Compromised []int
-	// Absent intermediates, by index, are left out with their lists, as the
-	// issuer leaves out a compromised one.
+	// Absent intermediates, by index, are omitted with their lists, as the issuer
+	// omits a compromised one.
 	Absent []int
-	// RootNextUpdate is that of the root's list; default a year ahead.
+	// RootNextUpdate is the nextUpdate of the root's list; default a year ahead.
 	RootNextUpdate time.Time
 	// List, if not nil, changes an intermediate's list before it is signed.
 	List func(intermediate int, list *x509.RevocationList)
 }
 
-// Feed makes the PEM of GET /v1/crl/wait.
+// Feed returns the PEM of GET /v1/crl/wait.
 func (ca *CA) Feed(tb testing.TB, f Feed) []byte {
 	tb.Helper()
 	f.defaults()
@@ -189,7 +190,7 @@ func (ca *CA) Feed(tb testing.TB, f Feed) []byte {
 	return out.Bytes()
 }
 
-// List makes the DER of one intermediate's list.
+// List returns the DER of one intermediate's list.
 func (ca *CA) List(tb testing.TB, intermediate int, f Feed) []byte {
 	tb.Helper()
 	f.defaults()
@@ -205,7 +206,7 @@ func (ca *CA) List(tb testing.TB, intermediate int, f Feed) []byte {
 	return sign(tb, list, ca.Intermediates[intermediate])
 }
 
-// RootList makes the DER of the root's list.
+// RootList returns the DER of the root's list.
 func (ca *CA) RootList(tb testing.TB, f Feed) []byte {
 	tb.Helper()
 	f.defaults()
@@ -238,7 +239,7 @@ func (f *Feed) defaults() {
 	}
 }
 
-// Floor is the CRL extension of a floor.
+// Floor returns the CRL extension of a floor.
 func Floor(tb testing.TB, at time.Time) pkix.Extension {
 	tb.Helper()
 	der, err := asn1.MarshalWithParams(at.UTC().Truncate(time.Second), "generalized")
@@ -246,7 +247,7 @@ func Floor(tb testing.TB, at time.Time) pkix.Extension {
 	return pkix.Extension{Id: identity.OIDFloor, Value: der}
 }
 
-// Serial is a random serial number of mayfly's form.
+// Serial returns a random serial number of mayfly's form.
 func Serial(tb testing.TB) *big.Int {
 	tb.Helper()
 	var b [16]byte
