@@ -27,7 +27,7 @@ func TestRelay(t *testing.T) {
 	}
 	echo(t, conn, "hello")
 	w.sidecar.waitHeldBy(t, c.Info().Serial)
-	// A half-close: the engine reads to the end and its answer still comes.
+	// After a half-close, the engine reads to the end and its answer still comes.
 	if _, err := io.WriteString(conn, "and more"); err != nil {
 		t.Fatal(err)
 	}
@@ -53,8 +53,8 @@ func TestRelay(t *testing.T) {
 	})
 }
 
-// TestTruncated: what came is read, and a TCP stream that ends before TLS does,
-// at a record's border or within one, is no end of the engine's answer.
+// TestTruncated checks that a reader gets the data that arrived, and no io.EOF if
+// the TCP stream ends before TLS does, at a record's border or within one.
 func TestTruncated(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, loopback{})
@@ -125,7 +125,7 @@ func TestProxy(t *testing.T) {
 		}
 		_ = conn.Close()
 	}
-	// A revocation ends the proxy, and says so.
+	// A revocation ends the proxy, whose error has the reason.
 	conn, err := net.Dial("unix", ln.Addr().String())
 	if err != nil {
 		t.Fatal(err)
@@ -154,7 +154,7 @@ func TestProxyEndsOnRefusal(t *testing.T) {
 	ln := loopback{}.listen(t)
 	done := make(chan error, 1)
 	go func() { done <- c.Proxy(t.Context(), ln) }()
-	// The refusal may come before the dial has returned.
+	// The refusal may arrive before the dial returns.
 	if conn, err := net.Dial("tcp", ln.Addr().String()); err == nil {
 		if _, err := conn.Read(make([]byte, 1)); err == nil || errors.Is(err, io.EOF) {
 			t.Errorf("the tool sees %v, want a broken connection", err)
@@ -166,8 +166,8 @@ func TestProxyEndsOnRefusal(t *testing.T) {
 	}
 }
 
-// A proxy whose issuer is away fails new connections and keeps those that it
-// has; once it has none, it ends and says why.
+// Without an issuer, a proxy fails new connections and keeps existing ones. Once it
+// has none, it ends and returns the reason.
 func TestProxyWithoutIssuer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := &memory{}
@@ -207,14 +207,14 @@ func TestProxyWithoutIssuer(t *testing.T) {
 	})
 }
 
-// Without a token for the next certificate, no connection can be made, and a
-// tool would try in silence.
+// Without a token for the next certificate, no connection is possible, and a tool
+// would retry silently.
 func TestProxyEndsWithoutToken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := &memory{}
 		w := newWorld(t, n)
 		c := w.client()
-		synctest.Wait() // until the renewal has its timer
+		synctest.Wait() // until renewLoop has started its timer
 		over := *c.Credential()
 		over.Response.NotAfter = time.Now().Add(-time.Minute)
 		over.Response.RenewAfter = over.Response.NotAfter.Add(-30 * time.Minute)
@@ -261,7 +261,7 @@ func TestProxyEndsWithContext(t *testing.T) {
 	}
 }
 
-// Close ends relays, dials and the proxy, and revokes nothing.
+// Close ends relays, dials and the proxy. It revokes nothing.
 func TestClose(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, loopback{})
@@ -285,7 +285,7 @@ func TestClose(t *testing.T) {
 	}
 }
 
-// Two engines: the address names one, and without a name none is guessed.
+// With two engines, the address must name one: the client does not guess.
 func TestEngineOfAddress(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, loopback{})
@@ -314,8 +314,7 @@ func TestEngineOfAddress(t *testing.T) {
 	_ = conn.Close()
 }
 
-// A token is asked for mayfly's audience only, whatever the issuer says.
-// Wake is admitted as a relay is, and none is counted.
+// The sidecar admits Wake as it admits a relay, and Stats counts no connection.
 func TestWake(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, loopback{})
@@ -336,13 +335,13 @@ func TestWake(t *testing.T) {
 	}
 }
 
-// A client that wants one engine keeps to it, and takes no answer for several.
+// A client that wants one engine keeps to it and refuses an answer for several.
 func TestOneEngine(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, loopback{})
 	oneEngine := func(c *Config) { c.OneEngine = true }
 	c := w.client(oneEngine)
-	// An issuer that is older than the member is asked without it.
+	// An older issuer refuses the member one_engine, so the client omits it.
 	w.issuer.set(func(i *fakeIssuer) {
 		i.answer = func(_ int, w http.ResponseWriter, r *http.Request) bool {
 			body, err := io.ReadAll(r.Body)
@@ -374,6 +373,7 @@ func TestOneEngine(t *testing.T) {
 	}
 }
 
+// A client requests tokens only for a mayfly audience, whatever the issuer says.
 func TestAudience(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
@@ -420,7 +420,7 @@ func TestRenewInClocks(t *testing.T) {
 	}{
 		{0, 30 * time.Minute},
 		{5 * time.Minute, 25 * time.Minute},
-		{time.Hour, 15 * time.Minute},  // a clock that is ahead: no storm
+		{time.Hour, 15 * time.Minute},  // a clock that is ahead: no frequent renewals
 		{-time.Hour, 30 * time.Minute}, // behind: not late
 		{20 * time.Minute, 15 * time.Minute},
 	} {

@@ -13,8 +13,8 @@ import (
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
-// What a pipeline takes on by importing this package: the standard library,
-// spiffeid, golang.org/x and the pure rooms beside it.
+// TestDependencies checks the dependencies of a pipeline that imports this package:
+// the standard library, spiffeid, golang.org/x and mayfly's own small packages.
 func TestDependencies(t *testing.T) {
 	t.Parallel()
 	const module = "github.com/mayfly-ca/mayfly/"
@@ -49,7 +49,7 @@ func TestDependencies(t *testing.T) {
 	}
 }
 
-// Rooms that may not import package wire hold constants of it.
+// Packages that may not import package wire have copies of its constants.
 func TestConstantsAgree(t *testing.T) {
 	t.Parallel()
 	server := mtls.ServerConfig(nil, spiffeid.TrustDomain{}, nil)

@@ -28,8 +28,8 @@ func refuse(reason string) func(mtls.Peer) string {
 	return func(mtls.Peer) string { return reason }
 }
 
-// What a person sees of an engine that does not take the connection. Time is
-// the bubble's, so a wake timeout costs nothing.
+// TestEngineRefuses checks the errors of an engine that does not take the
+// connection. Time is the bubble's, so a wake timeout costs nothing.
 func TestEngineRefuses(t *testing.T) {
 	for _, tt := range []struct {
 		name  string
@@ -264,7 +264,7 @@ func undialable(t *testing.T, err error) {
 	}
 }
 
-// cannotDial has the next dials fail with these errors, in order.
+// cannotDial makes the next dials fail with these errors, in order.
 func cannotDial(errs ...error) func(*world, *Client) {
 	return func(_ *world, c *Client) {
 		works := c.cfg.Dial
@@ -279,8 +279,8 @@ func cannotDial(errs ...error) func(*world, *Client) {
 	}
 }
 
-// onlySleepWakes checks that a dial is said to wake an engine only after what a
-// sleeping machine shows.
+// onlySleepWakes checks that an event says "waking" only after errors that a
+// sleeping machine causes.
 func onlySleepWakes(t *testing.T) func(Event) {
 	return func(e Event) {
 		var refused *RejectedError
@@ -298,7 +298,7 @@ func untrustedEngine(t *testing.T, err error) {
 	as[*UntrustedEngineError](t, err)
 }
 
-// serveAt shakes hands as a sidecar whose clock shows at.
+// serveAt does the handshake of a sidecar whose clock shows at.
 func serveAt(w *world, c net.Conn, at time.Time) {
 	config := mtls.ServerConfig(w.sidecar, w.ca.TrustDomain, func(mtls.Peer) error { return nil })
 	config.Time = func() time.Time { return at }
@@ -307,7 +307,7 @@ func serveAt(w *world, c net.Conn, at time.Time) {
 	_ = tls.Server(c, config).Handshake()
 }
 
-// A dial does not outlive its context, and says what it was waiting for.
+// A dial ends with its context, and its error says what the dial waited for.
 func TestDialContextEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, &memory{})
@@ -323,7 +323,7 @@ func TestDialContextEnds(t *testing.T) {
 	})
 }
 
-// The revocation list is fetched again when it is older than five minutes.
+// The client fetches the revocation list again if it is older than five minutes.
 func TestFeedIsFetchedAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, &memory{})
@@ -344,13 +344,13 @@ func TestFeedIsFetchedAgain(t *testing.T) {
 		if n := w.issuer.get(func(i *fakeIssuer) int { return i.feeds }); n != 1 {
 			t.Errorf("%d lists fetched", n)
 		}
-		// Rolled back: an older list is no answer.
+		// Rolled back: the client refuses an older list.
 		w.issuer.set(func(i *fakeIssuer) { i.feed.Revoked, i.feed.Number = nil, 1 })
 		time.Sleep(5*time.Minute + time.Second)
 		if err := dial(); err == nil || !strings.Contains(err.Error(), "older than one it answered before") {
 			t.Errorf("rolled back: %v", err)
 		}
-		// Old on arrival: a clock is wrong, and nobody knows whose.
+		// Old on arrival: one of the two clocks is wrong.
 		w.issuer.set(func(i *fakeIssuer) {
 			i.feed.Number = 3
 			i.feed.ThisUpdate = time.Now().Add(-6 * time.Minute)
@@ -365,7 +365,7 @@ func TestFeedIsFetchedAgain(t *testing.T) {
 	})
 }
 
-// edge://: the engine's TLS inside of a proxy's own.
+// TestEdge uses edge://: the engine's TLS inside a proxy's own TLS.
 func TestEdge(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, loopback{})
@@ -406,13 +406,13 @@ func TestEdge(t *testing.T) {
 			t.Errorf("outer hello: name %q, protocols %q", hello.ServerName, hello.SupportedProtos)
 		}
 	})
-	// An edge that is not the one of that name.
+	// An edge with another name.
 	other := w.client()
 	_, err = other.DialContext(t.Context(), "tcp", testEngine)
 	untrustedEngine(t, err)
 }
 
-// TLSConfig is for programs that dial by themselves; it checks the same engine.
+// TLSConfig is for programs that dial by themselves. It makes the same checks.
 func TestTLSConfig(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, loopback{})

@@ -14,7 +14,7 @@ import (
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
-// A pipeline reaches its engine through a listener of its own.
+// A pipeline reaches its engine through its own listener.
 func Example() {
 	ctx := context.Background()
 	c, err := client.New(ctx, client.Config{
@@ -55,7 +55,7 @@ func ExampleClient_DialContext() {
 	_ = resp.Body.Close()
 }
 
-// The errors tell the engine's refusal from ours and from the issuer's.
+// The error types distinguish the engine's refusal from the client's and the issuer's.
 func ExampleRejectedError() {
 	err := fmt.Errorf("build: %w", &client.RejectedError{
 		Engine: "default", Endpoint: "tcp://engine.example.com:8080",

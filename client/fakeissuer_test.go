@@ -16,7 +16,7 @@ import (
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
-// fakeIssuer speaks the issuer's API for one engine.
+// fakeIssuer implements the issuer's API for one engine.
 type fakeIssuer struct {
 	t    *testing.T
 	ca   *clienttest.CA
@@ -29,13 +29,13 @@ type fakeIssuer struct {
 	ttl     time.Duration
 	feed    clienttest.Feed
 	info    wire.Info
-	// answer, if it returns true, has answered the n-th POST of a certificate,
-	// from 1; spoil changes a right answer.
+	// answer, if it returns true, has answered the n-th POST for a certificate; n
+	// starts at 1. spoil changes a correct answer.
 	answer func(n int, w http.ResponseWriter, r *http.Request) bool
 	spoil  func(*wire.IssueResponse)
 	posts  int
 	feeds  int
-	away   bool // the feed is answered with 503
+	away   bool // requests for the feed get 503
 	tokens []string
 }
 

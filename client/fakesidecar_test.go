@@ -15,7 +15,7 @@ import (
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
-// fakeSidecar speaks the sidecar's protocol and serves an echo as its engine.
+// fakeSidecar implements the sidecar's protocol and has an echo server as its engine.
 type fakeSidecar struct {
 	t    *testing.T
 	ca   *clienttest.CA
@@ -41,7 +41,7 @@ type fakeSidecar struct {
 	holds   int // holds confirmed
 }
 
-// fakeRelay is a relay at the sidecar's end.
+// fakeRelay is the sidecar's end of a relay.
 type fakeRelay struct {
 	bottom net.Conn
 	run    string
@@ -51,7 +51,7 @@ type fakeRelay struct {
 	held   bool   // by a control connection
 }
 
-// fakeLink is a control connection at the sidecar's end.
+// fakeLink is the sidecar's end of a control connection.
 type fakeLink struct {
 	conn   *tls.Conn
 	bottom net.Conn
@@ -150,7 +150,7 @@ func (s *fakeSidecar) acceptAll() {
 	}
 }
 
-// handle serves one connection; bottom is the TCP one.
+// handle serves one connection. bottom is its TCP connection.
 func (s *fakeSidecar) handle(conn, bottom net.Conn) {
 	var peer mtls.Peer
 	c := tls.Server(conn, mtls.ServerConfig(s, s.ca.TrustDomain, func(p mtls.Peer) error {
@@ -220,7 +220,7 @@ func (s *fakeSidecar) relay(c *tls.Conn, bottom net.Conn, p mtls.Peer, reason st
 	_, _ = io.Copy(io.Discard, c)
 }
 
-// cut tells every control connection, and cuts.
+// cut sends the cut on every control connection, and then closes the relay.
 func (s *fakeSidecar) cut(name, reason string) {
 	s.mu.Lock()
 	r := s.relays[name]
@@ -325,7 +325,7 @@ func (l *fakeLink) send(m wire.Control) {
 	_, _ = l.conn.Write(line)
 }
 
-// waitHeldBy waits until a control connection of this serial holds every relay.
+// waitHeldBy waits until a control connection under this serial holds all relays.
 func (s *fakeSidecar) waitHeldBy(t *testing.T, serial string) {
 	t.Helper()
 	eventually(t, "relays to hang on "+serial, func() bool {

@@ -22,7 +22,7 @@ const (
 )
 
 // network is where a test's issuer and sidecar listen: loopback, or memory for
-// tests of time.
+// tests that depend on time.
 type network interface {
 	listen(t *testing.T) net.Listener
 	dialer() DialFunc // nil: the network's own
@@ -40,12 +40,12 @@ func (loopback) listen(t *testing.T) net.Listener {
 
 func (loopback) dialer() DialFunc { return nil }
 
-// memory is a network of pipes: goroutines that wait on it are durably blocked,
-// so a synctest bubble's clock runs.
+// memory is a network of pipes. Goroutines that wait on it are durably blocked, so
+// a synctest bubble's clock advances.
 type memory struct {
 	mu    sync.Mutex
 	ports map[string]*memListener
-	// refuse makes every dial end as on a closed port.
+	// refuse makes every dial fail as on a closed port.
 	refuse bool
 }
 
@@ -109,7 +109,7 @@ func (l *memListener) Accept() (net.Conn, error) {
 	}
 }
 
-// world is an issuer and an engine of one CA.
+// world is an issuer and an engine with the same CA.
 type world struct {
 	t       *testing.T
 	net     network
@@ -146,11 +146,11 @@ func (w *world) client(change ...func(*Config)) *Client {
 	return c
 }
 
-// countingSource gives a different token each time.
+// countingSource returns a different token each time.
 type countingSource struct {
 	mu    sync.Mutex
 	n     int
-	fixed string // if set, always this
+	fixed string // if set, the token of every call
 	err   error
 	asked []string
 }
@@ -168,7 +168,7 @@ func (s *countingSource) Token(_ context.Context, audience string) (string, erro
 	return fmt.Sprintf("a.b.%d", s.n), nil
 }
 
-// fail makes every further call fail.
+// fail makes all further calls fail.
 func (s *countingSource) fail(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -181,7 +181,7 @@ func (s *countingSource) count() int {
 	return s.n
 }
 
-// eventually waits for what another goroutine is about to do.
+// eventually waits until ok returns true; another goroutine makes it so.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
 	deadline := time.Now().Add(20 * time.Second)
@@ -193,7 +193,7 @@ func eventually(t *testing.T, what string, ok func() bool) {
 	}
 }
 
-// echo sends text and wants it back.
+// echo sends text and expects it back.
 func echo(t *testing.T, c net.Conn, text string) {
 	t.Helper()
 	if _, err := io.WriteString(c, text); err != nil {

@@ -26,7 +26,7 @@ import (
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
-// always answers each POST for a certificate with one problem.
+// always answers each POST for a certificate with the same problem.
 func always(name, detail string) func(*world) {
 	return func(w *world) {
 		w.issuer.answer = func(_ int, w http.ResponseWriter, _ *http.Request) bool {
@@ -63,14 +63,14 @@ func raw(status int, media, body string) func(*world) {
 	}
 }
 
-// What New makes of an issuer's answers. Time is the bubble's.
+// TestIssuerAnswers checks the result of New for an issuer's answers. Time is the bubble's.
 func TestIssuerAnswers(t *testing.T) {
 	for _, tt := range []struct {
 		name   string
 		spoil  func(*world)
 		status int // of a *wire.Problem; -1 for an issuer that is unreachable; 0 for success
 		says   string
-		tokens int // asked of the source
+		tokens int // requests for tokens
 		most   time.Duration
 	}{
 		{name: "created", tokens: 1},
@@ -173,7 +173,7 @@ func TestIssuerDown(t *testing.T) {
 		if u := as[*IssuerUnreachableError](t, err); u.Final || u.URL != w.issuer.url {
 			t.Errorf("%+v", u)
 		}
-		// A caller that gives up is heard at once.
+		// If the caller cancels, New returns at once.
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		start := time.Now()
@@ -183,7 +183,7 @@ func TestIssuerDown(t *testing.T) {
 	})
 }
 
-// An answer is believed in no part that the certificate does not bear out.
+// The client checks each part of an answer against the certificate.
 func TestAnswerIsChecked(t *testing.T) {
 	t.Parallel()
 	stranger := clienttest.New(t, testDomain)
@@ -241,7 +241,7 @@ func response(change func(*wire.IssueResponse)) func(*world) {
 	return func(w *world) { w.issuer.spoil = change }
 }
 
-// swap answers with a certificate for a key that is not the CSR's.
+// swap answers with a certificate for another key than the CSR's.
 func (w *world) swap(l clienttest.Leaf) func(*wire.IssueResponse) {
 	return func(r *wire.IssueResponse) {
 		cert := w.ca.Issue(w.t, l)
@@ -262,7 +262,7 @@ func anchorOf(ca *clienttest.CA) string {
 	return fmt.Sprintf("sha256:%x", sha256.Sum256(ca.Root.Certificate.Raw))
 }
 
-// A pinned root is the only one that is believed.
+// If a root is pinned, the client trusts no other root.
 func TestTrustAnchor(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, loopback{})
@@ -276,7 +276,7 @@ func TestTrustAnchor(t *testing.T) {
 	if _, err := New(t.Context(), cfg); err == nil || !strings.Contains(err.Error(), "its root is not the one of the trust anchor") {
 		t.Errorf("another root than the pinned one: %v", err)
 	}
-	// A bundle with a second root: only the pinned one counts.
+	// In a bundle with a second root, only the pinned root is trusted.
 	w.issuer.set(func(i *fakeIssuer) { i.spoil = func(r *wire.IssueResponse) { r.TrustBundle += rootPEM(stranger) } })
 	pinned := w.client(func(c *Config) { c.TrustAnchor = anchorOf(w.ca) })
 	if roots := pinned.Credential().RootCertificates(); len(roots) != 1 || !roots[0].Equal(w.ca.Root.Certificate) {
@@ -284,7 +284,7 @@ func TestTrustAnchor(t *testing.T) {
 	}
 }
 
-// The issuer's own TLS certificate.
+// TestIssuerTLS checks the verification of the issuer's own TLS certificate.
 func TestIssuerTLS(t *testing.T) {
 	t.Parallel()
 	ca, stranger := clienttest.New(t, testDomain), clienttest.New(t, testDomain)
@@ -329,7 +329,7 @@ func TestIssuerTLS(t *testing.T) {
 				_, _ = io.WriteString(w, `{"trust_domain":"x"}`)
 			}))
 			srv.TLS = &tls.Config{Certificates: []tls.Certificate{*cert}}
-			srv.Config.ErrorLog = log.New(io.Discard, "", 0) // our refusals
+			srv.Config.ErrorLog = log.New(io.Discard, "", 0) // it would log the expected refusals
 			srv.StartTLS()
 			defer srv.Close()
 			var caFile, anchor string
@@ -396,7 +396,7 @@ func TestNewIssuerRefuses(t *testing.T) {
 	}
 }
 
-// Plain HTTP goes to loopback only, whatever localhost resolves to.
+// Plain HTTP goes only to loopback addresses, whatever localhost resolves to.
 func TestHTTPStaysOnLoopback(t *testing.T) {
 	t.Parallel()
 	for address, ok := range map[string]bool{"127.0.0.1:1": true, "[::1]:1": true, "10.0.0.1:1": false, "[2001:db8::1]:1": false, "x": false} {
@@ -406,7 +406,7 @@ func TestHTTPStaysOnLoopback(t *testing.T) {
 	}
 }
 
-// WaitCRL answers nil for 204, and Report and the feed carry what they should.
+// WaitCRL returns nil for a 204. Report and Feed send and return the right data.
 func TestIssuerCalls(t *testing.T) {
 	t.Parallel()
 	ca := clienttest.New(t, testDomain)
@@ -454,7 +454,7 @@ func TestIssuerCalls(t *testing.T) {
 	}
 }
 
-// A rule of the other profile: the message names the rule and what to change.
+// If the rule grants the other profile, the error names the rule and the change.
 func TestOtherProfile(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, loopback{})

@@ -16,9 +16,9 @@ import (
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
-// A router that forgets a flow ends no connection. A poll notices within 15 s,
-// by HTTP/2 and by HTTP/1.1, and what follows uses another connection. The cases
-// wait at the same time.
+// A router that forgets a flow ends no connection. A poll fails within 15 s, over
+// HTTP/2 and HTTP/1.1, and later calls use another connection. The cases wait
+// concurrently.
 func TestLostFlow(t *testing.T) {
 	t.Parallel()
 	var cases sync.WaitGroup
@@ -61,8 +61,8 @@ func TestLostFlow(t *testing.T) {
 	cases.Wait()
 }
 
-// lossyIssuer is an issuer whose path can be lost. polls gets one value for each
-// poll that has arrived.
+// lossyIssuer returns an issuer with a path that can be lost. polls receives a value
+// for each poll that has arrived.
 func lossyIssuer(t *testing.T, h2 bool) (issuer *Issuer, path *clienttest.Path, polls chan struct{}) {
 	t.Helper()
 	polls = make(chan struct{}, 1)

@@ -18,7 +18,7 @@ import (
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
-// recorder keeps the events of a client.
+// recorder records the events of a client.
 type recorder struct {
 	mu     sync.Mutex
 	events []Event
@@ -46,8 +46,8 @@ func dialed(t *testing.T, c *Client) net.Conn {
 	return conn
 }
 
-// A build of three hours on certificates of one: its connection lives through
-// the renewals, each with a fresh token and a new key.
+// A build takes three hours with certificates of one hour. Its connection stays open
+// through the renewals, each with a fresh token and a new key.
 func TestLongJob(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, &memory{})
@@ -82,8 +82,8 @@ func TestLongJob(t *testing.T) {
 	})
 }
 
-// With renewal stopped the relay ends at NotAfter, and says so; a new dial
-// tries to mint and says why it cannot.
+// If renewal fails, the relay ends at NotAfter with that reason. A new dial tries to
+// mint and returns why that fails.
 func TestRenewalStops(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, &memory{})
@@ -121,15 +121,15 @@ func TestRenewalStops(t *testing.T) {
 		if p := as[*wire.Problem](t, err); p.Name() != wire.ProblemBlocked {
 			t.Errorf("%+v", p)
 		}
-		// The block is lifted: the client heals by itself.
+		// The block is removed: the client recovers without help.
 		w.issuer.set(func(i *fakeIssuer) { i.answer = nil })
 		conn = dialed(t, c)
 		_ = conn.Close()
 	})
 }
 
-// An issuer that is down at half life costs nothing if it is back before the
-// end.
+// If the issuer is down at half of the lifetime and back before the end, nothing
+// breaks.
 func TestRenewalHeals(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := &memory{}
@@ -155,8 +155,8 @@ func TestRenewalHeals(t *testing.T) {
 	})
 }
 
-// A sidecar that goes silent is noticed after 20 s, though an exec may be
-// silent for minutes.
+// A sidecar that falls silent is detected after 20 s, although an engine's connection
+// may carry no data for minutes.
 func TestSilence(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, &memory{})
@@ -186,8 +186,8 @@ func TestNeverHeld(t *testing.T) {
 		conn := dialed(t, c)
 		time.Sleep(20 * time.Minute)
 		echo(t, conn, "still here")
-		// And it ends at the NotAfter of the certificate that it was dialed
-		// with, which the reader learns although nobody told it.
+		// The relay ends at the NotAfter of the certificate that it was dialed with. The
+		// reader gets that reason, although the sidecar did not send it.
 		_, err := io.ReadAll(conn)
 		if cut := as[*CutError](t, err); cut.Reason != wire.ReasonExpired {
 			t.Errorf("%+v", cut)
@@ -196,7 +196,7 @@ func TestNeverHeld(t *testing.T) {
 	})
 }
 
-// A control connection that breaks is opened again and holds the relays again.
+// After a control connection breaks, another one holds the relays.
 func TestControlReset(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, &memory{})
@@ -224,9 +224,9 @@ func TestControlReset(t *testing.T) {
 	})
 }
 
-// A control connection that is reset while the issuer is away does not end the
-// build, however old the revocation list is; an engine that the last list names
-// is refused all the same, and so is a new dial.
+// If a control connection is reset while the issuer is down, the build continues,
+// whatever the age of the revocation list. An engine that the last list revokes is
+// refused, and so is a new dial.
 func TestControlResetWithoutIssuer(t *testing.T) {
 	for _, revoked := range []bool{false, true} {
 		t.Run(fmt.Sprintf("engine revoked: %v", revoked), func(t *testing.T) {
@@ -268,8 +268,8 @@ func TestControlResetWithoutIssuer(t *testing.T) {
 	}
 }
 
-// After a renewal the old control connection goes on until the next one holds
-// the relays: a sidecar may end that one before, for want of room.
+// After a renewal, the old control connection stays until the next one holds the
+// relays, because a sidecar without room may end the next one early.
 func TestControlHandover(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, &memory{})
@@ -295,7 +295,7 @@ func TestControlHandover(t *testing.T) {
 	})
 }
 
-// Whatever the sidecar says before it cuts is what the reader gets.
+// A reader gets the reason that the sidecar sends before it cuts.
 func TestCutReason(t *testing.T) {
 	for _, reason := range []string{wire.ReasonRevoked, wire.ReasonFeedStale, wire.ReasonDraining, wire.ReasonLimit, wire.ReasonEngineExited, "moon_phase"} {
 		t.Run(reason, func(t *testing.T) {
@@ -329,14 +329,14 @@ func TestCutReason(t *testing.T) {
 	})
 }
 
-// A machine that slept through its certificate's end mints at the next dial,
-// once for all dials.
+// A machine that slept past its certificate's end mints at the next dial, once for
+// all dials.
 func TestDialMints(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, &memory{})
 		c := w.client()
-		// As after a suspend: the certificate is over, and no timer has fired.
-		synctest.Wait() // until the renewal has its timer
+		// As after a suspend: the certificate has expired and no timer has fired.
+		synctest.Wait() // until renewLoop has started its timer
 		over := *c.Credential()
 		over.Response.NotAfter = time.Now().Add(-time.Minute)
 		over.Response.RenewAfter = over.Response.NotAfter.Add(-30 * time.Minute)

@@ -8,7 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// An engine's TCP connection gives up after 20 s without acknowledgement.
+// An engine's TCP connection ends after 20 s without an acknowledgement.
 func TestUserTimeout(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, loopback{})

@@ -95,7 +95,7 @@ func TestParseFeed(t *testing.T) {
 		}), "malformed floor"},
 		{"critical extension", with(func(g *clienttest.Feed) {
 			g.List = func(_ int, l *x509.RevocationList) {
-				// A delta list (RFC 5280 5.2.4) is only a part.
+				// A delta list (RFC 5280 5.2.4) is incomplete.
 				l.ExtraExtensions = append(l.ExtraExtensions, pkix.Extension{Id: asn1.ObjectIdentifier{2, 5, 29, 27}, Critical: true, Value: []byte{2, 1, 1}})
 			}
 		}), "critical extension"},
@@ -187,12 +187,12 @@ func TestCheckChain(t *testing.T) {
 
 var update = flag.Bool("update", false, "make the files of testdata anew")
 
-// fuzzSerial is the serial that testdata/feed.pem revokes, fuzzNumber its number.
+// fuzzSerial is the serial that testdata/feed.pem revokes. fuzzNumber is its CRL number.
 var fuzzSerial = big.NewInt(1 << 40)
 
 const fuzzNumber = 3
 
-// A fuzzer's workers are processes of their own, so the CA comes from a file.
+// The workers of a fuzz test are separate processes, so the CA comes from a file.
 func readFuzzFeed(f *testing.F) (roots []*x509.Certificate, feed []byte) {
 	if *update {
 		ca := clienttest.New(f, trustDomain)
@@ -220,9 +220,8 @@ func readFuzzFeed(f *testing.F) (roots []*x509.Certificate, feed []byte) {
 	return []*x509.Certificate{root}, read("testdata/feed.pem")
 }
 
-// Whatever the bytes are, a feed that parses has lists that the roots vouch
-// for: their number and serials are those that the CA signed. And white space
-// around blocks changes nothing.
+// For any bytes, a feed that parses has only lists that the roots' CA signed: it
+// checks number and serials. White space around blocks changes nothing.
 func FuzzParseFeed(f *testing.F) {
 	roots, whole := readFuzzFeed(f)
 	if _, err := mtls.ParseFeed(whole, roots); err != nil {

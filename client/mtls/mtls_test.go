@@ -21,7 +21,7 @@ const (
 
 func admit(mtls.Peer) error { return nil }
 
-// ends are the two ends of one handshake, for a test to spoil.
+// ends has the configurations of both ends of a handshake, which a test may spoil.
 type ends struct {
 	ca             *clienttest.CA
 	server, client *tls.Config
@@ -40,8 +40,8 @@ func serverLeaf() clienttest.Leaf {
 	return clienttest.Leaf{ID: "/engine/default/fly/1", DNS: []string{serverName}, Usage: x509.ExtKeyUsageServerAuth}
 }
 
-// outcome is what each end of a handshake saw; one byte crosses each way, since
-// a TLS 1.3 client hears of its refusal at its first read.
+// outcome is the result of a handshake at each end. One byte is sent each way,
+// because a TLS 1.3 client learns of its refusal at its first read.
 type outcome struct {
 	client, server error
 	state          tls.ConnectionState
@@ -93,7 +93,7 @@ func TestHandshake(t *testing.T) {
 		name           string
 		server, client clienttest.Leaf
 		spoil          func(*testing.T, *ends)
-		// refuses and says, of the end that refuses; empty means success.
+		// the end that refuses, and its error; empty means success
 		refuses, says string
 	}{
 		{name: "admitted"},
@@ -183,8 +183,8 @@ func named(l clienttest.Leaf, name string) clienttest.Leaf {
 	return l
 }
 
-// The two ends agree on a connection's name, and no two connections share one;
-// the handshake is TLS 1.3 with the hybrid key exchange, and is never resumed.
+// Both ends compute the same name of a connection, and two connections never share
+// one. The handshake is TLS 1.3 with the hybrid key exchange and is never resumed.
 func TestConnection(t *testing.T) {
 	t.Parallel()
 	e := newEnds(t, serverLeaf(), clienttest.Leaf{})
@@ -206,7 +206,7 @@ func TestConnection(t *testing.T) {
 	}
 }
 
-// A server follows its source's roots and certificate without being made again.
+// A server uses its source's current roots and certificate without a new configuration.
 func TestServerFollowsSource(t *testing.T) {
 	t.Parallel()
 	e := newEnds(t, serverLeaf(), clienttest.Leaf{})

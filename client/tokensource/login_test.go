@@ -29,7 +29,7 @@ func staff(t *testing.T) *idtokentest.Provider {
 	return p
 }
 
-// post answers a form of the provider's pages as a person's browser does.
+// post submits a form of the provider's pages as a person's browser does.
 func post(t *testing.T, to string, form url.Values) {
 	t.Helper()
 	resp, err := http.PostForm(to, form)
@@ -71,8 +71,8 @@ func TestDeviceLogin(t *testing.T) {
 	}
 }
 
-// TestBrowserLogin goes through the provider's page. A stranger who knocks at
-// the return port with another state changes nothing.
+// TestBrowserLogin goes through the provider's page. A request to the return port
+// with another state changes nothing.
 func TestBrowserLogin(t *testing.T) {
 	t.Parallel()
 	p := staff(t)
@@ -133,8 +133,8 @@ func TestLoginEnds(t *testing.T) {
 	}
 }
 
-// TestLoginRefusesProviders: documents that would send the person, or the
-// token, elsewhere.
+// TestLoginRefusesProviders checks documents that would send the person or the token
+// to another host.
 func TestLoginRefusesProviders(t *testing.T) {
 	t.Parallel()
 	var self string

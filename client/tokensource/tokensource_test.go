@@ -27,8 +27,7 @@ const (
 	secret   = "request-token-of-the-job"
 )
 
-// pipes is a server on pipes, so that a bubble's clock runs while a client
-// waits for it.
+// pipes serves h on pipes, so that a bubble's clock advances while a client waits.
 func pipes(t *testing.T, h http.HandlerFunc) *http.Transport {
 	t.Helper()
 	ln := &pipeListener{conns: make(chan net.Conn), done: make(chan struct{})}
@@ -81,8 +80,8 @@ func answer(status int, body string) http.HandlerFunc {
 	}
 }
 
-// inTurn answers the n-th request with the n-th handler, and later ones with
-// the last.
+// inTurn answers the n-th request with the n-th handler, and later requests with
+// the last one.
 func inTurn(h ...http.HandlerFunc) http.HandlerFunc {
 	var n atomic.Int32
 	return func(w http.ResponseWriter, r *http.Request) {
@@ -94,8 +93,8 @@ func hang(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
 
 func hangUp(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }
 
-// The token endpoint of GitHub, and what a person reads when it fails. Time is
-// the bubble's.
+// TestGitHub checks GitHub's token endpoint and the errors that a person reads. Time
+// is the bubble's.
 func TestGitHub(t *testing.T) {
 	good := answer(200, `{"count":1,"value":"`+token+`"}`)
 	pending := answer(403, `{"message":"Can't issue ID_TOKEN for job in 'Pending' state"}`)
@@ -181,7 +180,7 @@ func checkError(t *testing.T, err error, says string, temporary bool) {
 	}
 }
 
-// A caller that gives up is heard at once.
+// If the caller cancels, Token returns at once.
 func TestFetchEndsWithContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g, err := newGitHub("http://127.0.0.1/", secret)
@@ -214,7 +213,7 @@ func TestNewGitHub(t *testing.T) {
 	}
 }
 
-// Outside of what GitHub grants, the error says what to change.
+// If GitHub grants no token, the error says what to change.
 func TestGitHubHints(t *testing.T) {
 	event := func(head string) string {
 		name := filepath.Join(t.TempDir(), "event.json")
@@ -276,7 +275,7 @@ func TestFly(t *testing.T) {
 	checkError(t, err, "another service", false)
 }
 
-// A file is read at each use, as Kubernetes replaces it.
+// The source reads the file at each use, because Kubernetes replaces it.
 func TestFile(t *testing.T) {
 	t.Parallel()
 	name := filepath.Join(t.TempDir(), "token")
@@ -327,7 +326,7 @@ func TestExec(t *testing.T) {
 	defer cancel()
 	_, err = sh("exec sleep 60").Token(ctx, audience)
 	checkError(t, err, "stopped", false)
-	// No shell: nothing is expanded.
+	// There is no shell and no expansion.
 	plain, err := Exec("echo $HOME;echo `id`")
 	if err != nil {
 		t.Fatal(err)
@@ -364,7 +363,7 @@ func TestSplit(t *testing.T) {
 	}
 }
 
-// Words that are quoted come out as they were.
+// Quoted words are unchanged.
 func FuzzSplit(f *testing.F) {
 	f.Add("a b", "c'd")
 	f.Add("", `"\`)

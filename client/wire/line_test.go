@@ -42,7 +42,7 @@ func TestParseVerdict(t *testing.T) {
 	}
 }
 
-// A verdict that parses is the one line that says what it says, and fits.
+// A verdict that parses is the same line as the one written for its reason, and fits.
 func FuzzParseVerdict(f *testing.F) {
 	for _, s := range []string{"OK\n", "ERR revoked\n", "ERR feed_stale\n", "ERR \n", "ERR a\nb\n"} {
 		f.Add(s)
@@ -100,7 +100,7 @@ func TestParseControl(t *testing.T) {
 	}
 }
 
-// A line that parses is written and read back as the same message.
+// A parsed line, written and parsed again, is the same message.
 func FuzzParseControl(f *testing.F) {
 	for _, s := range []string{`{"ping":1}`, `{"held":[]}`, `{"cut":"` + name + `","reason":"limit"}`, `{"hold":["` + name + `"]}`, `{}`} {
 		f.Add([]byte(s))
