@@ -19,7 +19,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// What every program takes on with this room.
+// TestDependencies checks the dependencies of this package, which each program has.
 func TestDependencies(t *testing.T) {
 	t.Parallel()
 	out, err := exec.Command("go", "list", "-deps", "-f", "{{if not .Standard}}{{.ImportPath}}{{end}}", ".").Output()
@@ -32,8 +32,8 @@ func TestDependencies(t *testing.T) {
 	}
 }
 
-// What a log says cannot act on a terminal or a runner, in either form, and JSON
-// still says the same.
+// A log message cannot act on a terminal or a runner, in either format. Its JSON
+// value is unchanged.
 func TestLogIsHarmless(t *testing.T) {
 	t.Parallel()
 	hostile := "a\x1b[2J\r\n\u202eb\u200b\U000e0001 ##[error]x ::stop größe 世界 \xff"
@@ -75,7 +75,7 @@ func TestLogLevelAndForm(t *testing.T) {
 		{Log{LogFormat: "text", LogLevel: "debug"}, "time=", 4},
 		{Log{LogFormat: "text", LogLevel: "warn"}, "time=", 2},
 		{Log{LogFormat: "json", LogLevel: "error"}, `{"time":`, 1},
-		{Log{LogLevel: "info"}, `{"time":`, 3}, // a buffer is no terminal
+		{Log{LogLevel: "info"}, `{"time":`, 3}, // a buffer is not a terminal
 	} {
 		var out bytes.Buffer
 		log := tt.flags.Logger(&out)
@@ -88,7 +88,7 @@ func TestLogLevelAndForm(t *testing.T) {
 	}
 }
 
-// What is missing from a command line is named without the parser's own words.
+// An error names the missing part of a command line without the parser's own words.
 func TestMissingValue(t *testing.T) {
 	t.Parallel()
 	var grammar struct {
@@ -134,7 +134,7 @@ func TestEnd(t *testing.T) {
 	}
 }
 
-// With --log-format json what ends a program is a record of its log.
+// With --log-format json, the final error is a log record.
 func TestEndAsJSON(t *testing.T) {
 	t.Parallel()
 	var out bytes.Buffer
@@ -149,7 +149,7 @@ func TestEndAsJSON(t *testing.T) {
 	}
 }
 
-// What is needed is not empty: a variable that is not set is no value.
+// A required value must not be empty, as from a variable that is not set.
 func TestNeededIsNotEmpty(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
@@ -172,7 +172,7 @@ func TestNeededIsNotEmpty(t *testing.T) {
 	}
 }
 
-// An empty path is none, and not the working folder.
+// An empty path stays empty and does not become the working folder.
 func TestPaths(t *testing.T) {
 	t.Parallel()
 	here, err := os.Getwd()

@@ -12,7 +12,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
-// grammar is that of a program with a command of each kind.
+// grammar is the grammar of a program with one command of each kind.
 type grammar struct {
 	File string `help:"A file." type:"path" placeholder:"FILE"`
 	Ring struct {
@@ -52,8 +52,8 @@ func TestMain(m *testing.M) {
 	}})
 }
 
-// completions are the words that may follow a line; a space at its end begins
-// the next word.
+// completions are the possible words after a line. A space at the end of the line
+// begins the next word.
 var completions = map[string]string{
 	"":                         "ring run help completion man version",
 	"r":                        "ring run",
@@ -97,17 +97,17 @@ func TestCompletions(t *testing.T) {
 		check(strings.Split(line, " "), want)
 	}
 	check([]string{"ring", "bell", "--tone=h"}, "--tone=high")
-	check([]string{"ring", "bell", "--tone", "=", "h"}, "high") // as bash gives it
+	check([]string{"ring", "bell", "--tone", "=", "h"}, "high") // as bash passes it
 	check([]string{"ring", "bell", "--tone", "="}, "high low")  //
 	check([]string{"ring", "bell", "--none", ""}, "")           // an unknown flag
 	check([]string{"ring", "bell", "--none", "=", "x", "--lou"}, "--loud")
 }
 
-// Each shell, with the script that the program prints, offers those words.
+// Each shell offers these words, with the script that the program prints.
 func TestShells(t *testing.T) {
 	t.Parallel()
 	for shell, script := range map[string]string{
-		// COMP_WORDS and COMP_CWORD are what readline sets.
+		// readline sets COMP_WORDS and COMP_CWORD.
 		"bash": `source <(a-prog completion bash)
 complete -p a-prog >/dev/null || exit 1
 COMP_WORDS=(a-prog "$@"); COMP_CWORD=$#; _a_prog

@@ -130,7 +130,7 @@ func TestErrors(t *testing.T) {
 	}
 }
 
-// What is not YAML is placed where the longest beginning that is YAML ends.
+// A syntax error is placed at the end of the longest prefix that is valid YAML.
 func TestSyntaxErrors(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct{ text, want string }{
@@ -204,9 +204,8 @@ func TestValue(t *testing.T) {
 	}
 }
 
-// FuzzDecode: whatever a file holds, an error has a place inside the file and
-// names no Go type, and what is accepted is accepted by the parser's own strict
-// mode too.
+// FuzzDecode checks that an error has a place inside the file and names no Go type.
+// The parser's own strict mode must accept each accepted file.
 func FuzzDecode(f *testing.F) {
 	f.Add("listen: a\nrules:\n- name: b\n  match: {c: [1]}\n")
 	f.Add("lisen: a\ncount: x\n")

@@ -31,7 +31,7 @@ func serve(t *testing.T, h http.HandlerFunc) *api.Client {
 	return c
 }
 
-// TestRequests holds each call against the request that it must send.
+// TestRequests compares each call's request with the expected one.
 func TestRequests(t *testing.T) {
 	t.Parallel()
 	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.FixedZone("", 3600))
@@ -152,7 +152,7 @@ func TestUnreachable(t *testing.T) {
 	}
 }
 
-// TestImports: the room is the standard library and the wire.
+// TestImports checks that the package imports only the standard library and wire.
 func TestImports(t *testing.T) {
 	t.Parallel()
 	out, err := exec.Command("go", "list", "-deps", "-f", "{{if not .Standard}}{{.ImportPath}}{{end}}", ".").Output()

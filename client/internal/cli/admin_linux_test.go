@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// What a revocation does is said before it is done, and only a whole yes does
-// it: for an engine's own certificate until when the engine is blocked.
+// mayfly says what a revocation does before it revokes, and revokes only after a full
+// yes. For an engine's own certificate it says until when the engine is blocked.
 func TestRevokeAsks(t *testing.T) {
 	t.Parallel()
 	a := newAdmins(t)
@@ -28,7 +28,7 @@ func TestRevokeAsks(t *testing.T) {
 	} {
 		person, terminal := pseudoTerminal(t)
 		out := &syncBuffer{want: []byte("Type yes to go on: "), seen: make(chan struct{})}
-		go io.Copy(out, person) // ends when the terminal does
+		go io.Copy(out, person) // ends when the terminal closes
 		cmd := exec.Command("mayfly", "certs", "revoke", tt.serial, "--reason", "a test")
 		cmd.Env = append(a.s.env, "TERM=xterm")
 		cmd.Stdin, cmd.Stdout, cmd.Stderr = terminal, terminal, terminal
@@ -39,7 +39,7 @@ func TestRevokeAsks(t *testing.T) {
 		if _, err := io.WriteString(person, tt.answer+"\n"); err != nil {
 			t.Fatal(err)
 		}
-		_ = cmd.Wait() // its code is looked at
+		_ = cmd.Wait() // the exit code is checked below
 		if code := cmd.ProcessState.ExitCode(); code != tt.code {
 			t.Errorf("%s: exit code %d, want %d\n%s", tt.answer, code, tt.code, out)
 		}

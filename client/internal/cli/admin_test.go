@@ -74,10 +74,10 @@ func TestAdminFindsAndRevokes(t *testing.T) {
 		t.Errorf("show as JSON:\n%s", o.stdout)
 	}
 
-	// Nobody is there to be asked, so nothing happens.
+	// Without a terminal there is no question, so nothing is revoked.
 	a.s.run("certs", "revoke", serials["1001"]).check(t, 2, "--yes")
 	a.s.run("certs", "revoke", "run-1001").check(t, 2, `"run-1001" is not a serial`)
-	o = a.s.run("certs", "revoke", serials["1001"][:12]+"…", "--dry-run") // as a narrow table has it
+	o = a.s.run("certs", "revoke", serials["1001"][:12]+"…", "--dry-run") // as a narrow table shows it
 	o.check(t, 0, "would revoke 1 certificate")
 	if strings.Contains(a.s.run("certs", "list", "--status", "revoked").stdout, serials["1001"]) {
 		t.Error("a dry run revoked")
@@ -98,7 +98,8 @@ func TestAdminFindsAndRevokes(t *testing.T) {
 	}
 }
 
-// An engine's own certificate: a script is told what will happen, and what did.
+// When an engine's own certificate is revoked, a script gets both the announcement
+// and the result.
 func TestRevokeOfAnEngine(t *testing.T) {
 	t.Parallel()
 	a := newAdmins(t)
@@ -119,7 +120,7 @@ func TestRevokeOfAnEngine(t *testing.T) {
 	}
 }
 
-// That nobody is connected is said of engines that report, and of no other.
+// "nobody is connected" appears only if all engines report.
 func TestSessionsOfEnginesThatReport(t *testing.T) {
 	t.Parallel()
 	a := newAdmins(t)
@@ -141,7 +142,7 @@ func TestSessionsOfEnginesThatReport(t *testing.T) {
 	a.s.run("sessions", "--all").check(t, 0, "no session is recorded")
 	a.s.run("sessions", "--cut", "--since", "24h").check(t, 0, "no engine cut a session")
 
-	// Silent ones, as an issuer lists them.
+	// Silent engines, as an issuer lists them.
 	now := time.Now().UTC()
 	s := newStand(t)
 	s.env = append(s.env, "MAYFLY_ADMIN_TOKEN=x")
@@ -174,7 +175,7 @@ func TestSessionsOfEnginesThatReport(t *testing.T) {
 	}
 	s.run("sessions", "--engine", "asleep").check(t, 0, "nobody is connected")
 
-	// An issuer that does not know its engines' reports.
+	// An issuer without reports of its engines.
 	s.set(func() {
 		s.api = func(w http.ResponseWriter, r *http.Request) bool {
 			if r.URL.Path == wire.PathSessions {
@@ -186,7 +187,7 @@ func TestSessionsOfEnginesThatReport(t *testing.T) {
 	s.run("sessions").check(t, 0, "nobody is connected")
 }
 
-// TestAdminEngines: what sidecars reported of themselves, in a table.
+// TestAdminEngines checks the table of the sidecars' reports.
 func TestAdminEngines(t *testing.T) {
 	t.Parallel()
 	a := newAdmins(t)
@@ -249,7 +250,7 @@ func TestAdminBlocksAndEvents(t *testing.T) {
 			t.Errorf("events lack %s:\n%s", want, o.stdout)
 		}
 	}
-	// All of it as JSON lines, oldest first, and the rest after a number.
+	// Export all events as JSON lines, oldest first, then those after a number.
 	lines := func(args ...string) (seqs []int64) {
 		t.Helper()
 		o := a.s.run(append([]string{"events", "--export"}, args...)...)
@@ -308,8 +309,8 @@ func TestAdminRoles(t *testing.T) {
 	a.s.run("certs", "list", "--limit", "0").check(t, 2)
 }
 
-// TestHostileClaims: what a stranger may put into a claim does nothing to a
-// terminal or a runner.
+// TestHostileClaims checks that an attacker's claims have no effect on a terminal or
+// a runner.
 func TestHostileClaims(t *testing.T) {
 	t.Parallel()
 	a := newAdmins(t)
@@ -337,14 +338,14 @@ func TestHostileClaims(t *testing.T) {
 	}
 }
 
-// TestDoctorAndSuggest walk the way with a job's token.
+// TestDoctorAndSuggest runs doctor and suggest with a job's token.
 func TestDoctorAndSuggest(t *testing.T) {
 	t.Parallel()
 	a := newAdmins(t)
 	job := a.GitHub.NewJob(nil)
 	a.s.env = append(a.s.env, "ACTIONS_ID_TOKEN_REQUEST_URL="+job.RequestURL, "ACTIONS_ID_TOKEN_REQUEST_TOKEN="+job.RequestToken, "MAYFLY_ADMIN_TOKEN=")
 	o := a.s.run("doctor", "--wake-timeout", "1s")
-	o.check(t, 5, "did not answer") // the policy's engine is not there
+	o.check(t, 5, "did not answer") // no engine runs at the policy's endpoint
 	for _, want := range []string{"ok    issuer", "ok    clock", "ok    token", "repository_id", "ok    policy     rule app-main grants default", "ok    ca", "fail  tls"} {
 		if !strings.Contains(o.stdout, want) {
 			t.Errorf("doctor lacks %q:\n%s", want, o.stdout)
@@ -364,7 +365,7 @@ func TestDoctorAndSuggest(t *testing.T) {
 			t.Errorf("suggest lacks %s:\n%s", want, o.stdout)
 		}
 	}
-	// The rule is good: with it in the policy the job is admitted.
+	// The rule works: with it in the policy, the issuer admits the job.
 	text, err := os.ReadFile(a.PolicyFile)
 	if err != nil {
 		t.Fatal(err)

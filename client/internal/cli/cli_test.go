@@ -36,13 +36,13 @@ func TestMain(m *testing.M) {
 	})
 }
 
-// outcome is what a person sees.
+// outcome is the output and the exit code of a command.
 type outcome struct {
 	stdout, stderr string
 	code           int
 }
 
-// run runs mayfly as a process of its own.
+// run runs mayfly as a separate process.
 func (s *stand) run(args ...string) outcome {
 	s.tb.Helper()
 	ctx, cancel := context.WithTimeout(s.tb.Context(), 5*time.Minute)
@@ -84,11 +84,11 @@ func (o outcome) check(t *testing.T, code int, stderr ...string) {
 	}
 }
 
-// TestWhatAPersonSees holds every way to fail against its words and its code.
+// TestWhatAPersonSees checks the message and the exit code of every failure.
 func TestWhatAPersonSees(t *testing.T) {
 	t.Parallel()
 	const reached = "through the tunnel"
-	down := func(s *stand) string { // an address that nobody listens on
+	down := func(s *stand) string { // an address without a listener
 		ln, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
 			s.tb.Fatal(err)
@@ -235,7 +235,7 @@ func TestWhatAPersonSees(t *testing.T) {
 				command[len(command)-1] = "echo"
 			}
 			o := s.run(command...)
-			t.Logf("exit code %d\n%s", o.code, o.stderr) // -v shows what a person sees
+			t.Logf("exit code %d\n%s", o.code, o.stderr) // -v shows the output
 			o.check(t, tt.code, tt.stderr...)
 			if got := strings.Contains(o.stdout, reached); got != tt.reaches {
 				t.Errorf("reached the engine: %v, want %v\n%s%s", got, tt.reaches, o.stdout, o.stderr)
@@ -250,7 +250,7 @@ func silent(_ http.ResponseWriter, r *http.Request) bool {
 	return true
 }
 
-// signAnotherKey answers with a certificate of a key that nobody asked for.
+// signAnotherKey answers with a certificate for another key than the requested one.
 func (s *stand) signAnotherKey(w http.ResponseWriter, _ *http.Request) bool {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -271,7 +271,7 @@ func (s *stand) signAnotherKey(w http.ResponseWriter, _ *http.Request) bool {
 	return true
 }
 
-// TestPendingPasses: what passes at the token endpoint is waited for.
+// TestPendingPasses checks that mayfly waits for a transient error of the token endpoint.
 func TestPendingPasses(t *testing.T) {
 	t.Parallel()
 	s := newStand(t)
@@ -287,7 +287,7 @@ func TestPendingPasses(t *testing.T) {
 	s.run("exec", "--", "dialer", "echo").check(t, 0)
 }
 
-// waitFor waits for something that is on its way.
+// waitFor waits until ready returns true.
 func waitFor(t *testing.T, ready func() bool) {
 	t.Helper()
 	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {

@@ -2,8 +2,8 @@ package cli
 
 import "testing"
 
-// FuzzDaggerVersion: whatever a program and an engine say, what is compared and
-// shown is a version.
+// FuzzDaggerVersion checks that for any output of a program or an engine, the result
+// is a version or empty.
 func FuzzDaggerVersion(f *testing.F) {
 	for _, s := range []string{"dagger v0.21.8 (image://registry.dagger.io/engine:v0.21.8) linux/amd64", "engine:v0.21.8", "v0.21.8-dev.1+x", "buildkit:v0.34.2", "dagger", "dagger \x1b[31m", "::error::v1", "v1 v2", "vé"} {
 		f.Add(s)

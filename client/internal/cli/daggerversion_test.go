@@ -10,8 +10,8 @@ import (
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
-// TestDoctorComparesDagger: doctor says which engine runs, and warns when the
-// dagger program here is of another version.
+// TestDoctorComparesDagger checks that doctor prints the engine's version and warns
+// if the local dagger program has another version.
 func TestDoctorComparesDagger(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {

@@ -11,10 +11,10 @@ import (
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
-// doctorSteps are the steps of the way, in order.
+// doctorSteps are doctor's steps, in order.
 var doctorSteps = []string{"variables", "issuer", "clock", "token", "claims", "policy", "ca", "engine", "tls"}
 
-// tokenWith gives tokens whose claims differ from a push to main.
+// tokenWith makes the token endpoint return tokens with these claims changed.
 func (s *stand) tokenWith(claims map[string]any) {
 	all := map[string]any{}
 	for k, v := range standClaims {
@@ -29,14 +29,14 @@ func (s *stand) tokenWith(claims map[string]any) {
 	}
 }
 
-// TestDoctorStopsAtEachStep breaks one step after the other: doctor stops there,
-// says what to change, and ends with that step's code.
+// TestDoctorStopsAtEachStep breaks each step in turn. doctor must stop there, say
+// what to change, and exit with that step's code.
 func TestDoctorStopsAtEachStep(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
 		name   string
 		break_ func(s *stand)
-		step   string // that fails; empty: none
+		step   string // the step that fails; empty for none
 		code   int
 		remedy []string
 	}{
@@ -115,7 +115,7 @@ func TestDoctorStopsAtEachStep(t *testing.T) {
 	}
 }
 
-// TestDoctorInJSON: one line a step, with the claims and without the signature.
+// TestDoctorInJSON checks the JSON: one line for each step, claims, no signature.
 func TestDoctorInJSON(t *testing.T) {
 	t.Parallel()
 	s := newStand(t)

@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// pseudoTerminal is a terminal of 80 columns, and the end that a person is at.
+// pseudoTerminal returns a terminal of 80 columns and the person's end of it.
 func pseudoTerminal(t *testing.T) (person, terminal *os.File) {
 	t.Helper()
 	person, err := os.OpenFile("/dev/ptmx", os.O_RDWR|syscall.O_NOCTTY, 0)
@@ -40,8 +40,8 @@ func pseudoTerminal(t *testing.T) (person, terminal *os.File) {
 	return person, terminal
 }
 
-// TestExecOnATerminal: the command has the terminal, and what the person types
-// reaches it once: text, the end of it, and Ctrl-C.
+// TestExecOnATerminal checks that the command has the terminal, and gets the person's
+// input exactly once: text, end of input, and Ctrl-C.
 func TestExecOnATerminal(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
@@ -53,7 +53,7 @@ func TestExecOnATerminal(t *testing.T) {
 			s := newStand(t)
 			person, terminal := pseudoTerminal(t)
 			out := &syncBuffer{want: []byte("got hello"), seen: make(chan struct{})}
-			go io.Copy(out, person) // ends when the terminal does
+			go io.Copy(out, person) // ends when the terminal closes
 			script := `n=0; trap 'n=$((n+1)); echo interrupt $n; exit 7' INT; test -t 0 || exit 3; while read line; do echo got $line; done`
 			cmd := exec.Command("mayfly", "exec", "--", "sh", "-c", script)
 			cmd.Env = append(s.env, "TERM=xterm")

@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// A signal that came while the certificate was bought is not lost: the command
-// is not started.
+// A signal that arrives before the command starts is not lost: the command does not
+// start.
 func TestSignalBeforeTheCommand(t *testing.T) {
 	t.Parallel()
 	touch, err := exec.LookPath("touch")

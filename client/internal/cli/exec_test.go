@@ -19,7 +19,7 @@ import (
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
-// start starts mayfly and waits until its stdout or stderr holds a text.
+// start starts mayfly and waits until its stdout or stderr contains a text.
 func (s *stand) start(until string, args ...string) (*exec.Cmd, *syncBuffer) {
 	s.tb.Helper()
 	cmd := exec.Command("mayfly", args...)
@@ -80,7 +80,7 @@ func TestExecPassesOnCodes(t *testing.T) {
 	}
 }
 
-// TestExecEnvironment: the command gets what mayfly had and two variables.
+// TestExecEnvironment checks that the command gets mayfly's environment and two variables.
 func TestExecEnvironment(t *testing.T) {
 	t.Parallel()
 	s := newStand(t)
@@ -114,8 +114,8 @@ func TestExecPassesOnSignals(t *testing.T) {
 	}
 }
 
-// TestExecPassesOnEachSignal: without a terminal the command and what it started
-// get what mayfly gets, and a stop and its end too.
+// TestExecPassesOnEachSignal checks that without a terminal, the command and its
+// children get mayfly's signals, also a stop and its end.
 func TestExecPassesOnEachSignal(t *testing.T) {
 	t.Parallel()
 	for name, sig := range map[string]syscall.Signal{
@@ -135,7 +135,7 @@ func TestExecPassesOnEachSignal(t *testing.T) {
 	t.Run("TSTP", func(t *testing.T) {
 		t.Parallel()
 		s := newStand(t)
-		// A shell that is starting a program when it is stopped stays in state D.
+		// A shell that is stopped while it starts a program stays in state D.
 		script := `sleep 300 >/dev/null 2>&1 & trap "kill $!; echo resumed; exit 9" CONT; echo $$ ready; wait`
 		cmd, out := s.start("ready", "exec", "--", "sh", "-c", script)
 		pid, _, _ := strings.Cut(lineWith(out.String(), "ready"), " ")
@@ -160,7 +160,7 @@ func lineWith(text, want string) string {
 	return ""
 }
 
-// processState is the state letter of proc(5): R, S, T for stopped.
+// processState returns the state letter of proc(5): R, S, T for stopped.
 func processState(t *testing.T, pid string) string {
 	t.Helper()
 	if runtime.GOOS != "linux" {
@@ -175,7 +175,7 @@ func processState(t *testing.T, pid string) string {
 	return state
 }
 
-// TestExecHandsOnStdin whole, and its end.
+// TestExecHandsOnStdin checks that the command gets all of stdin, and its end.
 func TestExecHandsOnStdin(t *testing.T) {
 	t.Parallel()
 	s := newStand(t)
@@ -187,8 +187,8 @@ func TestExecHandsOnStdin(t *testing.T) {
 	}
 }
 
-// TestMemoryIsKept: another process of the same user reads neither the memory
-// with the key nor mayfly's environment; the command's own it does.
+// TestMemoryIsKept checks that another process of the same user can read neither
+// mayfly's memory nor its environment. It can read the command's own.
 func TestMemoryIsKept(t *testing.T) {
 	t.Parallel()
 	if runtime.GOOS != "linux" || os.Getuid() != 0 {
@@ -231,8 +231,8 @@ func TestMemoryIsKept(t *testing.T) {
 	}
 }
 
-// TestExecKillsWhatDoesNotEnd: a command that ignores SIGTERM after a refusal
-// is killed, and what it started too.
+// TestExecKillsWhatDoesNotEnd checks that a command that ignores SIGTERM after a
+// refusal is killed, with its child processes.
 func TestExecKillsWhatDoesNotEnd(t *testing.T) {
 	t.Parallel()
 	s := newStand(t)
@@ -244,8 +244,8 @@ func TestExecKillsWhatDoesNotEnd(t *testing.T) {
 	}
 }
 
-// TestExecBlames: a command that ends by itself when it is refused does not
-// hide the reason.
+// TestExecBlames checks that the reason of a refusal is printed if the command ends by
+// itself.
 func TestExecBlames(t *testing.T) {
 	t.Parallel()
 	s := newStand(t)
@@ -255,8 +255,8 @@ func TestExecBlames(t *testing.T) {
 	}
 }
 
-// TestExecSweeps: what a killed run left is removed by the next; what a living
-// one uses is not.
+// TestExecSweeps checks that a run removes the folder of a killed run, and not that
+// of a living one.
 func TestExecSweeps(t *testing.T) {
 	t.Parallel()
 	s := newStand(t)
@@ -278,8 +278,8 @@ func TestExecSweeps(t *testing.T) {
 	}
 }
 
-// TestOthersCannotUseTheSocket: not by its modes, and not where the modes were
-// changed (ATTACKS 46).
+// TestOthersCannotUseTheSocket checks that other users cannot use the socket, even if
+// its modes were changed (ATTACKS 46).
 func TestOthersCannotUseTheSocket(t *testing.T) {
 	t.Parallel()
 	s := newStand(t)
@@ -304,7 +304,7 @@ func TestOthersCannotUseTheSocket(t *testing.T) {
 	if o := asNobody(t, socket); o.code == 0 {
 		t.Error("another user used the socket")
 	}
-	// Somebody opens the doors: the peer's user is still looked at.
+	// After the modes are opened to all users, Accept still checks the peer's user.
 	for _, path := range []string{filepath.Dir(folder), folder, socket} {
 		if err := os.Chmod(path, 0o777); err != nil {
 			t.Fatal(err)
@@ -318,7 +318,7 @@ func TestOthersCannotUseTheSocket(t *testing.T) {
 	}
 }
 
-// TestOthersCannotUseThePort: the same for a TCP port on loopback.
+// TestOthersCannotUseThePort checks the same for a TCP port on loopback.
 func TestOthersCannotUseThePort(t *testing.T) {
 	t.Parallel()
 	s := newStand(t)
@@ -376,10 +376,10 @@ func asNobodyTo(t *testing.T, host string) outcome {
 	return finish(t, cmd)
 }
 
-// nobody is a user who owns nothing.
+// nobody is a user who owns no files.
 const nobody = 65534
 
-// programForOthers puts one of the test's programs where any user can run it.
+// programForOthers copies one of the test's programs to a folder that any user can read.
 func programForOthers(t *testing.T, name string) string {
 	t.Helper()
 	dir := shortDir(t)
@@ -391,8 +391,8 @@ func programForOthers(t *testing.T, name string) string {
 		t.Fatal(err)
 	}
 	path := filepath.Join(dir, name)
-	// By another process: a file that this one has had open for writing may be
-	// busy for a while, held by whatever is being forked.
+	// Another process copies it: a file that this process has had open for writing may
+	// stay busy in a child that it is forking.
 	if out, err := exec.Command("cp", self, path).CombinedOutput(); err != nil {
 		t.Fatalf("cp: %v\n%s", err, out)
 	}
@@ -402,8 +402,8 @@ func programForOthers(t *testing.T, name string) string {
 	return path
 }
 
-// requireOrSkip skips a test that this machine cannot run, or fails it where
-// everything must.
+// requireOrSkip skips a test that this machine cannot run, or fails it if
+// MAYFLY_TEST_REQUIRE is all.
 func requireOrSkip(t *testing.T, remedy string) {
 	t.Helper()
 	if os.Getenv("MAYFLY_TEST_REQUIRE") == "all" {
@@ -412,7 +412,7 @@ func requireOrSkip(t *testing.T, remedy string) {
 	t.Skip(remedy)
 }
 
-// TestCommandsOutput is not changed: what a program prints is its own.
+// TestCommandsOutput checks that mayfly does not change the command's output.
 func TestCommandsOutput(t *testing.T) {
 	t.Parallel()
 	s := newStand(t)

@@ -12,14 +12,14 @@ import (
 	"github.com/mayfly-ca/mayfly/client"
 )
 
-// noToken is a source that is never asked.
+// noToken is a source that must not be called.
 type noToken struct{}
 
 func (noToken) Token(context.Context, string) (string, error) { return "", fmt.Errorf("asked") }
 func (noToken) String() string                                { return "test" }
 
-// Whatever keeps this machine from dialling the issuer is an unreachable issuer
-// (4), with the one thing to do; the engine's is in package client and is 5.
+// A local dial error is an unreachable issuer (4), with the one thing to do. For an
+// engine, package client reports it, and the code is 5.
 func TestDialErrors(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {

@@ -18,7 +18,7 @@ import (
 	"github.com/mayfly-ca/mayfly/client/mtls"
 )
 
-// inspectPEM runs mayfly inspect on stdin.
+// inspectPEM runs mayfly inspect with in on stdin.
 func inspectPEM(t *testing.T, in []byte, args ...string) (string, int) {
 	t.Helper()
 	var out, errs bytes.Buffer
@@ -69,8 +69,8 @@ func TestInspect(t *testing.T) {
 	}
 }
 
-// TestInspectForeign: what is not mayfly's is described as far as it goes, a
-// key never, and what is in a name does nothing.
+// TestInspectForeign checks foreign input: inspect describes it as far as possible,
+// never shows a key, and escapes names.
 func TestInspectForeign(t *testing.T) {
 	t.Parallel()
 	ca := clienttest.New(t, "ci.example.com")
@@ -109,7 +109,7 @@ func TestWorkflowInWords(t *testing.T) {
 	}
 }
 
-// FuzzInspect: any file is described or refused.
+// FuzzInspect checks that any file is described or refused.
 func FuzzInspect(f *testing.F) {
 	ca := clienttest.New(f, "ci.example.com")
 	f.Add(certificatePEM(ca.Issue(f, clienttest.Leaf{}).Certificate...))

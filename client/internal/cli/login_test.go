@@ -15,7 +15,7 @@ import (
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
-// TestLogin logs in by a code that is typed elsewhere, and uses the login.
+// TestLogin logs in with a device code and uses the login.
 func TestLogin(t *testing.T) {
 	t.Parallel()
 	a := newAdmins(t)
@@ -43,7 +43,7 @@ func TestLogin(t *testing.T) {
 	s.run("certs", "list").check(t, 0)
 	s.run("login", "--provider", "nobody").check(t, 2, "staff")
 
-	// The login remembers its issuer, and how that was verified.
+	// The login stores its issuer and the issuer's trust settings.
 	remembered := &stand{tb: t, env: append(append([]string(nil), s.env...), "MAYFLY_ISSUER=", "MAYFLY_CA_FILE=", "MAYFLY_TRUST_ANCHOR=")}
 	remembered.run("certs", "list").check(t, 0)
 	remembered.run("--trust-anchor", "sha256:"+strings.Repeat("ab", 32), "certs", "list").check(t, 4)
@@ -70,8 +70,8 @@ func TestLogin(t *testing.T) {
 	s.run("certs", "list").check(t, 1, "not logged in")
 }
 
-// TestLoginInTheBrowser: the desktop's opener is handed an address that leads
-// back to a port of this machine, and nobody is shown a code.
+// TestLoginInTheBrowser checks that the browser gets a URL that leads back to a port
+// of this machine, and that no code is shown.
 func TestLoginInTheBrowser(t *testing.T) {
 	t.Parallel()
 	a := newAdmins(t)
@@ -118,8 +118,8 @@ func TestLoginInTheBrowser(t *testing.T) {
 	s.run("certs", "list").check(t, 0)
 }
 
-// TestLoginEnds: an expired login says so, and a file that others may read is
-// not used.
+// TestLoginEnds checks that mayfly reports an expired login and refuses a file that
+// others may read.
 func TestLoginEnds(t *testing.T) {
 	t.Parallel()
 	a := newAdmins(t)
@@ -148,7 +148,7 @@ func TestLoginEnds(t *testing.T) {
 	a.as(a.PersonToken(map[string]any{"email": "eve@example.com"})).run("whoami").check(t, 3, "people")
 }
 
-// getenv is a variable of the stand's environment.
+// getenv returns a variable of the stand's environment.
 func (s *stand) getenv(name string) string {
 	value := ""
 	for _, kv := range s.env {

@@ -33,7 +33,7 @@ func TestVersionAndHelp(t *testing.T) {
 			t.Errorf("mayfly --help lacks %q:\n%s", want, help)
 		}
 	}
-	// Flags that filter have the names that the API's queries have.
+	// Flags that filter have the same names as the API's query parameters.
 	for command, queries := range map[string][]string{
 		"certs list":   {"serial", "repository", "repository_id", "run_id", "actor", "identity", "profile", "status", "since", "until", "limit", "cursor"},
 		"certs revoke": {"repository", "repository_id", "run_id", "actor", "identity", "profile", "since", "until", "all", "block", "reason"},
@@ -56,7 +56,7 @@ func TestVersionAndHelp(t *testing.T) {
 	s.run("certs", "list", "--status", "odd").check(t, 2, `--status must be one of "valid","expired","revoked" but got "odd"`)
 }
 
-// What mayfly says on stderr is a log: it has a form and a least level.
+// mayfly's stderr is a log with a format and a level.
 func TestLogFlags(t *testing.T) {
 	t.Parallel()
 	s := newStand(t)
@@ -81,9 +81,9 @@ func TestLogFlags(t *testing.T) {
 	}
 }
 
-// TestSizeAndStart: the stripped program is 12 MB at most. That it starts within
-// 20 ms is for a quiet machine to say; here only a start that has gone wrong is
-// an error.
+// TestSizeAndStart checks that the stripped program has at most 12 MB. A start within
+// 20 ms can only be measured on a quiet machine, so here only a far slower start is an
+// error.
 func TestSizeAndStart(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "mayfly")

@@ -20,7 +20,7 @@ import (
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
-// syncBuffer collects output and tells when it holds a text.
+// syncBuffer collects output and closes seen when the output contains want.
 type syncBuffer struct {
 	mu   sync.Mutex
 	b    bytes.Buffer
@@ -46,7 +46,7 @@ func (s *syncBuffer) String() string {
 	return s.b.String()
 }
 
-// jsonLine is the first line of out that is a JSON object.
+// jsonLine parses the first line of out that is a JSON object.
 func jsonLine(t *testing.T, out string, into any) {
 	t.Helper()
 	for line := range strings.Lines(out) {
@@ -137,7 +137,7 @@ func TestProxyEndsWhenRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	io.Copy(io.Discard, c) // until it is cut
+	io.Copy(io.Discard, c) // until the engine cuts it
 	cmd.Wait()
 	if code := cmd.ProcessState.ExitCode(); code != 5 || !strings.Contains(out.String(), "certificate revoked") {
 		t.Errorf("code %d\n%s", code, out)
@@ -165,8 +165,8 @@ func TestProxyRefusesAddresses(t *testing.T) {
 	}
 }
 
-// TestProxyReplacesADeadSocket: a socket whose program was killed is in nobody's
-// way; one that is in use is kept.
+// TestProxyReplacesADeadSocket checks that a new proxy replaces the socket of a killed
+// program, and keeps one that is in use.
 func TestProxyReplacesADeadSocket(t *testing.T) {
 	t.Parallel()
 	s := newStand(t)
@@ -193,7 +193,7 @@ func TestCertFiles(t *testing.T) {
 		}
 	}
 	first := readSet(t, dir)
-	for range 500 { // half life is in 2.5 s
+	for range 500 { // half of the lifetime is 2.5 s
 		if string(readSet(t, dir)["cert.pem"]) != string(first["cert.pem"]) {
 			break
 		}
@@ -214,8 +214,8 @@ func TestCertFiles(t *testing.T) {
 	}
 }
 
-// TestCertLinesArePasted: a shell takes the lines for words that name the files,
-// whatever the folder is called.
+// TestCertLinesArePasted checks that a shell splits the lines into the right words,
+// whatever the name of the folder.
 func TestCertLinesArePasted(t *testing.T) {
 	t.Parallel()
 	s := newStand(t)
@@ -273,14 +273,14 @@ func TestCertLinesArePasted(t *testing.T) {
 	}
 }
 
-// readSet reads the three files, whose modes must be closed to others.
+// readSet reads the three files and checks that others cannot read them.
 func readSet(t *testing.T, dir string) map[string][]byte {
 	t.Helper()
 	fi, err := os.Stat(dir)
 	if err != nil || fi.Mode().Perm() != 0o700 {
 		t.Fatalf("%v, %v", fi, err)
 	}
-	for range 50 { // a set may be exchanged between two reads
+	for range 50 { // a set may be replaced between two reads
 		set, err := filepath.EvalSymlinks(filepath.Join(dir, "..data"))
 		if err != nil {
 			continue

@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// A folder that cannot hold the socket is passed over for one that can.
+// A folder that cannot hold the socket is skipped.
 func TestRunFolder(t *testing.T) {
 	t.Parallel()
 	parent := shortDir(t)
@@ -23,7 +23,7 @@ func TestRunFolder(t *testing.T) {
 		return dir
 	}
 	good := shortDir(t)
-	// The run's folder and the name that a socket is bound under fit exactly, and do not.
+	// In the first folder the temporary socket name just fits; in the second it does not.
 	room := 103 - len("/mayfly-"+strconv.Itoa(os.Getuid())+"-0123456789/.m0123456789/s") - len(parent) - 1
 	longest, long := folder(strings.Repeat("l", room), 0o700), folder(strings.Repeat("l", room+1), 0o700)
 	foreign := folder("foreign", 0o777|os.ModeSticky)

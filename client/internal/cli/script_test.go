@@ -21,7 +21,7 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer/issuertest"
 )
 
-// Whole commands, and what a person reads when they fail.
+// TestScripts runs whole commands and checks their messages when they fail.
 func TestScripts(t *testing.T) {
 	t.Parallel()
 	testscript.Run(t, testscript.Params{
@@ -54,8 +54,8 @@ func ends(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// scriptStand starts a stand with one fault, and points the environment to it:
-// stand FAULT.
+// scriptStand starts a stand with one fault and sets the environment for it: stand
+// FAULT.
 func scriptStand(ts *testscript.TestScript, _ bool, args []string) {
 	s := newStand(ts.Value("t").(testing.TB))
 	f, ok := scriptFaults[args[0]]
@@ -75,7 +75,7 @@ func scriptStand(ts *testscript.TestScript, _ bool, args []string) {
 	useEnvironment(ts, s.env)
 }
 
-// scriptJob starts a real issuer and a job whose token has these claims: job
+// scriptJob starts a real issuer, and a job whose token has these claims: job
 // CLAIM=VALUE...
 func scriptJob(ts *testscript.TestScript, _ bool, args []string) {
 	tb := ts.Value("t").(testing.TB)
@@ -91,7 +91,7 @@ func scriptJob(ts *testscript.TestScript, _ bool, args []string) {
 		"ACTIONS_ID_TOKEN_REQUEST_URL="+job.RequestURL, "ACTIONS_ID_TOKEN_REQUEST_TOKEN="+job.RequestToken))
 }
 
-// scriptAsked waits until a token was asked for.
+// scriptAsked waits until a token has been requested.
 func scriptAsked(ts *testscript.TestScript, _ bool, _ []string) {
 	select {
 	case <-ts.Value("asked").(chan struct{}):
@@ -110,7 +110,7 @@ func useEnvironment(ts *testscript.TestScript, env []string) {
 	}
 }
 
-// scriptFaults are what may be wrong, each in one thing.
+// scriptFaults are the possible faults. Each breaks one thing.
 var scriptFaults = map[string]func(*stand){
 	"nothing": func(*stand) {},
 	// The issuer.
@@ -146,14 +146,14 @@ var scriptFaults = map[string]func(*stand){
 	"engine-limit": func(s *stand) { s.verdict = wire.ReasonLimit },
 }
 
-// ownTLS serves the stand's issuer with a certificate of mayfly's own root, and
-// sends that root along. It returns the URL.
+// ownTLS serves the stand's issuer with a certificate of mayfly's own root and also
+// sends that root. It returns the URL.
 func ownTLS(s *stand) string {
 	cert := s.ca.Issue(s.tb, clienttest.Leaf{DNS: []string{"localhost"}, Usage: x509.ExtKeyUsageServerAuth, NotAfter: time.Now().Add(time.Hour)})
 	cert.Certificate = append(cert.Certificate, s.ca.Root.Certificate.Raw)
 	srv := httptest.NewUnstartedServer(http.HandlerFunc(s.serveIssuer))
 	srv.TLS = &tls.Config{Certificates: []tls.Certificate{*cert}}
-	srv.Config.ErrorLog = log.New(io.Discard, "", 0) // what a client does wrong is the test
+	srv.Config.ErrorLog = log.New(io.Discard, "", 0) // it would log the expected errors
 	srv.StartTLS()
 	s.tb.Cleanup(srv.Close)
 	return strings.Replace(srv.URL, "127.0.0.1", "localhost", 1)

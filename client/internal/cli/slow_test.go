@@ -16,7 +16,7 @@ import (
 	"github.com/mayfly-ca/mayfly/client/tokensource"
 )
 
-// slowSource gives its error after a time, as a platform that does not answer does.
+// slowSource returns its error after a delay, like a platform that does not answer.
 type slowSource struct {
 	after time.Duration
 	err   error
@@ -38,9 +38,9 @@ func dialSilent(context.Context, string, string) (net.Conn, error) {
 	return near, nil
 }
 
-// What a person sees of a token endpoint or an issuer that does not answer. Both
-// are asked for minutes, which the bubble's clock makes none; package
-// tokensource tests how often the endpoint is asked.
+// TestSlow checks the messages if a token endpoint or an issuer does not answer. Each
+// is tried for minutes, which take no time in the bubble. Package tokensource tests
+// how often the endpoint is called.
 func TestSlow(t *testing.T) {
 	t.Parallel()
 	timedOut := &tokensource.Error{Source: "GitHub Actions", Hint: "run it again", Temporary: true, Err: errors.New("no answer in time (after 5 attempts)")}

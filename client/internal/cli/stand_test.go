@@ -24,8 +24,8 @@ import (
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
-// stand is an issuer, an engine's sidecar and a platform's token endpoint in
-// this process, each over its real protocol, which a test can have misbehave.
+// stand is an issuer, an engine's sidecar and a platform's token endpoint in this
+// process. Each uses its real protocol, and a test can make it fail.
 type stand struct {
 	tb     testing.TB
 	ca     *clienttest.CA
@@ -35,21 +35,21 @@ type stand struct {
 	env    []string
 
 	mu sync.Mutex
-	// issue, token and api answer in place of the usual, when they return true.
+	// issue, token and api replace the usual answer if they return true.
 	issue, token, api func(w http.ResponseWriter, r *http.Request) bool
-	// spoil changes an answer with a certificate.
+	// spoil changes an answer that has a certificate.
 	spoil func(*wire.IssueResponse)
-	// endpoint is where the issuer says that the engine is; empty means there.
+	// endpoint is the engine's address in answers; empty means the real address.
 	endpoint string
-	// verdict is the reason that the engine answers; empty admits.
+	// verdict is the reason of the engine's refusal; empty admits.
 	verdict string
-	// frozen: the engine takes connections and says nothing.
+	// frozen makes the engine accept connections and send nothing.
 	frozen bool
-	// cut is the reason that a held relay is cut for, at once.
+	// cut is the reason for which the engine cuts a relay as soon as it is held.
 	cut string
-	// held has a token for each relay that a control connection holds.
+	// held receives a value for each relay that a control connection holds.
 	held  chan struct{}
-	leaf  clienttest.Leaf // what clients get
+	leaf  clienttest.Leaf // the leaf for clients
 	calls []call
 }
 
@@ -79,7 +79,7 @@ func newStand(tb testing.TB) *stand {
 	return s
 }
 
-// shortDir is a temporary folder whose path leaves room for a socket's name.
+// shortDir returns a temporary folder with a path short enough for a socket.
 func shortDir(tb testing.TB) string {
 	tb.Helper()
 	dir, err := os.MkdirTemp("/tmp", "mfc")
@@ -90,8 +90,7 @@ func shortDir(tb testing.TB) string {
 	return dir
 }
 
-// set changes the stand under its lock, which its servers read it under.
-// count is how many calls of the issuer had this path.
+// count returns the number of calls to the issuer with this path.
 func (s *stand) count(path string) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -104,13 +103,14 @@ func (s *stand) count(path string) int {
 	return n
 }
 
+// set changes the stand under the lock under which its servers read it.
 func (s *stand) set(f func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	f()
 }
 
-// answer is a handler that always answers this.
+// answer returns a handler that always gives this answer.
 func answer(status int, contentType, body string) func(http.ResponseWriter, *http.Request) bool {
 	return func(w http.ResponseWriter, _ *http.Request) bool {
 		w.Header().Set("Content-Type", contentType)
@@ -129,14 +129,14 @@ func problem(name, detail string, more ...string) func(http.ResponseWriter, *htt
 	return answer(p.Status, wire.ProblemMediaType, string(b))
 }
 
-// standClaims are those of a push to main.
+// standClaims are the claims of a push to main.
 var standClaims = map[string]any{
 	"iss": "https://token.actions.githubusercontent.com", "jti": "t1",
 	"sub": "repo:acme/app:ref:refs/heads/main", "repository": "acme/app", "repository_id": "1339936803",
 	"repository_owner_id": "285964", "ref": "refs/heads/main", "event_name": "push", "workflow_ref": "acme/app/.github/workflows/ci.yml@refs/heads/main",
 }
 
-// fakeToken is a compact JWS whose signature nobody here checks.
+// fakeToken returns a compact JWS whose signature is not valid.
 func fakeToken(claims map[string]any, audience string) string {
 	c := map[string]any{}
 	for k, v := range claims {
@@ -220,11 +220,11 @@ func (s *stand) sign(w http.ResponseWriter, body []byte) {
 	json.NewEncoder(w).Encode(resp)
 }
 
-// startEngine starts a sidecar with this certificate, in place of an earlier.
-// It is called within set.
+// startEngine starts a sidecar with this certificate, in place of an earlier one. The
+// caller calls it within set.
 func (s *stand) startEngine(leaf clienttest.Leaf) { s.startEngineTrusting(leaf, s.ca.Roots()) }
 
-// startEngineTrusting has the sidecar verify clients by other roots.
+// startEngineTrusting starts a sidecar that verifies clients against these roots.
 func (s *stand) startEngineTrusting(leaf clienttest.Leaf, roots *x509.CertPool) {
 	s.tb.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
@@ -234,7 +234,7 @@ func (s *stand) startEngineTrusting(leaf clienttest.Leaf, roots *x509.CertPool) 
 	s.serveOn(ln, leaf, roots)
 }
 
-// serveOn has the sidecar listen there.
+// serveOn makes the sidecar listen on ln.
 func (s *stand) serveOn(ln net.Listener, leaf clienttest.Leaf, roots *x509.CertPool) {
 	s.engine = ln
 	src := clienttest.Source{Cert: s.ca.Issue(s.tb, leaf), Pool: roots}
@@ -317,11 +317,11 @@ func (s *stand) serveControl(c *tls.Conn) {
 
 // dialer is the command that tests run in a tunnel, in place of dagger.
 //
-//	dialer echo    sends a line through BUILDKIT_HOST and prints what comes back
-//	dialer retry   connects for ever, in silence, as Dagger's client does
+//	dialer echo    sends a line through BUILDKIT_HOST and prints the answer
+//	dialer retry   connects forever without output, as Dagger's client does
 //	dialer env     prints its environment
-//	dialer exit N  ends with code N
-//	dialer read F  prints a file, as whoever runs it may
+//	dialer exit N  exits with code N
+//	dialer read F  prints a file, with the permissions of its user
 func dialer(args []string) int {
 	network, address, _ := strings.Cut(os.Getenv("BUILDKIT_HOST"), "://")
 	switch args[0] {

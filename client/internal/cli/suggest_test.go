@@ -23,7 +23,7 @@ func suggested(t *testing.T, payload string) (*suggestion, error) {
 	return suggest(c, "", "default")
 }
 
-// rules reads what suggest prints, as a policy file holds it.
+// rules parses the output of suggest as a part of a policy file.
 func rules(t *testing.T, text string) []map[string]any {
 	t.Helper()
 	var doc struct {
@@ -68,7 +68,7 @@ func TestSuggest(t *testing.T) {
 		}
 		match, _ := got[0]["match"].(map[string]any)
 		for k, want := range tt.match {
-			if match[k] != want { // a string, so it stands quoted
+			if match[k] != want { // a string, so suggest has quoted it
 				t.Errorf("%s: %s is %#v, want %q", tt.name, k, match[k], want)
 			}
 		}
@@ -80,8 +80,8 @@ func TestSuggest(t *testing.T) {
 	}
 }
 
-// FuzzSuggest: whatever the claims are, what is printed is one rule that
-// matches exactly them, and nothing in them leaves its place.
+// FuzzSuggest checks that for any claims, the output is one rule that matches exactly
+// these claims, and that no claim breaks out of its value.
 func FuzzSuggest(f *testing.F) {
 	f.Add("refs/heads/main", "push")
 	f.Add("refs/heads/a\"\n  - name: evil\n    grant: {role: admin}", "push\u2028\u202e\U0001f600")
@@ -97,7 +97,7 @@ func FuzzSuggest(f *testing.F) {
 		}
 		got := rules(t, s.yaml())
 		var sent map[string]string
-		json.Unmarshal(payload, &sent) // invalid UTF-8 was replaced
+		json.Unmarshal(payload, &sent) // Marshal has replaced invalid UTF-8
 		if len(got) != 1 {
 			t.Fatalf("%d rules:\n%s", len(got), s.yaml())
 		}
@@ -111,7 +111,7 @@ func FuzzSuggest(f *testing.F) {
 	})
 }
 
-// FuzzReadClaims: any token is read or refused.
+// FuzzReadClaims checks that any token is parsed or refused.
 func FuzzReadClaims(f *testing.F) {
 	f.Add(compact(`{"iss":"a","iat":1,"aud":["a","b"]}`))
 	f.Add("..")
@@ -127,7 +127,7 @@ func FuzzReadClaims(f *testing.F) {
 	})
 }
 
-// A person's login gets a rule of type people, which names the client too.
+// A person's login gets a rule of type people, which also names the client.
 func TestSuggestPerson(t *testing.T) {
 	t.Parallel()
 	c, err := readClaims(compact(`{"iss":"https://accounts.example.com","sub":"1042","aud":"mayfly","email":"ann@example.com"}`))

@@ -34,7 +34,7 @@ func TestVisible(t *testing.T) {
 	}
 }
 
-// FuzzVisible: nothing that acts is left, and what is harmless is unchanged.
+// FuzzVisible checks that no active character is left, and that plain text is unchanged.
 func FuzzVisible(f *testing.F) {
 	f.Add("a\x1b[31m\r\n\u202e##[x]::y")
 	f.Add("acme/app")
@@ -122,8 +122,8 @@ func TestTableFits(t *testing.T) {
 	}
 }
 
-// TestListsFitATerminal: the widest lists that there are, with nothing of a
-// state, a time or a run cut off, nor of what a sentence says.
+// TestListsFitATerminal checks that in the widest lists no state, time, run or
+// sentence is cut.
 func TestListsFitATerminal(t *testing.T) {
 	t.Parallel()
 	long, serial := "acme/"+strings.Repeat("long-name-", 6), strings.Repeat("5f", 16)

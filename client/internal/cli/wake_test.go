@@ -35,8 +35,8 @@ func TestWake(t *testing.T) {
 	s.run("wake").check(t, 5, "certificate revoked, serial ")
 }
 
-// An engine that is asleep is waited for before the command runs, which may have
-// less patience than its machine needs; --no-wait runs the command at once.
+// exec waits for a sleeping engine before it runs the command, which may give up
+// earlier than the machine needs. --no-wait runs the command at once.
 func TestExecWakes(t *testing.T) {
 	t.Parallel()
 	s := newStand(t)
@@ -59,7 +59,7 @@ func TestExecWakes(t *testing.T) {
 		t.Errorf("folders were left: %v", left)
 	}
 
-	// A signal ends the wait, and what it leaves is nothing.
+	// A signal ends the wait, and no folder is left.
 	waiting, said := s.start("waking engine default", "exec", "--", "true")
 	waiting.Process.Signal(syscall.SIGINT)
 	waiting.Wait()
@@ -67,7 +67,7 @@ func TestExecWakes(t *testing.T) {
 		t.Errorf("interrupted: code %d, folders %v\n%s", code, s.folders(), said)
 	}
 
-	// It wakes while it is waited for.
+	// The engine wakes during the wait.
 	s.set(func() { s.endpoint = "tcp://" + address })
 	cmd, out := s.start("waking engine default", "exec", "--", "dialer", "echo")
 	s.set(func() { s.startEngineAt(address) })
@@ -76,7 +76,7 @@ func TestExecWakes(t *testing.T) {
 	}
 }
 
-// startEngineAt starts the engine where it was before.
+// startEngineAt starts the engine at its former address.
 func (s *stand) startEngineAt(address string) {
 	s.tb.Helper()
 	ln, err := net.Listen("tcp", address)
@@ -86,8 +86,8 @@ func (s *stand) startEngineAt(address string) {
 	s.serveOn(ln, clienttest.Leaf{ID: "/engine/default/fly/1/m", DNS: []string{standServer}, Usage: x509.ExtKeyUsageServerAuth}, s.ca.Roots())
 }
 
-// With --wake, proxy and cert say nothing of a tunnel or of files before the
-// engine is awake.
+// With --wake, proxy and cert print nothing about a tunnel or files before the engine
+// is awake.
 func TestProxyAndCertWake(t *testing.T) {
 	t.Parallel()
 	s := newStand(t)

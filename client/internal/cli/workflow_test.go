@@ -14,12 +14,12 @@ import (
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
-// command is text that GitHub's runner obeys where it stands in a line, and
-// where it begins one.
+// command is text that GitHub's runner obeys, both within a line and at its
+// beginning.
 const command = "::set-env name=PATH::/tmp\n##[add-path]/tmp ::stop-commands::x"
 
-// TestNoWorkflowCommand runs every command of a job against an issuer, a token
-// endpoint and folders that would have the runner obey them.
+// TestNoWorkflowCommand runs every command of a job with an issuer, a token endpoint
+// and folders whose texts contain workflow commands.
 func TestNoWorkflowCommand(t *testing.T) {
 	t.Parallel()
 	s := newStand(t)
@@ -69,7 +69,7 @@ func TestNoWorkflowCommand(t *testing.T) {
 		}
 	}
 
-	// What is refused, and by whom.
+	// Refusals, by mayfly itself and by the issuer.
 	run(1, "x23#[group]", "exec", "--", "##[group]x")
 	run(2, "x23#[group]", "proxy", "--##[group]x")
 	run(2, "x23#[group]", "proxy", "--listen", "##[group]x")
@@ -90,8 +90,8 @@ func TestNoWorkflowCommand(t *testing.T) {
 	run(1, "id token from", "exec", "--", "true")
 }
 
-// TestOneFilePrints: what mayfly prints goes through terminal.go, where workflow
-// commands are written out. exec's command has the streams themselves.
+// TestOneFilePrints checks that all output of mayfly goes through terminal.go, which
+// escapes workflow commands. Only exec's command gets the streams themselves.
 func TestOneFilePrints(t *testing.T) {
 	t.Parallel()
 	files, err := filepath.Glob("*.go")
