@@ -1,5 +1,5 @@
-// Where the mayfly program comes from: a release whose SHA-256 stands in
-// checksums.json beside this file, PATH, or this action's own checkout.
+// Finds the mayfly program: in a release whose SHA-256 is in checksums.json in this
+// folder, in PATH, or in this action's own checkout.
 'use strict';
 
 const crypto = require('node:crypto');
@@ -9,7 +9,7 @@ const { spawnSync } = require('node:child_process');
 const runner = require('./runner');
 const { download, MAX_BYTES } = require('./download');
 
-// RELEASE is what a release is called, and its tag.
+// RELEASE matches the name of a release, which is also its tag.
 const RELEASE = /^v\d+\.\d+\.\d+(-[0-9A-Za-z.-]+)?$/;
 
 const ARCH = { x64: 'amd64', arm64: 'arm64' };
@@ -17,13 +17,13 @@ const OS = ['linux', 'darwin'];
 
 const asset = (version, os, arch) => `mayfly_${version}_${os}_${arch}`;
 
-// ASSETS is what a release carries for this action: the bare programs.
+// ASSETS returns the files of a release for this action: the bare programs.
 const ASSETS = (version) => OS.flatMap((os) => Object.values(ARCH).map((arch) => asset(version, os, arch)));
 
-// find returns a mayfly program: its file, where it came from, and whether it is
-// in PATH already. Any other is put into folder. An empty version tries the release that this action pins, PATH, and the source,
-// in that order; a release that is pinned and cannot be had is an error, since
-// what stands in PATH instead is nobody's choice.
+// find returns a mayfly program: its file, its origin, and whether it is already in
+// PATH. A program that is not in PATH is put into folder. An empty version tries the
+// release that this action pins, then PATH, then the source. If a pinned release cannot
+// be downloaded, that is an error, because the job has not chosen the program in PATH.
 async function find(version, folder) {
   const pinned = JSON.parse(fs.readFileSync(path.join(__dirname, 'checksums.json'), 'utf8'));
   if (version === 'path') return fromPath() || missing('the input version is "path", and PATH has no mayfly');
@@ -62,7 +62,7 @@ function fromSource(folder) {
   return { file, from: 'the action\'s own source' };
 }
 
-// checkSystem refuses a system that has no mayfly, wherever it would come from.
+// checkSystem refuses a system for which there is no mayfly.
 function checkSystem() {
   if (!OS.includes(process.platform)) throw new Error(`mayfly has no program for ${process.platform}: build jobs on Linux or macOS`);
 }
@@ -81,7 +81,7 @@ async function fromRelease(version, pinned, folder) {
   const kept = readCached(cached, name, want);
   const bytes = kept || await fetched(`${pinned.base}/${version}/${name}`, name, want);
   if (!kept) keep(cached, bytes);
-  // What runs is this job's own copy of the bytes that were hashed.
+  // Run this job's own copy of the hashed bytes.
   const file = path.join(folder, 'mayfly');
   fs.writeFileSync(file, bytes, { mode: 0o700, flag: 'wx' });
   return { file, from: `release ${version}${kept ? ', from the tool cache' : ''}, SHA-256 ${want}` };
@@ -96,15 +96,15 @@ async function fetched(url, name, want) {
   return bytes;
 }
 
-// cachePath is where actions/tool-cache would keep it; empty where the runner
-// has no such folder.
+// cachePath returns the path that actions/tool-cache would use, or '' if the runner has
+// no such folder.
 function cachePath(version) {
   const base = process.env.RUNNER_TOOL_CACHE;
   return base ? path.join(base, 'mayfly', version.slice(1), process.arch, 'mayfly') : '';
 }
 
-// readCached returns the cached bytes if they are the pinned ones: on a
-// self-hosted runner any job may have written there.
+// readCached returns the cached bytes if their hash is the pinned one: on a self-hosted
+// runner, any job may have written the file.
 function readCached(file, name, want) {
   try {
     if (file === '' || fs.statSync(file).size > MAX_BYTES) return null;
@@ -117,7 +117,7 @@ function readCached(file, name, want) {
   return null;
 }
 
-// keep is a courtesy to the next job; this one has its program.
+// keep stores the program for later jobs. A failure does not affect this job.
 function keep(file, bytes) {
   if (file === '') return;
   const partial = `${file}.${process.pid}`;

@@ -1,16 +1,16 @@
-// Fetches one file over HTTPS, as GitHub serves releases: a redirect to another
-// host, with a signed query that is nobody's to see.
+// Downloads one file over HTTPS from a GitHub release. GitHub redirects to another
+// host with a signed query, which must not be shown.
 'use strict';
 
-// MAX_BYTES bounds a program; the client is held below 12 MB.
+// MAX_BYTES bounds a program. A test keeps the client below 12 MB.
 const MAX_BYTES = 64 << 20;
 
 const ATTEMPTS = 3;
 const ATTEMPT_MS = 60_000;
 const REDIRECTS = 5;
 
-// download returns the bytes at url. It tries again where that may help: no
-// answer, a broken one, 408, 429, 5xx.
+// download returns the bytes at url. It retries if that may help: after no answer, a
+// broken answer, 408, 429 or 5xx.
 async function download(url) {
   for (let attempt = 1; ; attempt += 1) {
     try {
@@ -25,7 +25,7 @@ async function download(url) {
   }
 }
 
-// why names the cause, which fetch hides one or two levels down.
+// why returns the cause, which fetch nests one or two levels deep.
 function why(err) {
   if (err.name === 'TimeoutError') return `not complete within ${ATTEMPT_MS / 1000} s`;
   for (let e = err; e; e = e.cause) if (e.cause === undefined) return e.message || e.code || String(e);
@@ -50,8 +50,8 @@ async function once(url, signal) {
   throw final(`more than ${REDIRECTS} redirects`);
 }
 
-// secure admits https; and http on loopback, as a mirror or a test has it, to
-// what began there.
+// secure accepts https. It accepts http on loopback, for a mirror or a test, only if the
+// first URL was http too.
 function secure(url, plain) {
   if (url.protocol === 'https:') return;
   if (plain && url.protocol === 'http:' && ['127.0.0.1', '[::1]', 'localhost'].includes(url.hostname)) return;

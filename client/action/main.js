@@ -1,5 +1,5 @@
-// The action's main step: checks the inputs, finds the program, starts the
-// tunnel, waits for its first line and hands its address on.
+// The action's main step: checks the inputs, finds the program, starts the tunnel,
+// waits for its first line and sets the outputs and variables.
 'use strict';
 
 const fs = require('node:fs');
@@ -10,9 +10,9 @@ const runner = require('./runner');
 const binary = require('./binary');
 
 const MODES = ['proxy', 'files', 'none'];
-// The issuer may have to wake, and GitHub's token endpoint is retried for 90 s.
+// The issuer may be asleep, and requests to GitHub's token endpoint are retried for 90 s.
 const START_MS = 180_000;
-// What mayfly proxy --wake and mayfly cert --wake wait for the engine at most.
+// How long mayfly proxy --wake and mayfly cert --wake wait for the engine at most.
 const WAKE_MS = 180_000;
 
 // The inputs that mayfly reads from its environment.
@@ -33,7 +33,7 @@ async function main() {
   fs.mkdirSync(bin, { mode: 0o700 });
   const program = await binary.find(runner.input('version'), bin);
   runner.info(`mayfly from ${program.from}`);
-  // Before the tunnel: a step that runs after a failure can ask mayfly doctor.
+  // Install before the tunnel starts, so that a step after a failure can run mayfly doctor.
   if (exportEnv) install(program, bin, variables);
   if (mode === 'none') return;
   checkToken();
@@ -50,13 +50,13 @@ function given(mode) {
   return values;
 }
 
-// install lets later steps run mayfly as the hints say: without any flag.
+// install lets later steps run mayfly without flags, as its hints show.
 function install(program, bin, variables) {
   if (!program.inPath) runner.addPath(bin);
   for (const [name, value] of Object.entries(variables)) runner.exportVariable(name, value);
 }
 
-// checkToken tells early what GitHub says only by leaving variables out.
+// checkToken reports a missing permission early. GitHub only leaves the variables out.
 function checkToken() {
   if (process.env.ACTIONS_ID_TOKEN_REQUEST_URL && process.env.ACTIONS_ID_TOKEN_REQUEST_TOKEN) {
     runner.mask(process.env.ACTIONS_ID_TOKEN_REQUEST_TOKEN);
@@ -66,13 +66,13 @@ function checkToken() {
     '(A pull request from a fork, or by Dependabot, gets none whatever the workflow says.)');
 }
 
-// A socket's path holds 107 bytes, and 103 on macOS. mayfly binds it under this
-// name in its folder, and then moves it there.
+// A socket's path has at most 107 bytes, and 103 on macOS. mayfly binds the socket under
+// this name in its folder, and then moves it.
 const MAX_SOCKET_PATH = 103;
 const BOUND_NAME = '.m0123456789/s';
 
-// holdsSockets reports whether others leave alone what we make in dir, and a
-// socket there has a path that is short and that every tool reads as written.
+// holdsSockets reports whether other users cannot change files that this step makes in
+// dir, and the path of a socket there is short and needs no escaping.
 function holdsSockets(dir) {
   if (!/^\/[A-Za-z0-9/._-]*$/.test(dir) || path.join(dir, 'mayfly-123456', BOUND_NAME).length > MAX_SOCKET_PATH) return false;
   const info = fs.statSync(dir, { throwIfNoEntry: false });
@@ -80,8 +80,8 @@ function holdsSockets(dir) {
     ((info.mode & 0o022) === 0 || (info.mode & 0o1000) !== 0);
 }
 
-// temporaryFolder makes a folder for this step, 0700: whoever may open the
-// socket in it may use the engine.
+// temporaryFolder makes a 0700 folder for this step, because any user who can open the
+// socket in it can use the engine.
 function temporaryFolder() {
   const { RUNNER_TEMP: temp } = process.env;
   if (!temp) throw new Error('RUNNER_TEMP is not set: this action runs in GitHub Actions (or nektos/act)');
@@ -108,8 +108,8 @@ function commandLine(mode, wake, folder) {
   return args;
 }
 
-// start runs the program in the background, prints what it says, and waits for
-// its first JSON line.
+// start runs the program in the background, prints its log, and waits for its first
+// JSON line.
 async function start(program, mode, wake, variables, folder) {
   const out = path.join(folder, 'stdout.json');
   const log = path.join(folder, 'mayfly.log');
@@ -139,8 +139,8 @@ async function start(program, mode, wake, variables, folder) {
   return line;
 }
 
-// printer returns a function that prints the whole lines which were written to
-// file since its last call, and with all what is left too.
+// printer returns a function that prints the whole lines written to file since its last
+// call. With all set, it also prints the rest.
 function printer(file) {
   let printed = 0;
   return (all = false) => {

@@ -1,10 +1,10 @@
-// Writes checksums.json from a folder of release binaries, so that this action
-// runs no other bytes under that version's name; --check compares in its place.
+// Writes checksums.json from a folder of release binaries, so that this action runs no
+// other bytes under that version. --check compares and writes nothing.
 //
 //	node client/action/pin.js v1.2.3 dist
 //	node client/action/pin.js --check v1.2.3 dist
 //
-// README.md beside this file says how a release is made.
+// README.md in this folder describes how to make a release.
 'use strict';
 
 const crypto = require('node:crypto');
@@ -12,7 +12,7 @@ const fs = require('node:fs');
 const path = require('node:path');
 const { ASSETS, MAX_BYTES, RELEASE } = require('./binary');
 
-// digests hashes the binary of every platform: a release lacks none.
+// digests hashes the binaries of all platforms. It fails if one is missing.
 function digests(version, folder) {
   const sums = {};
   for (const name of ASSETS(version)) {

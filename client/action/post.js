@@ -1,5 +1,5 @@
-// The action's post step: stops the tunnel and reports what went through it.
-// It never fails a job that has done its work: what is wrong is a warning.
+// The action's post step: stops the tunnel and reports its traffic. It never fails a job
+// that has finished: a fault is a warning.
 'use strict';
 
 const fs = require('node:fs');
@@ -19,9 +19,9 @@ async function post() {
   fs.rmSync(folder, { recursive: true, force: true });
 }
 
-// ours reports whether the process is still the one that main started: its number
-// may be another's by now. Its command line names the folder of this step. BusyBox
-// has a ps that shows no single process, so /proc is asked where there is one.
+// ours reports whether the process is still the one that main started, because another
+// process may have its number now. The command line contains the folder of this step. The
+// ps of BusyBox cannot show a single process, so ours reads /proc where it exists.
 function ours(pid, folder) {
   if (!fs.existsSync('/proc/self/cmdline')) {
     return (spawnSync('ps', ['-ww', '-o', 'args=', '-p', String(pid)], { encoding: 'utf8' }).stdout || '').includes(folder);
@@ -33,7 +33,7 @@ function ours(pid, folder) {
   }
 }
 
-// stop ends the program and tells whether it was still there to be ended.
+// stop ends the program and reports whether it was still running.
 async function stop(pid) {
   if (!signal(pid, 'SIGTERM')) return false;
   for (const end = Date.now() + STOP_MS; Date.now() < end;) {
@@ -88,7 +88,7 @@ function report(started, counted) {
   runner.summary(['### mayfly', '', '| | |', '|---|---|', ...told.map(([name, value]) => `| ${name} | ${runner.cell(value)} |`), ''].join('\n'));
 }
 
-// size writes a count of bytes for people.
+// size formats a count of bytes for people.
 function size(n) {
   if (!(n >= 1000)) return n === undefined ? undefined : `${n} B`;
   const units = ['kB', 'MB', 'GB', 'TB'];

@@ -1,5 +1,5 @@
-// What a JavaScript action needs of the runner, and no more: inputs, outputs,
-// environment, state, masks, the step summary. Files and formats:
+// The runner's interface for this action: inputs, outputs, environment, state, masks,
+// the step summary. Files and formats:
 // https://docs.github.com/actions/reference/workflows-and-actions/workflow-commands
 'use strict';
 
@@ -12,7 +12,7 @@ function input(name, fallback = '') {
   return value === undefined || value.trim() === '' ? fallback : value.trim();
 }
 
-// boolean accepts what YAML 1.2's core schema calls booleans.
+// boolean accepts the booleans of YAML 1.2's core schema.
 function boolean(name, fallback) {
   const value = input(name, fallback ? 'true' : 'false');
   if (['true', 'True', 'TRUE'].includes(value)) return true;
@@ -20,8 +20,8 @@ function boolean(name, fallback) {
   throw new Error(`input ${name}: "${value}" is neither true nor false`);
 }
 
-// append writes NAME=VALUE to one of the runner's files with a random delimiter,
-// so that no value can end its own entry.
+// append writes NAME=VALUE to one of the runner's files. The delimiter is random, so that
+// no value can end its own entry.
 function append(file, name, value) {
   const path = process.env[file];
   if (!path) throw new Error(`${file} is not set: this action runs in GitHub Actions (or nektos/act)`);
@@ -40,7 +40,7 @@ function addPath(dir) {
   fs.appendFileSync(path, `${dir}\n`);
 }
 
-// mask hides every line of a secret in the log.
+// mask hides each line of a secret in the log.
 function mask(secret) {
   for (const line of secret.split('\n')) if (line !== '') console.log(`::add-mask::${escape(line)}`);
 }
@@ -50,9 +50,9 @@ const info = (text) => console.log(plain(text));
 const warning = (text) => console.log(`::warning title=mayfly::${escape(plain(text))}`);
 const error = (text) => console.log(`::error title=mayfly::${escape(plain(text))}`);
 
-// plain takes away what a terminal or the runner would act on: control
-// characters, and workflow commands: ##[command] anywhere, and ::command after
-// nothing but space. All that the action prints goes through it.
+// plain removes text that a terminal or the runner would interpret: control characters,
+// and workflow commands (##[command] anywhere, and ::command after nothing but white
+// space). All output of the action passes through it.
 function plain(text) {
   return String(text)
     // eslint-disable-next-line no-control-regex
@@ -61,13 +61,13 @@ function plain(text) {
     .replace(/##\[/g, '# #[');
 }
 
-// cell makes any text safe inside a Markdown table of the step summary.
+// cell escapes a text for a Markdown table of the step summary.
 function cell(text) {
   return plain(text).replace(/&/g, '&amp;').replace(/</g, '&lt;').replace(/>/g, '&gt;')
     .replace(/([\\`*_{}[\]()#+!|~])/g, '\\$1').replace(/\n/g, ' ');
 }
 
-// summary appends Markdown to the step's summary, where the runner has one.
+// summary appends Markdown to the step's summary, if the runner has one.
 function summary(markdown) {
   const path = process.env.GITHUB_STEP_SUMMARY;
   if (path) fs.appendFileSync(path, `${markdown}\n`);

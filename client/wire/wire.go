@@ -186,7 +186,7 @@ type RevokeRequest struct {
 	DryRun bool `json:"dry_run,omitempty"`
 }
 
-// BlockNone, as RevokeRequest.Block, revokes and blocks nothing.
+// BlockNone, as RevokeRequest.Block, revokes without a block.
 const BlockNone = "none"
 
 // RevokeResponse is the body of a 200 to POST /v1/revocations.

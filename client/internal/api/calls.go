@@ -114,7 +114,7 @@ func (c *Client) Certificate(ctx context.Context, serial string) (*Answer[wire.C
 	return call[wire.CertificateDetail](ctx, c, http.MethodGet, wire.PathCertificates+"/"+url.PathEscape(serial), nil, nil)
 }
 
-// Revoke revokes. It returns once a committed CRL contains the revoked serials.
+// Revoke revokes certificates. It returns once a committed CRL lists them.
 func (c *Client) Revoke(ctx context.Context, r wire.RevokeRequest) (*Answer[wire.RevokeResponse], error) {
 	return call[wire.RevokeResponse](ctx, c, http.MethodPost, wire.PathRevocations, nil, r)
 }

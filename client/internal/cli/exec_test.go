@@ -244,8 +244,8 @@ func TestExecKillsWhatDoesNotEnd(t *testing.T) {
 	}
 }
 
-// TestExecBlames checks that the reason of a refusal is printed if the command ends by
-// itself.
+// TestExecBlames checks that mayfly prints the reason of a refusal even if the command
+// ends by itself.
 func TestExecBlames(t *testing.T) {
 	t.Parallel()
 	s := newStand(t)

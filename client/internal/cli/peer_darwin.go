@@ -21,5 +21,5 @@ func peerUID(c *net.UnixConn) (uid int, known bool) {
 	return uid, true
 }
 
-// loopbackUID knows no user on this system.
+// loopbackUID returns known false: this system does not report the user.
 func loopbackUID(*net.TCPConn) (uid int, known bool) { return 0, false }
