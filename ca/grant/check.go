@@ -23,15 +23,14 @@ import (
 	"github.com/mayfly-ca/mayfly/ca/identity"
 )
 
-// MaxAge is how long ago NotBefore may lie when a leaf is signed: Backdate and
-// the time that its record may take.
+// MaxAge bounds how far NotBefore may lie in the past when a leaf is signed. It is
+// Backdate plus the time that recording may take.
 const MaxAge = 90 * time.Second
 
-// SerialBytes is the length of a leaf's serial number, whose first byte is not
-// zero.
+// SerialBytes is the length of a leaf's serial number. The first byte is not zero.
 const SerialBytes = 16
 
-// Bounds are the limits of the authority that signs.
+// Bounds are the limits of the authority that signs a leaf.
 type Bounds struct {
 	Now time.Time
 	// Earliest is the first NotBefore that may be signed.
@@ -43,8 +42,8 @@ type Bounds struct {
 	CRL string
 }
 
-// Check reports whether leaf is what g permits within b, and nothing besides. It
-// does not look at the leaf's signature, since it is asked before signing.
+// Check reports whether leaf is exactly what g permits within b. It does not look
+// at the leaf's signature, since it runs before signing.
 func Check(leaf *x509.Certificate, g Grant, b Bounds) error {
 	if g.IsZero() {
 		return errors.New("check leaf: zero grant")
@@ -61,9 +60,9 @@ func Check(leaf *x509.Certificate, g Grant, b Bounds) error {
 	return nil
 }
 
-// CheckSubject reports whether leaf, of trust domain td, names the SPIFFE ID,
-// carries the grant and is of the run that its record tells of, s: what
-// revocations and blocks go by. A leaf does not name its actor.
+// CheckSubject reports whether leaf, of trust domain td, has this SPIFFE ID, rule,
+// run and engines, and the labels s. Revocations and blocks select by these values.
+// A leaf does not name its actor.
 func CheckSubject(leaf *x509.Certificate, td spiffeid.TrustDomain, id, rule, run string, engines []string, s Labels) error {
 	got, err := identity.FromCertificate(leaf, td)
 	if err != nil {
@@ -101,8 +100,8 @@ func checkTimes(leaf *x509.Certificate, ttl time.Duration, b Bounds) error {
 	return nil
 }
 
-// NotAfter is the end of a leaf: ttl after the moment of issuing, which lies
-// Backdate after notBefore, but never past its issuer's.
+// NotAfter returns the end of a leaf: Backdate + ttl after notBefore, but never
+// later than issuer's NotAfter.
 func NotAfter(notBefore time.Time, ttl time.Duration, issuer *x509.Certificate) time.Time {
 	end := notBefore.Add(Backdate + ttl)
 	if end.After(issuer.NotAfter) {
@@ -111,7 +110,7 @@ func NotAfter(notBefore time.Time, ttl time.Duration, issuer *x509.Certificate) 
 	return end
 }
 
-// checkForm holds leaf to what every leaf of profile p has.
+// checkForm checks what every leaf of profile p must have.
 func checkForm(leaf *x509.Certificate, p Profile, b Bounds) error {
 	eku, err := p.ExtKeyUsage()
 	if err != nil {
@@ -129,10 +128,10 @@ func checkForm(leaf *x509.Certificate, p Profile, b Bounds) error {
 	return nil
 }
 
-// CheckEndEntity holds leaf to what every certificate has that the intermediate
-// issuer signs, its issuer's own included: a full serial number, a good key, one
-// extended key usage, no CA flag, no name or extension of an unknown kind, and
-// an end before issuer's.
+// CheckEndEntity checks what every certificate signed by an intermediate must have,
+// the issuer's own listener certificate included: a full serial number, a good key,
+// one extended key usage, no CA flag, no unknown name or extension, and times
+// within issuer's.
 func CheckEndEntity(leaf, issuer *x509.Certificate, eku x509.ExtKeyUsage) error {
 	switch {
 	case leaf.Version != 3:
@@ -167,9 +166,9 @@ func CheckEndEntity(leaf, issuer *x509.Certificate, eku x509.ExtKeyUsage) error 
 	return CheckKey(leaf.PublicKey)
 }
 
-// CheckNames reports whether the subject alternative names of cert are dns, ips
-// and uri, in this order, byte for byte: names of other kinds, which cert's fields
-// do not show, are refused too. An empty uri stands for none. The extension is
+// CheckNames reports whether the subject alternative names of cert are dns, ips and
+// uri, in this order, byte for byte. It also refuses names of other kinds, which
+// cert's fields do not show. An empty uri means no URI name. The extension is
 // critical if the subject is empty (RFC 5280 4.2.1.6).
 func CheckNames(cert *x509.Certificate, dns []string, ips []net.IP, uri string) error {
 	const dnsName, uriName, ipName = 2, 6, 7 // tags of GeneralName (RFC 5280 4.2.1.6)
@@ -246,7 +245,7 @@ func CheckKey(pub any) error {
 	return nil
 }
 
-// maxRSABits bounds what a stranger's key costs to verify with.
+// maxRSABits bounds the cost of verifying with a requester's key.
 const (
 	minRSABits = 2048
 	maxRSABits = 8192
@@ -257,9 +256,9 @@ var (
 	oidSubjectAltName = asn1.ObjectIdentifier{2, 5, 29, 17}
 )
 
-// knownExtension reports whether a leaf may carry an extension: key usage, names,
-// basic constraints, CRL distribution points, the two key ids, extended key
-// usage, Fulcio's and the grant.
+// knownExtension reports whether a leaf may carry the extension oid: key usage,
+// names, basic constraints, CRL distribution points, the two key ids, extended key
+// usage, Fulcio's extensions and the grant.
 func knownExtension(oid asn1.ObjectIdentifier) bool {
 	if len(oid) == 4 && oid[0] == 2 && oid[1] == 5 && oid[2] == 29 {
 		switch oid[3] {

@@ -1,9 +1,9 @@
-// Package issuance says what may be in a certificate: the Grant that policy
-// makes and the authority consumes, the two profiles with their caps, and the
-// check of a finished leaf against its grant.
+// Package grant defines the permission to issue one certificate: the Grant that
+// policy makes and the authority consumes, the two profiles with their caps, and
+// the check of a finished leaf against its grant.
 //
-// It is pure: no I/O, no clock of its own, no smallstep. It imports
-// ca/identity and the standard library.
+// It is pure: no I/O, no clock of its own, no smallstep. It imports ca/identity and
+// the standard library.
 package grant
 
 import (
@@ -31,8 +31,8 @@ const (
 // Backdate is how far NotBefore lies before the moment of issuing.
 const Backdate = 60 * time.Second
 
-// MaxTTL caps a profile's lifetime, whatever policy says; 0 for an unknown
-// profile. NotAfter is NotBefore + Backdate + TTL.
+// MaxTTL returns the longest lifetime of the profile, whatever policy allows. It is
+// 0 for an unknown profile. NotAfter is NotBefore + Backdate + TTL.
 func (p Profile) MaxTTL() time.Duration {
 	switch p {
 	case Client:
@@ -43,7 +43,7 @@ func (p Profile) MaxTTL() time.Duration {
 	return 0
 }
 
-// ExtKeyUsage is the one extended key usage of the profile.
+// ExtKeyUsage returns the one extended key usage of the profile.
 func (p Profile) ExtKeyUsage() (x509.ExtKeyUsage, error) {
 	switch p {
 	case Client:
@@ -54,18 +54,19 @@ func (p Profile) ExtKeyUsage() (x509.ExtKeyUsage, error) {
 	return 0, fmt.Errorf("unknown profile %q", string(p))
 }
 
-// Token names the token that bought a grant.
+// Token identifies the ID token that a grant was made from.
 type Token struct {
 	Issuer string // iss, exactly
 	ID     string // jti; empty only when SingleUse is false
-	// SingleUse tokens buy one certificate; a second use is a replay.
+	// SingleUse means that the token gives one certificate. A second use is a
+	// replay.
 	SingleUse bool
 	IssuedAt  time.Time // iat
 	ExpiresAt time.Time // exp
 }
 
-// Labels is what lists, revocations and blocks select by. Fields are empty
-// where the provider has no such claim.
+// Labels are the values that lists, revocations and blocks select by. A field is
+// empty if the provider has no such claim.
 type Labels struct {
 	Repository   string // owner/name, for people
 	RepositoryID string
@@ -73,7 +74,7 @@ type Labels struct {
 	Actor        string
 }
 
-// Params is what a Grant carries.
+// Params are the contents of a Grant.
 type Params struct {
 	Profile  Profile
 	TTL      time.Duration
@@ -88,19 +89,19 @@ type Params struct {
 	Claims json.RawMessage
 }
 
-// Embed writes what p says of the subject into the template of a leaf: see
-// identity.Embed, and the DNS names.
+// Embed writes the identity of p, as identity.Embed does, and its DNS names into
+// the template of a leaf.
 func (p Params) Embed(t *x509.Certificate) error {
 	t.DNSNames = slices.Clone(p.DNSNames)
 	return identity.Embed(p.Identity, t)
 }
 
-// Grant is permission to issue one certificate. It is immutable and made by
-// NewGrant alone; the zero Grant is refused everywhere.
+// Grant is permission to issue one certificate. It is immutable and made only by
+// New. Every function refuses the zero Grant.
 type Grant struct{ p *Params }
 
-// New checks p for completeness and the profile's caps and returns a
-// Grant that shares no memory with p.
+// New checks that p is complete and within the profile's caps. It returns a Grant
+// that shares no memory with p.
 func New(p Params) (Grant, error) {
 	maxTTL := p.Profile.MaxTTL()
 	switch {
@@ -128,8 +129,8 @@ func New(p Params) (Grant, error) {
 	return Grant{p: &c}, nil
 }
 
-// checkNames holds the identity to its form, engines' SPIFFE IDs to profile
-// server, and DNS names to plain host names.
+// checkNames checks the form of the identity. Only profile server may have an
+// engine's SPIFFE ID and DNS names, which must be plain host names.
 func checkNames(p Params) error {
 	if err := p.Identity.Validate(); err != nil {
 		return err
@@ -171,10 +172,11 @@ func ValidHostName(s string) bool {
 	return true
 }
 
-// IsZero reports whether g was made by NewGrant.
+// IsZero reports whether g is the zero Grant, which New did not make.
 func (g Grant) IsZero() bool { return g.p == nil }
 
-// Params returns a copy of what g carries; the zero Params for the zero Grant.
+// Params returns a copy of what g carries. For the zero Grant it returns the zero
+// Params.
 func (g Grant) Params() Params {
 	if g.p == nil {
 		return Params{}

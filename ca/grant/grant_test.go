@@ -41,7 +41,7 @@ func server() grant.Params {
 	return p
 }
 
-// Attack 37: the caps are in code, whatever policy says.
+// Attack 37: the caps are in code, whatever policy allows.
 func TestNewGrantRefuses(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
@@ -88,7 +88,8 @@ func TestNewGrantRefuses(t *testing.T) {
 	}
 }
 
-// A grant shares no memory with what it was made of, nor with what it gives.
+// A Grant shares no memory with the Params given to New, nor with those that Params
+// returns.
 func TestGrantIsImmutable(t *testing.T) {
 	t.Parallel()
 	p := server()
@@ -109,8 +110,7 @@ func TestGrantIsImmutable(t *testing.T) {
 	}
 }
 
-// A record that tells of another identity or grant than its leaf carries is
-// found out.
+// CheckSubject finds a record whose identity or grant differs from its leaf's.
 func TestCheckSubject(t *testing.T) {
 	t.Parallel()
 	p := client()
@@ -180,8 +180,8 @@ func TestCheckKey(t *testing.T) {
 	}
 }
 
-// Whatever HostName takes is a name that Go's verifier, which is handed it as a
-// DNS name, does not take for an address or a pattern.
+// A name that ValidHostName accepts is given to Go's verifier as a DNS name. The
+// verifier must not read it as an address or a pattern.
 func FuzzHostName(f *testing.F) {
 	for _, s := range []string{"example-engine.fly.dev", "localhost", "*.fly.dev", "10.0.0.1", "::1", "a..b", "-a.example", "a_b.example", "fly.dev."} {
 		f.Add(s)

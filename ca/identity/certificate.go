@@ -16,9 +16,9 @@ import (
 // oidFulcio is the arc under which Fulcio numbers its extensions.
 var oidFulcio = asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 57264, 1}
 
-// Embed writes c into tmpl: the only URI name, the common name and the
-// extensions. It refuses what FromCertificate would not read back equal, and a
-// template that names anyone already.
+// Embed writes c into tmpl: the only URI name, the common name and the extensions.
+// It refuses an identity that FromCertificate would not read back equal, and a
+// template that already has a name.
 func Embed(c Identity, tmpl *x509.Certificate) error {
 	if err := c.Validate(); err != nil {
 		return fmt.Errorf("embed identity: %w", err)
@@ -49,10 +49,10 @@ func Embed(c Identity, tmpl *x509.Certificate) error {
 }
 
 // FromCertificate reads the identity of a leaf of trust domain td. It does not
-// verify the chain. It refuses a CA certificate, another trust domain (the name
-// constraint of the intermediate would admit subdomains of it), other than one
-// URI name, e-mail and IP names, and a grant extension that is missing, twice
-// there, critical or malformed.
+// verify the chain. It refuses a CA certificate, another trust domain (the
+// intermediate's name constraint would allow its subdomains), more or less than one
+// URI name, and e-mail and IP names. It also refuses a grant extension that is
+// missing, repeated, critical or malformed.
 func FromCertificate(cert *x509.Certificate, td spiffeid.TrustDomain) (Identity, error) {
 	c, err := fromCertificate(cert, td)
 	if err != nil {
@@ -91,7 +91,7 @@ func fromCertificate(cert *x509.Certificate, td spiffeid.TrustDomain) (Identity,
 	return c, nil
 }
 
-// readExtensions fills c from exts, passing over those of others.
+// readExtensions fills c from exts and skips extensions that are not ours.
 func (c *Identity) readExtensions(exts []pkix.Extension) error {
 	fields := c.Workflow.fields()
 	seen := make([]bool, len(fields))
@@ -130,7 +130,7 @@ func (c *Identity) readExtensions(exts []pkix.Extension) error {
 	return nil
 }
 
-// workflowField ties the last arc of a Fulcio OID to a field of a Workflow.
+// workflowField maps the last arc of a Fulcio OID to a field of a Workflow.
 type workflowField struct {
 	arc   int
 	value *string
@@ -138,7 +138,7 @@ type workflowField struct {
 
 const firstArc = 8
 
-// fields lists w's fields by their arcs, 8 to 24 without a gap.
+// fields returns w's fields in the order of their arcs, 8 to 24 without a gap.
 func (w *Workflow) fields() [17]workflowField {
 	return [17]workflowField{
 		{8, &w.Issuer},
@@ -168,7 +168,7 @@ func fulcioOID(arc int) asn1.ObjectIdentifier {
 	return oid
 }
 
-// fulcioField is the index in fields of the field with this OID.
+// fulcioField returns the index in fields of the field with this OID.
 func fulcioField(oid asn1.ObjectIdentifier) (int, bool) {
 	n := len(oidFulcio)
 	if len(oid) != n+1 || !oid[:n].Equal(oidFulcio) {
@@ -247,7 +247,7 @@ func readUTF8(in *cryptobyte.String) (string, bool) {
 	return string(s), true
 }
 
-// IsWorkflowExtension reports whether oid is of an extension that a Workflow
+// IsWorkflowExtension reports whether oid belongs to an extension that a Workflow
 // holds.
 func IsWorkflowExtension(oid asn1.ObjectIdentifier) bool {
 	_, ok := fulcioField(oid)

@@ -10,8 +10,9 @@ import (
 	"golang.org/x/crypto/cryptobyte"
 )
 
-// FloorExtension is the CRL extension that carries the revocation floor: every
-// certificate issued before it, listed or not, is refused. Whole seconds.
+// FloorExtension returns the CRL extension that carries the revocation floor, in
+// whole seconds. Verifiers refuse every certificate issued before the floor, listed
+// or not.
 func FloorExtension(floor time.Time) (pkix.Extension, error) {
 	var b cryptobyte.Builder
 	b.AddASN1GeneralizedTime(floor.UTC().Truncate(time.Second))
@@ -22,8 +23,8 @@ func FloorExtension(floor time.Time) (pkix.Extension, error) {
 	return pkix.Extension{Id: OIDFloor, Value: value}, nil
 }
 
-// Floor reads the revocation floor of a CRL. A list without one, or with two, is
-// none of mayfly's.
+// Floor reads the revocation floor of a CRL. It refuses a list without a floor, or
+// with two: mayfly makes no such list.
 func Floor(list *x509.RevocationList) (time.Time, error) {
 	var floor time.Time
 	found := false
@@ -48,11 +49,11 @@ func BeforeFloor(cert *x509.Certificate, floor time.Time) bool {
 	return IssuedAt(cert).Before(floor)
 }
 
-// IssuedAt is the moment of a leaf's issuing, which a floor is compared to: one
-// minute after its NotBefore.
+// IssuedAt returns when a leaf was issued: one minute after its NotBefore. A floor
+// is compared with this time.
 func IssuedAt(cert *x509.Certificate) time.Time {
 	return cert.NotBefore.Add(issuedAfterNotBefore)
 }
 
-// issuedAfterNotBefore is issuance.Backdate, which this package cannot import.
+// issuedAfterNotBefore equals grant.Backdate. This package cannot import ca/grant.
 const issuedAfterNotBefore = 60 * time.Second

@@ -11,8 +11,8 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
-// engineSegment is the first path segment of every engine's SPIFFE ID. No
-// provider may be named so.
+// engineSegment is the first path segment of every engine's SPIFFE ID. No provider
+// may have this name.
 const engineSegment = "engine"
 
 // Limits of what Embed writes and FromCertificate reads.
@@ -29,10 +29,10 @@ const (
 
 const upperHex = "0123456789ABCDEF"
 
-// EscapeSegment writes s as one path segment of a SPIFFE ID: every byte outside
-// [A-Za-z0-9.-] becomes _XX in upper-case hex, so also '_' itself, and a
-// segment of only dots is escaped whole. No two strings have one escape. Empty
-// is an error, since SPIFFE has no empty segments.
+// EscapeSegment writes s as one path segment of a SPIFFE ID. Every byte outside
+// [A-Za-z0-9.-], '_' included, becomes _XX in upper-case hex. A segment of only
+// dots is escaped whole. No two strings have the same escape. An empty s is an
+// error, since SPIFFE has no empty segments.
 func EscapeSegment(s string) (string, error) {
 	if s == "" {
 		return "", errors.New("empty path segment")
@@ -64,9 +64,9 @@ func plain(c byte) bool {
 	return c == '.' || c == '-'
 }
 
-// ClientID is spiffe://TD/<provider>/<segment>..., each segment escaped. The
-// provider's name is taken as it is; "engine" is refused, since it would name
-// engines.
+// ClientID returns spiffe://TD/<provider>/<segment>..., with each segment escaped.
+// The provider's name is not escaped. The provider "engine" is refused, since that
+// path names engines.
 func ClientID(td spiffeid.TrustDomain, provider string, segments ...string) (spiffeid.ID, error) {
 	if provider == engineSegment {
 		return spiffeid.ID{}, fmt.Errorf("no provider is named %q", engineSegment)
@@ -74,14 +74,14 @@ func ClientID(td spiffeid.TrustDomain, provider string, segments ...string) (spi
 	return makeID(td, []string{provider}, segments)
 }
 
-// EngineID is spiffe://TD/engine/<engine>/<provider>/<segment>..., each segment
-// escaped.
+// EngineID returns spiffe://TD/engine/<engine>/<provider>/<segment>..., with each
+// segment escaped.
 func EngineID(td spiffeid.TrustDomain, engine, provider string, segments ...string) (spiffeid.ID, error) {
 	return makeID(td, []string{engineSegment, engine, provider}, segments)
 }
 
-// makeID joins names, which must need no escape, and the escaped segments, of
-// which there must be one at least.
+// makeID joins names and the escaped segments. Names must need no escape, and there
+// must be at least one segment.
 func makeID(td spiffeid.TrustDomain, names, segments []string) (spiffeid.ID, error) {
 	if td.IsZero() {
 		return spiffeid.ID{}, errors.New("spiffe id: no trust domain")
@@ -117,7 +117,8 @@ func makeID(td spiffeid.TrustDomain, names, segments []string) (spiffeid.ID, err
 	return id, nil
 }
 
-// Engine tells which engine id names, and whether it names one at all.
+// Engine returns the name of the engine in id. ok reports whether id is an
+// engine's.
 func Engine(id spiffeid.ID) (name string, ok bool) {
 	rest, ok := strings.CutPrefix(id.Path(), "/"+engineSegment+"/")
 	if !ok {
@@ -130,10 +131,10 @@ func Engine(id spiffeid.ID) (name string, ok bool) {
 	return name, true
 }
 
-// CommonName makes s fit for people: what is not valid UTF-8, control
-// characters, and format characters (among them the bidirectional controls,
-// which make a name read as another) are dropped, and the rest is cut to 64
-// runes. A common name decides nothing.
+// CommonName makes s fit for people to read. It drops invalid UTF-8, control
+// characters and format characters, and cuts the rest to 64 runes. Format
+// characters include the bidirectional controls, which can make one name look like
+// another. No decision depends on a common name.
 func CommonName(s string) string {
 	var b strings.Builder
 	n := 0
@@ -155,7 +156,7 @@ func CommonName(s string) string {
 	return b.String()
 }
 
-// Validate reports whether c can stand in a certificate.
+// Validate returns an error if c cannot be written into a certificate.
 func (c Identity) Validate() error {
 	if c.ID.IsZero() {
 		return errors.New("no SPIFFE ID")

@@ -1,6 +1,6 @@
-// Package identity is the form of a mayfly identity in a certificate: the
-// SPIFFE ID that is its only URI name, the Fulcio extensions that say which
-// workflow run it is, and the grant extension that says which engines it is for.
+// Package identity defines the form of a mayfly identity in a certificate: the
+// SPIFFE ID that is its only URI name, the Fulcio extensions that describe its
+// workflow run, and the grant extension that lists its engines.
 //
 // It is pure and imports only the standard library, go-spiffe's spiffeid and
 // golang.org/x/crypto/cryptobyte.
@@ -17,23 +17,23 @@ import (
 //
 //	SEQUENCE { engines SEQUENCE OF UTF8String, rule UTF8String, run UTF8String }
 //
-// OIDFloor is the non-critical CRL extension that carries the revocation
-// floor as a GeneralizedTime. Both stand under the documentation PEN of
-// RFC 5612 until one is assigned.
+// OIDFloor is the non-critical CRL extension that carries the revocation floor as a
+// GeneralizedTime. Both are under the documentation PEN of RFC 5612 until a PEN is
+// assigned.
 var (
 	OIDGrant = asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 32473, 1}
 	OIDFloor = asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 32473, 2}
 )
 
-// Identity is what goes into a leaf about its subject, and what is read back
-// from one by FromCertificate.
+// Identity is the subject of a leaf. Embed writes it and FromCertificate reads it
+// back.
 type Identity struct {
 	// ID is the only URI SAN.
 	ID spiffeid.ID
-	// CommonName is for people and decides nothing. At most 64 runes.
+	// CommonName is for people; no decision depends on it. At most 64 runes.
 	CommonName string
 	Grant      Scope
-	// Workflow holds Fulcio's extensions; empty strings leave none.
+	// Workflow holds Fulcio's extensions. An empty string leaves its extension out.
 	Workflow Workflow
 }
 
@@ -46,9 +46,9 @@ type Scope struct {
 	Run string
 }
 
-// Workflow is Fulcio's description of a CI run, OIDs
-// 1.3.6.1.4.1.57264.1.8 to .24 (sigstore/fulcio docs/oid-info.md). The field
-// tags are the last arc. An empty field leaves no extension.
+// Workflow is Fulcio's description of a CI run, OIDs 1.3.6.1.4.1.57264.1.8 to .24
+// (sigstore/fulcio docs/oid-info.md). The comment on each field is the last arc of
+// its OID. An empty field leaves its extension out.
 type Workflow struct {
 	Issuer                     string // 8
 	BuildSignerURI             string // 9

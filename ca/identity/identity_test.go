@@ -54,7 +54,7 @@ func claims() identity.Identity {
 
 var compareIDs = cmp.Comparer(func(a, b spiffeid.ID) bool { return a == b })
 
-// sign makes a self-signed certificate of template.
+// sign makes a self-signed certificate from template.
 func sign(t testing.TB, template *x509.Certificate) *x509.Certificate {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -95,7 +95,7 @@ func TestEmbedIsReadBack(t *testing.T) {
 	}
 }
 
-// Fulcio's own parser must read every value that we write.
+// Fulcio's own parser must read every value that Embed writes.
 func TestFulcioReadsExtensions(t *testing.T) {
 	t.Parallel()
 	c := claims()
@@ -287,7 +287,7 @@ func TestIDs(t *testing.T) {
 	}
 }
 
-// idOf is the zero ID where SPIFFE refuses the path.
+// idOf returns the zero ID if SPIFFE refuses the path.
 func idOf(path string) spiffeid.ID {
 	id, err := spiffeid.FromPath(td, path)
 	if err != nil {
@@ -349,7 +349,8 @@ func TestFloor(t *testing.T) {
 	}
 }
 
-// Two segments never have one escape, and none leaves the alphabet.
+// Two segments never have the same escape, and every escape stays within the
+// alphabet.
 func FuzzEscapeSegment(f *testing.F) {
 	for _, s := range []string{"a", "a/b", "a_2Fb", "..", "._", "system:serviceaccount:ci:builder", "\xff"} {
 		f.Add(s)
@@ -399,8 +400,8 @@ func FuzzCommonName(f *testing.F) {
 	})
 }
 
-// What FromCertificate reads of any extensions, Embed writes so that it is read
-// the same, and byte for byte the same grant.
+// An identity that FromCertificate reads from any extensions is read back equal
+// after Embed. The grant extension is the same byte for byte.
 func FuzzFromCertificate(f *testing.F) {
 	template := &x509.Certificate{}
 	if err := identity.Embed(claims(), template); err != nil {

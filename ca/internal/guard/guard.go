@@ -1,13 +1,13 @@
-// Package guard is the only holder of an intermediate's key. It signs nothing
-// that it was not asked for, and no certificate before its record is durable: a
-// certificate that was never recorded cannot exist.
+// Package guard is the only holder of an intermediate's key. It signs only what it
+// was asked for, and no certificate before its record is durable: no certificate
+// exists without a record.
 //
-// LeafSigner, ServerSigner and CRLSigner each describe one certificate or list
-// and return a crypto.MessageSigner for one signature over it.
-// x509.CreateCertificate and x509.CreateRevocationList hand that signer the whole
-// to-be-signed bytes. The signer parses them, compares them with the description,
-// has a certificate recorded, and only then signs. x509 verifies each signature
-// before it returns.
+// LeafSigner, ServerSigner and CRLSigner each take the description of one
+// certificate or list and return a crypto.MessageSigner for one signature over it.
+// x509.CreateCertificate and x509.CreateRevocationList pass the whole to-be-signed
+// bytes (TBS) to that signer. The signer parses the TBS, compares it with the
+// description, records a certificate, and only then signs. x509 verifies each
+// signature before it returns.
 //
 // It imports ca/grant, ca/identity and the standard library.
 package guard
@@ -32,16 +32,17 @@ import (
 	"github.com/mayfly-ca/mayfly/ca/grant"
 )
 
-// Errors of a Signer, besides *RefusedError and those of its record function.
+// Errors of a Signer. It also returns *RefusedError and the errors of its record
+// function.
 var (
-	// ErrDigest: a bare digest was to be signed. A Signer signs only what it can
-	// read.
+	// ErrDigest: the caller asked for the signature of a bare digest. A Signer
+	// signs only bytes that it can parse.
 	ErrDigest = errors.New("guard: a bare digest is never signed")
-	// ErrSecondSignature: the Signer was used before, whatever came of it.
+	// ErrSecondSignature: the Signer was used before, with or without success.
 	ErrSecondSignature = errors.New("guard: a second signature was asked for")
 )
 
-// RefusedError says that what was to be signed differs from its description.
+// RefusedError says that the bytes to be signed differ from their description.
 type RefusedError struct{ Err error }
 
 func (e *RefusedError) Error() string { return "guard: refused to sign: " + e.Err.Error() }
@@ -49,11 +50,12 @@ func (e *RefusedError) Error() string { return "guard: refused to sign: " + e.Er
 // Unwrap returns the cause.
 func (e *RefusedError) Unwrap() error { return e.Err }
 
-// Options name a Guard's authority.
+// Options describe the authority of a Guard.
 type Options struct {
 	// Issuer is the intermediate's certificate.
 	Issuer *x509.Certificate
-	// Key is its private key, which nobody else may hold. ECDSA P-256.
+	// Key is the certificate's private key, ECDSA P-256. Only the Guard may hold
+	// it.
 	Key         crypto.Signer
 	TrustDomain spiffeid.TrustDomain
 	// CRL is the distribution point of every leaf.
@@ -63,7 +65,7 @@ type Options struct {
 // Guard holds one intermediate's key.
 type Guard struct{ o Options }
 
-// New makes the guard of an intermediate. The key must be the certificate's.
+// New returns the guard of an intermediate. The key must be the certificate's.
 func New(o Options) (*Guard, error) {
 	if o.Issuer == nil || o.Key == nil || o.TrustDomain.IsZero() || o.CRL == "" {
 		return nil, errors.New("guard: incomplete options")
@@ -78,19 +80,18 @@ func New(o Options) (*Guard, error) {
 	return &Guard{o}, nil
 }
 
-// Signer makes one signature, over what it was made for. Every call spends it,
-// also one that is refused.
+// Signer makes one signature over the one object that it was made for. Every call
+// uses it up, also a call that it refuses.
 type Signer struct {
 	guard *Guard
-	// check returns the guard's own copy of tbs, once it has compared and
-	// recorded it.
+	// check compares and records tbs, and returns the guard's own copy of it.
 	check func(tbs []byte) ([]byte, error)
 	used  atomic.Bool
 }
 
 var _ crypto.MessageSigner = (*Signer)(nil)
 
-// Public is the intermediate's public key.
+// Public returns the intermediate's public key.
 func (s *Signer) Public() crypto.PublicKey { return s.guard.o.Issuer.PublicKey }
 
 // Sign returns ErrDigest.
@@ -119,7 +120,7 @@ func (s *Signer) SignMessage(_ io.Reader, tbs []byte, opts crypto.SignerOpts) ([
 	return sig, nil
 }
 
-// certificateSigner returns a signer of one certificate.
+// certificateSigner returns a signer for one certificate.
 func (g *Guard) certificateSigner(check, record func(*x509.Certificate) error) *Signer {
 	return &Signer{guard: g, check: func(tbs []byte) ([]byte, error) {
 		cert, err := parseTBS(tbs)
@@ -141,17 +142,17 @@ type Leaf struct {
 	// Serial is 32 lower-case hex digits.
 	Serial string
 	Grant  grant.Grant
-	// PublicKey is what the request proved possession of.
+	// PublicKey is the key whose possession the request proved.
 	PublicKey crypto.PublicKey
-	// Retry says that the leaf was recorded when the grant's token was used
-	// before: NotBefore may be up to issuance.MaxAge before the token's iat,
-	// and not only before now.
+	// Retry means that the leaf was recorded at an earlier use of the grant's
+	// token. NotBefore may then be up to grant.MaxAge before the token's iat, not
+	// only before now.
 	Retry bool
 }
 
-// LeafSigner returns the signer of one leaf. It calls record with the parsed leaf
-// and signs leaf.RawTBSCertificate once record has returned nil: its record must
-// be durable then. An error of record is returned as it is.
+// LeafSigner returns the signer of one leaf. The signer calls record with the
+// parsed leaf and signs leaf.RawTBSCertificate after record returns nil. The record
+// must be durable by then. An error of record is returned unchanged.
 func (g *Guard) LeafSigner(a Leaf, record func(leaf *x509.Certificate) error) *Signer {
 	return g.certificateSigner(func(leaf *x509.Certificate) error { return g.checkLeaf(leaf, a) }, record)
 }
@@ -168,7 +169,8 @@ func (g *Guard) checkLeaf(leaf *x509.Certificate, a Leaf) error {
 	return grant.Check(leaf, a.Grant, b)
 }
 
-// checkSubject compares serial number and public key.
+// checkSubject compares the serial number and the public key of cert with the
+// description.
 func checkSubject(cert *x509.Certificate, serial string, pub crypto.PublicKey) error {
 	if got := Serial(cert); got != serial {
 		return fmt.Errorf("serial %s, want %s", got, serial)
@@ -179,17 +181,17 @@ func checkSubject(cert *x509.Certificate, serial string, pub crypto.PublicKey) e
 	return nil
 }
 
-// Serial writes a certificate's serial number as mayfly does everywhere: 32
+// Serial returns a certificate's serial number as mayfly writes it everywhere: 32
 // lower-case hex digits.
 func Serial(c *x509.Certificate) string {
 	return fmt.Sprintf("%0*x", 2*grant.SerialBytes, c.SerialNumber)
 }
 
-// ecdsaWithSHA256 is the one signature algorithm of mayfly's intermediates, as
-// an AlgorithmIdentifier in DER (RFC 5758 3.2).
+// ecdsaWithSHA256 is the only signature algorithm of mayfly's intermediates, as an
+// AlgorithmIdentifier in DER (RFC 5758 3.2).
 var ecdsaWithSHA256 = []byte{0x30, 0x0a, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, 0x02}
 
-// wrap is the outer form of certificates and CRLs (RFC 5280 4.1 and 5.1).
+// wrap returns the outer form of certificates and CRLs (RFC 5280 4.1 and 5.1).
 func wrap(tbs, signature []byte) ([]byte, error) {
 	b := cryptobyte.NewBuilder(make([]byte, 0, len(tbs)+128))
 	b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
@@ -200,7 +202,7 @@ func wrap(tbs, signature []byte) ([]byte, error) {
 	return b.Bytes()
 }
 
-// Assemble joins a recorded TBS and its signature to a certificate. It does not
+// Assemble makes a certificate from a recorded TBS and its signature. It does not
 // verify the signature.
 func Assemble(tbs, signature []byte) (*x509.Certificate, error) {
 	der, err := wrap(tbs, signature)

@@ -28,7 +28,7 @@ const crlURL = "https://issuer.example.com/v1/crl/00"
 
 var td = spiffeid.RequireTrustDomainFromString("ci.example.com")
 
-// counter is a key that counts its signatures, and falsifies them if told to.
+// counter is a key that counts its signatures, and can make false ones.
 type counter struct {
 	crypto.Signer
 	n     int
@@ -58,7 +58,7 @@ func (b *books) record(leaf *x509.Certificate) error {
 	return nil
 }
 
-// bench is a guard, and what it takes to make a leaf of it by hand.
+// bench is a guard with what a test needs to make a leaf by hand.
 type bench struct {
 	*guard.Guard
 	issuer *x509.Certificate
@@ -111,7 +111,7 @@ func newKey(t *testing.T) *ecdsa.PrivateKey {
 	return key
 }
 
-// template is a leaf as the guard wants it.
+// template returns a leaf that the guard accepts.
 func (b *bench) template(t *testing.T) *x509.Certificate {
 	t.Helper()
 	serial := make([]byte, 16)
@@ -135,7 +135,7 @@ func (b *bench) describe(c *x509.Certificate) guard.Leaf {
 	return guard.Leaf{Serial: guard.Serial(c), Grant: b.grant, PublicKey: b.leaf.Public()}
 }
 
-// sign has s sign c, for the bench's key.
+// sign signs c with s, for the bench's key.
 func (b *bench) sign(c *x509.Certificate, s crypto.Signer) (*x509.Certificate, error) {
 	der, err := x509.CreateCertificate(rand.Reader, c, b.issuer, b.leaf.Public(), s)
 	if err != nil {
@@ -144,7 +144,7 @@ func (b *bench) sign(c *x509.Certificate, s crypto.Signer) (*x509.Certificate, e
 	return x509.ParseCertificate(der)
 }
 
-// signLeaf has c signed as the leaf that a describes.
+// signLeaf signs c as the leaf that a describes.
 func (b *bench) signLeaf(c *x509.Certificate, a guard.Leaf) (*x509.Certificate, error) {
 	return b.sign(c, b.LeafSigner(a, b.books.record))
 }
@@ -254,15 +254,16 @@ func TestLeafRefuses(t *testing.T) {
 	}
 }
 
-// addName gives c a SAN extension of its own, of its URI and another GeneralName
-// in DER.
+// addName replaces c's SAN extension with one that holds its URI and another
+// GeneralName in DER.
 func addName(c *x509.Certificate, name []byte) {
 	uri := c.URIs[0].String()
 	san := append([]byte{0x30, byte(2 + len(uri) + len(name)), 0x86, byte(len(uri))}, uri...)
 	c.ExtraExtensions = append(c.ExtraExtensions, pkix.Extension{Id: []int{2, 5, 29, 17}, Value: append(san, name...)})
 }
 
-// The names as such are signed: what TestLeafRefuses adds is what is refused.
+// The names without a change are signed, so TestLeafRefuses fails only for what it
+// adds.
 func TestLeafWithItsOwnNames(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
@@ -277,7 +278,7 @@ func shift(c *x509.Certificate, d time.Duration) {
 	c.NotBefore, c.NotAfter = c.NotBefore.Add(d), c.NotAfter.Add(d)
 }
 
-// otherGrant is of another engine than the bench's.
+// otherGrant is a grant for another engine than the bench's.
 func otherGrant(b *bench) grant.Grant {
 	p := b.grant.Params()
 	p.Identity.Grant.Engines = []string{"large"}
@@ -306,8 +307,8 @@ func TestNothingIsSignedWithoutARecord(t *testing.T) {
 	}
 }
 
-// A signer signs once. A try that it refuses spends it too, so that what it was
-// made for is not signed either.
+// A signer signs once. A refused try also uses it up, so it does not sign the right
+// object afterwards.
 func TestSignerIsSpent(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
@@ -375,8 +376,8 @@ func TestSignerIsSpent(t *testing.T) {
 	}
 }
 
-// The bytes that are checked and recorded are the bytes that are signed, even if
-// the caller changes its own meanwhile.
+// The guard signs the bytes that it checked and recorded, even if the caller
+// changes its own copy meanwhile.
 func TestSignerKeepsItsOwnBytes(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
@@ -402,8 +403,8 @@ func TestSignerKeepsItsOwnBytes(t *testing.T) {
 	}
 }
 
-// A retry may begin up to issuance.MaxAge before its token's iat, and not later
-// than now.
+// A retry may have a NotBefore of up to grant.MaxAge before its token's iat, and
+// not later than now.
 func TestRetry(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {
@@ -443,7 +444,7 @@ func TestRetry(t *testing.T) {
 	}
 }
 
-// The key's signature does not leave if it is faulty.
+// The guard does not return a faulty signature of its key.
 func TestFaultySignatureIsNotGivenOut(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)

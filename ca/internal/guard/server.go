@@ -17,7 +17,7 @@ import (
 )
 
 // Server describes the certificate of the issuer's own HTTPS listener. It has no
-// SPIFFE ID and no grant, so no engine and no client takes it for a peer.
+// SPIFFE ID and no grant, so engines and clients do not accept it as a peer.
 type Server struct {
 	Serial      string
 	DNSNames    []string
@@ -25,8 +25,8 @@ type Server struct {
 	PublicKey   crypto.PublicKey
 }
 
-// ServerSigner returns the signer of the issuer's own certificate. It signs once
-// record has returned nil.
+// ServerSigner returns the signer of the issuer's own certificate. It signs after
+// record returns nil.
 func (g *Guard) ServerSigner(a Server, record func(*x509.Certificate) error) *Signer {
 	return g.certificateSigner(func(cert *x509.Certificate) error { return g.checkServer(cert, a) }, record)
 }
@@ -79,7 +79,7 @@ type CRL struct {
 	Entries []x509.RevocationListEntry
 }
 
-// FloorExtension is how the list carries the floor, identity.OIDFloor.
+// FloorExtension returns the extension that carries the floor, identity.OIDFloor.
 func (a CRL) FloorExtension() (pkix.Extension, error) { return identity.FloorExtension(a.Floor) }
 
 // CRLSigner returns the signer of one list.

@@ -19,19 +19,19 @@ import (
 	"go.step.sm/crypto/pemutil"
 )
 
-// envScheme marks a reference to a key in the environment.
+// envScheme is the prefix of a reference to a key in the environment.
 const envScheme = "env:"
 
 // maxKeyBytes bounds a key file.
 const maxKeyBytes = 64 << 10
 
-// Key is a CA key and what holds it open.
+// Key is a CA key. It may hold a KMS open.
 type Key struct {
 	crypto.Signer
 	close func() error
 }
 
-// Close lets go of the KMS, if there is one.
+// Close closes the KMS, if there is one.
 func (k *Key) Close() error {
 	if k.close == nil {
 		return nil
@@ -39,9 +39,9 @@ func (k *Key) Close() error {
 	return k.close()
 }
 
-// Open finds the key that ref names: the path of a PEM file, env:NAME for a PEM
-// (or its base64) in the environment, or a go.step.sm/crypto KMS URI. The key
-// must be ECDSA P-256. Errors never hold key material.
+// Open returns the key that ref names: the path of a PEM file, env:NAME for a PEM
+// (or its base64) in the environment, or a go.step.sm/crypto KMS URI. The key must
+// be ECDSA P-256. Errors never contain key material.
 func Open(ctx context.Context, ref string) (*Key, error) {
 	k, err := open(ctx, ref)
 	if err != nil {
@@ -53,7 +53,7 @@ func Open(ctx context.Context, ref string) (*Key, error) {
 	return k, nil
 }
 
-// CheckPublic reports whether a CA may have the key pub: ECDSA P-256.
+// CheckPublic returns an error unless a CA may have the key pub: ECDSA P-256.
 func CheckPublic(pub crypto.PublicKey) error {
 	if k, ok := pub.(*ecdsa.PublicKey); !ok || k.Curve != elliptic.P256() {
 		return errors.New("a CA key is ECDSA P-256")
@@ -116,7 +116,8 @@ func readFile(path string) ([]byte, error) {
 	return os.ReadFile(path)
 }
 
-// parseEnv takes a PEM, or the base64 of one where the platform keeps no lines.
+// parseEnv parses a PEM, or the base64 of a PEM for platforms that do not keep line
+// breaks.
 func parseEnv(value string) (crypto.Signer, error) {
 	if !strings.Contains(value, "-----BEGIN") {
 		der, err := base64.StdEncoding.DecodeString(strings.Join(strings.Fields(value), ""))
@@ -128,8 +129,8 @@ func parseEnv(value string) (crypto.Signer, error) {
 	return Parse([]byte(value), nil)
 }
 
-// Parse reads a private key in PEM. An encrypted one wants its password, and
-// says so without it.
+// Parse reads a private key in PEM. An encrypted key needs its password; without
+// it, the error says so.
 func Parse(data, password []byte) (crypto.Signer, error) {
 	block, _ := pem.Decode(data)
 	if block == nil {
@@ -154,13 +155,13 @@ func Parse(data, password []byte) (crypto.Signer, error) {
 	return signer, nil
 }
 
-// Generate makes a software key for a CA: ECDSA P-256.
+// Generate makes an ECDSA P-256 key in software for a CA.
 func Generate() (*ecdsa.PrivateKey, error) {
 	return ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 }
 
-// Marshal writes key as PKCS #8 PEM, encrypted (PBES2, AES-256) where a password
-// is given.
+// Marshal writes key as PKCS #8 PEM. With a password, it is encrypted (PBES2,
+// AES-256).
 func Marshal(key *ecdsa.PrivateKey, password []byte) ([]byte, error) {
 	opts := []pemutil.Options{pemutil.WithPKCS8(true)}
 	if len(password) > 0 {

@@ -2,6 +2,6 @@
 
 package keys
 
-// Amazon KMS: awskms:region=...;key-id=.... A release that holds its key elsewhere is
-// built smaller with -tags noawskms, and refuses such URIs.
+// Amazon KMS: awskms:region=...;key-id=.... The build tag noawskms makes a smaller
+// program that refuses such URIs.
 import _ "go.step.sm/crypto/kms/awskms"

@@ -2,6 +2,6 @@
 
 package keys
 
-// Azure Key Vault: azurekms:vault=...;name=.... A release that holds its key elsewhere is
-// built smaller with -tags noazurekms, and refuses such URIs.
+// Azure Key Vault: azurekms:vault=...;name=.... The build tag noazurekms makes a
+// smaller program that refuses such URIs.
 import _ "go.step.sm/crypto/kms/azurekms"

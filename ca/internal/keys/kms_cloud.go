@@ -2,6 +2,6 @@
 
 package keys
 
-// Google Cloud KMS: cloudkms:projects/.../cryptoKeyVersions/1. A release that holds its key elsewhere is
-// built smaller with -tags nocloudkms, and refuses such URIs.
+// Google Cloud KMS: cloudkms:projects/.../cryptoKeyVersions/1. The build tag
+// nocloudkms makes a smaller program that refuses such URIs.
 import _ "go.step.sm/crypto/kms/cloudkms"
