@@ -11,8 +11,8 @@ import (
 	"github.com/mayfly-ca/mayfly/ca/store"
 )
 
-// forgetful is a store that records nothing, so that BenchmarkIssue measures the
-// authority's own work.
+// forgetful is a store that records nothing, so that BenchmarkIssue measures only
+// the authority's own work.
 type forgetful struct{ store.Store }
 
 func (forgetful) Record(_ context.Context, c *store.Certificate, _ store.Event) (*store.Certificate, error) {
@@ -20,8 +20,8 @@ func (forgetful) Record(_ context.Context, c *store.Certificate, _ store.Event) 
 }
 
 // BenchmarkIssue measures one issuance without the store: CSR signature, leaf,
-// guard, signature. Beside it, floor is the cryptography that it cannot do
-// without: verify a P-256 signature and make one.
+// guard, signature. The sub-benchmark floor measures only the unavoidable
+// cryptography: verify one P-256 signature and make one.
 func BenchmarkIssue(b *testing.B) {
 	c := catest.New(b, catest.Options{})
 	config := c.Config

@@ -1,14 +1,14 @@
 // Package ca is mayfly's certificate authority: an offline root, a constrained
-// intermediate whose key only ca/internal/guard holds, and the durable store of what was
-// issued and revoked.
+// intermediate whose key only ca/internal/guard holds, and the durable store of
+// issued and revoked certificates.
 //
-// Init makes one on the operator's machine, Open runs it. Issue takes a Grant,
-// which policy alone makes, and a certificate request, of which only the public
-// key is used; nothing is signed before its record is durable. Revoke returns
-// when a committed CRL holds what was revoked.
+// Init makes an authority on the operator's machine; Open runs it. Issue takes a
+// Grant, which only policy makes, and a certificate request, of which only the
+// public key is used. Nothing is signed before its record is durable. Revoke
+// returns when a committed CRL holds the revocation.
 //
 // It imports ca/grant, ca/internal/guard, ca/store, ca/internal/keys and
-// ca/internal/sqlstore. It knows neither tokens nor HTTP.
+// ca/internal/sqlstore. It imports nothing for tokens or HTTP.
 package ca
 
 import (
@@ -33,15 +33,15 @@ import (
 	"github.com/mayfly-ca/mayfly/ca/store"
 )
 
-// ExpiryWarning is how long before the end of a certificate or of the root's CRL
-// the authority's owner is told.
+// ExpiryWarning is how long before the end of a CA certificate or of the root's CRL
+// mayfly warns the operator.
 const ExpiryWarning = 60 * 24 * time.Hour
 
-// Previous is an intermediate that issues no more and still signs CRLs for the
+// Previous is an intermediate that no longer issues. It still signs CRLs for the
 // leaves that it issued.
 type Previous struct {
 	Certificate []byte // PEM
-	Key         string // as Config.Key
+	Key         string // same form as Config.Key
 }
 
 // Config is what Open needs.
@@ -53,12 +53,12 @@ type Config struct {
 	// or a go.step.sm/crypto KMS URI.
 	Key      string
 	Previous []Previous
-	// Store stays the caller's: Close does not close it.
+	// Store belongs to the caller: Close does not close it.
 	Store store.Store
-	// PublicURL is where the issuer is reached. Leaves name
-	// PublicURL + "/v1/crl/" + the intermediate's key id as their CRL.
+	// PublicURL is the URL of the issuer. Leaves name PublicURL + "/v1/crl/" + the
+	// intermediate's key id as their CRL.
 	PublicURL string
-	Logger    *slog.Logger // nil: none
+	Logger    *slog.Logger // nil: no log
 }
 
 // Authority issues and revokes. It is safe for concurrent use.
@@ -76,11 +76,11 @@ type Authority struct {
 	flight singleflight.Group
 }
 
-// Open makes an authority of what Init and rotation wrote. It refuses a key that
-// is not the certificate's, a chain that does not verify, an intermediate that
-// the root's CRL names, a root's CRL that has lapsed, and a store of another
-// root or trust domain. It raises GOMAXPROCS to 2: a single P starves the
-// store's committer.
+// Open opens an authority from the files of Init and rotation. It refuses a key
+// that is not the certificate's, a chain that does not verify, an intermediate that
+// the root's CRL lists, an expired root CRL, and a store of another root or trust
+// domain. It raises GOMAXPROCS to 2: with a single P, the store's committer gets
+// too little time.
 func Open(ctx context.Context, c Config) (_ *Authority, err error) {
 	if c.Store == nil {
 		return nil, errors.New("open authority: no store")
@@ -190,7 +190,7 @@ func (a *Authority) openPrevious(ctx context.Context, previous []Previous, base 
 	return nil
 }
 
-// issuerFor is the intermediate with a subject key id, or nil.
+// issuerFor returns the intermediate with this subject key id, or nil.
 func (a *Authority) issuerFor(keyID []byte) *intermediate {
 	for _, l := range a.issuers {
 		if bytes.Equal(l.cert.SubjectKeyId, keyID) {
@@ -200,7 +200,7 @@ func (a *Authority) issuerFor(keyID []byte) *intermediate {
 	return nil
 }
 
-// Close lets go of the keys. The store is its owner's.
+// Close releases the keys. It does not close the store.
 func (a *Authority) Close() error {
 	var errs []error
 	for _, l := range a.issuers {
@@ -209,23 +209,24 @@ func (a *Authority) Close() error {
 	return errors.Join(errs...)
 }
 
-// TrustDomain is the SPIFFE trust domain of every leaf.
+// TrustDomain returns the SPIFFE trust domain of every leaf.
 func (a *Authority) TrustDomain() spiffeid.TrustDomain { return a.constraints.TrustDomain }
 
-// Constraints are the current intermediate's name constraints.
+// Constraints returns the current intermediate's name constraints.
 func (a *Authority) Constraints() Constraints {
 	c := a.constraints
 	c.DNS = slices.Clone(c.DNS)
 	return c
 }
 
-// Root is the trust anchor. Callers must not change it.
+// Root returns the trust anchor. Callers must not change it.
 func (a *Authority) Root() *x509.Certificate { return a.root }
 
-// TrustBundle are the roots that verifiers trust.
+// TrustBundle returns the roots that verifiers trust.
 func (a *Authority) TrustBundle() []*x509.Certificate { return []*x509.Certificate{a.root} }
 
-// Intermediates are those whose leaves still verify, the issuing one first.
+// Intermediates returns the intermediates whose leaves still verify, the issuing
+// one first.
 func (a *Authority) Intermediates() []*x509.Certificate {
 	certs := make([]*x509.Certificate, len(a.issuers))
 	for i, l := range a.issuers {
@@ -234,16 +235,16 @@ func (a *Authority) Intermediates() []*x509.Certificate {
 	return certs
 }
 
-// Store is the authority's store, for lists, events, sessions and logins.
+// Store returns the authority's store, for lists, events, sessions and logins.
 func (a *Authority) Store() store.Store { return a.store }
 
-// Expiry is an end that somebody must act before.
+// Expiry is an end date before which the operator must act.
 type Expiry struct {
 	What     string // "root", "intermediate", "root CRL"
 	NotAfter time.Time
 }
 
-// Expiries lists the ends of what only an operator can renew.
+// Expiries lists the end dates of everything that only an operator can renew.
 func (a *Authority) Expiries() []Expiry {
 	return []Expiry{
 		{"root", a.root.NotAfter},
@@ -252,8 +253,8 @@ func (a *Authority) Expiries() []Expiry {
 	}
 }
 
-// Ready reports whether the authority can issue and publish: the store can be
-// written, the CRL is fresh, and nothing has ended.
+// Ready returns an error unless the authority can issue and publish: the store can
+// be written, the CRL is fresh, and no CA certificate or root CRL has expired.
 func (a *Authority) Ready(ctx context.Context) error {
 	if err := a.store.Ping(ctx); err != nil {
 		return fmt.Errorf("store: %w", err)
@@ -268,14 +269,14 @@ func (a *Authority) Ready(ctx context.Context) error {
 	return err
 }
 
-// Fingerprint is the lower-case hex SHA-256 of a certificate's DER: what a store
-// names its root by, and a client pins.
+// Fingerprint returns the lower-case hex SHA-256 of a certificate's DER. A store
+// names its root by it, and a client pins it.
 func Fingerprint(c *x509.Certificate) string {
 	sum := sha256.Sum256(c.Raw)
 	return hex.EncodeToString(sum[:])
 }
 
-// crlBase is the URL under which the CRLs of the intermediates lie.
+// crlBase returns the URL prefix of the intermediates' CRLs.
 func crlBase(publicURL string) (string, error) {
 	u, err := url.Parse(publicURL)
 	if err != nil || (u.Scheme != "https" && u.Scheme != "http") || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {

@@ -15,22 +15,23 @@ import (
 	"github.com/mayfly-ca/mayfly/ca/grant"
 )
 
-// noMailHost is the only host at which the intermediate may name e-mail
-// addresses: none has it (RFC 2606).
+// noMailHost is the only host at which the intermediate may name e-mail addresses.
+// No such host exists (RFC 2606).
 const noMailHost = "invalid"
 
 // Constraints are the name constraints of an intermediate.
 type Constraints struct {
 	TrustDomain spiffeid.TrustDomain
-	// DNS are the domains that server certificates may name, their subdomains
-	// included. Never empty.
+	// DNS lists the domains that server certificates may name, with their
+	// subdomains. It is never empty.
 	DNS []string
-	// Loopback permits loopback IP addresses, for an issuer that is there. No
-	// other IP address is permitted ever.
+	// Loopback permits loopback IP addresses, for an issuer on such an address. No
+	// other IP address is ever permitted.
 	Loopback bool
 }
 
-// NewConstraints reads what init is told. issuerURL may be empty.
+// NewConstraints makes constraints from the arguments of init. issuerURL may be
+// empty.
 func NewConstraints(trustDomain string, engineDNS []string, issuerURL string) (Constraints, error) {
 	td, err := ParseTrustDomain(trustDomain)
 	if err != nil {
@@ -67,7 +68,7 @@ func NewConstraints(trustDomain string, engineDNS []string, issuerURL string) (C
 	return c, nil
 }
 
-// ParseTrustDomain takes a lower-case DNS name of two labels or more.
+// ParseTrustDomain parses a lower-case DNS name of at least two labels.
 func ParseTrustDomain(s string) (spiffeid.TrustDomain, error) {
 	td, err := spiffeid.TrustDomainFromString(s)
 	if err != nil || td.Name() != s || !grant.ValidHostName(s) || !strings.Contains(s, ".") {
@@ -89,14 +90,14 @@ func (c *Constraints) addDNS(name string) error {
 	return nil
 }
 
-// PermitsDNS reports whether a server certificate may name a host.
+// PermitsDNS reports whether a server certificate may name host.
 func (c Constraints) PermitsDNS(host string) bool {
 	return slices.ContainsFunc(c.DNS, func(d string) bool {
 		return host == d || strings.HasSuffix(host, "."+d)
 	})
 }
 
-// write puts c into the template of an intermediate.
+// write writes c into the template of an intermediate.
 func (c Constraints) write(t *x509.Certificate) {
 	t.PermittedDNSDomainsCritical = true
 	t.PermittedURIDomains = []string{c.TrustDomain.Name()}
@@ -109,7 +110,7 @@ func (c Constraints) write(t *x509.Certificate) {
 	t.ExcludedIPRanges = []*net.IPNet{ipNet("0.0.0.0/0"), ipNet("::/0")}
 }
 
-// constraintsOf reads back what write wrote, and refuses anything looser.
+// constraintsOf reads constraints that write wrote. It refuses looser ones.
 func constraintsOf(cert *x509.Certificate) (Constraints, error) {
 	c := Constraints{DNS: slices.Clone(cert.PermittedDNSDomains), Loopback: len(cert.PermittedIPRanges) > 0}
 	if len(cert.PermittedURIDomains) != 1 {

@@ -16,31 +16,31 @@ import (
 )
 
 const (
-	// maxCRLAge is how old a set of CRLs may be that is given out.
+	// maxCRLAge is the greatest age at which a set of CRLs is served.
 	maxCRLAge = 60 * time.Second
-	// entryLife is how long after its NotAfter a revoked leaf stays listed,
-	// since a relay may hang on it for that long (max_connection_age).
+	// entryLife is how long a revoked leaf stays listed after its NotAfter. A relay
+	// may outlive its certificate for that long (max_connection_age).
 	entryLife = 24 * time.Hour
-	// publishTimeout bounds signing and committing a set, which goes on when
+	// publishTimeout bounds signing and committing a set. This work continues after
 	// its first caller has gone.
 	publishTimeout = 30 * time.Second
 )
 
-// CRLs is one committed set: a CRL of every intermediate, all with one number.
-// It is shared: callers must not change it.
+// CRLs is one committed set: one CRL for each intermediate, all with the same
+// number. It is shared: callers must not change it.
 type CRLs struct {
 	Number   int64
 	SignedAt time.Time
 	// PEM is the body of GET /v1/crl/wait: the certificate and the CRL of each
 	// intermediate, then the root's CRL.
 	PEM []byte
-	// ByAKI is each CRL in DER by its intermediate's key id, lower-case hex.
+	// ByAKI maps an intermediate's key id, in lower-case hex, to its CRL in DER.
 	ByAKI map[string][]byte
 	// Current is the CRL of the issuing intermediate, in DER.
 	Current []byte
 }
 
-// CRL returns the newest CRL of the intermediate that issues, in DER: see CRLs.
+// CRL returns the newest CRL of the issuing intermediate, in DER. See CRLs.
 func (a *Authority) CRL(ctx context.Context) ([]byte, error) {
 	set, err := a.CRLs(ctx)
 	if err != nil {
@@ -49,8 +49,8 @@ func (a *Authority) CRL(ctx context.Context) ([]byte, error) {
 	return set.Current, nil
 }
 
-// CRLs returns the newest set, at most a minute old: it signs again when needed,
-// one flight for all callers.
+// CRLs returns the newest set, at most a minute old. If needed, it signs a new set,
+// once for all concurrent callers.
 func (a *Authority) CRLs(ctx context.Context) (*CRLs, error) {
 	if c := a.crls.Load(); c != nil && fresh(c.SignedAt) && !a.superseded(c.Number) {
 		return c, nil
@@ -71,8 +71,8 @@ func (a *Authority) CRLs(ctx context.Context) (*CRLs, error) {
 	}
 }
 
-// WaitCRLs returns the newest set as soon as its number is not after, and nil
-// when ctx ends first.
+// WaitCRLs returns the newest set as soon as its number differs from after. It
+// returns nil if ctx ends first.
 func (a *Authority) WaitCRLs(ctx context.Context, after int64) (*CRLs, error) {
 	for tries := 0; ; tries++ {
 		if tries > 1 && !pause(ctx) {
@@ -96,8 +96,8 @@ func (a *Authority) WaitCRLs(ctx context.Context, after int64) (*CRLs, error) {
 	}
 }
 
-// pause keeps a waiter from spinning if what the store calls changed has the
-// number that the waiter knows.
+// pause keeps a waiter from spinning when the store signals a change but the number
+// is still the one that the waiter has.
 func pause(ctx context.Context) bool {
 	t := time.NewTimer(10 * time.Millisecond)
 	defer t.Stop()
@@ -114,7 +114,7 @@ func fresh(signedAt time.Time) bool {
 	return -maxCRLAge < age && age < maxCRLAge
 }
 
-// superseded reports whether another set than number has been committed.
+// superseded reports whether a set with another number has been committed.
 func (a *Authority) superseded(number int64) bool {
 	select {
 	case <-a.store.CRLChanged(number):
@@ -124,11 +124,11 @@ func (a *Authority) superseded(number int64) bool {
 	}
 }
 
-// publish returns the newest set of the store if it holds every revocation, is
-// fresh and covers all our intermediates, and signs another otherwise. It always
-// signs the first set: before a rotation, another process may have served the
-// stored set with other intermediates or another root CRL, and engines do not
-// fetch a number that they have.
+// publish returns the store's newest set if it holds every revocation, is fresh and
+// covers all our intermediates. Otherwise it signs another. It always signs the
+// first set of this process: before a rotation, another process may have served the
+// stored set with other intermediates or another root CRL. Engines do not fetch a
+// number that they already have.
 func (a *Authority) publish(ctx context.Context) (*CRLs, error) {
 	sign, maxAge := a.signer(ctx), maxCRLAge
 	if a.crls.Load() == nil {
@@ -139,7 +139,7 @@ func (a *Authority) publish(ctx context.Context) (*CRLs, error) {
 		return nil, fmt.Errorf("publish CRLs: %w", err)
 	}
 	if !fresh(set.SignedAt) || !a.coversIssuers(set) {
-		// Signed by a replica whose clock is ahead, or before a rotation.
+		// A replica signed it with a fast clock, or before a rotation.
 		if set, err = a.store.PublishCRLs(ctx, 0, sign); err != nil {
 			return nil, fmt.Errorf("publish CRLs: %w", err)
 		}
@@ -160,7 +160,7 @@ func (a *Authority) coversIssuers(set *store.CRLSet) bool {
 	return n == len(a.issuers)
 }
 
-// keepNewest remembers c unless a newer set is known, and returns the newer.
+// keepNewest stores c unless the stored set is newer, and returns the newer one.
 func (a *Authority) keepNewest(c *CRLs) *CRLs {
 	for {
 		old := a.crls.Load()
@@ -192,7 +192,7 @@ func (a *Authority) bundle(set *store.CRLSet) *CRLs {
 }
 
 func writePEM(b *bytes.Buffer, kind string, der []byte) {
-	// A bytes.Buffer takes everything, and the block has no headers to be bad.
+	// A bytes.Buffer accepts every write, and the block has no invalid headers.
 	_ = pem.Encode(b, &pem.Block{Type: kind, Bytes: der})
 }
 
@@ -203,7 +203,8 @@ func (a *Authority) signer(ctx context.Context) func(store.CRLState) ([]store.Si
 // signCRLs signs the CRL of each intermediate from one state. It runs under the
 // store's row lock.
 func (a *Authority) signCRLs(ctx context.Context, s store.CRLState) ([]store.SignedCRL, error) {
-	// The clock is ours, not the database's: the guard compares it with its own.
+	// Use our clock, not the database's: the guard compares the time with its own
+	// clock.
 	now := time.Now().UTC().Truncate(time.Second)
 	signed := make([]store.SignedCRL, 0, len(a.issuers))
 	for _, l := range a.issuers {
@@ -231,7 +232,7 @@ func (a *Authority) signCRLs(ctx context.Context, s store.CRLState) ([]store.Sig
 	}
 	for aki, entries := range s.Entries {
 		if len(entries) > 0 && !a.holds(aki) {
-			// Its leaves are refused everywhere, for want of a fresh CRL.
+			// Every verifier refuses these leaves, since they have no fresh CRL.
 			a.log.WarnContext(ctx, "revoked certificates of an intermediate that is not configured", "aki", aki, "entries", len(entries))
 		}
 	}

@@ -9,7 +9,8 @@ import (
 	"github.com/mayfly-ca/mayfly/ca/grant"
 )
 
-// CSRError refuses a certificate request for what it is. Its text may be shown.
+// CSRError refuses a certificate request because of its content. Its text may be
+// shown to the requester.
 type CSRError struct{ Err error }
 
 func (e *CSRError) Error() string { return "certificate request: " + e.Err.Error() }
@@ -17,10 +18,10 @@ func (e *CSRError) Error() string { return "certificate request: " + e.Err.Error
 // Unwrap returns the cause.
 func (e *CSRError) Unwrap() error { return e.Err }
 
-// checkCSR wants a key that a leaf may hold, which is none of the CA's own, and
-// proof that the caller has it. What else a request asks for is not looked at.
-// The key is judged before the signature is verified, so that no strange key
-// costs time.
+// checkCSR requires a key that a leaf may hold and that is none of the CA's own,
+// and proof that the caller has it. It ignores everything else in the request. It
+// checks the key before it verifies the signature, so that an odd key costs no
+// time.
 func (a *Authority) checkCSR(csr *x509.CertificateRequest) error {
 	if csr == nil {
 		return &CSRError{errors.New("none")}

@@ -9,8 +9,8 @@ import (
 
 const module = "github.com/mayfly-ca/mayfly/"
 
-// The rooms import what their package comments say and nothing else: a purer
-// room that reaches into another would carry its powers along.
+// These packages import only what their package comments allow. Another import
+// would give a pure package powers that it must not have.
 func TestImports(t *testing.T) {
 	t.Parallel()
 	t.Run("smallstep stays in its room", func(t *testing.T) {

@@ -11,7 +11,7 @@ import (
 	"github.com/mayfly-ca/mayfly/ca/store"
 )
 
-// brokenStore fails where a test says.
+// brokenStore fails where the test wants.
 type brokenStore struct {
 	store.Store
 	record  error // before anything is written
@@ -64,8 +64,8 @@ func TestStoreFails(t *testing.T) {
 }
 
 // Attack 35: a crash between record and signature leaves a record without a
-// certificate. It can be revoked, and until then every replica issues it for the
-// same token and key.
+// certificate. It can be revoked. Until then, every replica issues it for the same
+// token and key.
 func TestCrashBetweenRecordAndSignature(t *testing.T) {
 	t.Parallel()
 	c := catest.New(t, catest.Options{})

@@ -18,9 +18,9 @@ import (
 	"github.com/mayfly-ca/mayfly/ca/store"
 )
 
-// Whoever writes to the database gets no signature: rows written by hand, with a
-// good token's name on them, are signed by no read, no revocation and no retry. A
-// row that the authority wrote is signed for the same token and key.
+// A writer in the database gets no signature. No read, no revocation and no retry
+// signs rows written by hand, even with a good token's name on them. A row that the
+// authority wrote is signed for the same token and key.
 func TestForgedRowsAreNotSigned(t *testing.T) {
 	t.Parallel()
 	for name, open := range map[string]func(*testing.T, *catest.CA) database{"sqlite": sqliteDatabase, "postgres": postgresDatabase} {
@@ -88,7 +88,7 @@ func TestForgedRowsAreNotSigned(t *testing.T) {
 					if stored, err = a.Store().Certificate(t.Context(), number); err != nil || len(stored.Signature) > 0 || a.Chain(stored) != nil {
 						t.Errorf("read, revoked: %v", err)
 					}
-					_, _ = a.Verify(t.Context()) // what it finds is not the question
+					_, _ = a.Verify(t.Context()) // the result does not matter here
 					if n := signed.countOf(tbs); n != 0 {
 						t.Errorf("signed %d times", n)
 					}
@@ -98,13 +98,13 @@ func TestForgedRowsAreNotSigned(t *testing.T) {
 	}
 }
 
-// forgeRow writes a row of a certificate that a has not issued, as whoever writes
-// to its database can: with the token of p, for key. It returns the to-be-signed
-// bytes and the serial.
+// forgeRow writes a row for a certificate that a has not issued, as a writer in its
+// database could: with the token of p, for key. It returns the to-be-signed bytes
+// and the serial.
 func forgeRow(t *testing.T, a *ca.Authority, d database, key *ecdsa.PrivateKey, p grant.Params, forge func(*x509.Certificate, *grant.Params)) ([]byte, string) {
 	t.Helper()
 	intermediate := *a.Intermediates()[0]
-	intermediate.PublicKey = nil // else CreateCertificate wants its key
+	intermediate.PublicKey = nil // otherwise CreateCertificate needs its key
 	now := time.Now().UTC().Truncate(time.Second)
 	serial := make([]byte, grant.SerialBytes)
 	_, _ = rand.Read(serial)

@@ -16,10 +16,10 @@ import (
 	"github.com/mayfly-ca/mayfly/ca/store"
 )
 
-// Names of the files that Init writes below its folder.
+// Names of the files and folders that Init writes.
 const (
-	rootFolder   = "root"   // goes offline
-	issuerFolder = "issuer" // goes to the issuer
+	rootFolder   = "root"   // kept offline
+	issuerFolder = "issuer" // copied to the issuer
 
 	fileRoot         = "root.crt"
 	fileRootKey      = "root.key"
@@ -30,47 +30,47 @@ const (
 	fileStateKey     = "state.key"
 )
 
-// InitOptions say what authority to make.
+// InitOptions describe the authority that Init makes.
 type InitOptions struct {
-	// Dir receives the folders root and issuer, which must not exist yet.
+	// Dir is where Init makes the folders root and issuer. Neither may exist yet.
 	Dir         string
 	TrustDomain string
-	// EngineDNS are the DNS names of engines, or domains above them. At least
-	// one.
+	// EngineDNS lists the DNS names of engines, or domains above them. At least one
+	// is required.
 	EngineDNS []string
-	// IssuerURL is where the issuer will be reached, so that it can certify its
-	// own listener. Optional.
+	// IssuerURL is the future URL of the issuer, so that it can certify its own
+	// listener. Optional.
 	IssuerURL string
-	// RootPassword encrypts the root's key. Empty: Init makes one and returns
-	// it.
+	// RootPassword encrypts the root's key. If it is empty, Init makes a password
+	// and returns it.
 	RootPassword []byte
 }
 
 // InitResult names what Init wrote.
 type InitResult struct {
-	// RootDir goes offline: the root's certificate, its encrypted key and its
-	// CRL.
+	// RootDir must be kept offline: the root's certificate, its encrypted key and
+	// its CRL.
 	RootDir string
-	// IssuerDir goes to the issuer; the intermediate's key as a secret.
+	// IssuerDir is for the issuer. The intermediate's key in it is a secret.
 	IssuerDir string
 
 	RootCertificate, RootKey string // in RootDir
 	// In IssuerDir. DSN is the store, StateKey the file of the key that signs its logins.
 	Root, RootCRL, Intermediate, IntermediateKey, DSN, StateKey string
 
-	// RootPassword is the password that Init made, empty if it was given one.
-	// It is shown once and kept nowhere.
+	// RootPassword is the password that Init made, or empty if the caller gave one.
+	// It is shown once and stored nowhere.
 	RootPassword string
 	// Fingerprint pins the root: --trust-anchor sha256:<Fingerprint>.
 	Fingerprint string
 }
 
-// ErrInitialised is what Init returns for a folder that holds an authority.
+// ErrInitialised means that the folder holds an authority already.
 var ErrInitialised = errors.New("exists already: a CA is never made over another")
 
 // Init makes an authority: root, intermediate, the root's first CRL, and an empty
-// store. It is for the operator's own machine and refuses to run on a Fly
-// Machine, whose volume and memory are no place for a root's key.
+// store. It is for the operator's own machine. It refuses to run on a Fly Machine,
+// since a root's key must not be on that volume or in that memory.
 func Init(ctx context.Context, o InitOptions) (*InitResult, error) {
 	r, err := initialise(ctx, o)
 	if err != nil {
@@ -147,7 +147,7 @@ type authorityFiles struct {
 	fingerprint                               string
 }
 
-// write writes all of them, durably.
+// write writes all the files durably.
 func (f *authorityFiles) write(result *InitResult) error {
 	for _, w := range []struct {
 		path string
@@ -168,7 +168,7 @@ func (f *authorityFiles) write(result *InitResult) error {
 			return err
 		}
 	}
-	return syncFolder(result.RootDir) // the store's making does the other's
+	return syncFolder(result.RootDir) // CreateStore syncs the other folder
 }
 
 func makeAuthority(ctx context.Context, c Constraints, password []byte, now time.Time) (*authorityFiles, error) {
@@ -221,7 +221,7 @@ func makeAuthority(ctx context.Context, c Constraints, password []byte, now time
 	return f, nil
 }
 
-// newPassword is 160 random bits in groups that a person can copy.
+// newPassword returns 160 random bits in groups that are easy to copy by hand.
 func newPassword() []byte {
 	var b [20]byte
 	_, _ = rand.Read(b[:]) // never fails: crypto/rand ends the program instead
@@ -233,7 +233,7 @@ func newPassword() []byte {
 	return []byte(strings.Join(groups, "-"))
 }
 
-// writeNew writes a file that must not exist, durably.
+// writeNew durably writes a file that must not exist yet.
 func writeNew(path string, data []byte, mode os.FileMode) (err error) {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
 	if err != nil {

@@ -19,7 +19,7 @@ import (
 	"github.com/mayfly-ca/mayfly/ca/store"
 )
 
-// countingKMS is opaqueKMS that notes what it signs, per key.
+// countingKMS is an opaqueKMS that notes what each key signs.
 type countingKMS struct{ opaqueKMS }
 
 const countingScheme = "countingkms"
@@ -38,7 +38,7 @@ func (k countingKMS) CreateSigner(r *kmsapi.CreateSignerRequest) (crypto.Signer,
 	return countingKey{s, signed.(*signedDigests)}, nil
 }
 
-// signedDigests are those that a key has signed.
+// signedDigests lists the digests that a key has signed.
 type signedDigests struct {
 	mu  sync.Mutex
 	all []string
@@ -75,15 +75,16 @@ func (k countingKey) Sign(random io.Reader, digest []byte, opts crypto.SignerOpt
 	return k.Signer.Sign(random, digest, opts)
 }
 
-// database is a store's own, to be broken behind its back.
+// database is the database of a store, which the test changes without the store.
 type database struct {
 	dsn  string
 	exec func(t *testing.T, statement string)
-	// faults are statements that make an issuance fail, and their undoing.
+	// faults are statements that make an issuance fail, each with the statement
+	// that undoes it.
 	faults map[string][2]string
 }
 
-// tables are those that an issuance writes to.
+// tables are the tables that an issuance writes to.
 var tables = []string{"certificates", "bodies", "tokens", "events", "links"}
 
 func sqliteDatabase(_ *testing.T, c *catest.CA) database {
@@ -136,7 +137,7 @@ func postgresDatabase(t *testing.T, c *catest.CA) database {
 	return d
 }
 
-// signatures are *signedDigests by the path of the key.
+// signatures maps the path of a key to its *signedDigests.
 var signatures sync.Map
 
 // countingAuthority opens c over the database d, with a key that notes what it
@@ -159,9 +160,9 @@ func countingAuthority(t *testing.T, c *catest.CA, d database) (*ca.Authority, *
 	return a, signed.(*signedDigests)
 }
 
-// Attack 36 in the database itself: whichever INSERT of an issuance fails, and
-// the COMMIT, the key signs nothing, nothing of it stays, and the token is
-// still good when the fault is over.
+// Attack 36 in the database itself: any INSERT of an issuance, or its COMMIT,
+// fails. Then the key signs nothing, no row stays, and the token is good again
+// after the fault.
 func TestInsertFails(t *testing.T) {
 	t.Parallel()
 	for name, open := range map[string]func(*testing.T, *catest.CA) database{"sqlite": sqliteDatabase, "postgres": postgresDatabase} {

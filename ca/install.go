@@ -17,20 +17,21 @@ import (
 	"github.com/mayfly-ca/mayfly/ca/store"
 )
 
-// Installed says what InstallRotation did in the issuer's folder.
+// Installed describes what InstallRotation did in the issuer's folder.
 type Installed struct {
-	// PreviousCertificate and PreviousKey are where the intermediate of before
-	// lies now: both belong under ca.previous until a day after its last leaf
-	// has ended. PreviousKey is empty where its key is not in the folder.
+	// PreviousCertificate and PreviousKey are the new paths of the previous
+	// intermediate. Both belong under ca.previous until a day after the end of its
+	// last leaf. PreviousKey is empty if its key is not in the folder.
 	PreviousCertificate, PreviousKey string
-	// NotAfter is the end of the intermediate that issues now.
+	// NotAfter is the end of the intermediate that now issues.
 	NotAfter time.Time
 }
 
-// InstallRotation puts what SignRotation returned into the issuer's folder dir.
-// keyRef names the new intermediate's key (see Config.Key); empty means the one
-// that RequestRotation made there. It can be repeated after it was interrupted.
-// A running issuer is then restarted, or told to load again; Publish takes the
+// InstallRotation installs the result of SignRotation in the issuer's folder dir.
+// keyRef names the new intermediate's key (see Config.Key); if it is empty, the key
+// is the one that RequestRotation made in dir. An interrupted call can be repeated.
+// After it, a running issuer must restart or reload; Publish then signs CRLs with a
+// new number.
 // new CRL number.
 func InstallRotation(ctx context.Context, dir string, r Rotation, keyRef string) (*Installed, error) {
 	i, err := installRotation(ctx, dir, r, keyRef)
@@ -61,7 +62,7 @@ func installRotation(ctx context.Context, dir string, r Rotation, keyRef string)
 	return installed, replaceFile(filepath.Join(dir, fileRootCRL), r.RootCRL, 0o644)
 }
 
-// issuerFiles is what the issuer's folder holds.
+// issuerFiles holds the contents of the issuer's folder.
 type issuerFiles struct {
 	dir          string
 	root         *x509.Certificate
@@ -95,7 +96,7 @@ func readFolder(dir string) (*issuerFiles, error) {
 	return f, err
 }
 
-// install replaces the issuing intermediate and keeps the one of before.
+// install replaces the issuing intermediate and keeps the previous one.
 func (f *issuerFiles) install(ctx context.Context, certPEM []byte, list *x509.RevocationList, keyRef string) (*Installed, error) {
 	next, err := parseCertificate(certPEM)
 	if err != nil {
@@ -115,7 +116,7 @@ func (f *issuerFiles) install(ctx context.Context, certPEM []byte, list *x509.Re
 	if ref == "" {
 		ref = nextKey
 		if holdsKey(ctx, keyFile, next) {
-			ref = keyFile // an earlier run got this far
+			ref = keyFile // an earlier run moved the key already
 		}
 	}
 	if !holdsKey(ctx, ref, next) {
@@ -141,8 +142,8 @@ func (f *issuerFiles) install(ctx context.Context, certPEM []byte, list *x509.Re
 	return installed, nil
 }
 
-// keep copies the intermediate of before, and its key where that is a file of
-// the folder, to the folder of previous ones.
+// keep copies the previous intermediate to the folder of previous intermediates,
+// with its key if that is a file of the issuer's folder.
 func (f *issuerFiles) keep(ctx context.Context, installed *Installed, keyFile string) error {
 	dir := filepath.Join(f.dir, previousFolder)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -179,7 +180,8 @@ func holdsKey(ctx context.Context, ref string, cert *x509.Certificate) bool {
 }
 
 // LoadPrevious reads the previous intermediates that InstallRotation kept in the
-// issuer's folder dir, in the order of their names; none is no error.
+// issuer's folder dir, in the order of their names. It is no error if there are
+// none.
 func LoadPrevious(dir string) ([]Previous, error) {
 	paths, err := filepath.Glob(filepath.Join(dir, previousFolder, "*.crt"))
 	if err != nil {
@@ -197,8 +199,8 @@ func LoadPrevious(dir string) ([]Previous, error) {
 	return previous, nil
 }
 
-// Publish signs and commits a new set of CRLs, whatever the age of the last, and
-// records that as a rotation: what rotate install ends with.
+// Publish signs and commits a new set of CRLs, whatever the age of the last set,
+// and records a rotation event. It is the last step of rotate install.
 func (a *Authority) Publish(ctx context.Context, by string) (*CRLs, error) {
 	err := a.store.Append(ctx, store.Event{
 		Time: time.Now().UTC(), Type: store.EventRotation, By: by, Reason: "intermediate or root CRL installed",

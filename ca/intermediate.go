@@ -16,7 +16,7 @@ import (
 	"github.com/mayfly-ca/mayfly/ca/internal/keys"
 )
 
-// intermediate is one whose key this authority holds.
+// intermediate is an intermediate CA whose key this authority holds.
 type intermediate struct {
 	cert  *x509.Certificate
 	aki   string // lower-case hex of the certificate's subject key id
@@ -39,7 +39,7 @@ func openIntermediate(ctx context.Context, cert *x509.Certificate, keyRef string
 	return i, nil
 }
 
-// checkRoot refuses what Init would not have made.
+// checkRoot refuses a root that Init could not have made.
 func checkRoot(root *x509.Certificate) error {
 	switch {
 	case !root.BasicConstraintsValid || !root.IsCA || root.MaxPathLen != 1:
@@ -54,7 +54,8 @@ func checkRoot(root *x509.Certificate) error {
 	return root.CheckSignatureFrom(root)
 }
 
-// checkIntermediate refuses what Init and rotate sign would not have made.
+// checkIntermediate refuses an intermediate that neither Init nor rotate sign could
+// have made.
 func checkIntermediate(cert, root *x509.Certificate) (Constraints, error) {
 	switch {
 	case !cert.BasicConstraintsValid || !cert.IsCA || cert.MaxPathLen != 0 || !cert.MaxPathLenZero:
@@ -74,7 +75,7 @@ func checkIntermediate(cert, root *x509.Certificate) (Constraints, error) {
 	return constraintsOf(cert)
 }
 
-// revokedBy reports whether list names cert.
+// revokedBy reports whether list contains cert.
 func revokedBy(list *x509.RevocationList, cert *x509.Certificate) bool {
 	return lists(list, cert.SerialNumber)
 }

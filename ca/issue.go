@@ -22,19 +22,20 @@ type Issued struct {
 	Certificate *x509.Certificate
 	Chain       []*x509.Certificate // leaf, intermediate
 	Record      *store.Certificate
-	// Repeated: the token was used for this certificate before. Its
-	// to-be-signed bytes are the same, its signature may be another.
+	// Repeated means that the token was used for this certificate before. The
+	// to-be-signed bytes are the same; the signature may differ.
 	Repeated bool
 }
 
-// RefusedError is the guard's: a fault of mayfly, which a retry does not mend.
+// RefusedError comes from the guard. It is a fault of mayfly; a retry does not
+// help.
 type RefusedError = guard.RefusedError
 
-// Issue records and then signs a leaf for g, for the public key of csr. A token
-// that was used before, for the same key, gets the leaf of that time again: the
-// answer was lost. Errors: *CSRError for the request, *BlockedError,
-// *ReplayError, ErrBeforeFloor, and anything else for a fault of ours. Nothing
-// has left the authority then.
+// Issue records and then signs a leaf for g, with the public key of csr. A second
+// use of a token with the same key returns the recorded leaf, since the first
+// answer may have been lost. Errors: *CSRError for the request, *BlockedError,
+// *ReplayError, ErrBeforeFloor; any other error is a fault of mayfly. On an error,
+// no certificate leaves the authority.
 func (a *Authority) Issue(ctx context.Context, g grant.Grant, csr *x509.CertificateRequest) (*Issued, error) {
 	if g.IsZero() {
 		return nil, errors.New("issue: zero grant")
@@ -69,7 +70,7 @@ func (a *Authority) Issue(ctx context.Context, g grant.Grant, csr *x509.Certific
 	return issued, nil
 }
 
-// retry signs the leaf that r found recorded for the token. The present grant, key
+// retry signs the leaf that r found recorded for the token. The current grant, key
 // and intermediate, with the recorded serial and times, must give the recorded
 // bytes.
 func (a *Authority) retry(ctx context.Context, template *x509.Certificate, want guard.Leaf, r *recorder) (*Issued, error) {
@@ -91,7 +92,7 @@ func (a *Authority) retry(ctx context.Context, template *x509.Certificate, want 
 	return issued, nil
 }
 
-// signLeaf has the current intermediate sign template, once r has recorded it.
+// signLeaf records template with r, then signs it with the current intermediate.
 func (a *Authority) signLeaf(ctx context.Context, template *x509.Certificate, want guard.Leaf, r *recorder) (*Issued, error) {
 	want.Serial = guard.Serial(template)
 	signer := a.current.guard.LeafSigner(want, func(leaf *x509.Certificate) error { return r.record(ctx, leaf) })
@@ -105,7 +106,7 @@ func (a *Authority) signLeaf(ctx context.Context, template *x509.Certificate, wa
 	return &Issued{Certificate: leaf, Chain: []*x509.Certificate{leaf, a.current.cert}, Record: r.stored}, nil
 }
 
-// leaf is the template of a leaf: what the guard will find in it.
+// leaf returns the template of a leaf, as the guard expects it.
 func (i *intermediate) leaf(p grant.Params, pub crypto.PublicKey, now time.Time) (*x509.Certificate, error) {
 	eku, err := p.Profile.ExtKeyUsage()
 	if err != nil {
@@ -122,7 +123,8 @@ func (i *intermediate) leaf(p grant.Params, pub crypto.PublicKey, now time.Time)
 	return t, nil
 }
 
-// baseTemplate is what every leaf of i has. NotAfter is left to set.
+// baseTemplate returns the fields that all leaves of i share. The caller sets
+// NotAfter.
 func (i *intermediate) baseTemplate(pub crypto.PublicKey, eku x509.ExtKeyUsage, now time.Time) (*x509.Certificate, error) {
 	serial, err := newSerial()
 	if err != nil {
@@ -148,8 +150,7 @@ func (i *intermediate) baseTemplate(pub crypto.PublicKey, eku x509.ExtKeyUsage, 
 	}, nil
 }
 
-// errOtherRecorded: the token was used before, and the record of that time is of
-// other bytes than these.
+// errOtherRecorded: the token was used before, and its record holds other bytes.
 var errOtherRecorded = errors.New("the token was used for another certificate")
 
 // recorder writes the record of one issuance.
@@ -158,13 +159,13 @@ type recorder struct {
 	params   grant.Params
 	aki      string
 	issuedAt time.Time
-	// stored is what the store holds for the token, once record has returned.
+	// stored is the store's record for the token, set by record.
 	stored *store.Certificate
 }
 
-// record returns nil once a record of leaf's to-be-signed bytes is durable: a new
-// one, or that of the token's first use, which is neither expired, revoked nor
-// blocked.
+// record returns nil after a record of leaf's to-be-signed bytes is durable. This
+// is a new record, or that of the token's first use, which is not expired, revoked
+// or blocked.
 func (r *recorder) record(ctx context.Context, leaf *x509.Certificate) error {
 	p := r.params
 	spki := sha256.Sum256(leaf.RawSubjectPublicKeyInfo)

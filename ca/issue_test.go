@@ -33,7 +33,7 @@ import (
 
 var compareIDs = cmp.Comparer(func(a, b spiffeid.ID) bool { return a == b })
 
-// params of each profile.
+// profiles maps each profile to its params.
 var profiles = map[string]func(testing.TB) grant.Params{
 	"client": func(t testing.TB) grant.Params { return catest.ClientParams(t, "default", "large") },
 	"server": func(t testing.TB) grant.Params { return catest.ServerParams(t, "default") },
@@ -85,7 +85,7 @@ func TestIssue(t *testing.T) {
 	}
 }
 
-// verify holds a chain to Go's and to go-spiffe's verifiers.
+// verify checks a chain with Go's and with go-spiffe's verifiers.
 func verify(t *testing.T, c *catest.CA, chain []*x509.Certificate, p grant.Params) {
 	t.Helper()
 	eku, err := p.Profile.ExtKeyUsage()
@@ -114,7 +114,7 @@ func verify(t *testing.T, c *catest.CA, chain []*x509.Certificate, p grant.Param
 	}
 }
 
-// Attack 32: a request that asks for more is issued without it.
+// Attack 32: a request that asks for more gets a certificate without it.
 func TestIssueTakesOnlyTheKeyOfARequest(t *testing.T) {
 	t.Parallel()
 	c := catest.New(t, catest.Options{})
@@ -161,8 +161,7 @@ func TestIssueTakesOnlyTheKeyOfARequest(t *testing.T) {
 	}
 }
 
-// Attacks 33 and 34: keys and proofs that are refused, beside those that are
-// not.
+// Attacks 33 and 34: refused keys and proofs, each with an accepted twin.
 func TestIssueJudgesTheKey(t *testing.T) {
 	t.Parallel()
 	c := catest.New(t, catest.Options{})
@@ -253,7 +252,7 @@ func altered(csr *x509.CertificateRequest) *x509.CertificateRequest {
 	return csr
 }
 
-// swapped is a request signed by one key that names another.
+// swapped returns a request that names one key and is signed by another.
 func swapped(t *testing.T) *x509.CertificateRequest {
 	t.Helper()
 	csr := catest.CSR(t, catest.Key(t))
@@ -261,7 +260,7 @@ func swapped(t *testing.T) *x509.CertificateRequest {
 	return csr
 }
 
-// Attacks 22, 23 and 37 as far as the authority goes.
+// Attacks 22, 23 and 37, as far as they concern the authority.
 func TestIssueOncePerToken(t *testing.T) {
 	t.Parallel()
 	c := catest.New(t, catest.Options{})
@@ -317,8 +316,8 @@ func TestIssueOncePerToken(t *testing.T) {
 	})
 }
 
-// A record from before the floor is not issued again, whatever the retry's token
-// says of its own time.
+// A record from before the floor is not issued again, whatever iat the retry's
+// token has.
 func TestRetryFromBeforeTheFloor(t *testing.T) {
 	t.Parallel()
 	c := catest.New(t, catest.Options{})
@@ -368,8 +367,8 @@ func TestIssueRefusesAGrantThatIsNotOurs(t *testing.T) {
 	}
 }
 
-// FuzzCSR: whatever request parses, what is issued for it is the grant and the
-// request's own key, and verifies; everything else is a *CSRError.
+// FuzzCSR: for every request that parses, Issue returns a valid certificate with
+// the grant and the request's own key, or a *CSRError.
 func FuzzCSR(f *testing.F) {
 	c := catest.New(f, catest.Options{})
 	config := c.Config

@@ -22,7 +22,7 @@ import (
 	"github.com/mayfly-ca/mayfly/ca/store"
 )
 
-// opaqueKMS holds keys as a cloud's does: one never sees them, and two
+// opaqueKMS holds keys as a cloud KMS does: it never shows a key, and two
 // signatures over the same bytes differ. Its URIs are opaquekms:path=FILE.
 type opaqueKMS struct{ kmsapi.KeyManager }
 
@@ -49,8 +49,9 @@ func (opaqueKMS) CreateSigner(r *kmsapi.CreateSignerRequest) (crypto.Signer, err
 
 type opaqueKey struct{ crypto.Signer }
 
-// A KMS does not sign the same bytes the same way: a lost answer is given again by
-// any replica, of the same bytes, and no signature is stored.
+// A KMS signs the same bytes differently each time. After a lost answer, any
+// replica answers again with the same to-be-signed bytes, and no signature is
+// stored.
 func TestKMS(t *testing.T) {
 	t.Parallel()
 	c := catest.New(t, catest.Options{})
@@ -82,8 +83,8 @@ func TestKMS(t *testing.T) {
 	}
 }
 
-// A record of an earlier version may hold its signature: that one is shown, if it
-// is the intermediate's.
+// A record of an earlier version may hold its signature. Chain returns it if it is
+// the intermediate's.
 func TestChainOfAnOlderRecord(t *testing.T) {
 	t.Parallel()
 	c := catest.New(t, catest.Options{})
@@ -110,7 +111,7 @@ func TestChainOfAnOlderRecord(t *testing.T) {
 	}
 }
 
-// faultyKMS is opaqueKMS whose signatures are wrong while faulty is set.
+// faultyKMS is an opaqueKMS whose signatures are wrong while faulty is set.
 type faultyKMS struct{ opaqueKMS }
 
 const faultyScheme = "faultykms"
@@ -129,7 +130,7 @@ func (k faultyKMS) CreateSigner(r *kmsapi.CreateSignerRequest) (crypto.Signer, e
 	return faultyKey{s, faulty.(*atomic.Bool)}, nil
 }
 
-// faults are switched by the path of the key.
+// faults maps the path of a key to its switch.
 var faults sync.Map
 
 type faultyKey struct {
@@ -145,9 +146,9 @@ func (k faultyKey) Sign(random io.Reader, digest []byte, opts crypto.SignerOpts)
 	return sig, err
 }
 
-// A faulty signature does not leave the authority: beside a good one over the same
-// bytes it could give the key away. The token is good for the same certificate
-// once the key works again.
+// A faulty signature does not leave the authority: with a good one over the same
+// bytes it could reveal the key. The token is good for the same certificate after
+// the key works again.
 func TestFaultyKey(t *testing.T) {
 	t.Parallel()
 	c := catest.New(t, catest.Options{})

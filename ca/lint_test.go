@@ -18,7 +18,7 @@ import (
 	"github.com/mayfly-ca/mayfly/ca/store"
 )
 
-// zlint, with its lints of RFC 5280, finds no error in anything that we sign.
+// zlint, with its lints of RFC 5280, finds no error in anything that mayfly signs.
 func TestLint(t *testing.T) {
 	t.Parallel()
 	registry, err := lint.GlobalRegistry().Filter(lint.FilterOptions{IncludeSources: lint.SourceList{lint.RFC5280, lint.RFC5480, lint.RFC5891, lint.RFC6962, lint.RFC8813}})
@@ -74,7 +74,7 @@ func report(t *testing.T, results *zlint.ResultSet) {
 	}
 }
 
-// blocks returns the DER of every block of a kind.
+// blocks returns the DER of every PEM block of a kind.
 func blocks(t *testing.T, data []byte, kind string) [][]byte {
 	t.Helper()
 	var all [][]byte
@@ -93,8 +93,8 @@ func blocks(t *testing.T, data []byte, kind string) [][]byte {
 	}
 }
 
-// OpenSSL verifies both chains against the root, with the CRLs, for their own
-// use and no other, and refuses a revoked one.
+// OpenSSL verifies both chains against the root with the CRLs, each for its own use
+// only, and refuses a revoked one.
 func TestOpenSSL(t *testing.T) {
 	t.Parallel()
 	openssl := lookPath(t, "openssl")
@@ -144,7 +144,8 @@ func TestOpenSSL(t *testing.T) {
 	}
 }
 
-// lookPath finds a program, or skips with what to install.
+// lookPath finds a program. Without it, lookPath skips the test and says what to
+// install.
 func lookPath(t *testing.T, program string) string {
 	t.Helper()
 	path, err := exec.LookPath(program)

@@ -17,10 +17,10 @@ import (
 	"github.com/mayfly-ca/mayfly/ca/store"
 )
 
-// serial is a certificate's, as the store writes it.
+// serial returns a certificate's serial number as the store writes it.
 func serial(c *x509.Certificate) string { return fmt.Sprintf("%032x", c.SerialNumber) }
 
-// lists reports whether a CRL in DER names a certificate.
+// lists reports whether a CRL in DER contains a certificate.
 func lists(t *testing.T, der []byte, c *x509.Certificate) bool {
 	t.Helper()
 	for _, e := range parseCRL(t, der).RevokedCertificateEntries {
@@ -93,8 +93,8 @@ func TestRevokeReturnsWhenTheCRLHoldsIt(t *testing.T) {
 	}
 }
 
-// Attacks 53 and 59: revoking the first certificate of a run takes all of its
-// run's, and the run gets no other; another run does.
+// Attacks 53 and 59: revoking the first certificate of a run revokes all
+// certificates of that run, and the run gets no other. Another run still does.
 func TestRevokeTakesTheRun(t *testing.T) {
 	t.Parallel()
 	c := catest.New(t, catest.Options{})
@@ -118,8 +118,8 @@ func TestRevokeTakesTheRun(t *testing.T) {
 	c.Leaf(t, other)
 }
 
-// Attack 54: a certificate that is issued while its run is revoked is refused,
-// or it is in the list.
+// Attack 54: a certificate issued while its run is revoked is either refused or in
+// the list.
 func TestIssueDuringRevoke(t *testing.T) {
 	t.Parallel()
 	c := catest.New(t, catest.Options{})
@@ -195,7 +195,7 @@ func TestReplicasRevokeAtOnce(t *testing.T) {
 			t.Fatal(err)
 		}
 		crls, err := a.WaitCRLs(t.Context(), 0)
-		for err == nil && crls.Number != set.Number { // the other's set is heard of within 250 ms
+		for err == nil && crls.Number != set.Number { // the other replica's set arrives within 250 ms
 			crls, err = a.WaitCRLs(t.Context(), crls.Number)
 		}
 		if err != nil {
@@ -209,7 +209,7 @@ func TestReplicasRevokeAtOnce(t *testing.T) {
 	}
 }
 
-// replica is the configuration of a second issuer over the same store file.
+// replica returns the configuration of a second issuer over the same store file.
 func replica(t *testing.T, c *catest.CA) ca.Config {
 	t.Helper()
 	st, err := ca.OpenStore(t.Context(), c.Files.DSN, c.Root(), store.StateKey{})
@@ -226,9 +226,9 @@ func replica(t *testing.T, c *catest.CA) ca.Config {
 	return config
 }
 
-// Attack 59: all: the floor is above everything that was issued, even in its own
-// second; nothing is issued before it is reached, and earlier tokens buy
-// nothing after.
+// Attack 59, all: the floor is above every issued certificate, even one of the same
+// second. Nothing is issued before the floor is reached, and earlier tokens are
+// refused after it.
 func TestRevokeAll(t *testing.T) {
 	t.Parallel()
 	c := catest.New(t, catest.Options{})
@@ -246,8 +246,8 @@ func TestRevokeAll(t *testing.T) {
 	if !identity.BeforeFloor(leaf, floor) {
 		t.Error("a certificate of the same second is not before the floor")
 	}
-	// Until the floor is reached nothing is issued; then a token of after it is
-	// good, and one of before it still is not.
+	// Nothing is issued until the floor is reached. Then a later token is accepted,
+	// and an earlier one is still refused.
 	for {
 		p := catest.ClientParams(t, "default")
 		p.Subject.RunID = "after"
@@ -264,7 +264,7 @@ func TestRevokeAll(t *testing.T) {
 		if time.Since(floor) > 30*time.Second {
 			t.Fatal("the floor is never reached")
 		}
-		select { // a token's iat has whole seconds: the next may be good
+		select { // iat has whole seconds: the next token may be accepted
 		case <-time.After(20 * time.Millisecond):
 		case <-t.Context().Done():
 		}
@@ -318,8 +318,7 @@ func TestWaitCRLs(t *testing.T) {
 	}
 }
 
-// A revocation that is committed, but whose CRL could not be signed, is in the
-// next.
+// A committed revocation whose CRL could not be signed is in the next CRL.
 func TestRevokeWhosePublishingFails(t *testing.T) {
 	t.Parallel()
 	c := catest.New(t, catest.Options{})

@@ -17,7 +17,7 @@ import (
 // 5.3.1).
 const reasonCACompromise = 2
 
-// parseRootCRL reads the root's CRL over the intermediates and verifies it.
+// parseRootCRL parses and verifies the root's CRL over the intermediates.
 func parseRootCRL(data []byte, root *x509.Certificate) (*x509.RevocationList, error) {
 	der, err := onePEM(data, blockCRL)
 	if err != nil {
@@ -39,8 +39,9 @@ func parseRootCRL(data []byte, root *x509.Certificate) (*x509.RevocationList, er
 	return list, nil
 }
 
-// signRootCRL has the root sign the list of compromised intermediates, valid
-// until nextUpdate. What previous names stays named, and its number is passed.
+// signRootCRL signs the list of compromised intermediates with the root's key,
+// valid until nextUpdate. The list keeps every entry of previous and has a higher
+// number.
 func signRootCRL(ctx context.Context, root *x509.Certificate, key crypto.Signer, previous *x509.RevocationList, compromised []*big.Int, now, nextUpdate time.Time) ([]byte, error) {
 	now = now.UTC().Truncate(time.Second)
 	list := &x509.RevocationList{Number: big.NewInt(now.UnixMilli()), ThisUpdate: now, NextUpdate: nextUpdate}

@@ -25,8 +25,8 @@ const (
 	previousFolder = "previous"
 )
 
-// RotatedFiles names the files of the issuer's folder dir that InstallRotation
-// replaces, and the root's beside them.
+// RotatedFiles returns the paths of the files in the issuer's folder dir that
+// InstallRotation replaces, and of the root's certificate there.
 func RotatedFiles(dir string) (root, rootCRL, intermediate, key string) {
 	in := func(name string) string { return filepath.Join(dir, name) }
 	return in(fileRoot), in(fileRootCRL), in(fileIntermediate), in(fileKey)
@@ -34,13 +34,13 @@ func RotatedFiles(dir string) (root, rootCRL, intermediate, key string) {
 
 // RotationRequest names what RequestRotation wrote.
 type RotationRequest struct {
-	Key     string // path; empty for a key that a KMS or the environment holds
-	Request string // path of the CSR, which goes to the root's machine
+	Key     string // path; empty if a KMS or the environment holds the key
+	Request string // path of the CSR, for the root's machine
 }
 
-// RequestRotation begins a rotation in the issuer's folder dir: it makes the
-// next intermediate's key and a request for its certificate. keyRef names a key
-// that exists already (see Config.Key); empty makes one in dir.
+// RequestRotation begins a rotation in the issuer's folder dir. It makes the next
+// intermediate's key and a request for its certificate. keyRef names an existing
+// key (see Config.Key); if it is empty, RequestRotation makes a key in dir.
 func RequestRotation(ctx context.Context, dir, keyRef string) (*RotationRequest, error) {
 	r := &RotationRequest{Request: filepath.Join(dir, fileNextCSR)}
 	var signer crypto.Signer
@@ -76,35 +76,36 @@ func RequestRotation(ctx context.Context, dir, keyRef string) (*RotationRequest,
 	return r, nil
 }
 
-// RotationOptions say what the root signs.
+// RotationOptions describe what the root signs.
 type RotationOptions struct {
-	// RootDir is the offline folder that Init wrote. Its root.crl and
-	// intermediate.crt are kept up to date.
+	// RootDir is the offline folder that Init wrote. SignRotation updates its
+	// root.crl and intermediate.crt.
 	RootDir string
-	// RootKey is the root's encrypted key; empty: root.key in RootDir.
+	// RootKey is the path of the root's encrypted key. Empty means root.key in
+	// RootDir.
 	RootKey  string
 	Password []byte
-	// Request is the CSR of the next intermediate, PEM. Empty: only the root's
-	// CRL is signed.
+	// Request is the CSR of the next intermediate, in PEM. If it is empty, only the
+	// root's CRL is signed.
 	Request []byte
-	// EngineDNS and IssuerURL replace the name constraints; without EngineDNS
-	// those of the last intermediate stay.
+	// EngineDNS and IssuerURL replace the name constraints. Without EngineDNS, the
+	// last intermediate's constraints stay.
 	EngineDNS []string
 	IssuerURL string
-	// Compromised names intermediates that nobody may trust any more: the path
-	// of a certificate, or a serial number of 32 hex digits.
+	// Compromised lists intermediates that must not be trusted any more: each the
+	// path of a certificate, or a serial number of 32 hex digits.
 	Compromised []string
 }
 
-// Rotation is what goes back to the issuer, both PEM.
+// Rotation is the result for the issuer, both parts in PEM.
 type Rotation struct {
-	Intermediate []byte // nil where only the CRL was signed
+	Intermediate []byte // nil if only the CRL was signed
 	RootCRL      []byte
 }
 
-// SignRotation signs the next intermediate and the root's CRL, offline. The
-// CRL's nextUpdate is that intermediate's NotAfter, its number is passed by and
-// what it named stays named.
+// SignRotation signs the next intermediate and the root's CRL, offline. The CRL's
+// nextUpdate is that intermediate's NotAfter. Its number is higher than the last
+// CRL's, and it keeps every entry of that CRL.
 func SignRotation(ctx context.Context, o RotationOptions) (*Rotation, error) {
 	r, err := signRotation(ctx, o, time.Now())
 	if err != nil {
@@ -133,7 +134,7 @@ func signRotation(ctx context.Context, o RotationOptions, now time.Time) (*Rotat
 	if err != nil {
 		return nil, err
 	}
-	// The CRL first: its number must never be forgotten.
+	// Write the CRL first: its number must never be lost.
 	if err := replaceFile(filepath.Join(o.RootDir, fileRootCRL), r.RootCRL, 0o644); err != nil {
 		return nil, err
 	}
@@ -147,12 +148,12 @@ func signRotation(ctx context.Context, o RotationOptions, now time.Time) (*Rotat
 	return r, replaceFile(filepath.Join(o.RootDir, fileIntermediate), r.Intermediate, 0o644)
 }
 
-// offlineRoot is what the root's folder holds.
+// offlineRoot holds the contents of the root's folder.
 type offlineRoot struct {
 	cert         *x509.Certificate
 	key          crypto.Signer
 	crl          *x509.RevocationList
-	intermediate *x509.Certificate // the last that was signed
+	intermediate *x509.Certificate // the last one signed
 	constraints  Constraints
 }
 
@@ -238,7 +239,7 @@ func (r *offlineRoot) signNext(o RotationOptions, now time.Time) (*x509.Certific
 	return cert, err
 }
 
-// readCompromised takes paths of certificates and serial numbers.
+// readCompromised reads paths of certificates and serial numbers.
 func readCompromised(names []string) ([]*big.Int, error) {
 	serials := make([]*big.Int, 0, len(names))
 	for _, n := range names {
@@ -265,7 +266,7 @@ func equalKeys(a, b crypto.PublicKey) bool {
 	return ok && k.Equal(b)
 }
 
-// replaceFile writes a file durably under its name at once.
+// replaceFile replaces a file atomically and durably.
 func replaceFile(path string, data []byte, mode os.FileMode) error {
 	unfinished := path + ".new"
 	if err := os.Remove(unfinished); err != nil && !os.IsNotExist(err) {

@@ -15,7 +15,7 @@ import (
 	"github.com/mayfly-ca/mayfly/ca/store"
 )
 
-// rotation is an authority's files, and what a rotation of them needs.
+// rotation holds an authority's files and what a rotation of them needs.
 type rotation struct {
 	files *ca.InitResult
 	o     ca.RotationOptions
@@ -43,7 +43,7 @@ func (r rotation) sign(t *testing.T) *ca.Rotation {
 	return signed
 }
 
-// open opens what lies in the issuer's folder now.
+// open opens the current contents of the issuer's folder.
 func (r rotation) open(t *testing.T, st store.Store) *ca.Authority {
 	t.Helper()
 	return catest.OpenConfig(t, r.config(t, st))
@@ -66,9 +66,9 @@ func (r rotation) config(t *testing.T, st store.Store) ca.Config {
 	}
 }
 
-// Attack 56: during a rotation both intermediates' leaves verify, and one of the
-// old intermediate can still be revoked; when that is compromised, the root's
-// CRL says so for good.
+// Attack 56: during a rotation, the leaves of both intermediates verify, and a leaf
+// of the old intermediate can still be revoked. If the old intermediate is
+// compromised, the root's CRL lists it from then on.
 func TestRotation(t *testing.T) {
 	t.Parallel()
 	c := catest.New(t, catest.Options{})
@@ -120,7 +120,7 @@ func TestRotation(t *testing.T) {
 		t.Error(err)
 	}
 
-	// The replica that has not been restarted takes the new set as it is.
+	// The replica that has not been restarted accepts the new set.
 	if stale, err := c.WaitCRLs(t.Context(), before.Number); err != nil || stale.Number != number {
 		t.Errorf("a replica of before: %v", err)
 	}
@@ -149,9 +149,9 @@ func TestRotation(t *testing.T) {
 	}
 }
 
-// After rotate install, the old process serves the new number with its own
-// intermediate and root CRL only. So the restarted issuer publishes another
-// number at once, which engines fetch.
+// After rotate install, the old process serves the new number with only its own
+// intermediate and root CRL. So the restarted issuer publishes another number at
+// once, and engines fetch it.
 func TestFirstSetAfterRotationIsNew(t *testing.T) {
 	t.Parallel()
 	for name, compromised := range map[string]bool{"planned": false, "compromised": true} {
@@ -197,8 +197,8 @@ func TestFirstSetAfterRotationIsNew(t *testing.T) {
 	}
 }
 
-// A retry after a rotation is refused: the record names the old intermediate, which
-// issues no more. A fresh token gets a certificate of the new one.
+// A retry after a rotation is refused: its record names the old intermediate, which
+// no longer issues. A fresh token gets a certificate from the new one.
 func TestRetryAfterRotation(t *testing.T) {
 	t.Parallel()
 	c := catest.New(t, catest.Options{})
@@ -245,7 +245,7 @@ func TestRootCRL(t *testing.T) {
 	if _, err := ca.InstallRotation(t.Context(), r.files.IssuerDir, *signed, ""); err != nil {
 		t.Fatal(err)
 	}
-	// Its number may not fall: an old one is refused.
+	// The number may not go down: an older CRL is refused.
 	if _, err := ca.InstallRotation(t.Context(), r.files.IssuerDir, ca.Rotation{RootCRL: c.Config.RootCRL}, ""); err == nil {
 		t.Error("installed an older CRL of the root")
 	}
@@ -261,7 +261,8 @@ func TestInstallAgain(t *testing.T) {
 	if _, err := ca.InstallRotation(t.Context(), dir, *signed, ""); err != nil {
 		t.Fatal(err)
 	}
-	// Killed after the key was moved and before the certificate was.
+	// As if the process was killed after it moved the key and before it wrote the
+	// certificate.
 	if err := os.WriteFile(r.files.Intermediate, c.Config.Intermediate, 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -337,7 +338,7 @@ func TestRotationRefuses(t *testing.T) {
 	}
 }
 
-// newIntermediate is signed for a key that the issuer does not have.
+// newIntermediate returns an intermediate for a key that the issuer does not have.
 func newIntermediate(t *testing.T, r rotation) []byte {
 	t.Helper()
 	dir := t.TempDir()

@@ -18,9 +18,10 @@ import (
 )
 
 // ServerCertificate makes a key and a certificate for the issuer's own HTTPS
-// listener, valid for a day. An event is durable before it is signed. Names must
-// be within the intermediate's constraints: IP addresses are loopback only. It
-// carries no SPIFFE ID, so that it is no engine's and no client's.
+// listener, valid for a day. An event is durable before the certificate is signed.
+// Names must be within the intermediate's constraints; IP addresses must be
+// loopback. The certificate has no SPIFFE ID, so it is neither an engine's nor a
+// client's.
 func (a *Authority) ServerCertificate(ctx context.Context, dnsNames []string, ips []net.IP) (*tls.Certificate, error) {
 	cert, err := a.serverCertificate(ctx, dnsNames, ips)
 	if err != nil {
@@ -69,6 +70,7 @@ func (a *Authority) serverCertificate(ctx context.Context, dnsNames []string, ip
 	if err != nil {
 		return nil, err
 	}
-	// The root goes with it for clients that know only its hash, --trust-anchor.
+	// The chain includes the root for clients that know only its hash,
+	// --trust-anchor.
 	return &tls.Certificate{Certificate: [][]byte{leaf.Raw, a.current.cert.Raw, a.Root().Raw}, PrivateKey: key, Leaf: leaf}, nil
 }

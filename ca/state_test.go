@@ -65,7 +65,7 @@ func TestInit(t *testing.T) {
 	}
 }
 
-func TestInitRefuses(t *testing.T) { // sets the environment
+func TestInitRefuses(t *testing.T) { // not parallel: sets the environment
 	for name, change := range map[string]func(*ca.InitOptions){
 		"trust domain of one label":  func(o *ca.InitOptions) { o.TrustDomain = "localhost" },
 		"trust domain in upper case": func(o *ca.InitOptions) { o.TrustDomain = "CI.example.com" },
@@ -127,8 +127,8 @@ func TestNameConstraints(t *testing.T) {
 	}
 }
 
-// Attack 52 as far as the authority goes: a store of another root, none, and an
-// empty file; and an Open of parts that do not belong together.
+// Attack 52, as far as it concerns the authority: a store of another root, no
+// store, an empty file, and an Open of parts that do not belong together.
 func TestOpenRefuses(t *testing.T) {
 	t.Parallel()
 	c, other := catest.New(t, catest.Options{}), catest.New(t, catest.Options{})
@@ -200,7 +200,7 @@ func TestOpenRefuses(t *testing.T) {
 	}
 }
 
-func TestKeyReferences(t *testing.T) { // sets the environment
+func TestKeyReferences(t *testing.T) { // not parallel: sets the environment
 	c := catest.New(t, catest.Options{})
 	key := catest.ReadFile(t, c.Files.IntermediateKey)
 	t.Setenv("MAYFLY_TEST_KEY", string(key))
@@ -218,14 +218,14 @@ func TestKeyReferences(t *testing.T) { // sets the environment
 	}
 }
 
-// base64Lines is what a platform that keeps no lines is given.
+// base64Lines encodes data for a platform that does not keep line breaks.
 func base64Lines(data []byte) string {
 	s := base64.StdEncoding.EncodeToString(data)
 	return s[:40] + "\n" + s[40:] + "\n"
 }
 
-// Attack 51: backup, revoke, restore: what was revoked stays out, the number of
-// the CRL grows, and a token of before the floor buys nothing.
+// Attack 51: backup, revoke, restore. A revoked certificate stays refused, the
+// number of the CRL grows, and a token from before the floor is refused.
 func TestRestore(t *testing.T) {
 	t.Parallel()
 	c := catest.New(t, catest.Options{})
@@ -307,7 +307,7 @@ func TestServerCertificate(t *testing.T) {
 			if err != nil {
 				return
 			}
-			_ = conn.(*tls.Conn).Handshake() // the client's side is judged
+			_ = conn.(*tls.Conn).Handshake() // the test checks the client's side
 			conn.Close()
 		}
 	}()

@@ -8,9 +8,9 @@ import (
 	"github.com/mayfly-ca/mayfly/ca/store"
 )
 
-// LoadStateKey reads the keys that refs name, each by the path of a file or as
-// env:NAME. The first signs and all verify. No refs give a zero key. Errors never
-// hold key material.
+// LoadStateKey reads the keys that refs name, each the path of a file or env:NAME.
+// The first key signs and all verify. No refs give a zero key. Errors never contain
+// key material.
 func LoadStateKey(refs []string) (store.StateKey, error) {
 	var texts []string
 	for _, ref := range refs {
@@ -29,7 +29,7 @@ func LoadStateKey(refs []string) (store.StateKey, error) {
 func readStateKey(ref string) (string, error) {
 	name, ok := strings.CutPrefix(ref, "env:")
 	if !ok {
-		// A key is 65 bytes; a longer file is refused by its form.
+		// A key is 65 bytes; a longer file fails to parse.
 		f, err := os.Open(ref)
 		if err != nil {
 			return "", err

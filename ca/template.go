@@ -19,15 +19,15 @@ import (
 	"github.com/mayfly-ca/mayfly/ca/grant"
 )
 
-// Lifetimes of CA certificates. Both begin caBackdate before they are made.
+// Lifetimes of CA certificates. Each begins caBackdate before it is made.
 const (
 	rootYears         = 10
 	intermediateYears = 1
 	caBackdate        = 5 * time.Minute
 )
 
-// newSerial draws a 128-bit serial number whose first byte is not zero, so that
-// it always has 32 hex digits and never fewer octets.
+// newSerial returns a random 128-bit serial number whose first byte is not zero, so
+// that it always has 32 hex digits and 16 octets.
 func newSerial() (*big.Int, error) {
 	var b [grant.SerialBytes]byte
 	for b[0] == 0 {
@@ -38,8 +38,8 @@ func newSerial() (*big.Int, error) {
 	return new(big.Int).SetBytes(b[:]), nil
 }
 
-// subjectKeyID is the leftmost 160 bits of the SHA-256 of pub's subjectPublicKey
-// (RFC 7093 section 2, method 1).
+// subjectKeyID returns the leftmost 160 bits of the SHA-256 of pub's
+// subjectPublicKey (RFC 7093 section 2, method 1).
 func subjectKeyID(pub crypto.PublicKey) ([]byte, error) {
 	spki, err := x509.MarshalPKIXPublicKey(pub)
 	if err != nil {
@@ -56,7 +56,7 @@ func subjectKeyID(pub crypto.PublicKey) ([]byte, error) {
 	return sum[:20], nil
 }
 
-// caTemplate is what root and intermediates have in common.
+// caTemplate returns the fields that root and intermediates share.
 func caTemplate(kind string, c Constraints, pub crypto.PublicKey, now time.Time, years int) (*x509.Certificate, error) {
 	serial, err := newSerial()
 	if err != nil {
@@ -69,8 +69,8 @@ func caTemplate(kind string, c Constraints, pub crypto.PublicKey, now time.Time,
 	now = now.UTC().Truncate(time.Second)
 	t := &x509.Certificate{
 		SerialNumber: serial,
-		// The key's id in the name keeps two intermediates apart, for people
-		// and for verifiers that look an issuer up by its name.
+		// The key's id in the name distinguishes two intermediates, for people and
+		// for verifiers that find an issuer by its name.
 		Subject:               pkix.Name{CommonName: fmt.Sprintf("mayfly %s %s", kind, hex.EncodeToString(id[:8]))},
 		NotBefore:             now.Add(-caBackdate),
 		NotAfter:              now.AddDate(years, 0, 0),
@@ -94,7 +94,8 @@ func rootTemplate(c Constraints, pub crypto.PublicKey, now time.Time) (*x509.Cer
 	return t, nil
 }
 
-// intermediateTemplate never outlives root.
+// intermediateTemplate returns the template of an intermediate. It never outlives
+// root.
 func intermediateTemplate(c Constraints, pub crypto.PublicKey, now time.Time, root *x509.Certificate) (*x509.Certificate, error) {
 	t, err := caTemplate("intermediate", c, pub, now, intermediateYears)
 	if err != nil {

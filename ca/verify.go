@@ -20,19 +20,19 @@ import (
 // maxFaults bounds how many faults Verify lists.
 const maxFaults = 20
 
-// Verified counts what Verify has checked.
+// Verified counts what Verify checked.
 type Verified struct {
 	Certificates int64
-	// Unknown of them were issued by intermediates that are not configured any
-	// more: their records agree with themselves, and no more can be told.
+	// Unknown counts certificates of intermediates that are no longer configured.
+	// Their records are consistent; nothing more can be checked.
 	Unknown int64
 	Events  int64
 }
 
-// Verify checks every stored certificate against what an authority like this
-// would have issued and against its own record, the chain of events, and what
-// the events say was issued and revoked against the certificates. The error
-// names the first faults.
+// Verify checks every stored certificate against its own record and the rules of
+// this authority. It also checks the chain of events, and compares the issuances
+// and revocations in the events with the certificates. The error names the first
+// faults.
 func (a *Authority) Verify(ctx context.Context) (*Verified, error) {
 	v := &Verified{}
 	var faults []error
@@ -41,8 +41,8 @@ func (a *Authority) Verify(ctx context.Context) (*Verified, error) {
 			faults = append(faults, fmt.Errorf("certificate %s: %w", serial, err))
 		}
 	}
-	// The events first: what they tell of is in the store by then, also of one
-	// that is in use.
+	// Read the events first: a certificate with an event is then in the store, even
+	// if the store is in use.
 	told, err := a.readTold(ctx)
 	if err != nil {
 		faults = append(faults, fmt.Errorf("read events: %w", err))
@@ -75,21 +75,21 @@ func (a *Authority) Verify(ctx context.Context) (*Verified, error) {
 	return v, nil
 }
 
-// minRetention is how long after its issuing a certificate is in the store for
-// certain: see Store.Prune. Its event is kept for longer.
+// minRetention is how long after its issuing a certificate certainly stays in the
+// store: see Store.Prune. Its event stays longer.
 const minRetention = 26 * time.Hour
 
-// eventIndex is what the events say of certificates, by serial.
+// eventIndex holds what the events say about certificates, by serial.
 type eventIndex struct {
-	since   time.Time       // of issued
-	issued  map[string]bool // within keptFor, and not come across yet
+	since   time.Time       // start of issued
+	issued  map[string]bool // within minRetention, and not found in the store yet
 	revoked map[string]bool
 }
 
 func (a *Authority) readTold(ctx context.Context) (*eventIndex, error) {
 	t := &eventIndex{since: time.Now().Add(-minRetention), issued: make(map[string]bool), revoked: make(map[string]bool)}
 	err := a.eachEvent(ctx, store.EventFilter{Type: store.EventIssued, Since: &t.since}, func(e *store.Event) {
-		if e.Identity != "" { // else the issuer's own, which is no record
+		if e.Identity != "" { // without an identity, the issuer's own certificate, which has no record
 			t.issued[e.Serial] = true
 		}
 	})
@@ -114,7 +114,7 @@ func (a *Authority) eachEvent(ctx context.Context, filter store.EventFilter, f f
 	}
 }
 
-// checkEvents holds one record to what the events say of it.
+// checkEvents compares one record with its events.
 func (a *Authority) checkEvents(ctx context.Context, t *eventIndex, c *store.Certificate) error {
 	was := t.issued[c.Serial]
 	delete(t.issued, c.Serial)
@@ -124,7 +124,7 @@ func (a *Authority) checkEvents(ctx context.Context, t *eventIndex, c *store.Cer
 	if was || c.IssuedAt.Before(t.since) {
 		return nil
 	}
-	// It may have been issued since the events were read.
+	// It may have been issued after the events were read.
 	events, _, err := a.store.Events(ctx, store.EventFilter{Type: store.EventIssued, Serial: c.Serial, Limit: 1})
 	if err == nil && (len(events) == 0 || events[0].Serial != c.Serial) {
 		err = errors.New("no issue event for the record")
@@ -132,8 +132,8 @@ func (a *Authority) checkEvents(ctx context.Context, t *eventIndex, c *store.Cer
 	return err
 }
 
-// verifyRecord holds one record to its TBS, and reports whether its intermediate
-// is known.
+// verifyRecord compares one record with its TBS, and reports whether its
+// intermediate is known.
 func (a *Authority) verifyRecord(c *store.Certificate) (known bool, err error) {
 	aki, err := hex.DecodeString(c.AKI)
 	if err != nil {
@@ -177,7 +177,7 @@ func subjectOf(c *store.Certificate) grant.Labels {
 	return grant.Labels{Repository: c.Repository, RepositoryID: c.RepositoryID, RunID: c.RunID, Actor: c.Actor}
 }
 
-// checkColumns compares the columns of a record with the leaf that it records.
+// checkColumns compares the columns of a record with its leaf.
 func checkColumns(c *store.Certificate, leaf *x509.Certificate) error {
 	spki := sha256.Sum256(leaf.RawSubjectPublicKeyInfo)
 	switch {
@@ -193,9 +193,9 @@ func checkColumns(c *store.Certificate, leaf *x509.Certificate) error {
 	return nil
 }
 
-// Chain returns the certificate of a record that holds its signature, as earlier
-// versions wrote some, and its intermediate's; nil for every other record. It
-// never signs.
+// Chain returns the leaf and its intermediate for a record that holds its
+// signature, as some records of earlier versions do. For every other record it
+// returns nil. It never signs.
 func (a *Authority) Chain(c *store.Certificate) []*x509.Certificate {
 	aki, err := hex.DecodeString(c.AKI)
 	if err != nil || len(c.Signature) == 0 {

@@ -9,8 +9,8 @@ import (
 	"github.com/mayfly-ca/mayfly/ca/store"
 )
 
-// Verify finds a record that is not of the certificate beside it, whichever
-// column was changed, and says which certificate it is.
+// Verify finds a record that does not match its certificate, whichever column was
+// changed, and names the certificate.
 func TestVerifyFindsDamage(t *testing.T) {
 	t.Parallel()
 	c := catest.New(t, catest.Options{})
@@ -58,8 +58,8 @@ func TestVerifyFindsDamage(t *testing.T) {
 	}
 }
 
-// Verify finds a certificate, a revocation and an event that somebody took away,
-// and a certificate that nobody issued: each is told of elsewhere.
+// Verify finds a deleted certificate, revocation or event, and a certificate that
+// was never issued: other rows disagree with it.
 func TestVerifyFindsWhatIsGone(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct{ statement, want string }{

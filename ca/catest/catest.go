@@ -1,7 +1,7 @@
 // Package catest makes real authorities for tests: ca.Init and ca.Open over a
-// SQLite store in the test's folder, and leaves for given engines without any
-// token. It also starts PostgreSQL servers. It imports ca and what ca's callers
-// use; only tests and benches import it.
+// SQLite store in the test's folder, and leaves for given engines without a token.
+// It also starts PostgreSQL servers. It imports ca and what ca's callers use. Only
+// tests and benchmarks import it.
 package catest
 
 import (
@@ -26,32 +26,32 @@ import (
 	"github.com/mayfly-ca/mayfly/ca/store"
 )
 
-// Names that an authority of Options{} knows.
+// Names of an authority made with the zero Options.
 const (
 	TrustDomain = "ci.example.com"
 	EngineDNS   = "example-engine.fly.dev"
 	PublicURL   = "https://127.0.0.1:8443"
 )
 
-// Options of an authority; zero values mean the constants above.
+// Options describe an authority. Zero values mean the constants above.
 type Options struct {
 	TrustDomain string
 	EngineDNS   []string
-	// IssuerURL and PublicURL are PublicURL when empty.
+	// IssuerURL and PublicURL default to the constant PublicURL.
 	IssuerURL, PublicURL string
 }
 
-// CA is an authority that the test owns.
+// CA is an authority that belongs to the test.
 type CA struct {
 	*ca.Authority
-	// Files is what Init wrote, RootPassword included.
+	// Files are the files that Init wrote, RootPassword included.
 	Files *ca.InitResult
-	// Config opens the authority once more, as a second replica would.
+	// Config opens the authority again, as a second replica would.
 	Config ca.Config
 }
 
-// New makes and opens an authority, and closes it with its store at the test's
-// end.
+// New makes and opens an authority. It closes the authority and its store when the
+// test ends.
 func New(t testing.TB, o Options) *CA {
 	t.Helper()
 	return Open(t, Init(t, o), o)
@@ -73,7 +73,7 @@ func Init(t testing.TB, o Options) *ca.InitResult {
 	return files
 }
 
-// Open opens what Init wrote.
+// Open opens the authority that Init wrote.
 func Open(t testing.TB, files *ca.InitResult, o Options) *CA {
 	t.Helper()
 	o = o.defaults()
@@ -98,7 +98,7 @@ func Open(t testing.TB, files *ca.InitResult, o Options) *CA {
 	return c
 }
 
-// OpenConfig opens an authority and closes it at the test's end.
+// OpenConfig opens an authority and closes it when the test ends.
 func OpenConfig(t testing.TB, c ca.Config) *ca.Authority {
 	t.Helper()
 	a, err := ca.Open(t.Context(), c)
@@ -129,8 +129,8 @@ func (o Options) defaults() Options {
 	return o
 }
 
-// ClientParams are those of a GitHub job's certificate for engines, with a
-// token of its own. Change them before NewGrant.
+// ClientParams returns the params of a GitHub job's certificate for engines, with
+// its own token. Change them before you call Grant.
 func ClientParams(t testing.TB, engines ...string) grant.Params {
 	t.Helper()
 	id, err := identity.ClientID(trustDomain(t), "github", "285964", "1339936803")
@@ -163,8 +163,8 @@ func ClientParams(t testing.TB, engines ...string) grant.Params {
 	}
 }
 
-// ServerParams are those of a Fly Machine's certificate for one engine, with a
-// token of its own.
+// ServerParams returns the params of a Fly Machine's certificate for one engine,
+// with its own token.
 func ServerParams(t testing.TB, engine string, dns ...string) grant.Params {
 	t.Helper()
 	id, err := identity.EngineID(trustDomain(t), engine, "fly", "22222222", "148e21ea7e1d89")
@@ -206,7 +206,7 @@ func token(issuer string) grant.Token {
 	return grant.Token{Issuer: issuer, ID: hex.EncodeToString(id[:]), SingleUse: true, IssuedAt: now, ExpiresAt: now.Add(5 * time.Minute)}
 }
 
-// Grant makes a grant of p.
+// Grant makes a grant from p.
 func Grant(t testing.TB, p grant.Params) grant.Grant {
 	t.Helper()
 	g, err := grant.New(p)
@@ -228,7 +228,7 @@ func (c *CA) Server(t testing.TB, engine string, dns ...string) tls.Certificate 
 	return c.Leaf(t, ServerParams(t, engine, dns...))
 }
 
-// Leaf issues what p says for a new key. Its Certificate holds leaf and
+// Leaf issues a certificate for p and a new key. Its Certificate holds leaf and
 // intermediate.
 func (c *CA) Leaf(t testing.TB, p grant.Params) tls.Certificate {
 	t.Helper()
@@ -244,7 +244,7 @@ func (c *CA) Leaf(t testing.TB, p grant.Params) tls.Certificate {
 	}
 }
 
-// Roots is the pool of the authority's roots.
+// Roots returns the pool of the authority's roots.
 func (c *CA) Roots() *x509.CertPool {
 	pool := x509.NewCertPool()
 	for _, r := range c.TrustBundle() {
@@ -263,7 +263,7 @@ func Key(t testing.TB) *ecdsa.PrivateKey {
 	return key
 }
 
-// PrivateKey reads one in PKCS #8 PEM, as Init writes the intermediate's.
+// PrivateKey parses a key in PKCS #8 PEM, as Init writes the intermediate's.
 func PrivateKey(t testing.TB, data []byte) crypto.Signer {
 	t.Helper()
 	block, _ := pem.Decode(data)
@@ -282,13 +282,13 @@ func PrivateKey(t testing.TB, data []byte) crypto.Signer {
 	return signer
 }
 
-// CSR makes a request for key that asks for nothing.
+// CSR makes a request for key without names or extensions.
 func CSR(t testing.TB, key crypto.Signer) *x509.CertificateRequest {
 	t.Helper()
 	return CSRFor(t, key, &x509.CertificateRequest{})
 }
 
-// CSRFor makes a request for key that asks for what template says.
+// CSRFor makes a request for key with the contents of template.
 func CSRFor(t testing.TB, key crypto.Signer, template *x509.CertificateRequest) *x509.CertificateRequest {
 	t.Helper()
 	der, err := x509.CreateCertificateRequest(rand.Reader, template, key)
@@ -302,7 +302,7 @@ func CSRFor(t testing.TB, key crypto.Signer, template *x509.CertificateRequest) 
 	return csr
 }
 
-// Certificate reads one in PEM.
+// Certificate parses a certificate in PEM.
 func Certificate(t testing.TB, data []byte) *x509.Certificate {
 	t.Helper()
 	block, _ := pem.Decode(data)
@@ -317,7 +317,7 @@ func Certificate(t testing.TB, data []byte) *x509.Certificate {
 	return cert
 }
 
-// ReadFile reads a file of the test.
+// ReadFile reads a file and fails the test on an error.
 func ReadFile(t testing.TB, path string) []byte {
 	t.Helper()
 	data, err := os.ReadFile(path)

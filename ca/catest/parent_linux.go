@@ -2,5 +2,5 @@ package catest
 
 import "syscall"
 
-// endWithParent stops the server when the test dies without stopping it.
+// endWithParent makes the kernel stop the server when the test dies first.
 func endWithParent(attr *syscall.SysProcAttr) { attr.Pdeathsig = syscall.SIGQUIT }

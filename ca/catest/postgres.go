@@ -22,8 +22,8 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// ErrNoPostgres: this machine has no PostgreSQL server. The error says what
-// to install.
+// ErrNoPostgres means that this machine has no PostgreSQL server. The error says
+// what to install.
 var ErrNoPostgres = errors.New("PostgreSQL is not installed")
 
 // Postgres is a running PostgreSQL server.
@@ -37,10 +37,9 @@ type Postgres struct {
 // postgresTimeout bounds every step of starting and stopping.
 const postgresTimeout = 60 * time.Second
 
-// StartPostgres starts a PostgreSQL server that ends with the test. It listens on
-// a socket in a folder of its own. It needs initdb and postgres, in PATH or where
-// Debian puts them: without, the test is skipped, or fails where
-// MAYFLY_TEST_REQUIRE=all.
+// StartPostgres starts a PostgreSQL server that ends with the test. It listens on a
+// socket in its own folder. It needs initdb and postgres, in PATH or in Debian's
+// folder. Without them, the test is skipped, or fails if MAYFLY_TEST_REQUIRE=all.
 func StartPostgres(t testing.TB) *Postgres {
 	t.Helper()
 	s, err := NewPostgres()
@@ -58,8 +57,8 @@ func StartPostgres(t testing.TB) *Postgres {
 	return s
 }
 
-// NewPostgres starts a server with the durability that PostgreSQL has by default.
-// Close ends it. The error is ErrNoPostgres where there is none to start.
+// NewPostgres starts a server with PostgreSQL's default durability. Close ends it.
+// If there is no server to start, the error is ErrNoPostgres.
 func NewPostgres() (_ *Postgres, err error) {
 	bin, err := findPostgres()
 	if err != nil {
@@ -91,7 +90,7 @@ func NewPostgres() (_ *Postgres, err error) {
 	return s, s.run(server)
 }
 
-// run starts server and waits until it takes connections.
+// run starts server and waits until it accepts connections.
 func (s *Postgres) run(server *exec.Cmd) error {
 	log, err := server.StderrPipe()
 	if err != nil {
@@ -128,10 +127,10 @@ func (s *Postgres) run(server *exec.Cmd) error {
 	}
 }
 
-// PID is the number of the server's first process, the parent of all others.
+// PID returns the id of the server's first process, the parent of all others.
 func (s *Postgres) PID() int { return s.process.Pid }
 
-// Close stops the server at once, cutting connections, and removes its files.
+// Close stops the server at once, cuts its connections and removes its files.
 func (s *Postgres) Close() error {
 	var stop error
 	if s.process != nil {
@@ -173,8 +172,8 @@ func (s *Postgres) url(database string) string {
 	return (&url.URL{Scheme: "postgres", Path: "/" + database, RawQuery: url.Values{"host": {s.dir}, "user": {"postgres"}}.Encode()}).String()
 }
 
-// findPostgres returns the folder of initdb and postgres, the newest where there are
-// several.
+// findPostgres returns the folder of initdb and postgres. If there are several, it
+// returns the newest.
 func findPostgres() (string, error) {
 	if initdb, err := exec.LookPath("initdb"); err == nil {
 		if initdb, err = filepath.EvalSymlinks(initdb); err == nil {
@@ -188,14 +187,14 @@ func findPostgres() (string, error) {
 		return "", fmt.Errorf("%w: no initdb in PATH or /usr/lib/postgresql: install postgresql", ErrNoPostgres)
 	}
 	version := func(path string) int {
-		n, _ := strconv.Atoi(strings.Split(path, "/")[4]) // 0 for what is no number
+		n, _ := strconv.Atoi(strings.Split(path, "/")[4]) // 0 if not a number
 		return n
 	}
 	return filepath.Dir(slices.MaxFunc(found, func(a, b string) int { return version(a) - version(b) })), nil
 }
 
-// unprivileged makes attr, and the folder, somebody's who is not root:
-// PostgreSQL refuses to run as root.
+// unprivileged sets a user other than root in attr and as owner of dir. PostgreSQL
+// refuses to run as root.
 func unprivileged(attr *syscall.SysProcAttr, dir string) error {
 	if os.Geteuid() != 0 {
 		return nil
