@@ -18,19 +18,19 @@ const stateKeySize = sha256.Size
 
 // StateKey authenticates rows of the store (HMAC-SHA256, RFC 2104), so that a
 // writer in the database cannot make or change them. It is a list of keys: the
-// first signs and all verify, so that a key can be replaced while rows of the
-// one before are still good. The zero value holds no key. It is never printed.
+// first signs and all verify. So a key can be replaced while rows of the previous
+// key are still good. The zero value holds no key. It is never printed.
 type StateKey struct{ keys [][]byte }
 
-// NewStateKey returns one random key.
+// NewStateKey returns a StateKey with one random key.
 func NewStateKey() StateKey {
 	key := make([]byte, stateKeySize)
 	_, _ = rand.Read(key) // never fails
 	return StateKey{[][]byte{key}}
 }
 
-// ParseStateKey reads keys of 32 bytes, each written as 64 hex digits or in
-// base64, as EncodeStateKey and `openssl rand -hex 32` write them.
+// ParseStateKey parses keys of 32 bytes, each in 64 hex digits or in base64.
+// EncodeStateKey and `openssl rand -hex 32` write this form.
 func ParseStateKey(texts ...string) (StateKey, error) {
 	var k StateKey
 	for _, text := range texts {
@@ -51,18 +51,18 @@ func ParseStateKey(texts ...string) (StateKey, error) {
 	return k, nil
 }
 
-// EncodeStateKey returns the first key of k in hex, as its file holds it.
+// EncodeStateKey returns the first key of k in hex, as a key file holds it.
 func EncodeStateKey(k StateKey) string { return hex.EncodeToString(k.keys[0]) }
 
 // IsZero reports whether k holds no key.
 func (k StateKey) IsZero() bool { return len(k.keys) == 0 }
 
-// MAC returns the first key's MAC over fields. use says what kind of row it is:
-// a MAC of one kind is never good for another. k must hold a key.
+// MAC returns the first key's MAC over fields. use names the kind of row: a MAC of
+// one kind is never valid for another. k must hold a key.
 func (k StateKey) MAC(use string, fields ...[]byte) []byte { return stateMAC(k.keys[0], use, fields) }
 
-// Verify reports whether mac is that of any key of k over use and fields. It
-// takes the same time whichever byte differs.
+// Verify reports whether mac is the MAC of any key of k over use and fields. Its
+// time does not depend on which byte differs.
 func (k StateKey) Verify(mac []byte, use string, fields ...[]byte) bool {
 	good := false
 	for _, key := range k.keys {
@@ -74,7 +74,7 @@ func (k StateKey) Verify(mac []byte, use string, fields ...[]byte) bool {
 }
 
 // stateMAC writes the length of each field before it, so that no two lists of
-// fields are the same bytes.
+// fields give the same bytes.
 func stateMAC(key []byte, use string, fields [][]byte) []byte {
 	h := hmac.New(sha256.New, key)
 	for _, f := range append([][]byte{[]byte(use)}, fields...) {

@@ -18,27 +18,27 @@ import (
 	"github.com/mayfly-ca/mayfly/ca/store"
 )
 
-// backupFormat is the first line's format. A backup is lines of JSON: a header;
-// for each table a line that names it and its columns, and one array per row,
-// byte strings in base64; and a last line with the number of rows and the
-// SHA-256 of everything before it. Logins and the key
-// of the cursors are left out: a copy of the store holds no login.
+// backupFormat is the format named in the first line. A backup consists of lines of
+// JSON. First comes a header. Each table has a line with its name and columns, then
+// one array per row, with byte strings in base64. The last line has the number of
+// rows and the SHA-256 of everything before it. Logins and the key of the cursors
+// are left out, so a copy of the store holds no login.
 const backupFormat = "mayfly-backup-1"
 
 const (
-	// maxBackupLine bounds one line of what Restore reads.
+	// maxBackupLine bounds one line that Restore reads.
 	maxBackupLine = 32 << 20
-	// restoreBatch is how many rows are inserted at once.
+	// restoreBatch is how many rows are inserted at a time.
 	restoreBatch = 500
 )
 
-// backupTables are what a backup holds, in its order.
+// backupTables are the tables of a backup, in its order.
 var backupTables = []*table{
 	tableState, tableCertificates, tableBodies, tableTokens, tableRevocations, tableBlocks, tableCRLState, tableCRLs,
 	tableEvents, tableLinks, tableCheckpoints, tableHours, tableSessions,
 }
 
-// backupLine is every line of a backup that is not a row.
+// backupLine is any line of a backup that is not a row.
 type backupLine struct {
 	Format  string      `json:"format,omitempty"`
 	Meta    *store.Meta `json:"meta,omitempty"`
@@ -50,7 +50,7 @@ type backupLine struct {
 	SHA256  string      `json:"sha256,omitempty"`
 }
 
-// backupWriter writes lines and sums them.
+// backupWriter writes lines and hashes them.
 type backupWriter struct {
 	out  *bufio.Writer
 	sum  hash.Hash
@@ -105,7 +105,7 @@ func (b *backupWriter) table(ctx context.Context, r reader, t *table) error {
 		}
 		for _, v := range values {
 			if raw, ok := v.(*[]byte); ok {
-				*raw = nonNil(*raw) // null is nothing that a column may hold
+				*raw = nonNil(*raw) // no column may hold null
 			}
 		}
 		b.rows++
@@ -129,14 +129,14 @@ func (t *table) zeroValues() []any {
 	return row
 }
 
-// backupReader reads lines and sums those before the last.
+// backupReader reads lines and hashes all but the last.
 type backupReader struct {
 	in   *bufio.Scanner
 	sum  hash.Hash
 	rows int64
 }
 
-// next returns the next line, which is valid until the following call.
+// next returns the next line. It is valid until the following call.
 func (b *backupReader) next() ([]byte, error) {
 	if !b.in.Scan() {
 		return nil, errors.Join(errors.New("the backup ends too early"), b.in.Err())
@@ -149,9 +149,9 @@ func (b *backupReader) add(line []byte) {
 	b.sum.Write([]byte{'\n'})
 }
 
-// restoreBackup fills an empty store from a backup, raises the floor, since what
-// was issued or revoked after the backup is unknown, appends ev and returns the
-// floor. root is the fingerprint that the backup must have.
+// restoreBackup fills an empty store from a backup, raises the floor, appends ev
+// and returns the floor. It raises the floor because certificates issued or revoked
+// after the backup are unknown. The backup must have the fingerprint root.
 func restoreBackup(ctx context.Context, tx transaction, r io.Reader, root string, ev store.Event) (floor time.Time, _ error) {
 	b := &backupReader{in: bufio.NewScanner(r), sum: sha256.New()}
 	b.in.Buffer(make([]byte, 0, 64<<10), maxBackupLine)
@@ -259,7 +259,7 @@ func (b *backupReader) tables(ctx context.Context, tx transaction) error {
 	}
 }
 
-// end compares the last line with what was read.
+// end compares the last line with the rows that were read.
 func (b *backupReader) end(l backupLine, missing int) error {
 	switch {
 	case missing > 0:
@@ -272,7 +272,7 @@ func (b *backupReader) end(l backupLine, missing int) error {
 	return b.in.Err()
 }
 
-// parse reads one row.
+// parse parses one row.
 func (t *table) parse(line []byte) ([]any, error) {
 	row := t.zeroValues()
 	n := len(row)

@@ -12,10 +12,11 @@ import (
 	"github.com/mayfly-ca/mayfly/ca/store"
 )
 
-// The fields of a Match that a block compares, in the order of matchFields.
+// blockFields is the number of fields of a Match that a block compares, in the
+// order of matchFields.
 const blockFields = 7
 
-// matchFields are the values of m that must be equal; "" asks nothing.
+// matchFields returns the values of m that must be equal. "" matches every value.
 func matchFields(m store.Match) [blockFields]string {
 	return [blockFields]string{m.TokenIssuer, m.Repository, m.RepositoryID, m.RunID, m.Actor, m.Identity, m.Profile}
 }
@@ -24,15 +25,15 @@ func certificateFields(c *store.Certificate) [blockFields]string {
 	return [blockFields]string{c.TokenIssuer, c.Repository, c.RepositoryID, c.RunID, c.Actor, c.Identity, c.Profile}
 }
 
-// blockIndex holds the blocks of one version. All blocks that compare the same
-// fields are found by one look-up in a map, so that ten thousand blocks cost a
-// record no more than one.
+// blockIndex holds the blocks of one version. One look-up in a map finds all blocks
+// that compare the same fields, so a record costs the same with ten thousand blocks
+// as with one.
 type blockIndex struct {
 	version int64
 	shapes  map[uint8]map[string]store.Block
 }
 
-// refresh reads the blocks again when their version has changed.
+// refresh reads the blocks again if their version has changed.
 func (x *blockIndex) refresh(ctx context.Context, r reader, version int64) error {
 	if x.version == version {
 		return nil
@@ -72,7 +73,7 @@ func (x *blockIndex) covers(c *store.Certificate, now time.Time) *store.Block {
 	return nil
 }
 
-// shapeKey joins the fields of shape; NUL is in none of them.
+// shapeKey joins the fields of shape. No field contains NUL.
 func shapeKey(shape uint8, fields [blockFields]string) string {
 	var b strings.Builder
 	for i, v := range fields {
@@ -98,7 +99,7 @@ func readBlocks(ctx context.Context, r reader, now time.Time) ([]store.Block, er
 	}, `SELECT id, created_at, until, match, reason, created_by FROM blocks WHERE until > $1 ORDER BY created_at DESC, id`, micro(now))
 }
 
-// insertBlocks writes blocks and makes every committer read them.
+// insertBlocks writes blocks and makes every committer read the blocks again.
 func insertBlocks(ctx context.Context, tx transaction, h *chainHead, blocks []store.Block) error {
 	if len(blocks) == 0 {
 		return nil

@@ -25,7 +25,8 @@ type certificateRow struct {
 	store.Certificate
 }
 
-// scanCertificate reads listColumns, and the columns after them into more.
+// scanCertificate reads listColumns into a row, and the columns after them into
+// more.
 func scanCertificate(r row, more ...any) (*certificateRow, error) {
 	var c certificateRow
 	var serial, aki []byte
@@ -57,13 +58,13 @@ func scanFull(r row) (*store.Certificate, error) {
 	return &c.Certificate, nil
 }
 
-// certificateBySerial returns everything recorded of serial, or nil.
+// certificateBySerial returns the whole record of serial, or nil.
 func certificateBySerial(ctx context.Context, r reader, serial []byte) (*store.Certificate, error) {
 	return findCertificate(ctx, r, "c.serial", serial)
 }
 
-// findCertificate returns everything recorded of the certificate whose column,
-// which is unique, has value; or nil.
+// findCertificate returns the whole record of the certificate whose unique column
+// has value, or nil.
 func findCertificate(ctx context.Context, r reader, column string, value any) (*store.Certificate, error) {
 	all, err := collect(ctx, r, scanFull, `SELECT `+fullColumns+fullFrom+` WHERE `+column+` = $1`, value)
 	if err != nil || len(all) == 0 {
@@ -115,14 +116,14 @@ func (l *ledger) Certificates(ctx context.Context, f store.CertificateFilter) ([
 // certificateQuery builds the query of a page, newest first. It chooses the index,
 // since SQLite does not know how often a value occurs. Every index by a value
 // separates revoked certificates from the others. So a page of one status is one
-// range of the index, and a page of both is made of two ranges.
+// range of the index, and a page of both consists of two ranges.
 func (l *ledger) certificateQuery(ctx context.Context, r reader, f store.CertificateFilter, below *position, limit int) (*query, error) {
 	index, err := l.chooseIndex(ctx, r, f)
 	if err != nil {
 		return nil, err
 	}
 	q := &query{index: index}
-	flags := []string{"0", "1"} // what may stand in revoked
+	flags := []string{"0", "1"} // the values of column revoked
 	switch f.Status {
 	case "":
 	case "valid":
@@ -145,7 +146,7 @@ func (l *ledger) certificateQuery(ctx context.Context, r reader, f store.Certifi
 	}
 	columns, from := "c.*", "(%s) c"
 	if l.dialect.indexHints && len(f.SerialPrefix) > 1 {
-		// Thousands of serials may begin so. Sort their ids, not whole rows.
+		// Thousands of serials may begin like this. Sort their ids, not whole rows.
 		columns, from = "c.id", "(%s) found CROSS JOIN certificates c ON c.id = found.id"
 	}
 	var pages []string
@@ -167,7 +168,7 @@ func (l *ledger) certificateQuery(ctx context.Context, r reader, f store.Certifi
 	return q, nil
 }
 
-// whereMatch adds the conditions of m on certificates c.
+// whereMatch adds the conditions of m on certificates c to q.
 func whereMatch(q *query, m store.Match) {
 	for i, v := range matchFields(m) {
 		if v == "" {
@@ -177,7 +178,7 @@ func whereMatch(q *query, m store.Match) {
 		q.where(column + " = " + q.arg(v))
 		switch matchColumns[i] {
 		case "repository", "repository_id", "run_id", "actor":
-			q.where(column + " <> ''") // lets the partial index serve
+			q.where(column + " <> ''") // so that the partial index applies
 		case "profile":
 			if v != "client" {
 				q.where("c.profile <> 'client'")
@@ -195,7 +196,7 @@ func whereMatch(q *query, m store.Match) {
 // matchColumns are the columns of matchFields.
 var matchColumns = [blockFields]string{"token_issuer", "repository", "repository_id", "run_id", "actor", "identity", "profile"}
 
-// idAt is the least id of what is issued at t or later.
+// idAt returns the lowest id of a certificate issued at t or later.
 func idAt(t time.Time) int64 {
 	us := micro(t)
 	switch {
@@ -207,8 +208,8 @@ func idAt(t time.Time) int64 {
 	return us << idShift
 }
 
-// whereSerial adds the range of serials that begin with prefix. For one digit, the
-// query reads certificates from the newest and compares; for more, it uses the
+// whereSerial selects the serials that begin with prefix. For one digit, the query
+// reads certificates from the newest and compares. For more digits, it uses the
 // index of the serials.
 func whereSerial(q *query, prefix string, d *dialect) error {
 	if prefix == "" {
@@ -217,7 +218,7 @@ func whereSerial(q *query, prefix string, d *dialect) error {
 	if len(prefix) > 32 || strings.Trim(prefix, "0123456789abcdef") != "" {
 		return fmt.Errorf("serial prefix %q is not lower-case hex", prefix)
 	}
-	low, _ := hex.DecodeString(prefix + strings.Repeat("0", 32-len(prefix))) // hex, as checked
+	low, _ := hex.DecodeString(prefix + strings.Repeat("0", 32-len(prefix))) // prefix is hex, as checked above
 	high, _ := hex.DecodeString(prefix + strings.Repeat("f", 32-len(prefix)))
 	if len(prefix) == 1 {
 		q.where("c.serial >= "+q.arg(low), "c.serial <= "+q.arg(high))
@@ -227,17 +228,17 @@ func whereSerial(q *query, prefix string, d *dialect) error {
 	if d.indexHints {
 		q.where("c.id IN " + ids)
 	} else {
-		q.where("c.id = ANY (ARRAY" + ids + ")") // asked first, whatever the planner thinks
+		q.where("c.id = ANY (ARRAY" + ids + ")") // read first, whatever the planner prefers
 	}
 	return nil
 }
 
-// commonRows is the number of rows from which on a value is common. A list that
-// has to read so many rows is still quick.
+// commonRows is the number of rows from which a value counts as common. A list that
+// reads this many rows is still quick.
 const commonRows = 2000
 
-// chooseIndex returns the index, of those that the filters of f could use, whose
-// value occurs least; "" reads along the table.
+// chooseIndex returns the index whose value occurs least, of those that the filters
+// of f can use. "" means to read along the table.
 func (l *ledger) chooseIndex(ctx context.Context, r reader, f store.CertificateFilter) (string, error) {
 	fields := matchFields(f.Match)
 	var by []int
@@ -269,15 +270,16 @@ func (l *ledger) chooseIndex(ctx context.Context, r reader, f store.CertificateF
 	return best, nil
 }
 
-// countRows counts the rows of table whose column has value, up to commonRows.
+// countRows counts the rows of table whose column has value, but at most
+// commonRows.
 func countRows(ctx context.Context, r reader, table, column, value string) (n int64, err error) {
 	_, err = queryRow(ctx, r, fmt.Sprintf(`SELECT COUNT(*) FROM (SELECT 1 AS x FROM %s WHERE %s = $1 AND %s <> '' LIMIT %d) AS y`, table, column, column, commonRows),
 		[]any{value}, &n)
 	return n, err
 }
 
-// Each implements store.Store. It reads in pages, so that no read lasts as long as
-// a slow f. Certificates that are recorded meanwhile may be left out.
+// Each implements store.Store. It reads in pages, so that a slow f does not make
+// one read last long. It may leave out certificates that are recorded meanwhile.
 func (l *ledger) Each(ctx context.Context, f func(*store.Certificate) error) error {
 	after := []byte{}
 	for {

@@ -7,27 +7,27 @@ import (
 )
 
 const (
-	// checkpointEvery is the least time between two checkpoints. With a longer
-	// time, more changes of one page cost one write; with a shorter time, the
-	// log is smaller.
+	// checkpointEvery is the least time between two checkpoints. A longer time
+	// combines more changes of one page into one write. A shorter time keeps the
+	// log smaller.
 	checkpointEvery = 500 * time.Millisecond
-	// restartAfter is the length of the log, in pages of 4 KiB, from which on a
+	// restartAfter is a length of the log, in pages of 4 KiB. From it on, a
 	// checkpoint makes commits wait, so that SQLite can write the log from its
 	// beginning again.
 	restartAfter = 32000
-	// inlineCheckpoint is the length at which a commit moves the log itself: it
-	// is reached only where the checkpointer is too slow.
+	// inlineCheckpoint is the length at which a commit itself moves the log. The
+	// log reaches it only if the checkpointer is too slow.
 	inlineCheckpoint = 64000
 )
 
-// checkpointer moves the pages of the write-ahead log into the file. SQLite itself
-// would do so in the commit that fills the log, and all callers of that commit and
-// of the next would wait.
+// checkpointer moves the pages of the write-ahead log into the file. Otherwise
+// SQLite would do so in the commit that fills the log, and all callers of that
+// commit and of the next would wait.
 type checkpointer struct {
 	db           *sqliteDB
 	every        time.Duration
 	restartAfter int
-	changed      signal // there is something to move
+	changed      signal // there are pages to move
 	stop         context.CancelFunc
 	done         chan struct{}
 }
@@ -39,8 +39,8 @@ func startCheckpointer(db *sqliteDB, every time.Duration, restartAfter int) *che
 	return c
 }
 
-// close ends the goroutine. What is left in the log is moved when the last
-// connection closes.
+// close ends the goroutine. The rest of the log is moved when the last connection
+// closes.
 func (c *checkpointer) close() {
 	c.stop()
 	<-c.done
@@ -66,10 +66,10 @@ func (c *checkpointer) run(ctx context.Context) {
 	}
 }
 
-// checkpoint moves the log while commits go on. SQLite reuses a log only if all of
-// it was moved, and under load commits add to it meanwhile. So once the log is
-// long, checkpoint moves the rest in a turn of its own. It ignores errors: nothing
-// is lost, the log grows, and the next commit returns what is wrong with the disk.
+// checkpoint moves the log while commits continue. SQLite reuses a log only after
+// all of it was moved, and under load commits add to it meanwhile. So when the log
+// is long, checkpoint moves the rest in its own turn. It ignores errors: nothing is
+// lost, the log grows, and the next commit returns the disk's error.
 func (c *checkpointer) checkpoint(ctx context.Context) {
 	pages, err := c.move(ctx, c.db.writes)
 	if err != nil || pages < c.restartAfter {
@@ -87,8 +87,8 @@ func (c *checkpointer) checkpoint(ctx context.Context) {
 	_, _ = c.move(ctx, c.db.writer)
 }
 
-// move writes the pages of the log that are not in the file yet, and returns
-// how many the log holds.
+// move writes the pages of the log that are not in the file yet, and returns how
+// many pages the log holds.
 func (c *checkpointer) move(ctx context.Context, db interface {
 	QueryRowContext(context.Context, string, ...any) *sql.Row
 }) (pages int, err error) {

@@ -15,7 +15,8 @@ import (
 	"github.com/mayfly-ca/mayfly/ca/store/storetest"
 )
 
-// checkpointed opens the file of a new store with a checkpointer of the test's pace.
+// checkpointed opens the file of a new store with a checkpointer that has the given
+// times and lengths.
 func checkpointed(t *testing.T, every time.Duration, restartAfter int) (d *sqliteDB, path string) {
 	t.Helper()
 	path = filepath.Join(t.TempDir(), "store")
@@ -41,14 +42,14 @@ func count(d *sqliteDB, hour int64) error {
 	})
 }
 
-// What was committed reaches the file itself, without a further commit.
+// A commit reaches the file itself, without a further commit.
 func TestCheckpointReachesTheFile(t *testing.T) {
 	t.Parallel()
 	d, path := checkpointed(t, time.Millisecond, 1000)
 	if err := count(d, 1); err != nil {
 		t.Fatal(err)
 	}
-	alone := filepath.Join(t.TempDir(), "alone") // the file as it is without its log
+	alone := filepath.Join(t.TempDir(), "alone") // the file without its log
 	for {
 		b, err := os.ReadFile(path)
 		if err != nil {
@@ -66,14 +67,14 @@ func TestCheckpointReachesTheFile(t *testing.T) {
 		if err := db.Close(); err != nil {
 			t.Fatal(err)
 		}
-		if err == nil && hours == 1 { // a copy made in the middle of the move may be unreadable
+		if err == nil && hours == 1 { // a copy made during the move may be unreadable
 			return
 		}
 	}
 }
 
-// Under load, where there is always a commit that the last checkpoint has not
-// seen, SQLite reuses the log.
+// SQLite reuses the log under load, when there is always a commit after the last
+// checkpoint.
 func TestCheckpointRestartsTheLog(t *testing.T) {
 	t.Parallel()
 	d, path := checkpointed(t, 0, 50)
@@ -99,7 +100,7 @@ func TestCheckpointRestartsTheLog(t *testing.T) {
 	wg.Wait()
 }
 
-// restarts reads from the header of the log how often SQLite reused it (the
+// restarts reads from the log's header how often SQLite has reused it (the
 // checkpoint sequence number of SQLite's WAL format).
 func restarts(path string) (uint32, error) {
 	f, err := os.Open(path + "-wal")

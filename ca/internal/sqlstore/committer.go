@@ -13,10 +13,10 @@ import (
 )
 
 const (
-	// maxBatch bounds the writes of one commit, and so the time for which the
-	// ledger lock is held.
+	// maxBatch bounds the writes of one commit, and so how long the ledger lock is
+	// held.
 	maxBatch = 256
-	// maxWait bounds how long a commit waits for calls that are on their way.
+	// maxWait bounds how long a commit waits for calls that have not arrived yet.
 	maxWait = 2 * time.Millisecond
 	// commitTimeout ends a commit that the database does not answer.
 	commitTimeout = 15 * time.Second
@@ -28,7 +28,7 @@ type pendingWrite struct {
 	cert   *store.Certificate
 	events []store.Event
 
-	taken  atomic.Bool // by the committer, or by a caller that gave up
+	taken  atomic.Bool // set by the committer, or by a caller that gave up
 	done   chan struct{}
 	result *store.Certificate
 	err    error
@@ -40,7 +40,7 @@ type pendingWrite struct {
 	token   []byte // tokenHash
 }
 
-// committer makes one commit of all the calls that wait for one.
+// committer writes all waiting calls in one commit.
 type committer struct {
 	ledger *ledger
 	wake   signal // queue or closed has changed
@@ -54,9 +54,9 @@ func newCommitter(l *ledger) *committer {
 	return &committer{ledger: l, wake: newSignal()}
 }
 
-// do queues p and waits for its commit. When ctx ends before the commit has begun,
-// do withdraws p, and nothing of it is written. Once the commit has begun, do waits
-// for the outcome, even if ctx ends.
+// do queues p and waits for its commit. If ctx ends before the commit has begun, do
+// withdraws p, and nothing of p is written. After that, do waits for the outcome,
+// even if ctx ends.
 func (c *committer) do(ctx context.Context, p *pendingWrite) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -81,7 +81,7 @@ func (c *committer) do(ctx context.Context, p *pendingWrite) error {
 	return p.err
 }
 
-// close refuses further calls; run returns when the queue is empty.
+// close refuses further calls. run returns when the queue is empty.
 func (c *committer) close() {
 	c.mu.Lock()
 	c.closed = true
@@ -106,9 +106,9 @@ func (c *committer) run() {
 	}
 }
 
-// waitForMore yields the processor to other goroutines as long as they bring
-// further calls, which then share the cost of one commit. On an idle processor it
-// returns at once.
+// waitForMore yields the processor to other goroutines while they queue further
+// calls, which then share the cost of one commit. On an idle processor it returns
+// at once.
 func (c *committer) waitForMore() {
 	for n, until := c.waiting(), time.Now().Add(maxWait); n > 0 && n < maxBatch; {
 		runtime.Gosched()
@@ -126,7 +126,7 @@ func (c *committer) waiting() int {
 	return len(c.queue)
 }
 
-// take returns up to maxBatch writes that were not withdrawn, and reports whether
+// take returns up to maxBatch writes that were not withdrawn. last reports whether
 // the committer is closed and its queue empty.
 func (c *committer) take() (batch []*pendingWrite, last bool) {
 	c.mu.Lock()
@@ -146,8 +146,8 @@ func (c *committer) take() (batch []*pendingWrite, last bool) {
 	return batch, c.closed && len(c.queue) == 0
 }
 
-// commit writes batch and answers every call of it. When the database refuses what
-// one of them wrote, each gets a commit of its own.
+// commit writes batch and answers all its calls. If the database refuses the data
+// of one call, each call gets its own commit.
 func (c *committer) commit(batch []*pendingWrite) {
 	err := c.attempt(batch, false)
 	var uncertain *uncertainError
@@ -180,14 +180,14 @@ func (c *committer) attempt(batch []*pendingWrite, careful bool) error {
 	})
 }
 
-// resolveUncertain finds out whether a commit happened whose answer was lost. It
-// looks for the first certificate of batch, since a commit is all or nothing. A
-// batch without a certificate stays an error.
+// resolveUncertain finds out whether a commit happened after its answer was lost.
+// It looks for the first certificate of batch, since a commit writes all or
+// nothing. A batch without a certificate remains an error.
 func (c *committer) resolveUncertain(batch []*pendingWrite, cause error) {
 	ctx, cancel := context.WithTimeout(context.Background(), commitTimeout)
 	defer cancel()
 	committed := false
-	err := c.ledger.db.update(ctx, func(tx transaction) error { // under the lock: the lost commit is over
+	err := c.ledger.db.update(ctx, func(tx transaction) error { // this holds the lock, so the lost commit has ended
 		for _, p := range batch {
 			if p.cert == nil || p.result != p.cert {
 				continue

@@ -12,9 +12,9 @@ import (
 )
 
 const (
-	// pollEvery is the time between two looks for another process's CRLs.
+	// pollEvery is how often the watcher looks for another process's CRLs.
 	pollEvery = 200 * time.Millisecond
-	// keptSets is how many sets of CRLs stay in the database.
+	// keptSets is how many sets of CRLs the database keeps.
 	keptSets = 3
 )
 
@@ -33,11 +33,11 @@ func readCRLState(ctx context.Context, r reader) (s crlState, err error) {
 
 // PublishCRLs implements store.Store.
 //
-// The state is read in one snapshot, signed, and then written on the condition
-// that its row still carries the number that was read, under that row's lock:
-// a set therefore holds every revocation of every set before it. A call that comes
-// too late reads, signs and tries again. Only other calls of PublishCRLs wait for
-// a signature; sign must not call it.
+// PublishCRLs reads the state in one snapshot, signs it, and writes the set under
+// the row's lock if the row still has the number that was read. So a set holds
+// every revocation of every set before it. If another call was faster, PublishCRLs
+// reads, signs and tries again. Only other calls of PublishCRLs wait for a
+// signature; sign must not call it.
 func (l *ledger) PublishCRLs(ctx context.Context, maxAge time.Duration, sign func(store.CRLState) ([]store.SignedCRL, error)) (*store.CRLSet, error) {
 	select {
 	case l.publish <- struct{}{}:
@@ -64,8 +64,8 @@ func (l *ledger) PublishCRLs(ctx context.Context, maxAge time.Duration, sign fun
 	}
 }
 
-// signCRLs makes a set from what is committed. before is the number of the set
-// that it follows; revision is -1 when the newest set serves as it is.
+// signCRLs makes a set from the committed state. before is the number of the set
+// that it follows. revision is -1 if the newest set is still good.
 func (l *ledger) signCRLs(ctx context.Context, maxAge time.Duration, sign func(store.CRLState) ([]store.SignedCRL, error)) (_ *store.CRLSet, revision, before int64, _ error) {
 	var set *store.CRLSet
 	state := store.CRLState{Now: time.Now().UTC(), Entries: make(map[string][]store.RevokedEntry)}
@@ -103,7 +103,7 @@ func (l *ledger) signCRLs(ctx context.Context, maxAge time.Duration, sign func(s
 	return &store.CRLSet{Number: state.Number, SignedAt: state.Now, CRLs: crls}, revision, before, nil
 }
 
-// readEntries reads what is still on the CRL.
+// readEntries reads the certificates that are still on the CRL.
 func readEntries(ctx context.Context, r reader, state *store.CRLState) error {
 	type entry struct {
 		aki string
@@ -123,7 +123,8 @@ func readEntries(ctx context.Context, r reader, state *store.CRLState) error {
 	return err
 }
 
-// writeCRLs stores set if the newest is still before, and reports whether it did.
+// writeCRLs stores set if the newest set is still before. written reports whether
+// it did.
 func (l *ledger) writeCRLs(ctx context.Context, set *store.CRLSet, revision, before int64) (written bool, _ error) {
 	err := l.db.update(ctx, func(tx transaction) error {
 		n, err := tx.exec(ctx, `UPDATE crl_state SET number = $1, signed_at = $2, revision = $3 WHERE number = $4`,
@@ -175,15 +176,15 @@ func (l *ledger) CRLs(ctx context.Context) (*store.CRLSet, error) {
 // CRLChanged implements store.Store.
 func (l *ledger) CRLChanged(known int64) <-chan struct{} { return l.watcher.changed(known) }
 
-// watcher keeps the number of the newest set, and closes the channels of callers
+// watcher keeps the number of the newest set. It closes the channels of callers
 // that wait for another number.
 type watcher struct {
 	ledger *ledger
-	wake   signal // makes run look at once
+	wake   signal // makes run read at once
 
 	mu     sync.Mutex
-	number int64                   // the newest seen
-	waits  map[int64]chan struct{} // by the number that the waiting callers know
+	number int64                   // the newest number read
+	waits  map[int64]chan struct{} // by the number that the waiting callers have
 }
 
 func newWatcher(l *ledger, number int64) *watcher {
@@ -191,8 +192,8 @@ func newWatcher(l *ledger, number int64) *watcher {
 }
 
 // changed returns a channel that is closed when the newest number is not known.
-// Callers with the same number share one channel, so that a caller that gives up
-// leaks nothing.
+// Callers with the same number share one channel, so a caller that gives up leaks
+// nothing.
 func (w *watcher) changed(known int64) <-chan struct{} {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -200,7 +201,7 @@ func (w *watcher) changed(known int64) <-chan struct{} {
 		return c
 	}
 	c := make(chan struct{})
-	if known < w.number { // numbers only grow
+	if known < w.number { // numbers only increase
 		close(c)
 		return c
 	}
@@ -222,7 +223,7 @@ func (w *watcher) observe(number int64) {
 	}
 }
 
-// run looks for another process's sets while a caller waits for one.
+// run reads the newest number while a caller waits, to find another process's sets.
 func (w *watcher) run(ctx context.Context) {
 	tick := time.NewTicker(pollEvery)
 	defer tick.Stop()
@@ -245,7 +246,7 @@ func (w *watcher) run(ctx context.Context) {
 			number = s.number
 			return err
 		})
-		if err == nil { // else the next look succeeds or fails
+		if err == nil { // on an error, the next read tries again
 			w.observe(number)
 		}
 	}

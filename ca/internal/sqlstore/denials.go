@@ -8,14 +8,14 @@ import (
 	"github.com/mayfly-ca/mayfly/ca/store"
 )
 
-// maxDenials bounds the events of denials in one minute; further denials are summed
+// maxDenials bounds the events of denials in one minute. Further denials are summed
 // in one event.
 const maxDenials = 256
 
-// denialKey is what equal denials share.
+// denialKey holds the fields that equal denials share.
 type denialKey struct{ kind, identity, reason string }
 
-// denials sums denials in memory. Denied is the one method that returns before it
+// denials sums denials in memory. Denied is the only method that returns before it
 // has written: a crash loses the counts of the last minute.
 type denials struct {
 	ledger *ledger
@@ -23,7 +23,7 @@ type denials struct {
 	mu      sync.Mutex
 	pending map[denialKey]*store.Event
 	order   []denialKey
-	other   *store.Event // the sum of what is over maxDenials
+	other   *store.Event // the sum of the denials beyond maxDenials
 	written int          // in this minute
 	closed  bool
 }
@@ -66,8 +66,9 @@ func (d *denials) add(ev store.Event) error {
 	return nil
 }
 
-// flush writes what is pending. At the end of a minute it also writes the sum of
-// the others and sets the counters to zero. What cannot be written stays pending.
+// flush writes the pending denials. At the end of a minute it also writes the sum
+// of the others and resets the counters. A denial that cannot be written stays
+// pending.
 func (d *denials) flush(ctx context.Context, minute bool) error {
 	d.mu.Lock()
 	events := make([]store.Event, 0, len(d.order)+1)
@@ -91,7 +92,7 @@ func (d *denials) flush(ctx context.Context, minute bool) error {
 	err := d.ledger.committer.do(ctx, &pendingWrite{events: events})
 	if err != nil {
 		for _, ev := range events { // put back
-			_ = d.add(ev) // refused only after close, when there is no later flush
+			_ = d.add(ev) // add refuses only after close, when no flush follows
 		}
 	}
 	return err
@@ -107,11 +108,11 @@ func (d *denials) run(ctx context.Context) {
 			return
 		case <-timer.C:
 		}
-		_ = d.flush(ctx, true) // kept and tried again in a minute
+		_ = d.flush(ctx, true) // stays pending; the next minute tries again
 	}
 }
 
-// close writes what is left and refuses more.
+// close writes the pending denials and refuses further ones.
 func (d *denials) close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), commitTimeout)
 	defer cancel()

@@ -15,10 +15,10 @@ import (
 	"github.com/mayfly-ca/mayfly/ca/store"
 )
 
-// chainPrefix is the first part of what is hashed for a link. It names the form.
+// chainPrefix begins the hashed bytes of a link. It names their format.
 const chainPrefix = "mayfly event link 1\n"
 
-// eventRow is an event as it is stored and hashed.
+// eventRow is an event in its stored and hashed form.
 type eventRow struct {
 	store.Event
 	detail string
@@ -64,8 +64,8 @@ func sanitize(s string) string {
 	return strings.ReplaceAll(strings.ToValidUTF8(s, "\uFFFD"), "\x00", "\uFFFD")
 }
 
-// appendTo adds the event's hashed form: every field, each text with its
-// length before it, so that no two events share a form.
+// appendTo appends the event's hashed form to b: every field, each text after its
+// length, so that no two events have the same form.
 func (e *eventRow) appendTo(b []byte) []byte {
 	b = binary.BigEndian.AppendUint64(b, uint64(e.Seq))
 	b = binary.BigEndian.AppendUint64(b, uint64(micro(e.Time)))
@@ -77,7 +77,8 @@ func (e *eventRow) appendTo(b []byte) []byte {
 	return b
 }
 
-// linkHash is the hash of a link: of the one before and of all its events.
+// linkHash returns the hash of a link, over the previous link's hash and all the
+// link's events.
 func linkHash(before, events []byte) []byte {
 	h := sha256.New()
 	h.Write([]byte(chainPrefix))
@@ -86,7 +87,7 @@ func linkHash(before, events []byte) []byte {
 	return h.Sum(nil)
 }
 
-// link writes events as one link of the chain and moves h to it.
+// link writes events as one link of the chain and sets h to that link.
 func link(ctx context.Context, tx transaction, h *chainHead, events []store.Event) error {
 	if len(events) == 0 {
 		return nil
@@ -127,7 +128,7 @@ func link(ctx context.Context, tx transaction, h *chainHead, events []store.Even
 	return nil
 }
 
-// countHour adds e to the hour it fell in.
+// countHour adds e to the count of its hour.
 func countHour(hours map[int64]*[2]int64, e *eventRow) {
 	which := 0
 	switch e.Type {
@@ -166,7 +167,7 @@ func scanEvent(r row) (e eventRow, err error) {
 }
 
 // Events implements store.Store. It writes pending denials first, so that the list
-// holds them.
+// includes them.
 func (l *ledger) Events(ctx context.Context, f store.EventFilter) ([]store.Event, string, error) {
 	if err := l.denials.flush(ctx, false); err != nil {
 		return nil, "", fmt.Errorf("list events: %w", err)
@@ -198,8 +199,8 @@ func (l *ledger) Events(ctx context.Context, f store.EventFilter) ([]store.Event
 	return out, next, nil
 }
 
-// eventQuery builds the query of a page; nil when the page is empty. It turns times
-// into a range of seqs, by the links, which are sorted by both.
+// eventQuery builds the query of a page, or returns nil for an empty page. It turns
+// times into a range of seqs with the links, which are in the order of both.
 func eventQuery(ctx context.Context, r reader, f store.EventFilter, below *position, limit int, d *dialect) (*query, error) {
 	q := &query{}
 	low, high, err := eventRange(ctx, r, f, q)
@@ -230,7 +231,7 @@ func eventQuery(ctx context.Context, r reader, f store.EventFilter, below *posit
 }
 
 // eventRange returns a range of seqs, low to before high, that holds the events in
-// the times of f, and adds the times themselves to q.
+// the times of f. It also adds the times to q.
 func eventRange(ctx context.Context, r reader, f store.EventFilter, q *query) (low, high int64, _ error) {
 	high = math.MaxInt64
 	if f.Since != nil {
@@ -258,16 +259,16 @@ func eventRange(ctx context.Context, r reader, f store.EventFilter, q *query) (l
 }
 
 // isIssued is the column of the index events_repository that separates a
-// repository's issuances, most of its events, from the others.
+// repository's issuances, which are most of its events, from the others.
 const isIssued = "(CASE WHEN type = 'issued' THEN 1 ELSE 0 END)"
 
-// indexRanges chooses the index of a page and returns the ranges of it that hold
-// the events of f. It adds to q the conditions that the ranges do not imply.
+// indexRanges chooses the index of a page and returns its ranges that hold the
+// events of f. It adds to q the conditions that the ranges do not imply.
 func indexRanges(ctx context.Context, r reader, f store.EventFilter, q *query) ([][]equal, error) {
 	if f.Serial != "" {
 		raw, err := parseSerial(f.Serial)
 		if err != nil {
-			return nil, nil // no event has it
+			return nil, nil // no event has such a serial
 		}
 		q.where("seq IN (SELECT seq FROM events WHERE serial = " + q.arg(f.Serial) + " AND serial <> '' AND type <> 'issued'" +
 			" UNION ALL SELECT event_seq FROM certificates WHERE serial = " + q.arg(raw) + ")")
@@ -305,13 +306,13 @@ func indexRanges(ctx context.Context, r reader, f store.EventFilter, q *query) (
 		stretches = [][]equal{append(by, equal{isIssued, "1"})}
 	default:
 		q.index = "events_repository_type"
-		q.where("type <> 'issued'") // of the partial index
+		q.where("type <> 'issued'") // condition of the partial index
 		i := slices.IndexFunc(rest, func(c equal) bool { return c.column == "type" })
 		stretches = [][]equal{append(by, rest[i])}
 		rest = slices.Delete(rest, i, i+1)
 	}
 	if len(by) > 0 && by[0].column != "type" {
-		q.where(by[0].column + " <> ''") // of the partial index
+		q.where(by[0].column + " <> ''") // condition of the partial index
 	}
 	for _, c := range rest {
 		q.where(c.column + " = " + c.value)

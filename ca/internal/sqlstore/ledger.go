@@ -13,11 +13,11 @@ import (
 )
 
 // maxLifetime bounds NotAfter - IssuedAt of a record: the longest profile's cap
-// and an hour. It also bounds how far back an unexpired certificate can lie.
+// plus an hour. It also bounds how long ago an unexpired certificate was issued.
 const maxLifetime = 25 * time.Hour
 
-// crlRetention is how long after NotAfter a revocation stays on the CRL: as long as
-// a relay may outlive its certificate (max_connection_age).
+// crlRetention is how long after NotAfter a revocation stays on the CRL. A relay
+// may outlive its certificate for that long (max_connection_age).
 const crlRetention = 24 * time.Hour
 
 // errClosed: the store is closed.
@@ -31,9 +31,9 @@ type ledger struct {
 	cursorKey []byte
 	stateKey  store.StateKey
 
-	// blocks is read and written only within database.update.
+	// Only functions within database.update read and write blocks.
 	blocks blockIndex
-	// nonce makes the ids of one microsecond differ.
+	// nonce distinguishes the ids of one microsecond.
 	nonce atomic.Int64
 
 	committer *committer
@@ -49,7 +49,7 @@ type ledger struct {
 
 var _ store.Store = (*ledger)(nil)
 
-// startLedger reads the store in d and starts its goroutines; Close ends them and
+// startLedger reads the store in d and starts its goroutines. Close ends them and
 // closes d. On an error d stays open.
 func startLedger(ctx context.Context, d database, root string, key store.StateKey) (*ledger, error) {
 	if key.IsZero() {
@@ -88,8 +88,8 @@ func startLedger(ctx context.Context, d database, root string, key store.StateKe
 	return l, nil
 }
 
-// Close writes what is pending, ends every goroutine and closes the database.
-// Records that are under way are committed and answered first.
+// Close writes pending denials, ends every goroutine and closes the database. It
+// first commits and answers records that are in progress.
 func (l *ledger) Close() error {
 	l.closing.Do(func() {
 		l.stop()
@@ -123,9 +123,9 @@ type chainHead struct {
 	disorder      int64
 }
 
-// changeBlocks gives the blocks a version that no process has seen before. A mere
-// counter would reach old values again after the database was set back while
-// processes keep blocks in memory.
+// changeBlocks gives the blocks a version that no process has seen before. A plain
+// counter could repeat a value after the database was set back, while processes
+// keep blocks in memory.
 func (h *chainHead) changeBlocks() {
 	h.blocksVersion = max(h.blocksVersion+1, micro(time.Now()))
 }
@@ -145,8 +145,8 @@ func (h *chainHead) write(ctx context.Context, tx transaction) error {
 		h.floor, h.blocksVersion, h.revision, h.seq, h.hash, h.time, h.disorder)
 }
 
-// update runs f in one commit under the ledger lock. f changes h and returns
-// the events of the commit, which become one link; both are written last.
+// update runs f in one commit under the ledger lock. f changes h and returns the
+// events of the commit, which become one link. Both are written last.
 func (l *ledger) update(ctx context.Context, op string, f func(tx transaction, h *chainHead) ([]store.Event, error)) error {
 	err := l.db.update(ctx, func(tx transaction) error {
 		h, err := readHead(ctx, tx)
@@ -176,7 +176,7 @@ func (h *chainHead) same(o *chainHead) bool {
 	return h.floor == o.floor && h.blocksVersion == o.blocksVersion && h.revision == o.revision && h.seq == o.seq
 }
 
-// read returns what f reads from one consistent state.
+// read returns the result of f on one consistent state.
 func read[T any](ctx context.Context, l *ledger, op string, f func(reader) (T, error)) (T, error) {
 	var got T
 	err := l.db.snapshot(ctx, func(r reader) (err error) {
@@ -189,8 +189,8 @@ func read[T any](ctx context.Context, l *ledger, op string, f func(reader) (T, e
 	return got, nil
 }
 
-// signal wakes one goroutine. It holds one value, so that set never waits and a
-// set that nothing waits for is not lost.
+// signal wakes one goroutine. It holds one value, so set never waits, and a set
+// without a waiter is not lost.
 type signal chan struct{}
 
 func newSignal() signal { return make(signal, 1) }

@@ -9,10 +9,10 @@ import (
 	"github.com/mayfly-ca/mayfly/ca/store"
 )
 
-// loginMAC is the use of a login's MAC. Another form of the row needs another use.
+// loginMAC is the use of a login's MAC. A row of another form needs another use.
 const loginMAC = "mayfly login 1"
 
-// loginFields are the columns that the MAC covers: all but the MAC.
+// loginFields returns the columns that the MAC covers: all but the MAC.
 func loginFields(g *store.Login) [][]byte {
 	times := binary.BigEndian.AppendUint64(nil, uint64(micro(g.CreatedAt)))
 	times = binary.BigEndian.AppendUint64(times, uint64(micro(g.ExpiresAt)))
@@ -70,7 +70,7 @@ func (l *ledger) TakeLogin(ctx context.Context, id string, now time.Time) (g *st
 	return g, nil
 }
 
-// DeleteLogin implements store.Store. A login that is not there is no error.
+// DeleteLogin implements store.Store. A missing login is no error.
 func (l *ledger) DeleteLogin(ctx context.Context, id string) error {
 	return l.update(ctx, "delete login", func(tx transaction, _ *chainHead) ([]store.Event, error) {
 		return nil, tx.do(ctx, `DELETE FROM logins WHERE id = $1`, id)

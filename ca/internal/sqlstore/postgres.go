@@ -18,7 +18,7 @@ import (
 )
 
 const (
-	// minConns is the size of the pool where the URL has no pool_max_conns.
+	// minConns is the size of the pool if the URL has no pool_max_conns.
 	minConns = 8
 	// commitLock and migrationLock are the advisory locks of commits and of
 	// migrations.
@@ -28,8 +28,8 @@ const (
 	crlChannel = "mayfly_crls"
 )
 
-// Rows of up to 8 kB stay whole and uncompressed: compression would cost more
-// than all else that a record does.
+// Rows of up to 8 kB stay whole and uncompressed: compression would cost more than
+// all other work of a record.
 var postgresDialect = dialect{
 	goose: goose.DialectPostgres, integer: "BIGINT", bytes: "BYTEA", bodies: "WITH (toast_tuple_target = 8160)",
 	countTables: `SELECT COUNT(to_regclass('meta')) + COUNT(to_regclass('goose_db_version'))`,
@@ -37,22 +37,22 @@ var postgresDialect = dialect{
 	unlock:      fmt.Sprintf(`SELECT pg_advisory_unlock(%d)`, migrationLock),
 }
 
-// postgresDB is one PostgreSQL database, which several issuers share. They agree
-// because every commit takes one advisory lock: tokens, blocks, revocations, the
-// floor and the chain of events are read and written under it.
+// postgresDB is one PostgreSQL database, shared by several issuers. They agree
+// because every commit takes one advisory lock. Tokens, blocks, revocations, the
+// floor and the chain of events are read and written under this lock.
 type postgresDB struct {
 	pool       *pgxpool.Pool
 	migrations *sql.DB // over pool
 	config     *pgx.ConnConfig
-	turn       chan struct{} // holds one: whose turn in this process it is to write
+	turn       chan struct{} // holds one value: this process's turn to write
 }
 
-// connectPostgres opens the pool. A database that does not exist is
+// connectPostgres opens the pool. If the database does not exist, it returns
 // store.ErrMissing.
 func connectPostgres(ctx context.Context, url string) (database, error) {
 	cfg, err := pgxpool.ParseConfig(url)
 	if err != nil {
-		return nil, errors.New("the database URL is malformed") // err quotes it, password and all
+		return nil, errors.New("the database URL is malformed") // err would quote the URL with its password
 	}
 	if !strings.Contains(url, "pool_max_conns") {
 		cfg.MaxConns = max(cfg.MaxConns, minConns)
@@ -73,8 +73,8 @@ func connectPostgres(ctx context.Context, url string) (database, error) {
 	return &postgresDB{pool: pool, migrations: stdlib.OpenDBFromPool(pool), config: cfg.ConnConfig.Copy(), turn: make(chan struct{}, 1)}, nil
 }
 
-// configureConn makes a connection durable, whatever the server's default, and
-// keeps a replica that hangs in the middle of a commit from holding up the others.
+// configureConn makes commits durable, whatever the server's default. It also keeps
+// a replica that hangs in a commit from blocking the others.
 func configureConn(ctx context.Context, c *pgx.Conn) error {
 	_, err := c.Exec(ctx, `SET idle_in_transaction_session_timeout = '15s';
 		SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') IN ('off', 'local')`)
@@ -83,12 +83,11 @@ func configureConn(ctx context.Context, c *pgx.Conn) error {
 
 func (d *postgresDB) schema() (*sql.DB, *dialect) { return d.migrations, &postgresDialect }
 
-// beginSnapshot begins a read. Lists are planned for the values they ask for:
-// a plan for any value walks past a million events in search of a rare type.
-// And they are planned by how many rows they look at (an operator each), with
-// joins row by row, not by where those rows lie: the server believes that a
-// common value lies everywhere, and would look for it along the primary key,
-// past a million rows where it does not.
+// beginSnapshot begins a read. PostgreSQL plans each list for its actual values: a
+// generic plan would walk past a million events to find a rare type. The cost
+// settings make the planner count rows and join row by row, and ignore where rows
+// lie. By default the planner assumes that a common value is spread evenly. It
+// would then search along the primary key, past a million rows without that value.
 const beginSnapshot = `BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
 	SET LOCAL plan_cache_mode = force_custom_plan; SET LOCAL cpu_operator_cost = 100; SET LOCAL jit = off;
 	SET LOCAL max_parallel_workers_per_gather = 0; SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off`
@@ -120,9 +119,9 @@ func scanPostgres(rows pgx.Rows, scan func(row) error) error {
 	return rows.Err()
 }
 
-// update implements database. Each statement sees what was committed before it
-// began (read committed, whatever the server's default), and all statements after
-// the first begin with the lock held.
+// update implements database. Each statement sees everything that was committed
+// before it began (read committed, whatever the server's default). All statements
+// after the first begin with the lock held.
 func (d *postgresDB) update(ctx context.Context, f func(transaction) error) error {
 	select {
 	case d.turn <- struct{}{}:
@@ -147,20 +146,20 @@ func (d *postgresDB) update(ctx context.Context, f func(transaction) error) erro
 		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 		defer cancel()
 		if _, rollback := c.Exec(undo, `ROLLBACK`); rollback != nil {
-			err = errors.Join(err, c.Conn().Close(undo)) // the pool makes another
+			err = errors.Join(err, c.Conn().Close(undo)) // the pool opens another
 		}
 	}
 	return err
 }
 
-// postgresTx queues the statements whose answer is not needed at once, and sends
-// them with the next one, in one round trip.
+// postgresTx queues statements whose result is not needed at once, and sends them
+// with the next one in one round trip.
 type postgresTx struct {
 	conn  *pgx.Conn
 	batch pgx.Batch
 }
 
-// flush sends what is queued and returns the tag of the last of it.
+// flush sends the queued statements and returns the tag of the last one.
 func (t *postgresTx) flush(ctx context.Context) (last pgconn.CommandTag, err error) {
 	n := t.batch.Len()
 	if n == 0 {
@@ -176,8 +175,8 @@ func (t *postgresTx) flush(ctx context.Context) (last pgconn.CommandTag, err err
 	return last, errors.Join(err, results.Close())
 }
 
-// commit ends the transaction. Only the server's own word that it did not
-// commit counts as certain.
+// commit ends the transaction. It treats a failure as certain only if the server
+// itself reports it.
 func (t *postgresTx) commit(ctx context.Context) error {
 	t.batch.Queue(`COMMIT`)
 	tag, err := t.flush(ctx)
@@ -278,7 +277,7 @@ func (d *postgresDB) refused(err error) bool {
 		return false
 	}
 	switch e.Code[:2] {
-	case "22", "23", "54", "P0": // data, constraint, a limit of the program, raised by a trigger
+	case "22", "23", "54", "P0": // data, constraint, program limit, raised by a trigger
 		return true
 	}
 	return false
@@ -303,7 +302,7 @@ func (d *postgresDB) listen(ctx context.Context, f func()) {
 	defer func() {
 		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 		defer cancel()
-		_ = c.Close(end) // nothing was written over it
+		_ = c.Close(end) // no writes are lost
 	}()
 	if _, err := c.Exec(ctx, `LISTEN `+crlChannel); err != nil {
 		return

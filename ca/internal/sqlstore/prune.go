@@ -13,14 +13,14 @@ const (
 	// pruneBatch bounds the rows that one commit of Prune deletes.
 	pruneBatch = 1000
 	// pruneMargin is how long a certificate stays after NotAfter, whatever the
-	// retention: it may be on a CRL, and its token must not be good again.
+	// retention. It may be on a CRL, and its token must stay used.
 	pruneMargin = crlRetention + 2*time.Hour
 )
 
 // Prune implements store.Store. It returns how many rows of certificates, sessions,
 // statuses, blocks, logins, hours and events it deleted. Certificates and their
-// tokens stay for 26 hours after NotAfter, whatever before says. Each batch is a
-// commit of its own, so that issuing goes on.
+// tokens stay for 26 hours after NotAfter, whatever before is. Each batch is a
+// separate commit, so that issuing continues.
 func (l *ledger) Prune(ctx context.Context, before time.Time) (int64, error) {
 	total := int64(0)
 	now := time.Now()
@@ -61,8 +61,8 @@ func (l *ledger) Prune(ctx context.Context, before time.Time) (int64, error) {
 	return total, nil
 }
 
-// flagMissed sets the column revoked of certificates that a replica of an earlier
-// version, which does not know the column, has revoked since the upgrade.
+// flagMissed sets the column revoked where a replica of an earlier version has
+// revoked a certificate since the upgrade. That version does not know the column.
 func (l *ledger) flagMissed(ctx context.Context, now time.Time) error {
 	return l.update(ctx, "flag revoked certificates", func(tx transaction, _ *chainHead) ([]store.Event, error) {
 		return nil, tx.do(ctx, `UPDATE certificates SET revoked = 1 WHERE revoked = 0 AND id IN (SELECT cert_id FROM revocations WHERE not_after > $1)`,
@@ -70,8 +70,8 @@ func (l *ledger) flagMissed(ctx context.Context, now time.Time) error {
 	})
 }
 
-// pruneCertificates prunes one batch of certificates, from id from on. It returns
-// how many it deleted and where the next batch begins; 0 after the last.
+// pruneCertificates prunes one batch of certificates, beginning with id from. It
+// returns how many it deleted and where the next batch begins, or 0 after the last.
 func (l *ledger) pruneCertificates(ctx context.Context, before time.Time, from int64) (n, next int64, _ error) {
 	err := l.update(ctx, "prune certificates", func(tx transaction, _ *chainHead) ([]store.Event, error) {
 		n, next = 0, 0
@@ -98,7 +98,7 @@ func (l *ledger) pruneCertificates(ctx context.Context, before time.Time, from i
 	return n, next, err
 }
 
-// pruneTokens deletes the tokens of the certificates that gone selects.
+// pruneTokens deletes the tokens of the certificates that the query gone selects.
 func pruneTokens(ctx context.Context, tx transaction, gone string, args []any) error {
 	tokens, err := collect(ctx, tx, func(r row) ([]any, error) {
 		var issuer, id string
@@ -111,7 +111,7 @@ func pruneTokens(ctx context.Context, tx transaction, gone string, args []any) e
 	return tx.lookup(ctx, `DELETE FROM tokens WHERE token = $1 RETURNING cert_id`, tokens, func(int, row) error { return nil })
 }
 
-// pruneRows deletes one batch of what ended before a time.
+// pruneRows deletes one batch of rows that ended before a time.
 func (l *ledger) pruneRows(ctx context.Context, before time.Time) (n int64, _ error) {
 	limit := strconv.Itoa(pruneBatch)
 	err := l.update(ctx, "prune", func(tx transaction, _ *chainHead) ([]store.Event, error) {
@@ -134,8 +134,8 @@ func (l *ledger) pruneRows(ctx context.Context, before time.Time) (n int64, _ er
 	return n, err
 }
 
-// pruneEvents deletes a batch of the oldest links whose events all lie before a
-// time, and leaves a checkpoint: the hash that the next link continues.
+// pruneEvents deletes a batch of the oldest links whose events are all before a
+// time. It leaves a checkpoint: the hash that the next link continues.
 func (l *ledger) pruneEvents(ctx context.Context, before time.Time) (n int64, _ error) {
 	err := l.update(ctx, "prune events", func(tx transaction, h *chainHead) ([]store.Event, error) {
 		n = 0

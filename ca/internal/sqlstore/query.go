@@ -23,16 +23,16 @@ const (
 // list describes one of the lists that a store returns in pages.
 type list[T any] struct {
 	name  string
-	scope []byte // of its cursors
-	// query builds the query of a page that begins after below, which is nil for
-	// the first page. A nil query is an empty page.
+	scope []byte // of the list's cursors
+	// query builds the query of a page that begins after below. below is nil for
+	// the first page. A nil query means an empty page.
 	query func(ctx context.Context, r reader, below *position, limit int) (*query, error)
 	scan  func(row) (T, error)
 	end   func(T) position
 }
 
-// page returns a page of up to limit rows, and the cursor of the next page, which
-// is "" after the last.
+// page returns up to limit rows and the cursor of the next page. The cursor is ""
+// after the last page.
 func (s list[T]) page(ctx context.Context, l *ledger, cursor string, limit int) (rows []T, next string, _ error) {
 	if limit <= 0 {
 		limit = defaultLimit
@@ -61,7 +61,7 @@ type query struct {
 	text  string
 	args  []any
 	terms []string
-	index string // for SQLite to use
+	index string // for SQLite
 }
 
 // arg adds a parameter and returns its name.
@@ -79,11 +79,11 @@ func (q *query) conditions() string {
 	return " WHERE " + strings.Join(q.terms, " AND ")
 }
 
-// alongTable, in place of an index, makes SQLite read the table in the order of its
+// alongTable, instead of an index, makes SQLite read the table in the order of its
 // primary key.
 const alongTable = "."
 
-// hint is the SQL that makes SQLite use an index; with "", SQLite chooses.
+// hint returns the SQL that makes SQLite use an index. With "", SQLite chooses.
 func (d *dialect) hint(index string) string {
 	switch {
 	case !d.indexHints || index == "":
@@ -94,13 +94,13 @@ func (d *dialect) hint(index string) string {
 	return " INDEXED BY " + index
 }
 
-// equal is a column and the value that it must have.
+// equal is a column with the value that it must have.
 type equal struct{ column, value string }
 
-// page returns the newest limit rows, or with direction ASC the oldest, of
-// columns of table whose columns are equal and for which the terms of q hold, by
-// order. It does not change q, since a list may be made of several pages. Where q
-// names no index, the page is read along the table.
+// page returns the SQL for the newest limit rows, or the oldest if direction is
+// ASC, in the order of order. It selects columns of the rows of table for which by
+// and the terms of q hold. It does not change q, since a list may consist of
+// several pages. If q names no index, SQLite reads along the table.
 func (q *query) page(d *dialect, table, columns string, by []equal, order, direction string, limit int) string {
 	terms := make([]string, 0, len(by)+len(q.terms))
 	for _, c := range by {
@@ -110,13 +110,13 @@ func (q *query) page(d *dialect, table, columns string, by []equal, order, direc
 	return fmt.Sprintf("SELECT * FROM (SELECT %s FROM %s%s%s ORDER BY %s %s LIMIT %d) AS page", columns, table, d.hint(cmp.Or(q.index, alongTable)), whole.conditions(), order, direction, limit)
 }
 
-// position is where a page ended: an id, and a text where ids are not unique.
+// position is where a page ended: an id, and a text if ids are not unique.
 type position struct {
 	id   int64
 	text string
 }
 
-// cursorScope names a list and its filters; a cursor is good for one scope.
+// cursorScope identifies a list and its filters. A cursor is valid for one scope.
 func cursorScope(parts ...string) []byte {
 	h := sha256.New()
 	for _, p := range parts {
@@ -130,8 +130,8 @@ func cursorScope(parts ...string) []byte {
 
 const cursorMAC = 12
 
-// cursor encodes p: its id, its text, and a MAC over both and the scope, under
-// a key that only the store has.
+// cursor encodes p: its id, its text, and a MAC over both and the scope, with a key
+// that only the store has.
 func (l *ledger) cursor(scope []byte, p position) string {
 	b := binary.BigEndian.AppendUint64(nil, uint64(p.id))
 	b = append(b, p.text...)
@@ -145,7 +145,8 @@ func (l *ledger) cursorSum(scope, b []byte) []byte {
 	return m.Sum(nil)[:cursorMAC]
 }
 
-// parseCursor is the reverse of cursor; nil for "", else ErrBadCursor.
+// parseCursor reverses cursor. It returns nil for "", and store.ErrBadCursor for a
+// cursor of another store or scope.
 func (l *ledger) parseCursor(scope []byte, s string) (*position, error) {
 	if s == "" {
 		return nil, nil

@@ -7,8 +7,8 @@ import (
 	"github.com/mayfly-ca/mayfly/ca/store"
 )
 
-// FuzzCursor: no bytes but the store's own are a cursor, and those say what
-// they were made from, in their own scope alone.
+// FuzzCursor: only the store's own bytes are a valid cursor. A cursor gives back
+// its position, and only in its own scope.
 func FuzzCursor(f *testing.F) {
 	l := &ledger{cursorKey: []byte("0123456789abcdef0123456789abcdef")}
 	other := &ledger{cursorKey: []byte("another key")}
@@ -35,8 +35,8 @@ func FuzzCursor(f *testing.F) {
 	})
 }
 
-// FuzzRestoreRow: a row of a backup is taken whole or refused, and never
-// holds anything but what its columns are.
+// FuzzRestoreRow: a row of a backup is read whole or refused, and every value has
+// the type of its column.
 func FuzzRestoreRow(f *testing.F) {
 	f.Add([]byte(`[1,"AQ==","AQ==",""]`))
 	f.Add([]byte(`[1,null,"AQ=="]`))

@@ -21,7 +21,7 @@ const (
 	idSlots = 1 << idShift
 	// maxField bounds every text of a record, in bytes.
 	maxField = 4096
-	// maxBody bounds claims and TBS, in bytes each.
+	// maxBody bounds Claims and TBS, in bytes each.
 	maxBody = 64 << 10
 )
 
@@ -68,8 +68,8 @@ func issued(c *store.Certificate, ev store.Event) store.Event {
 	return ev
 }
 
-// prepare checks that a record is complete, so that a database seldom refuses one,
-// and both databases refuse the same.
+// prepare checks that a record is complete. So a database seldom refuses a record,
+// and both databases refuse the same ones.
 func (p *pendingWrite) prepare() error {
 	c := p.cert
 	var err error
@@ -107,8 +107,8 @@ func (p *pendingWrite) prepare() error {
 	return nil
 }
 
-// tokenHash is the key of a single-use token: 128 bits of SHA-256 over its issuer
-// and id.
+// tokenHash returns the key of a single-use token: 128 bits of SHA-256 over its
+// issuer and id.
 func tokenHash(issuer, id string) []byte {
 	b := binary.BigEndian.AppendUint32(nil, uint32(len(issuer)))
 	b = append(append(b, issuer...), id...)
@@ -116,9 +116,9 @@ func tokenHash(issuer, id string) []byte {
 	return sum[:16]
 }
 
-// apply writes batch into tx and returns the events of the commit. Results and
-// refusals go into batch; the error is the database's own. careful looks for a free
-// id, since the database has refused the first attempt.
+// apply writes batch into tx and returns the events of the commit. It stores
+// results and refusals in batch; the returned error is the database's. If careful,
+// it looks for a free id, since the database has refused the first attempt.
 func (l *ledger) apply(ctx context.Context, tx transaction, h *chainHead, batch []*pendingWrite, careful bool) ([]store.Event, error) {
 	if err := l.blocks.refresh(ctx, tx, h.blocksVersion); err != nil {
 		return nil, err
@@ -147,7 +147,8 @@ func (l *ledger) apply(ctx context.Context, tx transaction, h *chainHead, batch 
 	return w.events, w.write(ctx, tx)
 }
 
-// admit decides about one record in the order floor, block, token.
+// admit accepts or refuses one record. It checks the floor, the blocks and the
+// token, in this order.
 func (l *ledger) admit(ctx context.Context, tx transaction, h *chainHead, w *recordWriter, p *pendingWrite, used int64) error {
 	c := p.cert
 	if micro(c.TokenIAT) < h.floor || micro(c.IssuedAt) < h.floor {
@@ -180,8 +181,9 @@ func (l *ledger) admit(ctx context.Context, tx transaction, h *chainHead, w *rec
 	return nil
 }
 
-// checkReplay decides about a token that was used before, for recorded. A
-// certificate that was issued before the floor is revoked, with or without a row.
+// checkReplay returns recorded if a reused token may get it again, or a
+// *store.ReplayError. A certificate from before the floor is revoked, even without
+// a revocation row.
 func checkReplay(recorded *store.Certificate, spki []byte, floor int64, now time.Time) (*store.Certificate, error) {
 	why := ""
 	switch {
@@ -198,7 +200,7 @@ func checkReplay(recorded *store.Certificate, spki []byte, floor int64, now time
 }
 
 // findTokens returns, for each of batch, the id of the certificate that its
-// single-use token was used for; 0 for an unused token.
+// single-use token was used for, or 0 for an unused token.
 func findTokens(ctx context.Context, tx transaction, batch []*pendingWrite) ([]int64, error) {
 	used := make([]int64, len(batch))
 	var args [][]any
@@ -235,7 +237,7 @@ func freeID(ctx context.Context, tx transaction, t time.Time) (int64, error) {
 	return 0, fmt.Errorf("%d certificates were issued at %v", idSlots, t)
 }
 
-// recordWriter gathers the rows of one commit.
+// recordWriter collects the rows of one commit.
 type recordWriter struct {
 	now          time.Time
 	certificates [][]any
@@ -278,7 +280,8 @@ func (w *recordWriter) write(ctx context.Context, tx transaction) error {
 	return nil
 }
 
-// nonNil keeps an empty byte string from becoming NULL.
+// nonNil returns an empty slice for nil, so that an empty byte string is not stored
+// as NULL.
 func nonNil(b []byte) []byte {
 	if b == nil {
 		return []byte{}
@@ -286,7 +289,7 @@ func nonNil(b []byte) []byte {
 	return b
 }
 
-// parseSerial reads 32 lower-case hex digits.
+// parseSerial parses 32 lower-case hex digits.
 func parseSerial(s string) ([]byte, error) {
 	raw, err := hex.DecodeString(s)
 	if err != nil || len(s) != 32 || strings.ToLower(s) != s {

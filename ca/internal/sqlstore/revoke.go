@@ -11,11 +11,11 @@ import (
 	"github.com/mayfly-ca/mayfly/ca/store"
 )
 
-// maxRevokedEvents bounds the events of one revocation: so many certificates have
-// one each, and the others have one together.
+// maxRevokedEvents bounds the events of one revocation. This many certificates get
+// one event each; all others share one.
 const maxRevokedEvents = 1000
 
-// target is a certificate that a revocation concerns.
+// target is a certificate that a revocation affects.
 type target struct {
 	id           int64
 	serial       string
@@ -30,8 +30,8 @@ type target struct {
 	revoked      bool
 }
 
-// blockMatch is the match that blocks the holder of t: the workflow run where there
-// is one, else the identity.
+// blockMatch returns the match that blocks the holder of t: the workflow run if t
+// has one, else the identity.
 func (t *target) blockMatch() store.Match {
 	if t.profile == "client" && t.repositoryID != "" && t.runID != "" {
 		return store.Match{TokenIssuer: t.tokenIssuer, RepositoryID: t.repositoryID, RunID: t.runID}
@@ -50,21 +50,21 @@ func scanTarget(r row) (*target, error) {
 	return &t, err
 }
 
-// unexpired returns the unexpired certificates that m covers; all of them for
-// the zero Match.
+// unexpired returns the unexpired certificates that m selects. The zero Match
+// selects all of them.
 func unexpired(ctx context.Context, r reader, m store.Match, now time.Time) ([]*target, error) {
 	q := &query{}
-	// Both values of revoked are named, since every index by a value begins with it.
+	// Name both values of revoked, since every index by a value begins with it.
 	q.where("c.id >= "+q.arg(idAt(now.Add(-maxLifetime))), "c.not_after >= "+q.arg(micro(now)), "c.revoked IN (0, 1)")
 	whereMatch(q, m)
 	return collect(ctx, r, scanTarget, targetColumns+q.conditions()+" ORDER BY c.id", q.args...)
 }
 
-// revocationPlan is what one Revocation will do.
+// revocationPlan is the planned effect of one Revocation.
 type revocationPlan struct {
 	order    store.Revocation
 	now      time.Time
-	targets  []*target // each once
+	targets  []*target // without duplicates
 	seen     map[int64]bool
 	matches  []store.Match // to block
 	floor    int64
@@ -83,13 +83,13 @@ func (s *revocationPlan) add(targets []*target) {
 
 // Revoke implements store.Store.
 //
-// A serial may be of an expired certificate too, since a relay may outlive the
-// certificate that it began under. A match and all revoke what is unexpired.
+// A serial may also be that of an expired certificate, since a relay may outlive
+// its certificate. A match and All revoke unexpired certificates.
 //
-// A block has no times: Since and Until choose what is revoked, and the block
-// compares the other fields of the match. If the match has no others, the holder of
-// each revoked certificate is blocked, as with All. Every unexpired certificate that
-// a block covers is revoked, whatever the times.
+// A block has no times: Since and Until select the revoked certificates, and the
+// block compares the other fields of the match. If the match has no other fields,
+// the holder of each revoked certificate is blocked, as with All. Every unexpired
+// certificate that a block covers is revoked, whatever the times.
 func (l *ledger) Revoke(ctx context.Context, r store.Revocation) (*store.RevocationResult, error) {
 	if err := checkRevocation(&r); err != nil {
 		return nil, fmt.Errorf("revoke: %w", err)
@@ -128,7 +128,8 @@ func (l *ledger) Revoke(ctx context.Context, r store.Revocation) (*store.Revocat
 	return s.result(blocks), nil
 }
 
-// checkRevocation refuses an order that names nothing, or two things.
+// checkRevocation refuses an order that names nothing, or more than one of serial,
+// match and all.
 func checkRevocation(r *store.Revocation) error {
 	named := 0
 	for _, is := range []bool{r.Serial != "", !r.Match.IsZero(), r.All} {
@@ -153,7 +154,7 @@ func checkRevocation(r *store.Revocation) error {
 	return nil
 }
 
-// plan finds out what r will do. It changes nothing.
+// plan returns the effect of r. It changes nothing.
 func plan(ctx context.Context, rd reader, r store.Revocation) (*revocationPlan, error) {
 	s := &revocationPlan{order: r, now: time.Now(), seen: make(map[int64]bool)}
 	if err := s.find(ctx, rd); err != nil {
@@ -161,9 +162,9 @@ func plan(ctx context.Context, rd reader, r store.Revocation) (*revocationPlan, 
 	}
 	if r.Block > 0 {
 		s.choose()
-		if !r.All { // which covers everything already
+		if !r.All { // All covers everything already
 			for _, m := range s.matches {
-				if m == r.Match { // without times: found already
+				if m == r.Match { // without times, m is already done
 					continue
 				}
 				covered, err := unexpired(ctx, rd, m, s.now)
@@ -178,7 +179,7 @@ func plan(ctx context.Context, rd reader, r store.Revocation) (*revocationPlan, 
 	return s, s.countSessions(ctx, rd)
 }
 
-// findMachines lists the machines whose own certificates are concerned.
+// findMachines lists the machines whose own certificates are revoked.
 func (s *revocationPlan) findMachines() {
 	for _, t := range s.targets {
 		if t.profile == "server" && t.notAfter >= micro(s.now) {
@@ -189,9 +190,9 @@ func (s *revocationPlan) findMachines() {
 	s.machines = slices.Compact(s.machines)
 }
 
-// machinesUntil is the end of the time in which the machines get no other
-// certificate. A block of a serial or of a match covers them; a block of every
-// client does not.
+// machinesUntil returns the time until which the machines get no other certificate.
+// A block of a serial or of a match includes machines; a block of every client does
+// not.
 func (s *revocationPlan) machinesUntil() time.Time {
 	lasting := s.order.Match
 	lasting.Since, lasting.Until = nil, nil
@@ -201,7 +202,7 @@ func (s *revocationPlan) machinesUntil() time.Time {
 	return s.now.Add(s.order.Block)
 }
 
-// find adds what the order names.
+// find adds the certificates that the order names.
 func (s *revocationPlan) find(ctx context.Context, rd reader) error {
 	if s.order.Serial == "" {
 		named, err := unexpired(ctx, rd, s.order.Match, s.now)
@@ -220,7 +221,7 @@ func (s *revocationPlan) find(ctx context.Context, rd reader) error {
 	return err
 }
 
-// choose decides what to block.
+// choose selects the matches to block.
 func (s *revocationPlan) choose() {
 	lasting := s.order.Match
 	lasting.Since, lasting.Until = nil, nil
@@ -229,7 +230,7 @@ func (s *revocationPlan) choose() {
 		s.matches = []store.Match{s.targets[0].blockMatch()}
 	case !lasting.IsZero():
 		s.matches = []store.Match{lasting}
-	default: // all, or only times: every client that holds one
+	default: // all, or only times: every client with a revoked certificate
 		seen := make(map[store.Match]bool)
 		for _, t := range s.targets {
 			if m := t.blockMatch(); t.profile == "client" && !seen[m] {
@@ -251,7 +252,7 @@ func (s *revocationPlan) blocks() []store.Block {
 	return blocks
 }
 
-// insert writes the revocations that are not there yet and returns them.
+// insert writes the new revocations and returns them.
 func (s *revocationPlan) insert(ctx context.Context, tx transaction, h *chainHead) ([]*target, error) {
 	var fresh []*target
 	var rows [][]any
@@ -260,7 +261,7 @@ func (s *revocationPlan) insert(ctx context.Context, tx transaction, h *chainHea
 		if t.revoked {
 			continue
 		}
-		h.revision++ // also the revocation's seq
+		h.revision++ // the revision is also the revocation's seq
 		fresh = append(fresh, t)
 		rows = append(rows, []any{h.revision, t.id, t.raw, t.aki, t.notAfter, micro(s.now), s.order.By, s.order.Reason})
 	}
@@ -273,13 +274,14 @@ func (s *revocationPlan) insert(ctx context.Context, tx transaction, h *chainHea
 	return fresh, flagRevoked(ctx, tx, before)
 }
 
-// flagRevoked sets the column revoked of the certificates of revocations after seq.
+// flagRevoked sets the column revoked of the certificates whose revocations come
+// after seq.
 func flagRevoked(ctx context.Context, tx transaction, seq int64) error {
 	return tx.do(ctx, `UPDATE certificates SET revoked = 1 WHERE id IN (SELECT cert_id FROM revocations WHERE seq > $1)`, seq)
 }
 
-// events returns the events of the revocation: one for All, one for each
-// certificate and one for each block.
+// events returns the events of the revocation: one for All, one per certificate and
+// one per block.
 func (s *revocationPlan) events(fresh []*target, blocks []store.Block) []store.Event {
 	var out []store.Event
 	if s.order.All {
@@ -314,12 +316,12 @@ func (s *revocationPlan) events(fresh []*target, blocks []store.Block) []store.E
 	return out
 }
 
-// fewTargets is the number of certificates up to which live sessions are counted
-// for one certificate after the other. For more, all live sessions are read once.
+// fewTargets bounds the certificates whose live sessions are counted one
+// certificate at a time. For more certificates, all live sessions are read once.
 const fewTargets = 32
 
 // countSessions counts the live sessions of the targets, and all live sessions at
-// the machines among them, since their sidecars cut all.
+// the machines among them, since the sidecars there cut all sessions.
 func (s *revocationPlan) countSessions(ctx context.Context, rd reader) error {
 	since := micro(s.now.Add(-liveWindow))
 	if len(s.targets) <= fewTargets {
@@ -362,7 +364,7 @@ func (s *revocationPlan) countSessions(ctx context.Context, rd reader) error {
 	return err
 }
 
-// result lists the serials that were revoked now, or named by the order.
+// result lists the serials that this call revoked, or that the order named.
 func (s *revocationPlan) result(blocks []store.Block) *store.RevocationResult {
 	out := &store.RevocationResult{Sessions: s.sessions, Serials: []string{}, BlockIDs: []string{}, Machines: s.machines, MachinesUntil: s.machinesUntil()}
 	for _, t := range s.targets {
@@ -379,8 +381,8 @@ func (s *revocationPlan) result(blocks []store.Block) *store.RevocationResult {
 	return out
 }
 
-// raiseFloor sets the floor to the next whole second after the later of now
-// and the newest recorded issuance, and never lowers it.
+// raiseFloor sets the floor to the next whole second after the later of now and the
+// newest recorded issuance. It never lowers the floor.
 func raiseFloor(ctx context.Context, tx transaction, h *chainHead, now time.Time) (int64, error) {
 	var newest int64
 	if _, err := queryRow(ctx, tx, `SELECT COALESCE(MAX(id), 0) FROM certificates`, nil, &newest); err != nil {
@@ -403,8 +405,8 @@ func (l *ledger) Floor(ctx context.Context) (time.Time, error) {
 	})
 }
 
-// RaiseFloor implements store.Store. It revokes what is unexpired too, so that lists
-// and CRLs agree with the floor for readers that do not know the floor.
+// RaiseFloor implements store.Store. It also revokes unexpired certificates, so
+// that lists and CRLs agree with the floor for readers that do not know the floor.
 func (l *ledger) RaiseFloor(ctx context.Context, ev store.Event) (time.Time, error) {
 	var floor time.Time
 	err := l.update(ctx, "raise floor", func(tx transaction, h *chainHead) (events []store.Event, err error) {

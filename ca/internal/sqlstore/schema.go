@@ -15,8 +15,8 @@ import (
 	"github.com/mayfly-ca/mayfly/ca/store"
 )
 
-// migrations are SQL files, in the order of their names. Each leads from one
-// version of the tables to the next, beginning with 1.
+// migrations are SQL files, in the order of their names. Each one changes the
+// tables from one version to the next, beginning with version 1.
 //
 //go:embed migrations/*.sql
 var migrations embed.FS
@@ -39,7 +39,7 @@ type column struct {
 	kind kind
 }
 
-// table is what insert and the backup need to know.
+// table holds what insert and the backup need to know about a table.
 type table struct {
 	name    string
 	columns []column
@@ -56,7 +56,7 @@ func (t *table) columnNames() []string {
 	return names
 }
 
-// newTable reads a compact description: "name:i name:t name:b".
+// newTable parses a compact description: "name:i name:t name:b".
 func newTable(name, columns string) *table {
 	t := &table{name: name}
 	var arrays []string
@@ -72,7 +72,7 @@ func newTable(name, columns string) *table {
 	return t
 }
 
-// The tables, in the order in which a backup writes them.
+// The tables, in the order of a backup.
 var (
 	tableMeta         = newTable("meta", "id:i root_fingerprint:t trust_domain:t created_at:i cursor_key:b")
 	tableState        = newTable("state", "id:i floor:i blocks_version:i revision:i head_seq:i head_hash:b head_time:i disorder:i")
@@ -91,7 +91,7 @@ var (
 	tableLogins       = newTable("logins", "id:t provider:t subject:t claims:b created_at:i expires_at:i mac:b")
 )
 
-// migrateExisting brings the tables of d to version. Where there are none, it
+// migrateExisting migrates the tables of d to version. If there are none, it
 // returns store.ErrMissing.
 func migrateExisting(ctx context.Context, d database) error {
 	db, dialect := d.schema()
@@ -110,8 +110,8 @@ func migrateExisting(ctx context.Context, d database) error {
 	return migrate(ctx, d, version)
 }
 
-// migrate brings the tables of d to a version while no other process does. Tables
-// of a later version than this program's are store.ErrNewer and stay as they are.
+// migrate changes the tables of d to version to. It locks out other processes.
+// Tables of a later version stay unchanged, and migrate returns store.ErrNewer.
 func migrate(ctx context.Context, d database, to int64) (err error) {
 	db, dialect := d.schema()
 	if dialect.lock != "" {
@@ -149,7 +149,7 @@ func migrate(ctx context.Context, d database, to int64) (err error) {
 	if err != nil {
 		return fmt.Errorf("migrate store: %w", err)
 	}
-	present, err := p.GetDBVersion(ctx) // makes goose's table where it is missing
+	present, err := p.GetDBVersion(ctx) // makes goose's table if it is missing
 	if err != nil {
 		return fmt.Errorf("migrate store: %w", err)
 	}
@@ -178,14 +178,14 @@ func insertFirstRows(ctx context.Context, tx transaction, m store.Meta) error {
 	return insertMeta(ctx, tx, m)
 }
 
-// insertMeta writes the row whose presence makes a database a store.
+// insertMeta writes the row that makes a database a store.
 func insertMeta(ctx context.Context, tx transaction, m store.Meta) error {
 	key := make([]byte, 32)
 	rand.Read(key)
 	return tx.insert(ctx, tableMeta, [][]any{{int64(1), m.RootFingerprint, m.TrustDomain, micro(m.CreatedAt.Truncate(time.Second)), key}})
 }
 
-// readMeta reads what insertMeta wrote; nil when there is none.
+// readMeta reads the row of insertMeta, or returns nil if there is none.
 func readMeta(ctx context.Context, r reader) (*store.Meta, []byte, error) {
 	var m store.Meta
 	var created int64

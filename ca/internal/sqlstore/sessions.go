@@ -40,8 +40,8 @@ func scanSession(r row) (s store.Session, err error) {
 	return s, err
 }
 
-// ReportSessions implements store.Store. A report that was accepted before is
-// accepted again and changes nothing: sidecars repeat a report after a lost answer.
+// ReportSessions implements store.Store. A repeated report is accepted and changes
+// nothing: sidecars repeat a report after a lost answer.
 func (l *ledger) ReportSessions(ctx context.Context, by store.SessionReporter, reports []store.SessionReport) (int, []store.SessionRefusal, error) {
 	accepted := 0
 	var refused []store.SessionRefusal
@@ -74,7 +74,7 @@ func (l *ledger) ReportSessions(ctx context.Context, by store.SessionReporter, r
 	return accepted, refused, nil
 }
 
-// report applies one report, or says why it is refused for good.
+// report applies one report. why says why the report is refused permanently.
 func report(ctx context.Context, tx transaction, by store.SessionReporter, rep store.SessionReport, now time.Time) (ev *store.Event, why string, err error) {
 	if len(rep.ID) == 0 || len(rep.ID) > 64 || strings.Trim(rep.ID, "0123456789abcdef") != "" || rep.BytesIn < 0 || rep.BytesOut < 0 {
 		return nil, refusedForm, nil
@@ -85,7 +85,7 @@ func report(ctx context.Context, tx transaction, by store.SessionReporter, rep s
 		return ev, "", err
 	}
 	if rep.At.IsZero() || rep.At.After(now) || rep.At.Before(now.Add(-7*24*time.Hour)) {
-		rep.At = now // a clock that is off, or a report kept for too long
+		rep.At = now // a wrong clock, or a report that is too old
 	}
 	known, err := collect(ctx, tx, scanSession, `SELECT `+sessionColumns+` FROM sessions WHERE id = $1`, rep.ID)
 	if err != nil {
@@ -114,14 +114,14 @@ func report(ctx context.Context, tx transaction, by store.SessionReporter, rep s
 	return moveSession(ctx, tx, &known[0], rep, now)
 }
 
-// feedStale returns the event of an engine that has no fresh revocation list; nil
-// when the same report came before.
+// feedStale returns the event of an engine without a fresh revocation list, or nil
+// for a repeated report.
 func feedStale(ctx context.Context, tx transaction, by store.SessionReporter, rep store.SessionReport, now time.Time) (*store.Event, error) {
 	if rep.At.IsZero() || rep.At.After(now) {
 		rep.At = now
 	}
 	detail := map[string]string{"engine": by.Engine, "report": rep.ID}
-	raw, err := json.Marshal(detail) // as newEventRow writes it
+	raw, err := json.Marshal(detail) // as newEventRow encodes it
 	if err != nil {
 		return nil, err
 	}
@@ -154,7 +154,8 @@ func openSession(ctx context.Context, tx transaction, by store.SessionReporter, 
 	}, "", err
 }
 
-// moveSession writes the progress or the end of a session. Byte counts never fall.
+// moveSession writes the progress or the end of a session. Byte counts never
+// decrease.
 func moveSession(ctx context.Context, tx transaction, s *store.Session, rep store.SessionReport, now time.Time) (*store.Event, string, error) {
 	in, out := max(s.BytesIn, rep.BytesIn), max(s.BytesOut, rep.BytesOut)
 	closed := int64(0)
@@ -196,19 +197,19 @@ func (l *ledger) Sessions(ctx context.Context, f store.SessionFilter) ([]store.S
 	}.page(ctx, l, f.Cursor, f.Limit)
 }
 
-// isCut selects the sessions that an engine cut, as the index sessions_cut does. It
-// leaves out sessions that the client or the engine closed.
+// isCut selects the sessions that an engine cut, like the index sessions_cut. It
+// excludes sessions that the client or the engine closed.
 const isCut = "reason IN ('revoked', 'expired', 'feed_stale', 'max_age')"
 
-// sessionQuery builds the query of a page. It finds live sessions by the time when
-// they were last seen, since sessions of lost machines stay open for good. Live
-// sessions are few enough to be sorted.
+// sessionQuery builds the query of a page. It finds live sessions by their last
+// report, since sessions of lost machines stay open forever. Live sessions are few
+// enough to sort.
 func sessionQuery(f store.SessionFilter, below *position, limit int, d *dialect) *query {
 	q := &query{}
 	for _, c := range []equal{{"engine", f.Engine}, {"repository", f.Repository}, {"run_id", f.RunID}, {"serial", f.Serial}} {
 		if c.value != "" {
 			q.where(c.column + " = " + q.arg(c.value))
-			q.index = "sessions_" + c.column // the last one has fewest
+			q.index = "sessions_" + c.column // the last of these indexes has the fewest rows
 		}
 	}
 	if f.Since != nil {
@@ -219,7 +220,7 @@ func sessionQuery(f store.SessionFilter, below *position, limit int, d *dialect)
 	}
 	if f.Cut {
 		q.where(isCut)
-		q.index = "sessions_cut" // they are few
+		q.index = "sessions_cut" // these are few
 	}
 	from, end := "sessions", fmt.Sprintf(" ORDER BY opened_at DESC, id DESC LIMIT %d", limit)
 	if f.Live {
@@ -231,7 +232,7 @@ func sessionQuery(f store.SessionFilter, below *position, limit int, d *dialect)
 	if below != nil {
 		q.where("(opened_at, id) < (" + q.arg(below.id) + ", " + q.arg(below.text) + ")")
 	}
-	if f.Live { // only the page's rows are read whole
+	if f.Live { // read only the page's rows whole
 		ids := "(SELECT id FROM " + from + q.conditions() + end + ")"
 		from, q.terms = "sessions", []string{"id IN " + ids}
 	}

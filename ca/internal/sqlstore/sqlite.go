@@ -20,7 +20,7 @@ import (
 	"github.com/mayfly-ca/mayfly/ca/store"
 )
 
-// readConns bounds the connections that read at once.
+// readConns bounds the connections that read concurrently.
 const readConns = 4
 
 var sqliteDialect = dialect{
@@ -28,24 +28,24 @@ var sqliteDialect = dialect{
 	countTables: `SELECT COUNT(*) FROM sqlite_master WHERE name IN ('meta', 'goose_db_version')`,
 }
 
-// sqliteDB is one SQLite file. One connection writes, under a lock that other
-// processes share (`mayfly-issuer revoke` on the host of a running serve); a pool
-// reads. The journal is a write-ahead log with synchronous=FULL: what was
-// acknowledged survives a power cut.
+// sqliteDB is one SQLite file. One connection writes, under a lock shared with
+// other processes (`mayfly-issuer revoke` on the host of a running serve). A pool
+// reads. The journal is a write-ahead log with synchronous=FULL: an acknowledged
+// write survives a power cut.
 type sqliteDB struct {
 	writes *sql.DB
 	reads  *sql.DB
 
-	turn       chan struct{} // holds one: whose turn it is to write
+	turn       chan struct{} // holds one value: the turn to write
 	writer     *sql.Conn
-	statements map[string]*sql.Stmt // of writer, prepared once
+	statements map[string]*sql.Stmt // of writer, each prepared once
 
-	checkpointer *checkpointer // nil while the store is being made
+	checkpointer *checkpointer // nil during the creation of the store
 }
 
-// buildFile makes an empty file next to path, lets build make a store of it, and
-// renames it to path. The store is there whole or not at all. Where anything lies
-// at path already, it returns store.ErrExists.
+// buildFile makes an empty file next to path, calls build to make a store in it,
+// and gives the store the name path. The store exists whole or not at all. If
+// anything is at path already, it returns store.ErrExists.
 func buildFile(path string, build func(unfinished string) error) (err error) {
 	for _, taken := range []string{path, path + "-wal"} {
 		if _, err := os.Lstat(taken); err == nil {
@@ -110,7 +110,7 @@ func openFile(ctx context.Context, path string) (database, error) {
 	return d, nil
 }
 
-// sqliteURL names the file to the driver: read and write, never create.
+// sqliteURL returns the driver's URL of the file: read and write, never create.
 func sqliteURL(path string, pragmas ...string) (string, error) {
 	abs, err := filepath.Abs(path)
 	if err != nil {
@@ -134,7 +134,7 @@ func connectSQLite(ctx context.Context, path string) (*sqliteDB, error) {
 	if d.writes, err = sql.Open("sqlite", w); err != nil {
 		return nil, err
 	}
-	d.writes.SetMaxOpenConns(2) // the writer's own, and one to migrate and ping
+	d.writes.SetMaxOpenConns(2) // the writer itself, and one to migrate and ping
 	if d.reads, err = sql.Open("sqlite", r); err != nil {
 		return nil, errors.Join(err, d.writes.Close())
 	}
@@ -164,7 +164,7 @@ func (d *sqliteDB) snapshot(ctx context.Context, f func(reader) error) (err erro
 	return f(sqliteReader{c})
 }
 
-// sqliteReader reads over one connection of the pool.
+// sqliteReader reads with one connection of the pool.
 type sqliteReader struct{ conn *sql.Conn }
 
 func (r sqliteReader) query(ctx context.Context, query string, args []any, scan func(row) error) error {
@@ -186,8 +186,7 @@ func scanSQLite(rows *sql.Rows, scan func(row) error) error {
 }
 
 // update implements database. ctx ends the wait for the turn. A transaction that
-// has begun runs to its end: a statement that could be interrupted costs a
-// goroutine.
+// has begun runs to its end: an interruptible statement costs a goroutine.
 func (d *sqliteDB) update(ctx context.Context, f func(transaction) error) error {
 	select {
 	case d.turn <- struct{}{}:
@@ -216,8 +215,8 @@ func (d *sqliteDB) update(ctx context.Context, f func(transaction) error) error 
 
 type sqliteTx struct{ db *sqliteDB }
 
-// prepared returns the statement of a query, made on its first use. The texts
-// are constants, except for a few that hold a limit.
+// prepared returns the prepared statement of a query and prepares it on first use.
+// The texts are constants, except for a few that contain a limit.
 func (t sqliteTx) prepared(query string) (*sql.Stmt, error) {
 	if s, ok := t.db.statements[query]; ok {
 		return s, nil
@@ -297,13 +296,13 @@ func (d *sqliteDB) refused(err error) bool {
 	return false
 }
 
-// watch implements database: SQLite reports nothing, so the watcher polls.
+// watch implements database. SQLite reports nothing, so the watcher polls.
 func (d *sqliteDB) watch(context.Context, func()) {}
 
 func (d *sqliteDB) announce(context.Context, transaction) error { return nil }
 
 // ping implements database. It commits a row and its removal, which a full disk
-// refuses. A row that is written as it was would not reach the disk.
+// refuses. An unchanged row would not reach the disk.
 func (d *sqliteDB) ping(ctx context.Context) error {
 	return d.update(ctx, func(tx transaction) error {
 		if err := tx.do(ctx, `INSERT INTO hours (hour, issued, denied) VALUES (-1, 0, 0)`); err != nil {

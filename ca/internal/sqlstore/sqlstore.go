@@ -1,10 +1,10 @@
 // Package sqlstore implements store.Store over one SQLite file or one PostgreSQL
-// database: the tables, the queries and the rules are the same for both. A DSN is
+// database. The tables, the queries and the rules are the same for both. A DSN is
 // the path of the file or a postgres:// URL.
 //
-// Where the two databases differ (connections, the lock of a commit,
-// notifications) stands in sqlite.go and postgres.go. The package imports
-// ca/store, and nothing that signs.
+// The differences between the two databases (connections, the lock of a commit,
+// notifications) are in sqlite.go and postgres.go. The package imports ca/store,
+// and nothing that signs.
 package sqlstore
 
 import (
@@ -18,25 +18,25 @@ import (
 	"github.com/mayfly-ca/mayfly/ca/store"
 )
 
-// IsPostgres reports whether dsn names a PostgreSQL database. Otherwise it is the
+// IsPostgres reports whether dsn names a PostgreSQL database. Any other dsn is the
 // path of a SQLite file.
 func IsPostgres(dsn string) bool {
 	return strings.HasPrefix(dsn, "postgres://") || strings.HasPrefix(dsn, "postgresql://")
 }
 
-// Create makes an empty store at dsn: a file of mode 0600, in a folder that is
-// made with mode 0700 where it is missing, or the tables of a database that must
-// exist. The store is there whole or not at all. Where there is a store already,
-// or any file, it returns store.ErrExists.
+// Create makes an empty store at dsn: a file of mode 0600, or the tables of an
+// existing database. If the file's folder is missing, Create makes it with mode
+// 0700. The store exists whole or not at all. If a store or any file is there
+// already, it returns store.ErrExists.
 func Create(ctx context.Context, dsn string, m store.Meta) error {
 	return build(ctx, dsn, func(tx transaction) error { return insertFirstRows(ctx, tx, m) })
 }
 
-// Restore makes a store at dsn, as Create does, from a backup of any database,
-// and raises its floor, since what was issued or revoked after the backup is
-// unknown. It returns the floor. The backup of a store whose root has another
-// fingerprint than root is store.ErrOtherRoot. ev is the event of the restore; an
-// empty Type is store.EventRestored.
+// Restore makes a store at dsn, as Create does, from a backup of any database. It
+// raises the store's floor, since certificates issued or revoked after the backup
+// are unknown, and returns the floor. If the backup's root has another fingerprint
+// than root, it returns store.ErrOtherRoot. ev is the event of the restore; an
+// empty Type means store.EventRestored.
 func Restore(ctx context.Context, dsn string, backup io.Reader, root string, ev store.Event) (floor time.Time, err error) {
 	err = build(ctx, dsn, func(tx transaction) (err error) {
 		floor, err = restoreBackup(ctx, tx, backup, root, ev)
@@ -45,7 +45,7 @@ func Restore(ctx context.Context, dsn string, backup io.Reader, root string, ev 
 	return floor, err
 }
 
-// build makes a store whose rows fill writes.
+// build makes a store and calls fill to write its rows.
 func build(ctx context.Context, dsn string, fill func(transaction) error) error {
 	if IsPostgres(dsn) {
 		d, err := connectPostgres(ctx, dsn)
@@ -63,7 +63,8 @@ func build(ctx context.Context, dsn string, fill func(transaction) error) error 
 	}))
 }
 
-// initialize makes the tables of d, lets fill write their first rows, and closes d.
+// initialize makes the tables of d, calls fill to write their first rows, and
+// closes d.
 func initialize(ctx context.Context, d database, fill func(transaction) error) error {
 	err := migrate(ctx, d, version)
 	if err == nil {
@@ -80,11 +81,11 @@ func initialize(ctx context.Context, d database, fill func(transaction) error) e
 	return errors.Join(err, d.close())
 }
 
-// Open opens the store at dsn. It never makes one: store.ErrMissing. root, if not
-// empty, must be the fingerprint of the store's root: else store.ErrOtherRoot.
-// Tables of an earlier version are migrated; of a later one, store.ErrNewer. key
-// signs the logins; with a zero key the Store makes its own, and what it signs,
-// no other Store verifies.
+// Open opens the store at dsn. It never makes one and returns store.ErrMissing
+// instead. If root is not empty and not the fingerprint of the store's root, it
+// returns store.ErrOtherRoot. It migrates tables of an earlier version; for a later
+// version it returns store.ErrNewer. key signs the logins. With a zero key the
+// Store makes its own, and no other Store verifies its logins.
 func Open(ctx context.Context, dsn, root string, key store.StateKey) (store.Store, error) {
 	connect := openFile
 	if IsPostgres(dsn) {
@@ -105,8 +106,8 @@ func Open(ctx context.Context, dsn, root string, key store.StateKey) (store.Stor
 	return l, nil
 }
 
-// named adds the operation to err, and the path of a file; a URL may hold a
-// password.
+// named adds the operation to err, and the path of a file. It leaves out a URL,
+// which may hold a password.
 func named(op, dsn string, err error) error {
 	switch {
 	case err == nil:

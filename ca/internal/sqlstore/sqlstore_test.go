@@ -17,8 +17,8 @@ import (
 	"github.com/mayfly-ca/mayfly/ca/store/storetest"
 )
 
-// onBoth runs f as a subtest for each database. place returns the DSN of a new
-// place for a store, which is not made yet.
+// onBoth runs f as a subtest for each database. place returns the DSN of a place
+// for a store that is not made yet.
 func onBoth[T interface {
 	testing.TB
 	Run(string, func(T)) bool
@@ -73,7 +73,7 @@ func BenchmarkLists(b *testing.B) {
 	})
 }
 
-// driverName is the name of dsn's driver in database/sql.
+// driverName returns the name of dsn's driver in database/sql.
 func driverName(dsn string) string {
 	if sqlstore.IsPostgres(dsn) {
 		return "pgx"
@@ -81,7 +81,7 @@ func driverName(dsn string) string {
 	return "sqlite"
 }
 
-// execute changes a database without its store.
+// execute returns a function that changes a database without its store.
 func execute(dsn string) func(t testing.TB, query string) {
 	return func(t testing.TB, query string) {
 		t.Helper()
@@ -119,7 +119,7 @@ func database(place func(testing.TB) string, dsn string) storetest.Database {
 	}
 }
 
-// noStore checks that a failed restore left nothing.
+// noStore checks that a failed restore left nothing behind.
 func noStore(t testing.TB, dsn string) {
 	t.Helper()
 	if _, err := sqlstore.Open(context.Background(), dsn, "", store.StateKey{}); !errors.Is(err, store.ErrMissing) {
@@ -162,7 +162,7 @@ func emptyFile(t testing.TB, path string) {
 	}
 }
 
-// Killing a process that records loses no acknowledged record.
+// Killing a recording process loses no acknowledged record.
 func TestCrash(t *testing.T) {
 	if dsn := storetest.CrashChild(); dsn != "" {
 		storetest.RecordForEver(handle(t, dsn))
@@ -172,7 +172,7 @@ func TestCrash(t *testing.T) {
 	})
 }
 
-// What Open, Create and Restore refuse is the same for both databases.
+// Open, Create and Restore refuse the same things for both databases.
 func TestRefused(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, place func(testing.TB) string) {
@@ -272,8 +272,8 @@ func TestSQLiteFile(t *testing.T) {
 	}
 }
 
-// The revoked ones of a repository that has many, by every way to say which it
-// is: all of them, no others, newest first.
+// The revoked certificates of a repository that has many, selected by each filter
+// that fits: all of them, no others, newest first.
 func TestRevokedOfMany(t *testing.T) {
 	t.Parallel()
 	path := create(t, func(t testing.TB) string { return filepath.Join(t.TempDir(), "store") })
@@ -287,7 +287,7 @@ func TestRevokedOfMany(t *testing.T) {
 		"repository": {Repository: "octo/0"}, "repository id": {RepositoryID: "0"}, "run": {RunID: "run0"}, "actor": {Actor: "actor0"},
 		"identity": {Identity: "spiffe://td/0"}, "two": {Repository: "octo/0", Actor: "actor0"}, "none": {Repository: "octo/0", Actor: "actor1"},
 	} {
-		want := 600 // of 6000 every second is of the repository, every fifth revoked
+		want := 600 // of 6000, every second is of the repository and every fifth is revoked
 		if name == "none" {
 			want = 0
 		}

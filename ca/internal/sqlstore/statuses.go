@@ -8,15 +8,15 @@ import (
 	"github.com/mayfly-ca/mayfly/ca/store"
 )
 
-// maxStatuses bounds what Statuses returns.
+// maxStatuses bounds the number of statuses that Statuses returns.
 const maxStatuses = 1000
 
-// clientLifetime bounds NotAfter - IssuedAt of a client's certificate: its cap
-// and an hour.
+// clientLifetime bounds NotAfter - IssuedAt of a client's certificate: the
+// profile's cap plus an hour.
 const clientLifetime = 2 * time.Hour
 
-// cutSpan is the age up to which a session may have been cut in the last day: a
-// report may say that the session was opened a week ago.
+// cutSpan is how long ago a session that was cut in the last day may have begun. A
+// report may say that a session began a week ago.
 const cutSpan = 8 * 24 * time.Hour
 
 // PutStatus implements store.Store.

@@ -13,9 +13,9 @@ import (
 	"github.com/mayfly-ca/mayfly/ca/store"
 )
 
-// BenchmarkRecord measures durable records of distinct single-use tokens by 1,
-// 8 and 64 callers at once: ns/op is the time between two acknowledgements,
-// p50 and p99 are what one caller waits, cpu is this process's own.
+// BenchmarkRecord measures durable records of distinct single-use tokens by 1, 8
+// and 64 callers at once. ns/op is the time between two acknowledgements, p50 and
+// p99 are the wait of one caller, and cpu is the time of this process.
 func BenchmarkRecord(b *testing.B, create func(t testing.TB) Open) {
 	for _, callers := range []int{1, 8, 64} {
 		b.Run(fmt.Sprint(callers), func(b *testing.B) {
@@ -59,7 +59,7 @@ func BenchmarkRecord(b *testing.B, create func(t testing.TB) Open) {
 	}
 }
 
-// cpu is the time that this process has spent on a processor.
+// cpu returns the processor time that this process has used.
 func cpu() time.Duration {
 	var u syscall.Rusage
 	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {

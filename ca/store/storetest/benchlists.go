@@ -9,13 +9,13 @@ import (
 	"github.com/mayfly-ca/mayfly/ca/store"
 )
 
-// page is one question and what it answers with: the next cursor.
+// page asks for one page, and for the next page at its next call.
 type page func(ctx context.Context, s store.Store) error
 
-// BenchmarkLists measures pages of 100 over what Seed makes: a filter alone and
-// with each status, each asked for every kind, and each kind for its first and
-// second page, one in the middle and the last. It reports the median, the 99th
-// of a hundred and the worst of a page, so a kind that is slow shows.
+// BenchmarkLists measures pages of 100 over the rows of Seed. It runs each filter,
+// alone and with each status, for every kind, and each kind for the first, second,
+// middle and last page. It reports the median, the 99th percentile and the slowest
+// page, so that a slow kind is visible.
 func BenchmarkLists(b *testing.B, driver, dsn string, o Open) {
 	rows := BenchRows()
 	Seed(b, driver, dsn, rows)
@@ -42,7 +42,7 @@ func BenchmarkLists(b *testing.B, driver, dsn string, o Open) {
 			b.ReportMetric(ms(took[len(took)/2]), "p50-ms")
 			b.ReportMetric(ms(took[len(took)*99/100]), "p99-ms")
 			b.ReportMetric(ms(took[len(took)-1]), "max-ms")
-			b.ReportMetric(float64(which), "worst-page") // in the order of the code
+			b.ReportMetric(float64(which), "worst-page") // in the order of list.pages
 		})
 	}
 }
@@ -52,10 +52,10 @@ type benchList struct {
 	pages []page
 }
 
-// ages are where in the year a page ends: now, in its middle, at its beginning.
+// ages are points of the year at which a page ends: now, the middle, the beginning.
 var ages = []time.Duration{0, 180 * 24 * time.Hour, 365 * 24 * time.Hour}
 
-// ago is nil for 0.
+// ago returns nil for 0.
 func ago(d time.Duration) *time.Time {
 	if d == 0 {
 		return nil
@@ -64,7 +64,7 @@ func ago(d time.Duration) *time.Time {
 	return &t
 }
 
-// certificatePages asks for f from each age on, and for the second page.
+// certificatePages returns the pages of f before each age, and the second page.
 func certificatePages(f store.CertificateFilter) []page {
 	f.Limit = 100
 	var pages []page
@@ -173,7 +173,7 @@ func eventLists() []benchList {
 				runs = append(runs, store.EventFilter{RunID: runOf(k)})
 			}
 		}
-		if t != "" { // a run has a few events of a type, never a tenth of all
+		if t != "" { // no run has more than a few events of one type
 			runs = []store.EventFilter{{Type: t, RunID: "run100"}, {Type: t, RunID: runOf(kindNone)}}
 		}
 		add(name("all"), store.EventFilter{Type: t})
@@ -224,7 +224,7 @@ func sessionLists() []benchList {
 	return lists
 }
 
-// revocations are tried, not done: what the admin is shown before.
+// revocations are dry runs, as in the admin page's preview.
 func revocations() []benchList {
 	list := func(name string, r store.Revocation) benchList {
 		r.DryRun, r.Block = true, 24*time.Hour

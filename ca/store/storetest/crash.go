@@ -12,13 +12,13 @@ import (
 	"github.com/mayfly-ca/mayfly/ca/store"
 )
 
-// crashEnv names the database to the process that is to be killed.
+// crashEnv names the variable that holds the database of the process to kill.
 const crashEnv = "MAYFLY_STORETEST_CRASH"
 
-// RunCrash kills a process that records, in several rounds, and looks for every
-// certificate that it had the acknowledgement of. test is the name of the
-// calling test, which RunCrash runs again in a process of its own, where
-// CrashChild returns dsn; open opens that database here.
+// RunCrash kills a recording process in several rounds. It then looks for every
+// certificate whose record was acknowledged. test is the name of the calling test.
+// RunCrash runs it again in another process, where CrashChild returns dsn. open
+// opens that database in this process.
 func RunCrash(t *testing.T, test, dsn string, rounds int, open func(t testing.TB, dsn string) store.Store) {
 	lost := 0
 	for round := range rounds {
@@ -41,12 +41,12 @@ func RunCrash(t *testing.T, test, dsn string, rounds int, open func(t testing.TB
 	t.Logf("%d kills, %d acknowledged records lost", rounds, lost)
 }
 
-// CrashChild returns the database that this process is to record in until it is
-// killed; "" in any other process.
+// CrashChild returns the database in which this process must record until it is
+// killed. In any other process it returns "".
 func CrashChild() (dsn string) { return os.Getenv(crashEnv) }
 
-// RecordForEver records from eight goroutines and prints each acknowledged
-// serial, until it is killed.
+// RecordForEver records from eight goroutines and prints each acknowledged serial,
+// until the process is killed.
 func RecordForEver(s store.Store) {
 	for range 8 {
 		go func() {
@@ -62,8 +62,8 @@ func RecordForEver(s store.Store) {
 	select {}
 }
 
-// recordAndKill kills a recording process after n acknowledgements and returns
-// all that it printed.
+// recordAndKill kills a recording process after n acknowledgements and returns all
+// serials that it printed.
 func recordAndKill(t testing.TB, test, dsn string, n int) (acknowledged []string) {
 	t.Helper()
 	self, err := os.Executable()

@@ -52,7 +52,7 @@ func testCRLs(t *testing.T, o Open) {
 	if _, err := s.PublishCRLs(ctx, 0, func(store.CRLState) ([]store.SignedCRL, error) { return nil, nil }); err == nil {
 		t.Error("an empty set was published")
 	}
-	// Issuing goes on while a set is being signed.
+	// Issuing continues while a set is being signed.
 	if _, err := s.PublishCRLs(ctx, 0, func(state store.CRLState) ([]store.SignedCRL, error) {
 		record(t, s, Certificate("3"))
 		return sign(state)
@@ -158,8 +158,8 @@ func testTokenRace(t *testing.T, o Open) {
 	}
 }
 
-// testRevokeRace: a certificate being issued while its run is revoked is
-// refused, or in the list; never between.
+// testRevokeRace: a certificate issued while its run is revoked is either refused
+// or in the list.
 func testRevokeRace(t *testing.T, o Open) {
 	handles := []store.Store{open(t, o), open(t, o)}
 	for range 25 {

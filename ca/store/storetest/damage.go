@@ -14,19 +14,18 @@ import (
 	"github.com/mayfly-ca/mayfly/ca/store"
 )
 
-// Database is what the tests of damage need of a database.
+// Database gives the tests of damage access to a database.
 type Database struct {
 	Open Open
-	// Try opens with a state key, and returns why it could not.
+	// Try opens the store with a state key, or returns why it cannot.
 	Try func(t testing.TB, key store.StateKey) (store.Store, error)
 	// Exec changes the database without the store.
 	Exec func(t testing.TB, query string)
-	// Restore makes a store elsewhere from a backup and returns how to open it.
+	// Restore makes another store from a backup and returns how to open it.
 	Restore func(t testing.TB, r io.Reader) (Open, time.Time, error)
 }
 
-// RunDamage runs the tests that need a database of which they may break
-// something.
+// RunDamage runs the tests that damage a database.
 func RunDamage(t *testing.T, create func(t testing.TB) Database) {
 	for _, part := range []struct {
 		name string
@@ -46,8 +45,8 @@ func RunDamage(t *testing.T, create func(t testing.TB) Database) {
 	}
 }
 
-// testFailingInsert: when any INSERT of a record fails, the call fails and
-// nothing of it is visible; then, repaired, the same token is good.
+// testFailingInsert: if any INSERT of a record fails, the call fails and nothing of
+// it is visible. After the repair, the same token is good.
 func testFailingInsert(t *testing.T, d Database) {
 	ctx := context.Background()
 	for _, table := range []string{"certificates", "bodies", "tokens", "events", "links", "hours", "state"} {
@@ -74,7 +73,8 @@ func testFailingInsert(t *testing.T, d Database) {
 	}
 }
 
-// testTamper: whatever is changed in the chain, the first broken link is named.
+// testTamper: VerifyEvents names the first broken link, whatever was changed in the
+// chain.
 func testTamper(t *testing.T, d Database) {
 	ctx := context.Background()
 	s := open(t, d.Open)
@@ -106,13 +106,13 @@ func testTamper(t *testing.T, d Database) {
 	}
 }
 
-// testSetBack: a process that keeps blocks in memory sees the next one also when
-// the database was set back beneath it, as PostgreSQL's own tools do.
+// testSetBack: a process that keeps blocks in memory also sees the next block after
+// the database was set back, as PostgreSQL's own tools do.
 func testSetBack(t *testing.T, d Database) {
 	ctx := context.Background()
 	kept := open(t, d.Open)
 	revoke(t, kept, store.Revocation{Match: store.Match{RunID: "1"}, Block: time.Hour})
-	record(t, kept, Certificate("2")) // and has read the blocks
+	record(t, kept, Certificate("2")) // this also reads the blocks
 	d.Exec(t, "UPDATE state SET blocks_version = blocks_version - 1")
 	d.Exec(t, "DELETE FROM blocks")
 	revoke(t, open(t, d.Open), store.Revocation{Match: store.Match{RunID: "2"}, Block: time.Hour})
@@ -123,8 +123,8 @@ func testSetBack(t *testing.T, d Database) {
 	record(t, kept, Certificate("1"))
 }
 
-// testBackup: what was revoked stays out, tokens stay used, the floor is
-// raised, CRL numbers go on, and a damaged backup makes no store.
+// testBackup: revoked certificates stay refused, tokens stay used, the floor is
+// raised, CRL numbers continue, and a damaged backup makes no store.
 func testBackup(t *testing.T, d Database) {
 	ctx := context.Background()
 	s := open(t, d.Open)
@@ -133,7 +133,7 @@ func testBackup(t *testing.T, d Database) {
 	set := publish(t, s, 0)
 	stop := make(chan struct{})
 	done := make(chan struct{})
-	go func() { // the store is in use
+	go func() { // so that the store is in use
 		defer close(done)
 		for {
 			select {

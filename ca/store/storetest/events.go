@@ -100,7 +100,7 @@ func testEvents(t *testing.T, o Open) {
 	}
 }
 
-// testEventTimes: times that are out of order are still found.
+// testEventTimes: events with times out of order are still found.
 func testEventTimes(t *testing.T, o Open) {
 	ctx := context.Background()
 	s := open(t, o)
@@ -149,7 +149,7 @@ func testDenials(t *testing.T, o Open) {
 	if n := len(events(t, s, store.EventReplay)); n != 1 {
 		t.Errorf("%d replays", n)
 	}
-	// Strangers of ten thousand names write no more rows than a few hundred.
+	// Denials of ten thousand names write only a few hundred rows.
 	peer := o(t)
 	for i := range 10000 {
 		if err := peer.Denied(ctx, store.Event{Identity: fmt.Sprint(i), Reason: "stranger"}); err != nil {
@@ -196,7 +196,8 @@ func testPrune(t *testing.T, o Open) {
 	if _, err := s.Prune(ctx, before); err != nil {
 		t.Fatal(err)
 	}
-	// Expired for less than a day: still on the CRL if revoked, and its token used.
+	// It expired less than a day ago: it is still on the CRL if revoked, and its
+	// token is used.
 	if _, err := s.Certificate(ctx, old.Serial); err != nil {
 		t.Errorf("pruned too early: %v", err)
 	}
@@ -210,7 +211,7 @@ func testPrune(t *testing.T, o Open) {
 	if ev := events(t, s, store.EventPruned); len(ev) == 1 {
 		t.Logf("%d events left, %v", n, ev[0].Detail)
 	}
-	if _, err := s.Prune(ctx, time.Now().Add(time.Hour)); err != nil { // a time to come counts as now
+	if _, err := s.Prune(ctx, time.Now().Add(time.Hour)); err != nil { // a time in the future counts as now
 		t.Fatal(err)
 	}
 	pruned := events(t, s, store.EventPruned)

@@ -13,7 +13,7 @@ import (
 	"github.com/mayfly-ca/mayfly/ca/store"
 )
 
-// walk lists every page and checks that they are in order and meet nothing twice.
+// walk reads every page and checks the order and that nothing appears twice.
 func walk(t testing.TB, s store.Store, f store.CertificateFilter) []string {
 	t.Helper()
 	var serials []string
@@ -47,7 +47,7 @@ func testLists(t *testing.T, o Open) {
 	base := time.Now().UTC().Truncate(time.Second).Add(-30 * time.Minute)
 	for i := range 60 {
 		c := Certificate(fmt.Sprint(i / 2))
-		c.IssuedAt = base.Add(time.Duration(i/3) * time.Second) // three in one microsecond
+		c.IssuedAt = base.Add(time.Duration(i/3) * time.Second) // three per microsecond
 		c.Repository, c.RepositoryID, c.Actor = fmt.Sprintf("octo/r%d", i%3), fmt.Sprint(i%3), fmt.Sprintf("a%d", i%5)
 		c.Identity = fmt.Sprintf("spiffe://ci.example.com/github/1/%d", i%3)
 		if i%10 == 0 {

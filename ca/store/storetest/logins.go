@@ -45,13 +45,13 @@ func testLogins(t *testing.T, o Open) {
 	}
 }
 
-// login returns a login of an hour.
+// login returns a login that lasts an hour.
 func login(id string) store.Login {
 	now := time.Now().UTC().Truncate(time.Microsecond)
 	return store.Login{ID: id, Provider: "staff", Subject: "ann", Claims: json.RawMessage(`{"sub":"ann"}`), CreatedAt: now, ExpiresAt: now.Add(time.Hour)}
 }
 
-// putLogin stores a login, which must be accepted.
+// putLogin stores a login. The store must accept it.
 func putLogin(t testing.TB, s store.Store, g store.Login) {
 	t.Helper()
 	if err := s.PutLogin(context.Background(), g); err != nil {
@@ -59,7 +59,7 @@ func putLogin(t testing.TB, s store.Store, g store.Login) {
 	}
 }
 
-// testTakeLogin: of many callers at two handles, one takes a login.
+// testTakeLogin: only one of many callers at two handles takes a login.
 func testTakeLogin(t *testing.T, o Open) {
 	ctx := context.Background()
 	one, two := open(t, o), open(t, o)
@@ -98,8 +98,8 @@ func testTakeLogin(t *testing.T, o Open) {
 	}
 }
 
-// testForgedLogins: a row that was written or changed by hand is no login, and
-// neither read nor taken. An unchanged login stays good.
+// testForgedLogins: a row written or changed by hand is not a login, and is neither
+// read nor taken. An unchanged login stays good.
 func testForgedLogins(t *testing.T, d Database) {
 	ctx := context.Background()
 	s := open(t, d.Open)
@@ -145,8 +145,8 @@ func testForgedLogins(t *testing.T, d Database) {
 	}
 }
 
-// testStateKeys: a login outlives the replacement of the key that signed it
-// while that key is in the list, and ends when it is not.
+// testStateKeys: a login stays good while the key that signed it is in the list,
+// and ends when the key is removed.
 func testStateKeys(t *testing.T, d Database) {
 	ctx := context.Background()
 	old, next := newStateKey(t), newStateKey(t)

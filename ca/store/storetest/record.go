@@ -58,7 +58,7 @@ func testReplay(t *testing.T, o Open) {
 	if _, err := again(random(32), first); !errors.As(err, &replay) || replay.Serial != first.Serial || replay.Why != "another key" {
 		t.Errorf("another key: %v", err)
 	}
-	// The same id of another issuer is another token.
+	// The same id from another issuer is another token.
 	other := Certificate("1")
 	other.TokenID, other.TokenIssuer = first.TokenID, "https://token.example.com"
 	record(t, s, other)
@@ -73,7 +73,7 @@ func testReplay(t *testing.T, o Open) {
 	if _, err := again(old.SPKI, old); !errors.As(err, &replay) || replay.Why != "expired" {
 		t.Errorf("expired: %v", err)
 	}
-	// Tokens that are good for any number are never a replay.
+	// Reusable tokens are never a replay.
 	many := Certificate("3")
 	many.SingleUse = false
 	record(t, s, many)
@@ -154,7 +154,7 @@ func testWithdrawnRecord(t *testing.T, o Open) {
 	if _, err := s.Certificate(context.Background(), c.Serial); !errors.Is(err, store.ErrNotFound) {
 		t.Errorf("a cancelled record is visible: %v", err)
 	}
-	// Whatever a context does in the middle: an error means not there.
+	// Whenever the context ends: an error means that nothing was recorded.
 	for i := range 50 {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Duration(i)*20*time.Microsecond)
 		c := Certificate("2")

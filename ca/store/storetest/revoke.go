@@ -22,7 +22,7 @@ func refused(t testing.TB, s store.Store, c *store.Certificate) bool {
 	return err != nil
 }
 
-// statuses returns the serials of a status.
+// statuses returns the serials of certificates with a status.
 func statuses(t testing.TB, s store.Store, status string) map[string]bool {
 	t.Helper()
 	list, _, err := s.Certificates(context.Background(), store.CertificateFilter{Status: status, Limit: 500})
@@ -63,7 +63,8 @@ func testRevokeSerial(t *testing.T, o Open) {
 	if refused(t, s, foreign) {
 		t.Error("the same numbers of another issuer are blocked")
 	}
-	// Again: named, so it is listed, and nothing is written twice.
+	// Once more: the serial is named, so it is listed, but nothing is written
+	// twice.
 	if again := revoke(t, s, store.Revocation{Serial: one.Serial}); len(again.Serials) != 1 {
 		t.Errorf("again: %+v", again)
 	}
@@ -77,7 +78,7 @@ func testRevokeSerial(t *testing.T, o Open) {
 	if _, err := s.Revoke(ctx, store.Revocation{Serial: strings.Repeat("0", 32)}); !errors.Is(err, store.ErrNotFound) {
 		t.Errorf("unknown serial: %v", err)
 	}
-	// Other providers: the identity.
+	// Other providers: the block is of the identity.
 	person := Certificate("")
 	person.Identity, person.RepositoryID, person.RunID, person.SingleUse = "spiffe://ci.example.com/staff/ann", "", "", false
 	record(t, s, person)
@@ -91,7 +92,7 @@ func testRevokeSerial(t *testing.T, o Open) {
 	if refused(t, s, next) {
 		t.Error("another identity is blocked")
 	}
-	// An expired certificate may still carry a relay.
+	// A relay may still use an expired certificate.
 	old := Certificate("9")
 	old.IssuedAt, old.NotBefore, old.NotAfter = old.IssuedAt.Add(-30*time.Minute), old.NotBefore.Add(-30*time.Minute), time.Now().Add(-time.Second).UTC()
 	record(t, s, old)
@@ -111,7 +112,8 @@ func testRevokeSerial(t *testing.T, o Open) {
 	}
 }
 
-// An engine's own certificate: who is cut, and until when the machine gets none.
+// An engine's own certificate: which sessions are cut, and until when the machine
+// gets no other.
 func testRevokeMachine(t *testing.T, o Open) {
 	ctx := context.Background()
 	s := open(t, o)
@@ -155,7 +157,7 @@ func testRevokeMachine(t *testing.T, o Open) {
 	if got.MachinesUntil.Before(before.Add(time.Hour)) || !refused(t, s, machine("a")) || refused(t, s, machine("b")) {
 		t.Errorf("revoked: %+v", got)
 	}
-	for range 40 { // more than are asked for one by one
+	for range 40 { // too many to count one by one
 		record(t, s, machine("b"))
 	}
 	if got := revoke(t, s, store.Revocation{Match: store.Match{Profile: "server"}, DryRun: true}); got.Sessions != 3 {
@@ -203,7 +205,8 @@ func testRevokeTimes(t *testing.T, o Open) {
 	if got := revoke(t, s, store.Revocation{Match: window}); len(got.Serials) != 1 || got.Serials[0] != mid.Serial {
 		t.Errorf("without a block the window alone: %+v", got)
 	}
-	// A stretch of time alone blocks the holders of what it revoked.
+	// A match of times alone blocks the holders of the certificates that it
+	// revoked.
 	if got := revoke(t, s, store.Revocation{Match: store.Match{Since: &since, Until: &until}, Block: time.Hour}); len(got.BlockIDs) != 1 {
 		t.Errorf("times alone: %+v", got)
 	}
@@ -215,7 +218,7 @@ func testRevokeTimes(t *testing.T, o Open) {
 	if refused(t, s, Certificate("4")) {
 		t.Error("a stretch of the past blocks everybody")
 	}
-	// With other fields, the block covers those, whenever.
+	// With other fields, the block covers those fields at any time.
 	got := revoke(t, s, store.Revocation{Match: window, Block: time.Hour})
 	if r := statuses(t, s, "revoked"); len(got.Serials) != 2 || !r[old.Serial] || !r[recent.Serial] {
 		t.Errorf("what the block covers is not revoked: %+v", got)
@@ -234,7 +237,7 @@ func testRevokeAll(t *testing.T, o Open) {
 	server := Certificate("")
 	server.Profile, server.Identity, server.RepositoryID, server.RunID, server.Repository = "server", "spiffe://ci.example.com/engine/default/fly/1/2", "", "", ""
 	record(t, s, server)
-	ahead := Certificate("2") // by a replica whose clock is ahead
+	ahead := Certificate("2") // from a replica with a fast clock
 	ahead.IssuedAt = ahead.IssuedAt.Add(3 * time.Second)
 	record(t, s, ahead)
 	got := revoke(t, s, store.Revocation{All: true, Block: time.Hour})
@@ -320,7 +323,7 @@ func testUnblock(t *testing.T, o Open) {
 	if len(short.BlockIDs) != 1 {
 		t.Errorf("blocks: %+v", short)
 	}
-	for refused(t, s, Certificate("2")) { // ends by itself
+	for refused(t, s, Certificate("2")) { // until the block has ended
 	}
 }
 

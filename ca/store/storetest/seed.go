@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// BenchRows is how many certificates a benchmark lists, and a fifth of how many
-// events: MAYFLY_BENCH_ROWS, or a million.
+// BenchRows returns how many certificates a benchmark has: MAYFLY_BENCH_ROWS, or a
+// million. There are five times as many events.
 func BenchRows() int {
 	if n, err := strconv.Atoi(os.Getenv("MAYFLY_BENCH_ROWS")); err == nil && n > 0 {
 		return n
@@ -20,31 +20,31 @@ func BenchRows() int {
 	return 1_000_000
 }
 
-// The kinds of what is seeded. Each names a repository, its id, a run, an
-// actor and an identity, so that each filter has a value of each kind.
+// The kinds of seeded rows. Each has its own repository, repository id, run, actor
+// and identity, so that each filter has a value of each kind.
 const (
 	kindBig     = "big"     // half of all, over all the year, none revoked
 	kindRevoked = "revoked" // an eighth, all revoked
 	kindHalf    = "half"    // an eighth, every second one revoked
-	kindOld     = "old"     // a sixteenth, all in the year's first eighth
+	kindOld     = "old"     // a sixteenth, all in the first eighth of the year
 	kindBusy    = "busy"    // a hundredth, of the last day, all expired
 	kindLive    = "live"    // a hundredth, of the last hour, all valid
-	kindSmall   = "r77"     // one of 5,000 with few each
-	kindNone    = "none"    // which nothing is of
+	kindSmall   = "r77"     // one of 5,000, with few each
+	kindNone    = "none"    // without any row
 )
 
 var kinds = []string{kindBig, kindRevoked, kindHalf, kindOld, kindBusy, kindLive, kindSmall, kindNone}
 
-// The values of the filters for what is of a kind.
+// These functions return a filter's value for the rows of a kind.
 func repositoryOf(kind string) string { return "octo/" + kind }
 func runOf(kind string) string        { return "run-" + kind }
 func actorOf(kind string) string      { return "actor-" + kind }
 func identityOf(kind string) string   { return "spiffe://ci.example.com/github/1/" + kind }
 
-// Seed fills the database behind a store, which nobody has open, with rows
-// certificates of a year, five times as many events, and as many sessions.
-// driver and dsn are those of database/sql: "sqlite" or "pgx". The rows are
-// made within the database, and the indexes after them.
+// Seed fills the database of a store that is not open with rows certificates of a
+// year, five times as many events, and as many sessions. driver and dsn are those
+// of database/sql: "sqlite" or "pgx". SQL within the database makes the rows, and
+// then the indexes.
 func Seed(b *testing.B, driver, dsn string, rows int) {
 	b.Helper()
 	start := time.Now()
@@ -76,7 +76,8 @@ type seeder struct {
 	random string // SQL for 16 random bytes
 }
 
-// fill empties what it fills: the chain of events begins again.
+// fill deletes events and links before it inserts rows: the chain of events begins
+// again.
 func (s *seeder) fill(db *sql.DB, prepare []string, indexes string) error {
 	ctx := context.Background()
 	exec := func(queries ...string) error {
@@ -103,7 +104,8 @@ func (s *seeder) fill(db *sql.DB, prepare []string, indexes string) error {
 	return exec(queries...)
 }
 
-// readIndexes returns the statements that drop and create what query names.
+// readIndexes returns the statements that drop and create the indexes that query
+// selects.
 func readIndexes(ctx context.Context, db *sql.DB, query string) (drop, create []string, err error) {
 	found, err := db.QueryContext(ctx, query)
 	if err != nil {
@@ -119,9 +121,9 @@ func readIndexes(ctx context.Context, db *sql.DB, query string) (drop, create []
 	return drop, create, errors.Join(found.Err(), found.Close())
 }
 
-// numbered begins a query with a table k of i from 1 to n: each with its kind,
-// the time of it in microseconds, and whether it is revoked. n is a multiple of
-// the certificates, and the kinds are in the same proportions.
+// numbered begins a query with a table k of n rows. Each has its number i from 1,
+// its kind, its time in microseconds, and whether it is revoked. n is a multiple of
+// the number of certificates, and the kinds have the same proportions.
 func (s *seeder) numbered(n int) string {
 	last, day, hour := n*98/100, n*99/100, n
 	now := s.now.UnixMicro()
@@ -154,7 +156,7 @@ func (s *seeder) certificates() []string {
 	}
 }
 
-// events makes them with one link each, as a quiet issuer does.
+// events makes the events with one link each, as an issuer with little load does.
 func (s *seeder) events() []string {
 	n := 5 * s.rows
 	return []string{
@@ -175,8 +177,9 @@ const seededBlocks = 200
 // seededMachines is how many machines have a status.
 const seededMachines = 100
 
-// sessions makes ended ones, some that nobody reported the end of, as many live
-// ones, seen ahead of now for as long as a benchmark may run, blocks, and statuses.
+// sessions makes ended sessions, sessions without a reported end, live sessions,
+// blocks and statuses. Live sessions have a seen time in the future, longer than a
+// benchmark runs.
 func (s *seeder) sessions() []string {
 	later := s.now.Add(2 * time.Hour).UnixMicro()
 	return []string{

@@ -59,7 +59,7 @@ func testSessions(t *testing.T, o Open) {
 	if got := revoke(t, s, store.Revocation{Serial: c.Serial, DryRun: true}); got.Sessions != 1 {
 		t.Errorf("%d sessions would be cut, want 1", got.Sessions)
 	}
-	for range 40 { // more than are asked for one by one
+	for range 40 { // too many to count one by one
 		record(t, s, Certificate("1"))
 	}
 	if got := revoke(t, s, store.Revocation{Match: store.Match{RunID: "1"}, DryRun: true}); got.Sessions != 1 || len(got.Serials) != 41 {
@@ -85,7 +85,7 @@ func testSessions(t *testing.T, o Open) {
 	if a, b := events(t, s, store.EventConnected), events(t, s, store.EventDisconnected); len(a) != 1 || len(b) != 1 || b[0].Detail["bytes_in"] != "50" || b[0].RunID != "1" {
 		t.Errorf("events: %+v %+v", a, b)
 	}
-	for range 2 { // reported again after a lost answer: one event
+	for range 2 { // the second report, as after a lost answer, adds no event
 		if n, why := report(mine, "feed_stale", strings.Repeat("f", 32), "", 0); n != 1 {
 			t.Errorf("feed stale: %s", why)
 		}

@@ -11,7 +11,7 @@ import (
 	"github.com/mayfly-ca/mayfly/ca/store"
 )
 
-// reporter is the machine name of an engine.
+// reporter returns the reporter of an engine's machine.
 func reporter(engine, name string) store.SessionReporter {
 	return store.SessionReporter{Machine: "spiffe://ci.example.com/engine/" + engine + "/fly/1/" + name, Engine: engine}
 }
@@ -71,7 +71,7 @@ func testStatuses(t *testing.T, o Open) {
 	}, got); diff != "" {
 		t.Errorf("by engine, the newest first (-want +got):\n%s", diff)
 	}
-	// What was seen after the time stays, what was seen before it goes.
+	// A status seen after the time stays; one seen before it is deleted.
 	if _, err := s.Prune(ctx, got[0].FeedAt); err != nil || len(statuses()) != 3 {
 		t.Errorf("%d statuses after pruning what is older, %v", len(statuses()), err)
 	}

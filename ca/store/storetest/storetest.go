@@ -14,21 +14,21 @@ import (
 	"github.com/mayfly-ca/mayfly/ca/store"
 )
 
-// Open opens a handle on one database. Each call is another handle, as another
-// process would have; the test closes what it opened.
+// Open opens a handle on one database. Each call opens another handle, as another
+// process would. The test closes it.
 type Open func(t testing.TB) store.Store
 
-// StateKey is the key of every store of a test that names no other.
+// StateKey is the key of every store of a test that sets no other.
 var StateKey = store.NewStateKey()
 
-// Meta is what a new store for a test is made with: its floor lies an hour
-// back, so that tokens of the test's own past are good.
+// Meta returns the Meta of a new store for a test. Its floor is an hour ago, so
+// that tokens from the test's own past are good.
 func Meta() store.Meta {
 	return store.Meta{RootFingerprint: "aa11", TrustDomain: "ci.example.com", CreatedAt: time.Now().Add(-time.Hour).UTC().Truncate(time.Second)}
 }
 
-// Run runs the suite. create makes a new, empty database with Meta and returns
-// how to open it.
+// Run runs the suite. create makes a new, empty database with Meta and returns how
+// to open it.
 func Run(t *testing.T, create func(t testing.TB) Open) {
 	for _, part := range []struct {
 		name string
@@ -74,8 +74,8 @@ func Run(t *testing.T, create func(t testing.TB) Open) {
 	}
 }
 
-// Certificate returns a record that every store accepts, of run and with a
-// token of its own, issued now.
+// Certificate returns a record that every store accepts: of run, with its own
+// token, issued now.
 func Certificate(run string) *store.Certificate {
 	now := time.Now().UTC().Truncate(time.Microsecond)
 	serial := random(16)
@@ -109,7 +109,7 @@ func open(t testing.TB, o Open) store.Store {
 	return s
 }
 
-// record records c, which must be accepted.
+// record records c. The store must accept it.
 func record(t testing.TB, s store.Store, c *store.Certificate) *store.Certificate {
 	t.Helper()
 	got, err := s.Record(context.Background(), c, store.Event{By: c.Identity})
@@ -119,7 +119,7 @@ func record(t testing.TB, s store.Store, c *store.Certificate) *store.Certificat
 	return got
 }
 
-// revoke carries out r, which must succeed.
+// revoke runs r, which must succeed.
 func revoke(t testing.TB, s store.Store, r store.Revocation) *store.RevocationResult {
 	t.Helper()
 	if r.By == "" {
@@ -148,7 +148,7 @@ func sign(state store.CRLState) ([]store.SignedCRL, error) {
 	return []store.SignedCRL{{AKI: "0badc0de", DER: der}}, err
 }
 
-// listed reads back what sign wrote.
+// listed decodes what sign wrote.
 func listed(t testing.TB, set *store.CRLSet) store.CRLState {
 	t.Helper()
 	var state store.CRLState

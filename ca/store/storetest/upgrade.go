@@ -16,9 +16,9 @@ import (
 	"github.com/mayfly-ca/mayfly/ca/store"
 )
 
-// shape1 is a backup that the program of the first shape made: twelve
-// certificates, the last a server's, of which the first and the four of
-// octo/r1 are revoked, a block, a denial, two sessions and a set of CRLs.
+// shape1 is a backup from a program of the first shape. It has twelve certificates,
+// of which the last is a server's, a block, a denial, two sessions and a set of
+// CRLs. The first certificate and the four of octo/r1 are revoked.
 //
 //go:embed testdata/shape1.backup.gz
 var shape1 []byte
@@ -27,12 +27,12 @@ var shape1 []byte
 type Older struct {
 	Database
 	Driver, DSN string // of database/sql
-	// ParseRow reads a line of a backup that is a row of table.
+	// ParseRow parses a line of a backup that is a row of table.
 	ParseRow func(table string, line []byte) ([]any, error)
 }
 
-// RunUpgrade runs the tests of databases of other shapes, of which newest is that
-// of this program. older makes an empty database of a shape.
+// RunUpgrade runs the tests of databases of other shapes. newest is the shape of
+// this program. older makes an empty database of a shape.
 func RunUpgrade(t *testing.T, newest int64, older func(t testing.TB, version int64) Older) {
 	backup := unpack(t)
 	for version := int64(1); version <= newest; version++ {
@@ -40,7 +40,7 @@ func RunUpgrade(t *testing.T, newest int64, older func(t testing.TB, version int
 			t.Parallel()
 			o := older(t, version)
 			load(t, o, backup)
-			if version >= 3 { // as that migration does for those before
+			if version >= 3 { // migration 3 does this for the versions before it
 				o.Exec(t, "UPDATE certificates SET revoked = 1 WHERE id IN (SELECT cert_id FROM revocations)")
 			}
 			testUpgraded(t, o)
@@ -54,7 +54,7 @@ func RunUpgrade(t *testing.T, newest int64, older func(t testing.TB, version int
 		}
 		s := open(t, again)
 		page, _, err := s.Certificates(t.Context(), store.CertificateFilter{Status: "revoked"})
-		byAnn := 0 // the others were revoked by the restore, if they had not expired
+		byAnn := 0 // the restore revoked the others that had not expired
 		for _, c := range page {
 			if c.RevokedBy == "ann" {
 				byAnn++
@@ -83,8 +83,8 @@ func RunUpgrade(t *testing.T, newest int64, older func(t testing.TB, version int
 	})
 }
 
-// testUpgraded: what was there before the upgrade lists, verifies and can be
-// revoked, and what comes after it goes on from there.
+// testUpgraded: rows from before the upgrade can be listed, verified and revoked,
+// and new rows continue from there.
 func testUpgraded(t *testing.T, o Older) {
 	ctx := t.Context()
 	s := open(t, o.Open)
@@ -134,7 +134,7 @@ func testUpgraded(t *testing.T, o Older) {
 	if len(got) != 7 || got[0] != fresh.Serial {
 		t.Errorf("revoked afterwards: %v", got)
 	}
-	// As a replica leaves it that knows the shape before this one.
+	// The state after a replica with the previous shape revoked it.
 	o.Exec(t, "UPDATE certificates SET revoked = 0 WHERE repository = 'octo/new'")
 	if _, err := s.Prune(ctx, time.Time{}); err != nil {
 		t.Error(err)
@@ -164,8 +164,8 @@ func unpack(t testing.TB) []byte {
 	return out.Bytes()
 }
 
-// load writes the rows of a backup as they are: unlike Restore, which raises
-// the floor over them.
+// load writes the rows of a backup unchanged. Restore, in contrast, raises the
+// floor.
 func load(t testing.TB, o Older, backup []byte) {
 	t.Helper()
 	db, err := sql.Open(o.Driver, o.DSN)
