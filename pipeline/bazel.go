@@ -10,8 +10,8 @@ import (
 )
 
 // buildBazel builds a Bazel workspace in a container. Bazel's server keeps its
-// state under --output_base, which lies on a cache volume of its own: a second
-// run analyses nothing that has not changed. One build at a time may hold it.
+// state under --output_base, which is on a separate cache volume: a second run
+// analyses only what has changed. Only one build at a time may use that volume.
 func (p *pipeline) buildBazel(ctx context.Context) error {
 	key := "mayfly-bazel-" + runtime.GOARCH
 	locked := dagger.ContainerWithMountedCacheOpts{Sharing: dagger.CacheSharingModeLocked}
@@ -24,8 +24,8 @@ func (p *pipeline) buildBazel(ctx context.Context) error {
 		WithWorkdir("/workspace").
 		WithExec([]string{"bazel", "--output_base=/bazel/output", "build", "--repository_cache=/bazel/repository",
 			"--symlink_prefix=/bazel/link-", "--color=no", "--curses=no", "//..."}).
-		// The artifacts are behind symlinks into the cache volume, which no
-		// later step sees: copied out in the same container.
+		// The artifacts are symlinks into the cache volume, which later steps do
+		// not have. Copy them in the same container.
 		WithExec([]string{"sh", "-euc", copyOutputs})
 	out := filepath.Join(p.options.out, "bazel")
 	if _, err := built.Directory("/out").Export(ctx, out); err != nil {
@@ -35,9 +35,9 @@ func (p *pipeline) buildBazel(ctx context.Context) error {
 	return nil
 }
 
-// copyOutputs copies what the workspace's rules made to /out. Starlark's output
-// and execution_root are in every Bazel since 4; --output=files and a root named
-// _main are not.
+// copyOutputs copies the outputs of the workspace's rules to /out. Every Bazel
+// since 4 has Starlark's output and execution_root. Not every one has
+// --output=files or a root named _main.
 const copyOutputs = `
 mkdir -p /out
 root=$(bazel --output_base=/bazel/output info execution_root)

@@ -9,8 +9,8 @@ import (
 	"dagger.io/dagger"
 )
 
-// programs are the project's own, and the tags that leave out smallstep's
-// storage drivers, which mayfly does not use.
+// programs are the project's own. The tags leave out smallstep's storage drivers,
+// which mayfly does not use.
 var programs = []string{"./client/cmd/mayfly", "./issuer/cmd/mayfly-issuer", "./engine-sidecar/cmd/mayfly-sidecar"}
 
 const releaseTags = "nobadger,nomysql,nopgx,nobbolt"
@@ -34,7 +34,7 @@ func (p *pipeline) build(ctx context.Context) error {
 	return nil
 }
 
-// binaries is a directory with the three programs, static and stripped.
+// binaries returns a directory with the three programs, static and stripped.
 func (p *pipeline) binaries(platform string) *dagger.Directory {
 	os, arch, _ := strings.Cut(platform, "/")
 	arch, variant, _ := strings.Cut(arch, "/")
@@ -49,8 +49,8 @@ func (p *pipeline) binaries(platform string) *dagger.Directory {
 	return c.WithExec([]string{"mkdir", "-p", "/out"}).WithExec(args).Directory("/out")
 }
 
-// product is the image that is published: the programs on a runtime image, or
-// on nothing but CA certificates.
+// product returns the image to publish: the programs on a runtime image, or on
+// nothing but CA certificates.
 func (p *pipeline) product(platform string) *dagger.Container {
 	c := p.dag.Container(dagger.ContainerOpts{Platform: dagger.Platform(platform)})
 	if p.options.runtimeImage != "" {
@@ -59,7 +59,7 @@ func (p *pipeline) product(platform string) *dagger.Container {
 		roots := p.image(p.options.baseImage, "").File("/etc/ssl/certs/ca-certificates.crt")
 		c = c.WithFile("/etc/ssl/certs/ca-certificates.crt", roots)
 	}
-	// What fly/issuer's own Dockerfile bakes in: nothing secret.
+	// The same files as fly/issuer's own Dockerfile copies: nothing secret.
 	config := dagger.ContainerWithDirectoryOpts{Include: []string{"issuer.yaml", "policy.yaml", "*.crt", "*.crl"}}
 	c = c.WithDirectory("/usr/local/bin", p.binaries(platform)).
 		WithDirectory("/etc/mayfly", p.sources().Directory("fly/issuer"), config).
@@ -72,8 +72,8 @@ func (p *pipeline) product(platform string) *dagger.Container {
 	return c
 }
 
-// labels are OCI's predefined annotation keys (image-spec annotations.md). No
-// time among them: the same commit gives the same image.
+// labels returns OCI's predefined annotation keys (image-spec annotations.md). It
+// sets no time: the same commit gives the same image.
 func (p *pipeline) labels() map[string]string {
 	labels := map[string]string{
 		"org.opencontainers.image.title":    "mayfly",

@@ -6,8 +6,8 @@ import (
 	"path/filepath"
 )
 
-// deploy hands the published digest to flyctl, which waits for the machine's
-// health checks. The token is a Dagger secret: in no log and no layer.
+// deploy gives the published digest to flyctl, which waits for the machine's health
+// checks. The token is a Dagger secret: it is in no log and no layer.
 func (p *pipeline) deploy(ctx context.Context) error {
 	if p.digest == "" {
 		return fmt.Errorf("nothing was published in this run")
@@ -17,7 +17,7 @@ func (p *pipeline) deploy(ctx context.Context) error {
 		WithSecretVariable("FLY_API_TOKEN", p.options.flyToken.secret(p.dag)).
 		WithDirectory("/deploy", config).
 		WithWorkdir("/deploy").
-		// A deployment is an act, not a build: never from the cache.
+		// A deployment must run each time: never take it from the cache.
 		WithEnvVariable("MAYFLY_DEPLOY", p.digest+" "+p.revision.sha).
 		WithExec([]string{"flyctl", "deploy", "--app", p.options.flyApp, "--config", filepath.Base(p.options.flyConfig),
 			"--image", p.digest, "--wait-timeout", "5m", "--yes"}).

@@ -21,7 +21,7 @@ func (e *testEngine) testWrongPassword(t *testing.T) {
 	if r.writes != 0 {
 		t.Errorf("%d writes were let in", r.writes)
 	}
-	t.Setenv("TEST_REGISTRY_PASSWORD", registryPassword) // its allowed twin
+	t.Setenv("TEST_REGISTRY_PASSWORD", registryPassword) // the accepted twin
 	e.publishSmall(t, r.host+"/team/mayfly").mustPass(t)
 }
 
@@ -45,8 +45,8 @@ func (e *testEngine) testFailingTest(t *testing.T) {
 	e.pipeline(t, dir, "test").mustFail(t, "test: unit tests", "two and two are 5", "FAIL")
 }
 
-// testCacheOutlivesStop stops the machine as Fly does, and builds again: the
-// engine starts on the connection, and compiles nothing.
+// testCacheOutlivesStop stops the machine as Fly does, and builds again. The engine
+// starts on the connection and compiles nothing.
 func (e *testEngine) testCacheOutlivesStop(t *testing.T) {
 	e.pipeline(t, e.root, "build", "--out", t.TempDir()).mustPass(t)
 	e.stopMachine(t, syscall.SIGTERM)
@@ -55,7 +55,7 @@ func (e *testEngine) testCacheOutlivesStop(t *testing.T) {
 	got := e.pipeline(t, e.root, "build", "--out", out)
 	got.mustPass(t)
 	e.checkBuild(t, out)
-	// Dagger says so of each step that it had.
+	// Dagger marks each cached step.
 	if !strings.Contains(got.stderr, "CACHED") {
 		t.Errorf("nothing came from the cache:\n%s", got.stderr)
 	}
@@ -97,7 +97,8 @@ func TestEndless(t *testing.T) {
 }
 `
 
-// testEnds ends the machine while a step runs: the run ends soon, and says why.
+// testEnds ends the machine while a step runs. The run ends soon and prints the
+// cause.
 func (e *testEngine) testEnds(t *testing.T, signal syscall.Signal, cause string) {
 	dir := small(t, map[string]string{"small_test.go": endlessTest})
 	var once sync.Once
@@ -105,7 +106,7 @@ func (e *testEngine) testEnds(t *testing.T, signal syscall.Signal, cause string)
 		if strings.Contains(progress, "the endless test runs") {
 			once.Do(func() { e.stopMachine(t, signal) })
 		}
-	}, "test", "--test-packages", "-v .") // with -v, and of one package, go test shows output as it comes
+	}, "test", "--test-packages", "-v .") // with -v and one package, go test prints output immediately
 	got.mustFail(t, "pipeline: failed: test: unit tests: ", cause)
 	e.waitStopped(t)
 }

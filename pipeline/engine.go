@@ -17,16 +17,16 @@ import (
 	"github.com/mayfly-ca/mayfly/client"
 )
 
-// session is a connection to an engine, and what has to end with it.
+// session is a connection to an engine, with the function that closes it.
 type session struct {
 	dag *dagger.Client
-	// ctx ends with the tunnel: its cause is why the engine refused.
+	// ctx ends with the tunnel. Its cause is the engine's reason for a refusal.
 	ctx   context.Context
 	close func()
 }
 
-// connect finds the engine: a runner host that somebody gave, a tunnel with a
-// certificate minted for this run, or Dagger's own local engine.
+// connect returns a session with an engine: at the given runner host, through a
+// tunnel with a certificate minted for this run, or with Dagger's own local engine.
 func connect(ctx context.Context, o options, progress io.Writer) (*session, error) {
 	fmt.Fprintf(progress, "engine: %s\n", describeEngine(o))
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -41,7 +41,7 @@ func connect(ctx context.Context, o options, progress io.Writer) (*session, erro
 		}
 		closers = append(closers, stop)
 	}
-	if o.runnerHost != "" && os.Getenv("DAGGER_SESSION_PORT") == "" { // `dagger run` has a session already
+	if o.runnerHost != "" && os.Getenv("DAGGER_SESSION_PORT") == "" { // `dagger run` has opened a session already
 		if err := answers(ctx, o.runnerHost); err != nil {
 			cancel(nil)
 			return nil, err
@@ -69,9 +69,9 @@ func connect(ctx context.Context, o options, progress io.Writer) (*session, erro
 	return s, nil
 }
 
-// openTunnel mints a certificate and serves a unix socket that only this user
-// can open. A refusal of the engine ends ctx with its reason: the Dagger CLI by
-// itself would try again in silence for ten minutes.
+// openTunnel mints a certificate and serves a unix socket that only this user can
+// open. If the engine refuses, ctx ends with the reason. Otherwise the Dagger CLI
+// would silently retry for ten minutes.
 func openTunnel(ctx context.Context, cancel context.CancelCauseFunc, o options, progress io.Writer) (string, func(), error) {
 	c, err := client.New(ctx, client.Config{
 		Issuer: o.issuer, CAFile: o.caFile, TrustAnchor: o.trustAnchor, Engine: o.engine,
@@ -80,7 +80,7 @@ func openTunnel(ctx context.Context, cancel context.CancelCauseFunc, o options, 
 	if err != nil {
 		return "", nil, err
 	}
-	// MkdirTemp makes it 0700.
+	// MkdirTemp creates it with mode 0700.
 	dir, err := os.MkdirTemp("", "mayfly-pipeline-")
 	if err != nil {
 		return "", nil, errors.Join(err, c.Close())
@@ -107,12 +107,12 @@ func openTunnel(ctx context.Context, cancel context.CancelCauseFunc, o options, 
 	}, nil
 }
 
-// answers asks a runner host that is a socket whether anybody listens there:
-// the Dagger CLI by itself would try again in silence for ten minutes.
+// answers checks that a program listens on a runner host that is a socket.
+// Otherwise the Dagger CLI would silently retry for ten minutes.
 func answers(ctx context.Context, host string) error {
 	network, address, _ := strings.Cut(host, "://")
 	if network != "unix" && network != "tcp" {
-		return nil // the CLI's own drivers know what to say
+		return nil // the CLI's own drivers report their errors
 	}
 	conn, err := (&net.Dialer{Timeout: 15 * time.Second}).DialContext(ctx, network, address)
 	if err != nil {
@@ -121,8 +121,8 @@ func answers(ctx context.Context, host string) error {
 	return conn.Close()
 }
 
-// missing says what a connection takes that this machine may lack. It begins
-// with a line end, or is empty.
+// missing returns a hint about what a connection needs and this machine may lack.
+// The hint begins with a newline, or is empty.
 func missing(o options) string {
 	var lack string
 	if os.Getenv("_EXPERIMENTAL_DAGGER_CLI_BIN") == "" && os.Getenv("DAGGER_SESSION_PORT") == "" {

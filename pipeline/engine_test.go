@@ -15,8 +15,8 @@ import (
 	"time"
 )
 
-// given says how to give an engine to these tests. .ci/run cannot install one:
-// its image is in a registry, and its sources are no tagged module.
+// given explains how to give these tests an engine. .ci/run cannot install one: its
+// image is in a registry, and its sources are not a tagged module.
 const given = `no Dagger engine was given. Give one that runs:
   _EXPERIMENTAL_DAGGER_RUNNER_HOST  its address, a tunnel's for example
 or a command, which is started behind mayfly-sidecar on a machine of fly/local (as root):
@@ -25,8 +25,8 @@ or a command, which is started behind mayfly-sidecar on a machine of fly/local (
 and, where no registry and no download can be reached, as tarballs and paths:
   _EXPERIMENTAL_DAGGER_CLI_BIN, PIPELINE_BASE_IMAGE, PIPELINE_POSTGRES_IMAGE, PIPELINE_BAZEL_IMAGE`
 
-// TestEngine runs the pipeline on the engine that is given. Without one its only
-// part is that this program says what it lacks.
+// TestEngine runs the pipeline on a given engine. Without an engine, it only tests
+// that this program reports the missing one.
 func TestEngine(t *testing.T) {
 	command := os.Getenv("MAYFLY_TEST_ENGINE_CMD")
 	if command == "" && os.Getenv("_EXPERIMENTAL_DAGGER_RUNNER_HOST") == "" {
@@ -62,10 +62,11 @@ func TestEngine(t *testing.T) {
 	}
 }
 
-// testNoEngine: an engine that is not there, and none at all, are said at once.
+// testNoEngine: an engine that does not answer, and a missing engine, are reported
+// at once.
 func testNoEngine(t *testing.T) {
 	for _, name := range []string{"MAYFLY_ISSUER", "DAGGER_SESSION_PORT", "_EXPERIMENTAL_DAGGER_RUNNER_HOST"} {
-		t.Setenv(name, "") // and back afterwards
+		t.Setenv(name, "") // t.Setenv restores it afterwards
 		os.Unsetenv(name)
 	}
 	nowhere := filepath.Join(t.TempDir(), "engine.sock")
@@ -87,21 +88,21 @@ func testNoEngine(t *testing.T) {
 	}
 }
 
-// lastLines are the ten that a person reads.
+// lastLines returns the last ten lines, which a person reads.
 func lastLines(s string) string {
 	lines := strings.Split(strings.TrimRight(s, "\n"), "\n")
 	return strings.Join(lines[max(0, len(lines)-10):], "\n")
 }
 
-// testEngine is the engine that was given; with a command, the machine of
-// fly/local that it runs on.
+// testEngine is the given engine. If it is a command, testEngine also has
+// fly/local's machine that runs it.
 type testEngine struct {
 	root string
-	dir  string // of fly/local --keep; empty without a command
+	dir  string // of fly/local --keep; empty if there is no command
 }
 
-// start runs the whole system with the engine's command in it, and takes over
-// the environment of a job.
+// start runs the whole system with the engine's command, and sets the environment
+// of a job.
 func (e *testEngine) start(t *testing.T, command, socket string) {
 	t.Helper()
 	e.dir = t.TempDir()
@@ -147,7 +148,7 @@ func (e *testEngine) start(t *testing.T, command, socket string) {
 	t.Setenv("_EXPERIMENTAL_DAGGER_RUNNER_HOST", "")
 }
 
-// env is what DIR/env says now.
+// env returns the current value of name in DIR/env.
 func (e *testEngine) env(t *testing.T, name string) string {
 	t.Helper()
 	out, err := exec.Command("sh", "-c", `. "$0" && printenv "$1"`, filepath.Join(e.dir, "keep", "env"), name).Output()
@@ -157,7 +158,7 @@ func (e *testEngine) env(t *testing.T, name string) string {
 	return strings.TrimSpace(string(out))
 }
 
-// result is how one run of this program ended.
+// result is the outcome of one run of this program.
 type result struct {
 	code           int
 	stdout, stderr string
@@ -170,7 +171,8 @@ func (e *testEngine) pipeline(t *testing.T, dir string, args ...string) result {
 	return e.watch(t, dir, nil, args...)
 }
 
-// watch runs it and shows its progress to a function as it comes.
+// watch runs this program in a checkout and passes its progress to seen as it
+// arrives.
 func (e *testEngine) watch(t *testing.T, dir string, seen func(progress string), args ...string) result {
 	t.Helper()
 	t.Chdir(dir)
@@ -183,7 +185,7 @@ func (e *testEngine) watch(t *testing.T, dir string, seen func(progress string),
 	return r
 }
 
-// mustFail wants the cause where a person looks.
+// mustFail checks that the run failed and that its last lines contain the causes.
 func (r result) mustFail(t *testing.T, causes ...string) {
 	t.Helper()
 	if r.code != 1 {
@@ -204,7 +206,7 @@ func (r result) mustPass(t *testing.T) {
 	}
 }
 
-// small is a checkout of the same shape as this one that compiles in no time.
+// small makes a checkout of the same shape as this one that compiles at once.
 func small(t *testing.T, files map[string]string) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -230,7 +232,7 @@ func small(t *testing.T, files map[string]string) string {
 	return dir
 }
 
-// testBuild builds this repository for both platforms: static programs, and OCI
+// testBuild builds this repository for both platforms: static programs and OCI
 // tarballs.
 func (e *testEngine) testBuild(t *testing.T) {
 	out := t.TempDir()
@@ -260,9 +262,9 @@ func (e *testEngine) checkBuild(t *testing.T, out string) {
 	}
 }
 
-// testPublish pushes a commit's image, pulls it back by the digest that was told,
-// and looks into it: on a branch, and on main, which is latest too. The password
-// is in no output.
+// testPublish pushes a commit's image, pulls it by the reported digest, and checks
+// its contents. It does so on a branch and on main, which also gets the tag latest.
+// No output contains the password.
 func (e *testEngine) testPublish(t *testing.T) {
 	r := startRegistry(t)
 	t.Setenv("TEST_REGISTRY_PASSWORD", registryPassword)
@@ -327,8 +329,8 @@ func (e *testEngine) testPublishThis(t *testing.T) {
 	}
 }
 
-// publishSmall publishes a small checkout over an older run's digest file, which
-// must not be left to be taken for this run's.
+// publishSmall publishes a small checkout. A digest file of an older run is there
+// already, and must not be mistaken for this run's.
 func (e *testEngine) publishSmall(t *testing.T, image string) result {
 	t.Helper()
 	dir := small(t, nil)
@@ -350,8 +352,8 @@ func (e *testEngine) publishSmall(t *testing.T, image string) result {
 	return got
 }
 
-// testTest runs this repository's own test step, unit tests of some packages
-// and the integration tests against the services.
+// testTest runs this repository's own test step: unit tests of some packages, and
+// the integration tests against the services.
 func (e *testEngine) testTest(t *testing.T) {
 	got := e.pipeline(t, e.root, "test", "--test-packages", "./client/wire ./ca/identity ./issuer/internal/policy")
 	got.mustPass(t)
@@ -362,7 +364,8 @@ func (e *testEngine) testTest(t *testing.T) {
 	}
 }
 
-// testDeploy is refused off main before the engine is asked.
+// testDeploy: a deployment outside main is refused before the program connects to
+// an engine.
 func (e *testEngine) testDeploy(t *testing.T) {
 	dir := small(t, nil)
 	args := []string{"deploy", "--image", "127.0.0.1:1/r", "--fly-app", "a"}
@@ -372,13 +375,13 @@ func (e *testEngine) testDeploy(t *testing.T) {
 	}
 }
 
-// testBazel builds the example workspace twice; the second time from the cache.
+// testBazel builds the example workspace twice, the second time from the cache.
 func (e *testEngine) testBazel(t *testing.T) {
 	out, workspace := t.TempDir(), t.TempDir()
 	if err := os.CopyFS(workspace, os.DirFS(filepath.Join(e.root, "pipeline", "testdata", "bazel"))); err != nil {
 		t.Fatal(err)
 	}
-	// A Bazel before 6 wants this file, a later one lets it be.
+	// A Bazel before 6 needs this file; a later one ignores it.
 	if err := os.WriteFile(filepath.Join(workspace, "WORKSPACE"), nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -391,7 +394,7 @@ func (e *testEngine) testBazel(t *testing.T) {
 	}
 }
 
-// lockedBuffer collects what several goroutines write.
+// lockedBuffer collects the output of several goroutines.
 type lockedBuffer struct {
 	mu   sync.Mutex
 	kept bytes.Buffer

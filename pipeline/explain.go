@@ -9,12 +9,12 @@ import (
 	"dagger.io/dagger"
 )
 
-// tailLines is how much of a failed command's output is repeated at the end,
+// tailLines is how many lines of a failed command's output are repeated at the end,
 // where a person looks.
 const tailLines = 8
 
-// explain gives a failure's cause in few lines: a command's own last words
-// rather than the query that asked for it.
+// explain returns a failure's cause in few lines: a command's own last lines,
+// rather than the query that ran the command.
 func explain(err error) string {
 	var exec *dagger.ExecError
 	if !errors.As(err, &exec) {
@@ -25,8 +25,8 @@ func explain(err error) string {
 	return fmt.Sprintf("%s: %s ended with exit code %d\n  %s", where, strings.Join(exec.Cmd, " "), exec.ExitCode, strings.Join(lines, "\n  "))
 }
 
-// lost says what it means that the CLI's own calls to its engine break off. A
-// stopping engine says so itself.
+// lost explains an error in which the CLI's calls to its engine break off. A
+// stopping engine reports that itself.
 func lost(err error) string {
 	if !strings.Contains(err.Error(), `\"http://dagger/query`) {
 		return ""
@@ -34,12 +34,12 @@ func lost(err error) string {
 	return "\n  The engine, or the way to it, was lost in the middle of this step, which is not done."
 }
 
-// passing are lines in which go test says that nothing is wrong, or no more
-// than that something is.
+// passing matches the lines of go test that report success, or only that something
+// failed.
 var passing = regexp.MustCompile(`^(go: downloading |ok  |\?   |PASS$|FAIL$|=== |--- PASS|    --- PASS|\s*$)`)
 
-// lastWords are what a command's two outputs end with. What it said of errors
-// comes last, and does not crowd out the rest.
+// lastWords returns the last lines of a command's two outputs. Lines of stderr come
+// last and leave room for the others.
 func lastWords(stdout, stderr string) []string {
 	said, errors := tellingLines(stdout), tellingLines(stderr)
 	if len(said) > 0 {

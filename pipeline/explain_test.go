@@ -9,8 +9,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// TestLastWords: a failure's cause is among the few lines that are repeated,
-// however much else a command says.
+// TestLastWords: the cause of a failure is among the few repeated lines, however
+// much else a command prints.
 func TestLastWords(t *testing.T) {
 	t.Parallel()
 	var chatter strings.Builder
@@ -41,7 +41,7 @@ func TestLastWords(t *testing.T) {
 	}
 }
 
-// TestLostEngine: the error is one of an engine that was killed under a step.
+// TestLostEngine uses the error of an engine that was killed during a step.
 func TestLostEngine(t *testing.T) {
 	t.Parallel()
 	broken := errors.New(`test: unit tests: returned error 502: {"data":null,"errors":[{"message":"http do: Post \"http://dagger/query\": unexpected EOF"}]}`)

@@ -8,18 +8,18 @@ import (
 	"dagger.io/dagger"
 )
 
-// pipeline is one run: what the steps share.
+// pipeline is one run. It holds the values that the steps share.
 type pipeline struct {
 	options  options
 	revision revision
 	dag      *dagger.Client
 	stdout   interface{ Write([]byte) (int, error) }
 
-	digest string // name@sha256:... of what publish pushed
+	digest string // name@sha256:... of the published image
 }
 
-// image gives a container of an image reference, or of a tarball on this
-// machine, so that the pipeline also runs where no registry can be reached.
+// image returns a container of an image reference, or of a tarball on this machine.
+// So the pipeline also runs where no registry can be reached.
 func (p *pipeline) image(ref string, platform dagger.Platform) *dagger.Container {
 	container := p.dag.Container(dagger.ContainerOpts{Platform: platform})
 	if isTarball(ref) {
@@ -36,7 +36,7 @@ func isTarball(ref string) bool {
 	return err == nil && info.Mode().IsRegular()
 }
 
-// sources is this checkout without what builds leave in it.
+// sources returns this checkout without build outputs.
 func (p *pipeline) sources() *dagger.Directory {
 	exclude := []string{".git", "bin", "**/node_modules", ".artifacts"}
 	if !filepath.IsAbs(p.options.out) {
@@ -45,20 +45,21 @@ func (p *pipeline) sources() *dagger.Directory {
 	return p.dag.Host().Directory(".", dagger.HostDirectoryOpts{Exclude: exclude})
 }
 
-// goToolchain is the Go image with the sources and the caches. It runs on the
+// goToolchain returns the Go image with the sources and the caches. It runs on the
 // engine's own platform and cross-compiles: emulation is slower and never needed
-// for static Go. The caches are keyed by the platform that is compiled for.
+// for static Go. Each target platform has its own caches.
 func (p *pipeline) goToolchain(platform string) *dagger.Container {
 	return p.toolchain("mayfly-go-mod", "mayfly-go-build-"+strings.ReplaceAll(platform, "/", "-"), "").
 		WithDirectory("/src", p.sources())
 }
 
-// nobody is who the unit tests run as: what needs a machine's root they skip, and
-// say so; a container's root, who may do little of that, would fail them.
+// nobody is the user of the unit tests. As nobody, they skip what needs a machine's
+// root, and say so. A container's root may do little of that, so the tests would
+// fail.
 const nobody = "65534:65534"
 
-// testToolchain is the same for nobody. A cache volume keeps the owner that it
-// was made for, so these are others.
+// testToolchain is goToolchain for the user nobody. It has its own cache volumes,
+// since a volume keeps its first owner.
 func (p *pipeline) testToolchain() *dagger.Container {
 	return p.toolchain("mayfly-test-mod", "mayfly-test-build", nobody).
 		WithDirectory("/src", p.sources()).
@@ -66,7 +67,7 @@ func (p *pipeline) testToolchain() *dagger.Container {
 		WithUser(nobody)
 }
 
-// toolchain is the Go image with caches of those names, without sources.
+// toolchain returns the Go image with the named caches, without sources.
 func (p *pipeline) toolchain(modules, builds, owner string) *dagger.Container {
 	owned := dagger.ContainerWithMountedCacheOpts{Owner: owner}
 	c := p.image(p.options.baseImage, "").
@@ -78,7 +79,7 @@ func (p *pipeline) toolchain(modules, builds, owner string) *dagger.Container {
 		WithEnvVariable("GOFLAGS", "-buildvcs=false").
 		WithWorkdir("/src")
 	switch proxy := p.options.goProxy; {
-	case strings.Contains(proxy, "@"): // a password: the log of the build shows variables
+	case strings.Contains(proxy, "@"): // a password: the build's log shows variables
 		c = c.WithSecretVariable("GOPROXY", p.dag.SetSecret("goproxy", proxy))
 	case proxy != "":
 		c = c.WithEnvVariable("GOPROXY", proxy)

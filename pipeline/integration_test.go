@@ -22,8 +22,8 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer/issuertest"
 )
 
-// target is the issuer that the integration tests ask: the one of the
-// pipeline's test step, or else one that the test runs.
+// target is the issuer under the integration tests: the one of the pipeline's test
+// step, or one that the test itself runs.
 type target struct {
 	url    string
 	root   *x509.Certificate
@@ -56,7 +56,8 @@ func integrationTarget(t *testing.T) *target {
 	return &target{url: url, root: root, client: &http.Client{Transport: transport, Timeout: time.Minute}}
 }
 
-// do asks, with a garbage token where there is a body, and returns status and body.
+// do sends a request and returns status and body. A request with a body also has an
+// invalid token.
 func (g *target) do(t *testing.T, method, path string, body []byte) (int, []byte) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)

@@ -1,11 +1,11 @@
-// Command pipeline is mayfly's own CI/CD, written on the Dagger SDK, and the
-// example to copy: it builds, tests, publishes and deploys on a build engine
-// that it reaches with credentials minted for this run.
+// Command pipeline is mayfly's own CI/CD, written with the Dagger SDK, and an
+// example to copy. It builds, tests, publishes and deploys on a build engine, with
+// credentials minted for this run.
 //
 //	go run ./pipeline [flags] [build|test|publish|deploy|all]
 //
-// How it finds its engine is in engine.go, and is the only part of it that
-// knows of mayfly: everything else is an ordinary Dagger pipeline.
+// engine.go finds the engine. It is the only part that uses mayfly; the rest is an
+// ordinary Dagger pipeline.
 package main
 
 import (
@@ -27,8 +27,8 @@ func main() {
 	os.Exit(code)
 }
 
-// run is the program: 0 done, 1 a step failed, 2 usage. The cause of a failure
-// is the last thing that it prints, below all progress.
+// run runs the program. It returns 0 for success, 1 for a failed step, and 2 for
+// wrong usage. It prints the cause of a failure last, below all progress.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	o, err := parse(args, os.Getenv)
 	switch {
@@ -55,8 +55,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	return 0
 }
 
-// execute connects to the engine and does the plan's steps in order. Nothing
-// after a failed step runs.
+// execute connects to the engine and runs the plan's steps in order. It stops after
+// a failed step.
 func execute(ctx context.Context, o options, p plan, stdout, stderr io.Writer) error {
 	s, err := connect(ctx, o, stderr)
 	if err != nil {
@@ -68,7 +68,8 @@ func execute(ctx context.Context, o options, p plan, stdout, stderr io.Writer) e
 		begin := time.Now()
 		fmt.Fprintf(stderr, "==> %s\n", step.name)
 		if err := step.do(run, s.ctx); err != nil {
-			// A tunnel that the engine refused is the cause, not what broke by it.
+			// If the engine refused the tunnel, report that cause, not the errors
+			// that followed from it.
 			if cause := context.Cause(s.ctx); cause != nil && ctx.Err() == nil {
 				err = cause
 			}

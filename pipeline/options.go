@@ -48,7 +48,7 @@ the mayfly engine where MAYFLY_ISSUER (or --issuer) is set, else Dagger's own lo
 Every flag is also read from PIPELINE_<FLAG>, as PIPELINE_BASE_IMAGE.
 `
 
-// options are the command line and the environment, checked.
+// options are the checked command line and environment.
 type options struct {
 	command string
 
@@ -67,8 +67,7 @@ type options struct {
 
 var commands = []string{"build", "test", "publish", "deploy", "all"}
 
-// parse reads flags before and after the command, and the environment below
-// them.
+// parse reads flags before and after the command. Flags override the environment.
 func parse(args []string, env func(string) string) (options, error) {
 	o := options{command: "build"}
 	var platforms, registryPassword, flyToken string
@@ -159,15 +158,17 @@ func (o options) check() error {
 	return nil
 }
 
-// imageTag is a tag as OCI's distribution specification has it.
+// imageTag matches a tag of OCI's distribution specification.
 var imageTag = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$`)
 
-// hasTag reports whether an image name ends in a tag; a registry's port is none.
+// hasTag reports whether an image name ends in a tag. A registry's port is not a
+// tag.
 func hasTag(image string) bool {
 	return strings.Contains(image[strings.LastIndex(image, "/")+1:], ":")
 }
 
-// registry is the host of the image name, as registry credentials are kept by.
+// registry returns the host of the image name. Registry credentials are stored by
+// host.
 func (o options) registry() string {
 	host, _, ok := strings.Cut(o.image, "/")
 	if !ok || !strings.ContainsAny(host, ".:") && host != "localhost" {

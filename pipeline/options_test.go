@@ -23,7 +23,7 @@ func TestParse(t *testing.T) {
 		name string
 		args []string
 		env  []string
-		err  string // "" when it must parse
+		err  string // "" if parsing must succeed
 	}{
 		{name: "nothing builds"},
 		{name: "flags on both sides", args: []string{"--out", "x", "publish", "--image", "localhost:5000/mayfly"}},

@@ -10,7 +10,7 @@ import (
 	"strings"
 )
 
-// plan is what a command will do, decided before any engine is asked.
+// plan is what a command will do. It is decided before a connection to an engine.
 type plan struct {
 	options  options
 	revision revision
@@ -31,8 +31,8 @@ var (
 	shipStep  = step{"deploy", describeDeploy, (*pipeline).deploy}
 )
 
-// planFor orders the steps of a command: nothing is deployed that was not
-// tested and published in the same run.
+// planFor orders the steps of a command. Only an image that was tested and
+// published in the same run is deployed.
 func planFor(o options) plan {
 	p := plan{options: o, revision: currentRevision(os.Getenv)}
 	switch o.command {
@@ -50,7 +50,7 @@ func planFor(o options) plan {
 	return p
 }
 
-// allowed refuses to deploy from anywhere but main, and says why.
+// allowed refuses to deploy from any branch but main, with the reason.
 func (p plan) allowed() error {
 	deploys := p.options.command == "deploy" || p.options.command == "all"
 	if deploys && !p.revision.main {

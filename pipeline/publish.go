@@ -11,8 +11,8 @@ import (
 	"dagger.io/dagger"
 )
 
-// tags are the names that publish pushes: <ref>-<sha> always, --tag's, and
-// latest on main only.
+// tags returns the tags that publish pushes: <ref>-<sha>, --tag's, and on main also
+// latest.
 func tags(o options, r revision) []string {
 	names := []string{o.image + ":" + r.tag()}
 	if o.tag != "" {
@@ -24,15 +24,15 @@ func tags(o options, r revision) []string {
 	return names
 }
 
-// publish pushes one multi-platform image. The digest is told, and written to
-// OUT/digest, only when every tag has been pushed and names the same image.
+// publish pushes one multi-platform image. It prints the digest and writes it to
+// OUT/digest only after all tags are pushed and name the same image.
 func (p *pipeline) publish(ctx context.Context) error {
-	// What a run before has published is not this run's.
+	// Remove the digest of an earlier run.
 	file := filepath.Join(p.options.out, "digest")
 	if err := os.Remove(file); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
-	if err := p.exportSBOMs(ctx); err != nil { // before anything is pushed
+	if err := p.exportSBOMs(ctx); err != nil { // before the first push
 		return err
 	}
 	pusher := p.dag.Container()
@@ -69,7 +69,7 @@ func (p *pipeline) publish(ctx context.Context) error {
 	return nil
 }
 
-// refused says whose password it was, where a registry refuses one.
+// refused adds to err whose password the registry refused.
 func (p *pipeline) refused(err error) string {
 	if !strings.Contains(err.Error(), "401 Unauthorized") && !strings.Contains(err.Error(), "403 Forbidden") {
 		return ""

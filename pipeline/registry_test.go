@@ -18,12 +18,12 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 )
 
-// testRegistry is a registry on loopback that wants a password.
+// testRegistry is a registry on loopback that requires a password.
 type testRegistry struct {
 	host string // host:port
 
 	mu     sync.Mutex
-	writes int // requests that were let in and change something
+	writes int // accepted requests that change something
 }
 
 const registryUser, registryPassword = "robot", "correct-horse-7391"
@@ -51,8 +51,8 @@ func startRegistry(t *testing.T) *testRegistry {
 	return r
 }
 
-// get pulls by OCI's distribution protocol, and holds what came against the
-// digest that was asked for, if it was one.
+// get pulls with OCI's distribution protocol. If reference is a digest, get checks
+// the content against it.
 func (r *testRegistry) get(t *testing.T, repository, kind, reference string) ([]byte, error) {
 	t.Helper()
 	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+r.host+"/v2/"+repository+"/"+kind+"/"+reference, nil)
@@ -92,7 +92,7 @@ func (r *testRegistry) decode(t *testing.T, repository, kind, digest string, int
 	}
 }
 
-// unpack pulls an image of one platform and gives the folder that holds its files.
+// unpack pulls an image of one platform and returns the folder with its files.
 func (r *testRegistry) unpack(t *testing.T, repository, digest string) string {
 	t.Helper()
 	var index v1.IndexManifest
@@ -116,8 +116,8 @@ func (r *testRegistry) unpack(t *testing.T, repository, digest string) string {
 	return root
 }
 
-// checkPublished pulls an image of both platforms by its digest. The working
-// folder is the checkout that it was made from.
+// checkPublished pulls an image of both platforms by its digest. The working folder
+// is the checkout from which the image was made.
 func (r *testRegistry) checkPublished(t *testing.T, repository, digest string, rev revision) {
 	t.Helper()
 	for _, tag := range []string{"v1.2.3", rev.tag()} {
@@ -140,7 +140,7 @@ func (r *testRegistry) checkPublished(t *testing.T, repository, digest string, r
 	}
 }
 
-// checkImage pulls all of one platform's image.
+// checkImage pulls and checks the whole image of one platform.
 func (r *testRegistry) checkImage(t *testing.T, repository string, m v1.Descriptor, rev revision) {
 	t.Helper()
 	var manifest v1.Manifest

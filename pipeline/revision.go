@@ -11,7 +11,7 @@ import (
 type revision struct {
 	sha  string // 40 hex digits; "" outside a repository
 	ref  string // refs/heads/main
-	url  string // where the source is, for the image's labels; no user, no query
+	url  string // URL of the source, for the image's labels; no user, no query
 	ci   bool
 	main bool // on the main branch
 }
@@ -37,7 +37,7 @@ func sourceURL(remote string) string {
 	if !strings.Contains(remote, "://") {
 		host, path, _ := strings.Cut(remote, ":")
 		host = host[strings.LastIndex(host, "@")+1:]
-		if path == "" || len(host) < 2 || strings.Contains(host, "/") || strings.ContainsAny(path, ":@") { // a path, or no form that git knows
+		if path == "" || len(host) < 2 || strings.Contains(host, "/") || strings.ContainsAny(path, ":@") { // a path, or not a form that git accepts
 			return ""
 		}
 		remote = "ssh://" + host + "/" + strings.TrimPrefix(path, "/")
@@ -53,8 +53,8 @@ func sourceURL(remote string) string {
 	return ""
 }
 
-// withoutSecrets returns a URL without what may be secret in it: user, query and
-// fragment. A URL that cannot be parsed is not shown at all.
+// withoutSecrets returns a URL without the parts that may be secret: user, query
+// and fragment. If the URL cannot be parsed, none of it is shown.
 func withoutSecrets(raw string) string {
 	u, err := url.Parse(raw)
 	if err != nil {
@@ -74,8 +74,8 @@ func git(args ...string) string {
 
 var notInTag = regexp.MustCompile(`[^A-Za-z0-9_.-]+`)
 
-// tag is <ref>-<sha>: the branch or tag, and twelve digits of the commit, in the
-// letters that an image tag may have (OCI distribution: 128 at most).
+// tag returns <ref>-<sha>: the branch or tag, and twelve digits of the commit, in
+// the letters that an image tag may have (OCI distribution: at most 128).
 func (r revision) tag() string {
 	ref := strings.TrimPrefix(strings.TrimPrefix(r.ref, "refs/heads/"), "refs/tags/")
 	ref = strings.Trim(notInTag.ReplaceAllString(ref, "-"), "-.")

@@ -39,7 +39,7 @@ func TestSourceURL(t *testing.T) {
 	}
 }
 
-// TestSourceOfRepository asks git itself, which also applies url.<base>.insteadOf.
+// TestSourceOfRepository also uses git itself, which applies url.<base>.insteadOf.
 func TestSourceOfRepository(t *testing.T) {
 	dir := t.TempDir()
 	for _, args := range [][]string{
@@ -69,7 +69,7 @@ func TestSourceOfRepository(t *testing.T) {
 	}
 }
 
-// TestPlanShowsNoSecret: the addresses that the first lines of the log show.
+// TestPlanShowsNoSecret checks the addresses in the first lines of the log.
 func TestPlanShowsNoSecret(t *testing.T) {
 	t.Parallel()
 	nowhere := filepath.Join(t.TempDir(), "engine.sock")

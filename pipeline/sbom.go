@@ -10,13 +10,13 @@ import (
 	"dagger.io/dagger"
 )
 
-// sbomTool makes a CycloneDX document of a program from what its linker wrote
-// into it: what was linked, not what go.mod lists. Dagger v0.21.8's engine makes
-// neither SBOM nor provenance at a publish; provenance is attested by release.yml.
+// sbomTool makes a CycloneDX document of a program from the linker's data in it:
+// the linked modules, not the list in go.mod. Dagger v0.21.8's engine adds neither
+// SBOM nor provenance when it publishes; release.yml attests provenance.
 const sbomTool = "github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod@v1.10.0"
 
-// exportSBOMs writes OUT/sbom/PLATFORM/PROGRAM.cdx.json of every program that is
-// in the image, each with the SHA-256 of the program that it is of.
+// exportSBOMs writes OUT/sbom/PLATFORM/PROGRAM.cdx.json for every program in the
+// image, each with the SHA-256 of its program.
 func (p *pipeline) exportSBOMs(ctx context.Context) error {
 	for _, platform := range p.options.platforms {
 		out := filepath.Join(p.options.out, "sbom", strings.ReplaceAll(platform, "/", "-"))
@@ -45,7 +45,7 @@ func (p *pipeline) sboms(platform string) *dagger.Directory {
 	return c.Directory("/sbom")
 }
 
-// version is what a release is called, or the commit.
+// version returns the name of the release, or the commit.
 func (p *pipeline) version() string {
 	switch {
 	case p.options.tag != "":

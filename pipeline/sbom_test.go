@@ -12,7 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// checkSBOMs holds the documents of a platform's programs.
+// checkSBOMs checks the documents of one platform's programs.
 func checkSBOMs(t *testing.T, out, platform, version string) {
 	t.Helper()
 	for _, program := range programs {
@@ -21,8 +21,8 @@ func checkSBOMs(t *testing.T, out, platform, version string) {
 	}
 }
 
-// checkSBOM wants a document of the program's very bytes, with every module that
-// is linked into it.
+// checkSBOM checks that the document is for exactly this program and lists every
+// module that is linked into it.
 func checkSBOM(t *testing.T, program, sbom, version string) {
 	t.Helper()
 	var document struct {

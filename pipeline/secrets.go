@@ -7,9 +7,9 @@ import (
 	"dagger.io/dagger"
 )
 
-// source names where a secret is: env:NAME, file:PATH or cmd:COMMAND. Its value
-// is read by Dagger on this machine, is never in this process, and is scrubbed
-// from all output.
+// source names where a secret is: env:NAME, file:PATH or cmd:COMMAND. Dagger reads
+// its value on this machine and removes it from all output. The value is never in
+// this process.
 type source string
 
 func parseSource(flag, s string) (source, error) {

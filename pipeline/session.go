@@ -12,12 +12,12 @@ import (
 	"dagger.io/dagger"
 )
 
-// closeWithin bounds the end of a session. With the engine gone the Dagger CLI
-// offers it telemetry for five minutes more.
+// closeWithin bounds the end of a session. If the engine is gone, the Dagger CLI
+// sends it telemetry for five more minutes.
 const closeWithin = 15 * time.Second
 
-// dial is dagger.Connect that ends with ctx: the SDK waits for its CLI for five
-// minutes, and the CLI for an engine for ten.
+// dial is dagger.Connect that ends with ctx. The SDK waits for its CLI for five
+// minutes, and the CLI waits for an engine for ten.
 func dial(ctx context.Context, opts ...dagger.ClientOpt) (*dagger.Client, error) {
 	type answer struct {
 		dag *dagger.Client
@@ -44,12 +44,12 @@ func dial(ctx context.Context, opts ...dagger.ClientOpt) (*dagger.Client, error)
 	return nil, context.Cause(ctx)
 }
 
-// hangUp closes a session and leaves no CLI behind.
+// hangUp closes a session and leaves no CLI process behind.
 func hangUp(dag *dagger.Client) {
 	closed := make(chan struct{})
 	go func() {
 		defer close(closed)
-		dag.Close() // tells only how the CLI ended
+		dag.Close() // the error only says how the CLI ended
 	}()
 	select {
 	case <-closed:
@@ -63,8 +63,8 @@ func hangUp(dag *dagger.Client) {
 	}
 }
 
-// endCLI kills this process's `dagger session`, which the SDK does not hand out.
-// Where there is no /proc it ends by itself, when its standard input does.
+// endCLI kills this process's `dagger session`, to which the SDK gives no access.
+// Without /proc the session ends itself when its standard input closes.
 func endCLI() {
 	lists, _ := filepath.Glob("/proc/self/task/*/children")
 	for _, list := range lists {

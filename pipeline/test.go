@@ -8,8 +8,8 @@ import (
 	"dagger.io/dagger"
 )
 
-// test runs the unit tests, then the issuer over PostgreSQL as services with a
-// program of this repository asking it.
+// test runs the unit tests. Then it runs the issuer and PostgreSQL as services, and
+// a program of this repository that tests the issuer.
 func (p *pipeline) test(ctx context.Context) error {
 	args := append([]string{"go", "test", "-timeout", "20m"}, strings.Fields(p.options.testPackages)...)
 	if _, err := p.testToolchain().WithExec(args).Sync(ctx); err != nil {
@@ -21,17 +21,17 @@ func (p *pipeline) test(ctx context.Context) error {
 	return nil
 }
 
-// integration is a container that asks an issuer of this checkout, which keeps
-// its records in a PostgreSQL beside it. Both are services: they start when the
-// container does and end with it.
+// integration returns a container that sends requests to an issuer of this
+// checkout. The issuer stores its records in PostgreSQL. Both are services: they
+// start and end with the container.
 func (p *pipeline) integration(toolchain *dagger.Container) *dagger.Container {
 	postgres := p.image(p.options.postgresImage, "").
 		WithEnvVariable("POSTGRES_PASSWORD", "integration").
 		WithEnvVariable("POSTGRES_DB", "mayfly").
 		WithExposedPort(5432).
 		AsService(dagger.ContainerAsServiceOpts{UseEntrypoint: true, Args: []string{"postgres"}})
-	// The CA is made in a step before, so that its root is known to who asks:
-	// TLS is verified in here as everywhere.
+	// An earlier step makes the CA, so that the client has its root: TLS is
+	// verified here as everywhere.
 	withCA := toolchain.
 		WithExec([]string{"go", "build", "-o", "/usr/local/bin/", "./issuer/cmd/mayfly-issuer"}).
 		WithExec([]string{"mayfly-issuer", "init", "--dir", "/ca", "--trust-domain", "ci.mayfly.example",
@@ -48,8 +48,8 @@ func (p *pipeline) integration(toolchain *dagger.Container) *dagger.Container {
 		WithExec([]string{"go", "test", "-count=1", "-run", "^TestIntegration", "-v", "./pipeline"})
 }
 
-// integrationURL names the issuer as the name constraints of a CA can: by more than
-// a top-level domain.
+// integrationURL has a name that the CA's name constraints allow: more than a
+// top-level domain.
 const (
 	integrationHost = "issuer.mayfly.example"
 	integrationURL  = "https://" + integrationHost + ":8443"

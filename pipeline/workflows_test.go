@@ -18,7 +18,8 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// workflow is what the tests ask of a workflow; actionlint knows the rest.
+// workflow holds the parts of a workflow that the tests check; actionlint checks
+// the rest.
 type workflow struct {
 	Permissions map[string]string `yaml:"permissions"`
 	Jobs        map[string]struct {
@@ -53,8 +54,8 @@ func readWorkflows(t *testing.T) map[string]workflow {
 	return all
 }
 
-// TestWorkflowsLint holds every workflow against actionlint, and by them the
-// metadata of the actions of this repository that they use.
+// TestWorkflowsLint runs actionlint on every workflow, and so on the metadata of
+// this repository's actions that they use.
 func TestWorkflowsLint(t *testing.T) {
 	t.Parallel()
 	root, err := filepath.Abs("..")
@@ -78,8 +79,8 @@ func TestWorkflowsLint(t *testing.T) {
 	}
 }
 
-// TestWorkflowPermissions is the whole list of what jobs may do: more is a
-// change of this test.
+// TestWorkflowPermissions lists all permissions of all jobs. Another permission
+// needs a change of this test.
 func TestWorkflowPermissions(t *testing.T) {
 	t.Parallel()
 	got := map[string]map[string]string{}
@@ -108,8 +109,8 @@ func TestWorkflowPermissions(t *testing.T) {
 
 var pinned = regexp.MustCompile(`uses: (\S+)@[0-9a-f]{40} # v\d+\.\d+\.\d+\n`)
 
-// TestWorkflowActionsArePinned: an action is a commit, with its version beside
-// it, one commit a version, and leaves no credentials in the checkout.
+// TestWorkflowActionsArePinned: each action is pinned to a commit, with its version
+// in a comment. There is one commit per version. A checkout keeps no credentials.
 func TestWorkflowActionsArePinned(t *testing.T) {
 	t.Parallel()
 	commits := map[string]string{}
@@ -141,7 +142,7 @@ func TestWorkflowActionsArePinned(t *testing.T) {
 	}
 }
 
-// TestWorkflowCommands parses what the workflows ask of this program.
+// TestWorkflowCommands parses the workflows' commands of this program.
 func TestWorkflowCommands(t *testing.T) {
 	t.Parallel()
 	want := map[string]string{"pipeline/pipeline": "all", "release/image": "publish"}
@@ -167,9 +168,9 @@ func TestWorkflowCommands(t *testing.T) {
 	}
 }
 
-// TestReleaseScript makes a release of this checkout's commit, for one platform,
-// in a clone that carries the tag, and holds its names, sums and versions
-// against what the action and the README say. A dirty clone makes none.
+// TestReleaseScript makes a release of this checkout's commit, for one platform, in
+// a clone that has the tag. It compares the names, sums and versions with the
+// action and the README. A dirty clone makes no release.
 func TestReleaseScript(t *testing.T) {
 	t.Parallel()
 	if _, err := exec.Command("git", "rev-parse", "HEAD").Output(); err != nil {
@@ -181,7 +182,7 @@ func TestReleaseScript(t *testing.T) {
 	const version = "v1.98.7"
 	clone, dist := filepath.Join(t.TempDir(), "clone"), filepath.Join(t.TempDir(), "dist")
 	command(t, "..", "git", "clone", "--quiet", "--no-hardlinks", ".", clone)
-	for _, file := range []string{".github/release.sh", "client/action/release.sh"} { // as they are here, committed or not
+	for _, file := range []string{".github/release.sh", "client/action/release.sh"} { // the working files, committed or not
 		data, err := os.ReadFile("../" + file)
 		if err != nil {
 			t.Fatal(err)
@@ -252,8 +253,8 @@ func TestReleaseScript(t *testing.T) {
 	}
 }
 
-// TestReleaseSteps: what is published was pinned, summed and attested before, and
-// the tag of the major version moves after.
+// TestReleaseSteps: published files were pinned, summed and attested before. The
+// tag of the major version moves afterwards.
 func TestReleaseSteps(t *testing.T) {
 	t.Parallel()
 	data, err := os.ReadFile("../.github/workflows/release.yml")
@@ -273,7 +274,7 @@ func TestReleaseSteps(t *testing.T) {
 	}
 }
 
-// TestMajorTag: v1 is the newest release of v1, and no other.
+// TestMajorTag: the tag v1 is the newest release of v1.
 func TestMajorTag(t *testing.T) {
 	t.Parallel()
 	script, err := filepath.Abs("../.github/major-tag.sh")
@@ -310,7 +311,7 @@ func TestMajorTag(t *testing.T) {
 	}
 }
 
-// command runs a program and gives its standard output.
+// command runs a program and returns its standard output.
 func command(t *testing.T, dir, name string, args ...string) string {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), name, args...)
