@@ -9,9 +9,9 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer/issuertest"
 )
 
-// A job that the policy denies cannot run another command, so the action's own
-// failure, which the runner shows on the job's page, has the rule that would
-// admit it and the file where the rule belongs.
+// A job that the policy denies cannot run another command. So the action's failure,
+// which the runner shows on the job's page, names the rule that would admit the job
+// and the file for it.
 func TestActionDenied(t *testing.T) {
 	t.Parallel()
 	needNode(t)

@@ -11,8 +11,8 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// The action's inputs and outputs are a contract with workflows that nobody
-// here can see: each is there, and each is what the scripts read and write.
+// The action's inputs and outputs are a contract with workflows elsewhere. Each of
+// them exists, and the scripts read or write exactly these.
 func TestActionMetadata(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join("..", "..", "client", "action")
@@ -70,7 +70,7 @@ func TestActionMetadata(t *testing.T) {
 			}
 		}
 	}
-	// What is printed goes through runner.js, which takes workflow commands away.
+	// Output goes through runner.js, which removes workflow commands.
 	for _, script := range []string{"main.js", "post.js", "binary.js", "download.js"} {
 		text, err := os.ReadFile(filepath.Join(dir, script))
 		if err != nil {

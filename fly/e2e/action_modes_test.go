@@ -17,7 +17,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// runner is the folder of files that GitHub's runner gives a step.
+// runner holds the files that GitHub's runner gives a step.
 type runner struct {
 	dir    string
 	env    []string
@@ -37,8 +37,8 @@ func newRunner(t *testing.T, env ...string) *runner {
 	return r
 }
 
-// node runs a script of the action with inputs, and with the state that an
-// earlier one saved.
+// node runs a script of the action with inputs, and with the state that an earlier
+// script saved.
 func (r *runner) node(t *testing.T, script string, inputs map[string]string) (string, error) {
 	t.Helper()
 	out, err := r.command(t, t.Context(), script, inputs).CombinedOutput()
@@ -58,7 +58,8 @@ func (r *runner) command(t *testing.T, ctx context.Context, script string, input
 	return cmd
 }
 
-// pid is that of the program which main.js starts, as soon as it has noted it.
+// pid returns the process id of the program that main.js starts, after main.js has
+// recorded it.
 func (r *runner) pid(t *testing.T) int {
 	t.Helper()
 	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
@@ -74,8 +75,8 @@ func (r *runner) pid(t *testing.T) int {
 	return 0
 }
 
-// waitGone waits for the end of a process that is not this one's child, and
-// that whoever reaps it has done so.
+// waitGone waits until a process that is not a child of this one has ended and was
+// reaped.
 func waitGone(t *testing.T, pid int) {
 	t.Helper()
 	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
@@ -87,8 +88,8 @@ func waitGone(t *testing.T, pid int) {
 	t.Fatalf("process %d is still there", pid)
 }
 
-// What the program says comes from the issuer: it reaches the runner's files
-// whole, and its log and the summary as text that does nothing.
+// The program prints text from the issuer. The text reaches the runner's files
+// unchanged; in the log and the summary it has no effect.
 func TestActionHostileValues(t *testing.T) {
 	t.Parallel()
 	needNode(t)
@@ -114,7 +115,7 @@ func TestActionHostileValues(t *testing.T) {
 	if err != nil {
 		t.Fatalf("post.js: %v\n%s", err, post)
 	}
-	// And where mayfly fails, or ends before the job does.
+	// The same if mayfly fails, or ends before the job does.
 	for _, script := range []string{"exit 3", "cat " + filepath.Join(bin, "line")} {
 		program(t, filepath.Join(bin, "mayfly"), "#!/bin/sh\nprintf '::add-path::/tmp\\nx ##[add-path]/tmp\\n' >&2\n"+script+"\n")
 		r := newRunner(t, "PATH="+bin+string(filepath.ListSeparator)+os.Getenv("PATH"), "ACTIONS_ID_TOKEN_REQUEST_URL=https://example.com", "ACTIONS_ID_TOKEN_REQUEST_TOKEN=job-secret")
@@ -143,7 +144,7 @@ func TestActionHostileValues(t *testing.T) {
 	}
 }
 
-// file reads a file of NAME<<DELIMITER entries, as the runner does.
+// file parses a file of NAME<<DELIMITER entries, as the runner does.
 func (r *runner) file(t *testing.T, name string) map[string]string {
 	t.Helper()
 	data, err := os.ReadFile(filepath.Join(r.dir, name))
@@ -166,7 +167,7 @@ func (r *runner) file(t *testing.T, name string) map[string]string {
 	return entries
 }
 
-// The action's modes beside the proxy, and what a person reads of wrong inputs.
+// The action's modes other than the proxy, and the messages for wrong inputs.
 func TestActionModes(t *testing.T) {
 	t.Parallel()
 	needRoot(t)
@@ -182,7 +183,7 @@ func TestActionModes(t *testing.T) {
 		for i := 0; i < len(more); i += 2 {
 			m[more[i]] = more[i+1]
 		}
-		m["wake"] = "false" // there is no engine here
+		m["wake"] = "false" // this test has no engine
 		return m
 	}
 
@@ -238,7 +239,8 @@ func TestActionModes(t *testing.T) {
 		}
 	})
 	t.Run("cancelled", func(t *testing.T) {
-		// The issuer takes the call and says nothing; the runner kills the step.
+		// The issuer accepts the call and does not answer; the runner kills the
+		// step.
 		silent, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
 			t.Fatal(err)

@@ -17,21 +17,21 @@ import (
 	"testing"
 )
 
-// testRelease is the version that releases of tests have.
+// testRelease is the version of the tests' releases.
 const testRelease = "v1.98.7"
 
-// releaseHost serves a release as GitHub does: its own host answers with a
-// redirect to another, whose address is signed.
+// releaseHost serves a release as GitHub does: the first host redirects to a second
+// host, with a signed URL.
 type releaseHost struct {
-	host   string // name and port of the host that releases and repositories are at
+	host   string // name and port of the host of releases and repositories
 	action string // a copy of the action that pins this release
 	git    string // folder of the repositories; empty until publish
-	asset  string // what this machine's program is called
+	asset  string // name of this machine's program
 	bytes  []byte // the program
-	ca     string // PEM file that both hosts verify by
+	ca     string // PEM file with the root of both hosts
 
 	mu sync.Mutex
-	// answer, where set, is how the second host answers.
+	// answer, if set, is the handler of the second host.
 	answer http.HandlerFunc
 	asked  int
 }
@@ -42,8 +42,8 @@ func needNode(t *testing.T) {
 	need(t, err == nil, "the action is JavaScript: apt-get install nodejs")
 }
 
-// newReleaseHost makes a release with the project's own scripts, and serves it.
-// The program is built for this machine and stands for the other platforms' too.
+// newReleaseHost makes a release with the project's own scripts, and serves it. The
+// program is built for this machine and is also used for the other platforms.
 func newReleaseHost(t *testing.T, action string) *releaseHost {
 	t.Helper()
 	needNode(t)
@@ -100,8 +100,8 @@ func (h *releaseHost) serve(t *testing.T) {
 	h.pin(t, func(c *checksums) { c.Base = strings.Replace(c.Base, "https://github.com", host.URL, 1) })
 }
 
-// publish makes the host serve the action as the repository mayfly-ca/mayfly, in
-// which v1 was moved to the release as release.yml moves it.
+// publish makes the host serve the action as the repository mayfly-ca/mayfly. The
+// tag v1 is moved to the release in the same way as in release.yml.
 func (h *releaseHost) publish(t *testing.T) {
 	t.Helper()
 	script, err := filepath.Abs("../../.github/major-tag.sh")
@@ -121,7 +121,7 @@ func (h *releaseHost) publish(t *testing.T) {
 	h.git = folder
 }
 
-// serveGit answers git's client, and act's, as GitHub does.
+// serveGit answers the git clients of git and act, as GitHub does.
 func (h *releaseHost) serveGit(w http.ResponseWriter, r *http.Request) {
 	path, err := exec.Command("git", "--exec-path").Output()
 	if err != nil {
@@ -141,7 +141,7 @@ type checksums struct {
 	Releases map[string]map[string]string `json:"releases"`
 }
 
-// pin changes what the copy of the action pins.
+// pin changes the pinned values in the copy of the action.
 func (h *releaseHost) pin(t *testing.T, change func(*checksums)) {
 	t.Helper()
 	path := filepath.Join(h.action, "checksums.json")
@@ -160,7 +160,7 @@ func (h *releaseHost) pin(t *testing.T, change func(*checksums)) {
 	writeFile(t, path, string(data))
 }
 
-// behave sets how the second host answers, and forgets who asked.
+// behave sets the handler of the second host, and resets the count of requests.
 func (h *releaseHost) behave(answer http.HandlerFunc) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -182,8 +182,8 @@ func must(t *testing.T, name string, args ...string) string {
 	return string(out)
 }
 
-// install runs the action's main step in mode none, and returns its log, what
-// the program that it put into PATH says of its version, and its error.
+// install runs the action's main step in mode none. It returns the log, the version
+// that the installed program prints, and the error.
 func (h *releaseHost) install(t *testing.T, version string, env ...string) (log, installed string, err error) {
 	t.Helper()
 	r := newRunner(t, append([]string{"NODE_EXTRA_CA_CERTS=" + h.ca, "RUNNER_TOOL_CACHE="}, env...)...)
@@ -214,8 +214,8 @@ func TestActionProgram(t *testing.T) {
 	t.Run("in order", func(t *testing.T) { testPlaces(t, h) })
 }
 
-// The program comes from a release whose checksum the action pins, over what
-// GitHub puts in between, and nothing but the pinned bytes is ever run.
+// The program comes from a release whose checksum the action pins, through GitHub's
+// redirects. Only the pinned bytes are ever run.
 func testDownload(t *testing.T, h *releaseHost) {
 	declared := func(n int) http.HandlerFunc {
 		return func(w http.ResponseWriter, _ *http.Request) {
@@ -226,7 +226,7 @@ func testDownload(t *testing.T, h *releaseHost) {
 	status := func(code int) http.HandlerFunc {
 		return func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "no", code) }
 	}
-	machine := func(what string) string { // as if this machine were another
+	machine := func(what string) string { // as if this machine had another platform
 		path := filepath.Join(t.TempDir(), "machine.js")
 		writeFile(t, path, what)
 		return "NODE_OPTIONS=--require=" + path
@@ -303,7 +303,8 @@ func testDownload(t *testing.T, h *releaseHost) {
 	}
 }
 
-// The tool cache saves the download and is believed only for the pinned bytes.
+// The tool cache saves the download. The action uses a cached file only if it has
+// the pinned bytes.
 func testToolCache(t *testing.T, h *releaseHost) {
 	cache := t.TempDir()
 	program := func() string {
@@ -342,8 +343,8 @@ func testToolCache(t *testing.T, h *releaseHost) {
 	}
 }
 
-// With no version named the places are tried in order; one that is named is the
-// only one.
+// Without a version, the sources are tried in order. With a named source, only that
+// one is tried.
 func testPlaces(t *testing.T, h *releaseHost) {
 	h.behave(nil)
 	program := func(name string) string {
@@ -361,9 +362,9 @@ func testPlaces(t *testing.T, h *releaseHost) {
 		}
 		return dir
 	}
-	bare := folder("node", `exec `+program("node")+` "$@"`) // neither mayfly nor go
+	bare := folder("node", `exec `+program("node")+` "$@"`) // without mayfly and go
 	inPath := folder("mayfly", "echo mayfly of PATH")
-	// What go is asked to build is this action's own checkout.
+	// The action makes go build the action's own checkout.
 	compiler := folder("go", `[ -f client/action/action.yml ] && printf '#!/bin/sh\necho mayfly of the source\n' >"$4" && `+program("chmod")+` 700 "$4"`)
 	join := func(dirs ...string) string {
 		return "PATH=" + strings.Join(dirs, string(filepath.ListSeparator))
@@ -379,7 +380,7 @@ func testPlaces(t *testing.T, h *releaseHost) {
 		name, version string
 		pinned        bool
 		path          string
-		want          string // what the program says, or the error
+		want          string // the program's output, or the error
 	}{
 		{"release first", "", true, join(bare, inPath, compiler), "mayfly " + testRelease},
 		{"then PATH", "", false, join(bare, inPath, compiler), "mayfly from PATH: " + inPath},
@@ -397,7 +398,7 @@ func testPlaces(t *testing.T, h *releaseHost) {
 	}
 }
 
-// A release without one of its programs, or with an empty one, is not pinned.
+// A release is not pinned if one of its programs is missing or empty.
 func TestPinRefuses(t *testing.T) {
 	t.Parallel()
 	needNode(t)

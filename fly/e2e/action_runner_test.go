@@ -13,7 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// standIn is a mayfly that says how it was called, waits for a file "awake" next
+// standIn is a false mayfly. It prints its arguments, waits for a file "awake" next
 // to it, opens no tunnel, and reports one connection at its end.
 const standIn = `#!/bin/sh
 echo "mayfly: called with $*" >&2
@@ -24,8 +24,8 @@ echo '{"runner_host":"unix:///x","buildkit_host":"unix:///x","engine":"default",
 while :; do sleep 0.02; done
 `
 
-// newStandIn makes a runner that has the stand-in in PATH, after the folders of
-// extra, and returns the file that it waits for.
+// newStandIn makes a runner with the stand-in in PATH, after the folders of extra,
+// and returns the path of the file that the stand-in waits for.
 func newStandIn(t *testing.T, extra ...string) (r *runner, awake string) {
 	t.Helper()
 	needNode(t)
@@ -62,7 +62,7 @@ func (r *runner) main(t *testing.T, more ...string) string {
 	return out
 }
 
-// post runs the post step, after which the stand-in is gone.
+// post runs the post step and checks that the stand-in has ended.
 func (r *runner) post(t *testing.T) string {
 	t.Helper()
 	pid := r.pid(t)
@@ -75,7 +75,7 @@ func (r *runner) post(t *testing.T) string {
 }
 
 // The post step stops the tunnel and reports its bytes wherever a job runs: in an
-// Alpine container, whose ps has none of the flags, and where there is no /proc.
+// Alpine container, whose ps has none of the flags, and on a system without /proc.
 func TestActionPostFindsTheTunnel(t *testing.T) {
 	t.Parallel()
 	busybox, err := exec.LookPath("busybox")
@@ -120,7 +120,7 @@ fs.readFileSync = (file, ...more) => {
 	}
 }
 
-// Another process that has the tunnel's number by now is left alone.
+// The post step does not end another process that now has the tunnel's process id.
 func TestActionPostSparesOthers(t *testing.T) {
 	t.Parallel()
 	r, awake := newStandIn(t)
@@ -142,7 +142,7 @@ func TestActionPostSparesOthers(t *testing.T) {
 	other.Wait()
 }
 
-// A RUNNER_TEMP that cannot hold a socket is left for a folder that can.
+// If RUNNER_TEMP cannot hold a socket, the action uses another folder.
 func TestActionFolder(t *testing.T) {
 	t.Parallel()
 	parent := t.TempDir()
@@ -198,7 +198,7 @@ func TestActionFolder(t *testing.T) {
 	}
 }
 
-// The step waits for the engine and shows meanwhile what it waits for.
+// The step waits for the engine, and meanwhile shows why it waits.
 func TestActionWakes(t *testing.T) {
 	t.Parallel()
 	r, awake := newStandIn(t)
@@ -234,7 +234,7 @@ func TestActionWakes(t *testing.T) {
 	r.post(t)
 }
 
-// With export-env: false later steps find nothing but the outputs.
+// With export-env: false, later steps get only the outputs.
 func TestActionExports(t *testing.T) {
 	t.Parallel()
 	anchor := "sha256:" + strings.Repeat("ab", 32)

@@ -17,8 +17,8 @@ import (
 // act runs workflows without GitHub and, in host mode, without Docker.
 const act = "github.com/nektos/act@v0.2.89"
 
-// workflows are those that a page tells people to paste: its YAML that begins
-// with on:, by the heading above it.
+// workflows returns the workflows of a page that readers copy: each YAML block that
+// begins with on:, by its heading.
 func workflows(t *testing.T, page string) map[string]string {
 	t.Helper()
 	data, err := os.ReadFile(page)
@@ -41,10 +41,10 @@ func workflows(t *testing.T, page string) map[string]string {
 	return found
 }
 
-// pages have workflows, and so many.
+// pages maps each page to its number of workflows.
 var pages = map[string]int{"../../README.md": 1, "../../client/action/README.md": 4, "../README.md": 1}
 
-// The pages' workflows as they stand are workflows.
+// The pages' workflows are valid without a change.
 func TestReadmeWorkflowsLint(t *testing.T) {
 	t.Parallel()
 	for page, want := range pages {
@@ -61,8 +61,8 @@ func TestReadmeWorkflowsLint(t *testing.T) {
 	}
 }
 
-// The pages give dagger-for-github inputs that its action.yml has: actionlint
-// does not know that action. The list is that of v8.4.1.
+// The pages give dagger-for-github only inputs of its action.yml, which actionlint
+// does not check. The list is that of v8.4.1.
 func TestReadmeDaggerForGitHub(t *testing.T) {
 	t.Parallel()
 	inputs := strings.Fields("version commit dagger-flags verb workdir cloud-token module args call shell check summary-path enable-github-summary")
@@ -98,7 +98,7 @@ func TestReadmeDaggerForGitHub(t *testing.T) {
 	}
 }
 
-// Until there is a release the pages say what works without one.
+// Until there is a release, the pages show what works without one.
 func TestReadmeNamesARef(t *testing.T) {
 	t.Parallel()
 	data, err := os.ReadFile("../../client/action/checksums.json")
@@ -121,7 +121,7 @@ func TestReadmeNamesARef(t *testing.T) {
 	}
 }
 
-// What a job does, against a real engine: one stack serves all of it.
+// Jobs against a real engine: one stack serves all parts.
 func TestJob(t *testing.T) {
 	t.Parallel()
 	needRoot(t)
@@ -132,9 +132,9 @@ func TestJob(t *testing.T) {
 	t.Run("files", func(t *testing.T) { testFiles(t, s) })
 }
 
-// The workflows of the pages, run as GitHub runs them: @v1 is fetched and brings
-// the program from its release, a build goes through the tunnel, and the post
-// step reports what went through.
+// The workflows of the pages, run as GitHub runs them. @v1 is fetched and downloads
+// the program of its release, a build goes through the tunnel, and the post step
+// reports the transferred bytes.
 func testWorkflows(t *testing.T, s *stack, release *releaseHost) {
 	_, err := exec.LookPath("docker")
 	need(t, err == nil, "it builds with Docker's client: apt-get install docker-cli, or docker.io where there is none")
@@ -149,7 +149,7 @@ func testWorkflows(t *testing.T, s *stack, release *releaseHost) {
 	}
 }
 
-// testWorkflow runs a workflow whose job it calls name.
+// testWorkflow runs a workflow, with name as its job's name.
 func testWorkflow(t *testing.T, s *stack, release *releaseHost, name, text string) {
 	repo := t.TempDir()
 	copyTree(t, filepath.Join(s.dir, "state", "context"), repo)
@@ -157,10 +157,10 @@ func testWorkflow(t *testing.T, s *stack, release *releaseHost, name, text strin
 	if err != nil {
 		t.Fatal(err)
 	}
-	// The engine must not find the step in its cache, where the other job put it.
+	// The engine must not find the step in its cache, where another job put it.
 	writeFile(t, filepath.Join(repo, "Dockerfile"), strings.Replace(string(dockerfile), "ARG STAMP", "ENV JOB="+name, 1))
 	text = strings.Replace(text, "https://issuer.example.com", s.env["MAYFLY_ISSUER"], 1)
-	text = strings.Replace(text, "          trust-anchor: sha256:... # printed by mayfly-issuer init\n", "", 1) // the CA file is in the environment
+	text = strings.Replace(text, "          trust-anchor: sha256:... # printed by mayfly-issuer init\n", "", 1) // the environment has the CA file
 	text = strings.Replace(text, "  build:", "  "+name+":", 1)
 	writeFile(t, filepath.Join(repo, ".github", "workflows", name+".yml"), text)
 	must(t, "git", "-C", repo, "init", "-q")
@@ -179,18 +179,18 @@ func testWorkflow(t *testing.T, s *stack, release *releaseHost, name, text strin
 			t.Errorf("the log of job %s lacks %q\n%s", name, want, out)
 		}
 	}
-	if !strings.Contains(out, "built in container") { // the other job may find it cached
+	if !strings.Contains(out, "built in container") { // another job's result may be in the cache
 		t.Errorf("nothing was built\n%s", out)
 	}
 	if strings.Contains(out, s.env["ACTIONS_ID_TOKEN_REQUEST_TOKEN"]) {
 		t.Error("the runner's request token is in the log")
 	}
 	if testing.Verbose() {
-		t.Log(out) // what a stranger sees
+		t.Log(out) // output that a new user sees
 	}
 }
 
-// jobLog is what act printed of one job: lines begin [workflow/job].
+// jobLog returns act's output of one job: its lines begin with [workflow/job].
 func jobLog(out, job string) string {
 	var lines strings.Builder
 	for line := range strings.Lines(out) {
@@ -201,15 +201,15 @@ func jobLog(out, job string) string {
 	return lines.String()
 }
 
-// runAct runs the workflows of a repository for a push. Its GitHub is the
-// release's host.
+// runAct runs the workflows of a repository for a push. The release's host replaces
+// GitHub.
 func runAct(t *testing.T, repo string, s *stack, release *releaseHost) (string, error) {
 	t.Helper()
 	node, err := exec.LookPath("node")
 	if err != nil {
 		t.Fatal(err)
 	}
-	docker := t.TempDir() // Docker's client finds buildx among its plugins
+	docker := t.TempDir() // Docker's client finds buildx in its plugins folder
 	if err := os.Mkdir(filepath.Join(docker, "cli-plugins"), 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -223,7 +223,7 @@ func runAct(t *testing.T, repo string, s *stack, release *releaseHost) (string, 
 	} {
 		args = append(args, "--env", name+"="+value)
 	}
-	roots := filepath.Join(t.TempDir(), "roots.pem") // Go's modules come from a public host
+	roots := filepath.Join(t.TempDir(), "roots.pem") // Go modules come from a public host
 	public, _ := os.ReadFile("/etc/ssl/certs/ca-certificates.crt")
 	own, err := os.ReadFile(release.ca)
 	if err != nil {
@@ -237,8 +237,8 @@ func runAct(t *testing.T, repo string, s *stack, release *releaseHost) (string, 
 	return string(out), err
 }
 
-// goCaches are variables that name the Go caches for a command that has another
-// HOME, below which act keeps what it runs.
+// goCaches returns variables with the Go caches, for a command with another HOME,
+// below which act stores its programs.
 func goCaches(t *testing.T) []string {
 	t.Helper()
 	var env []string
@@ -252,7 +252,7 @@ func goCaches(t *testing.T) []string {
 	return env
 }
 
-// lint holds the workflow, and by it the action's metadata, against actionlint.
+// lint checks the workflow, and so the action's metadata, with actionlint.
 func lint(t *testing.T, repo string) {
 	t.Helper()
 	var said strings.Builder

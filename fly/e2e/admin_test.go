@@ -15,13 +15,13 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer/webtest"
 )
 
-// An admin finds a running build's certificate by its repository, revokes it,
-// and sees the session end on the page; the build dies and says why. With
-// JavaScript and without it, against a real BuildKit behind the real sidecar.
+// An admin finds a running build's certificate by its repository, revokes it, and
+// sees the session end on the page. The build stops and prints the reason. The test
+// runs with and without JavaScript, with a real BuildKit behind the real sidecar.
 func TestAdminEndsARunningBuild(t *testing.T) {
 	t.Parallel()
 	needRoot(t)
-	webtest.Need(t) // the last part expects the revocations that a browser made
+	webtest.Need(t) // the last part needs the revocations of the browser
 	s := startStack(t)
 	t.Run("without script", func(t *testing.T) {
 		endRunningBuild(t, s, webtest.Start(t, webtest.Options{NoScript: true}), "nothing", `input[value="none"]`)
@@ -72,15 +72,15 @@ func endRunningBuild(t *testing.T, s *stack, b *webtest.Browser, name, block str
 	}
 }
 
-// sessionOf waits until the page shows the build's session and returns its
-// repository.
+// sessionOf waits until the page shows the build's session, and returns the
+// session's repository.
 func (s *stack) sessionOf(t *testing.T, b *webtest.Browser) string {
 	t.Helper()
 	s.reload(t, b, s.env["MAYFLY_ISSUER"]+"/sessions", "live")
 	return b.Text(`td[data-label="Who"] strong`)
 }
 
-// reload loads a page until it says text.
+// reload loads a page again until it contains text.
 func (s *stack) reload(t *testing.T, b *webtest.Browser, url, text string) {
 	t.Helper()
 	every := time.NewTicker(200 * time.Millisecond)
@@ -94,7 +94,7 @@ func (s *stack) reload(t *testing.T, b *webtest.Browser, url, text string) {
 	t.Fatalf("%s never says %q: %s", url, text, b.Text("main"))
 }
 
-// longBuild is a build through mayfly exec that only a cut ends in time.
+// longBuild is a build through mayfly exec that does not end in time without a cut.
 type longBuild struct {
 	cmd  *exec.Cmd
 	done chan struct{}
@@ -102,7 +102,7 @@ type longBuild struct {
 
 	mu      sync.Mutex
 	said    bytes.Buffer
-	ticking chan struct{} // closed when its RUN step is seen running
+	ticking chan struct{} // closed when the output of its RUN step appears
 	once    sync.Once
 }
 
@@ -125,13 +125,13 @@ func (s *stack) longBuild(t *testing.T) *longBuild {
 		close(b.done)
 	}()
 	t.Cleanup(func() {
-		_ = b.cmd.Process.Signal(syscall.SIGTERM) // it has ended where nothing failed
+		_ = b.cmd.Process.Signal(syscall.SIGTERM) // in a passing test, it has ended
 		<-b.done
 	})
 	return b
 }
 
-// Write takes in what the build says.
+// Write receives the build's output.
 func (b *longBuild) Write(p []byte) (int, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -160,7 +160,7 @@ func (b *longBuild) ticks(t *testing.T) {
 	}
 }
 
-// wait waits for the build's end and returns what it said.
+// wait waits for the build's end and returns its output.
 func (b *longBuild) wait(t *testing.T) string {
 	t.Helper()
 	select {

@@ -17,10 +17,10 @@ import (
 
 const modulePrefix = "github.com/mayfly-ca/mayfly/"
 
-// arrows says what each room may import of this module, beside the rooms below
-// it. A room that is not named is judged by the nearest one above it; cli and
-// cmd import their house and what that may import. No name ends in a slash: each
-// is one room, or with /... that one and all below it.
+// arrows lists which packages of this module each package may import, in addition
+// to the packages below it. For a package without an entry, the nearest entry above
+// it applies. No name ends in a slash. A name with /... means that package and all
+// below it.
 var arrows = map[string][]string{
 	"client":              {"client/wire", "client/mtls", "client/tokensource", "ca/identity"},
 	"client/wire":         {},
@@ -60,14 +60,14 @@ var arrows = map[string][]string{
 	"fly/local/demo": {},
 }
 
-// outsiders says which rooms alone may import a module of others.
+// outsiders lists the only packages that may import a module of another project.
 var outsiders = map[string][]string{
 	"dagger.io/dagger":                  {"pipeline"},
 	"charm.land/":                       {"client/internal/cli"},
 	"github.com/alecthomas/kong":        {"client/command", "client/internal/cli", "issuer/internal/cli", "engine-sidecar/internal/cli"},
 	"golang.org/x/term":                 {"client/command", "client/internal/cli"},
 	"github.com/smallstep/certificates": {"ca/internal/keys"},
-	"github.com/invopop/jsonschema":     {}, // rooms for tests
+	"github.com/invopop/jsonschema":     {}, // test packages only
 	"go.step.sm/crypto":                 {"ca/internal/keys"},
 }
 
@@ -76,7 +76,7 @@ type goPackage struct {
 	Imports    []string
 }
 
-// The rooms import what they are said to and nothing else.
+// The packages import only what the tables above allow.
 func TestArrows(t *testing.T) {
 	t.Parallel()
 	packages := listPackages(t)
@@ -106,8 +106,8 @@ func TestArrows(t *testing.T) {
 	}
 }
 
-// mayImport is the table, and what is beside it: what drives the whole system
-// may import all but the pipeline, and rooms for tests are for tests.
+// mayImport applies arrows and two further rules. Packages that run the whole
+// system may import everything but the pipeline. Test packages are only for tests.
 func mayImport(room, other string) bool {
 	switch {
 	case other == "pipeline":
@@ -201,7 +201,7 @@ func listPackages(t *testing.T) []goPackage {
 	}
 }
 
-// The top level holds these folders and files, and what git keeps for itself.
+// The top level holds only these folders and files, and git's own.
 func TestTopLevel(t *testing.T) {
 	t.Parallel()
 	out, err := exec.CommandContext(t.Context(), "git", "-C", "../..", "ls-tree", "--name-only", "HEAD").Output()
@@ -218,8 +218,7 @@ func TestTopLevel(t *testing.T) {
 	}
 }
 
-// Every key of a configuration file says what it means, and what stands when it
-// is left out.
+// Every key of a configuration file has a comment with its meaning and its default.
 func TestConfigurationKeysAreExplained(t *testing.T) {
 	t.Parallel()
 	for file, types := range map[string][]string{

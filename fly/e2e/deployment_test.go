@@ -1,6 +1,5 @@
-// Package e2e tests what no single house can: the files that are deployed
-// against the configurations of the programs that read them, and the programs
-// together.
+// Package e2e tests the whole system: the deployed files with the configurations of
+// the programs that read them, and the programs together.
 package e2e
 
 import (
@@ -42,7 +41,8 @@ func read(t *testing.T, path string) []byte {
 	return data
 }
 
-// sidecarConfig is what the sidecar makes of the image's file and [env].
+// sidecarConfig returns the sidecar's configuration from the image's file and
+// [env].
 func sidecarConfig(t *testing.T, app *flytest.App) sidecar.Config {
 	t.Helper()
 	var environ []string
@@ -57,11 +57,12 @@ func sidecarConfig(t *testing.T, app *flytest.App) sidecar.Config {
 	return c
 }
 
-// connectionsPerSession are Dagger's four and mayfly's control connection.
+// connectionsPerSession counts Dagger's four connections and mayfly's control
+// connection.
 const connectionsPerSession = 5
 
-// TestEngineFiles asserts what an engine's safety, its cache and its price
-// rely on.
+// TestEngineFiles checks the settings on which an engine's safety, cache and price
+// depend.
 func TestEngineFiles(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -119,8 +120,8 @@ func TestEngineFiles(t *testing.T) {
 	}
 }
 
-// TestCacheFitsTheVolume holds the engines' garbage collection against the
-// volume's limit, and its threshold of growth.
+// TestCacheFitsTheVolume compares the engines' garbage collection with the volume's
+// size limit and its growth threshold.
 func TestCacheFitsTheVolume(t *testing.T) {
 	t.Parallel()
 	var dagger struct {
@@ -229,8 +230,8 @@ func TestIssuerFiles(t *testing.T) {
 
 var goBuild = regexp.MustCompile(`\["go", "build".*\]`)
 
-// TestDockerfilesBuildCommand runs each Dockerfile's own go build, but for the
-// target, on this machine's sources.
+// TestDockerfilesBuildCommand runs the go build of each Dockerfile on this
+// machine's sources, with another output path.
 func TestDockerfilesBuildCommand(t *testing.T) {
 	t.Parallel()
 	for dir, program := range map[string]string{
@@ -253,7 +254,7 @@ func TestDockerfilesBuildCommand(t *testing.T) {
 	}
 }
 
-// gigabytes reads "32GB" and "40gb".
+// gigabytes parses "32GB" and "40gb".
 func gigabytes(s string) (int, error) {
 	return strconv.Atoi(strings.TrimSuffix(strings.ToLower(s), "gb"))
 }

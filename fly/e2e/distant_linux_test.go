@@ -20,18 +20,18 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer/issuertest"
 )
 
-// Addresses of the three machines of a distant.
+// Addresses of the three machines of a distant system.
 const (
-	issuerAddr = "127.50.0.1" // the issuer certifies itself for loopback alone
+	issuerAddr = "127.50.0.1" // the issuer certifies itself only for loopback
 	engineAddr = "10.77.0.1"
 	runnerAddr = "10.77.0.2"
 	statusAddr = "127.0.0.1:9091"         // on the engine's machine
-	edgeName   = "example-engine.fly.dev" // of fly.edge.toml's app
+	edgeName   = "example-engine.fly.dev" // fly.edge.toml's app
 )
 
-// distant is an issuer, an engine's machine and a runner, each in a network of
-// its own, joined by cables that can be cut: the devices are named after what
-// they lead to.
+// distant is an issuer, an engine's machine and a runner, each in its own network
+// namespace. Cables that a test can cut join them. Each device has the name of its
+// destination.
 //
 //	runner --toEngine--------toRunner-- engine
 //	   \--toIssuer--[issuer]--toIssuer----/
@@ -40,21 +40,21 @@ type distant struct {
 	issuer                 *issuertest.Issuer
 	issuerNet, engine, job *netns
 	machine                *flytest.Machine
-	proxy                  *flytest.Proxy // nil when nothing stands before the machine
+	proxy                  *flytest.Proxy // nil if no proxy is in front of the machine
 	sidecarLog             *transcript
 	forwarded              map[string]bool
-	bin                    string // the programs
+	bin                    string // folder of the programs
 	work                   string // the build's context
 }
 
-// distantOptions change a distant. The zero value has no proxy.
+// distantOptions configure a distant. The zero value has no proxy.
 type distantOptions struct {
-	proxy bool     // Fly's stands before the machine, as fly.toml says
-	edge  bool     // and ends a TLS of its own, as fly.edge.toml says
-	env   []string // of the sidecar
+	proxy bool     // Fly's proxy is in front of the machine, as in fly.toml
+	edge  bool     // and terminates TLS, as in fly.edge.toml
+	env   []string // for the sidecar
 }
 
-// file is what the machine is deployed with.
+// file returns the path of the machine's fly.toml.
 func (o distantOptions) file() string {
 	if o.edge {
 		return "engine/fly.edge.toml"
@@ -99,11 +99,11 @@ func newDistant(t *testing.T, o distantOptions) *distant {
 	return d
 }
 
-// startMachine makes the engine's machine from the file that is deployed.
+// startMachine makes the engine's machine from the deployed file.
 func (d *distant) startMachine(o distantOptions) {
 	t := d.t
 	t.Helper()
-	dir, err := os.MkdirTemp("", "distant") // short enough for a socket
+	dir, err := os.MkdirTemp("", "distant") // short enough for a socket's path
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -155,7 +155,8 @@ func (d *distant) startMachine(o distantOptions) {
 	t.Cleanup(func() { d.proxy.Close() })
 }
 
-// buildkitCommand starts a BuildKit that answers at dir/engine.sock.
+// buildkitCommand returns the command of a BuildKit that listens on
+// dir/engine.sock.
 func buildkitCommand(t *testing.T, bin, dir string) []string {
 	t.Helper()
 	config := filepath.Join(dir, "buildkitd.toml")
@@ -179,7 +180,7 @@ func removeCgroups(t *testing.T, name string) {
 	})
 }
 
-// ready asks the sidecar what its /readyz says.
+// ready returns the answer of the sidecar's /readyz.
 func (d *distant) ready() string {
 	d.t.Helper()
 	transport := &http.Transport{DialContext: d.engine.dial, DisableKeepAlives: true}
@@ -206,15 +207,15 @@ func removeCgroup(dir string) {
 	_ = syscall.Rmdir(dir)
 }
 
-// run is a job on the runner's machine: a build through the tunnel, whose step
-// ticks for ten minutes.
+// run is a job on the runner's machine: a build through the tunnel, with a step
+// that ticks for ten minutes.
 type run struct {
 	cmd   *exec.Cmd
 	out   *transcript
 	ended <-chan struct{}
 }
 
-// build starts one, as a run of its own. flags are mayfly's.
+// build starts a build with its own run id. flags are mayfly's.
 func (d *distant) build(runID string, flags ...string) *run {
 	d.t.Helper()
 	ended := make(chan struct{})
@@ -232,7 +233,7 @@ func (d *distant) build(runID string, flags ...string) *run {
 	}
 	go func() {
 		defer close(ended)
-		_ = r.cmd.Wait() // its state says it
+		_ = r.cmd.Wait() // ProcessState has the result
 	}()
 	d.t.Cleanup(func() {
 		r.kill()
@@ -244,7 +245,7 @@ func (d *distant) build(runID string, flags ...string) *run {
 	return r
 }
 
-// environ is a job's environment, as its steps have it.
+// environ returns the environment of a job's steps.
 func (d *distant) environ(runID string) []string {
 	runner := d.issuer.GitHub.NewJob(map[string]any{"run_id": runID})
 	if host := hostOf(runner.RequestURL); !d.forwarded[host] {
@@ -261,16 +262,16 @@ func (d *distant) environ(runID string) []string {
 	return env
 }
 
-// named is argv for a program that knows the edge by its name: it has an
-// /etc/hosts of its own.
+// named returns a command line that runs argv with its own /etc/hosts, which knows
+// the edge by its name.
 func (d *distant) named(argv ...string) []string {
 	hosts := filepath.Join(d.work, "hosts")
 	writeFile(d.t, hosts, engineAddr+" "+edgeName+"\n")
 	return append([]string{"unshare", "--mount", "sh", "-c", `mount --bind "$0" /etc/hosts && exec "$@"`, hosts}, argv...)
 }
 
-// edgeRoots is a file with what the edge's certificate chains to: the system's
-// roots, to the runner. Empty without an edge.
+// edgeRoots returns a file with the CA of the edge's certificate, or "" without an
+// edge. The runner uses it as the system's roots.
 func (d *distant) edgeRoots() string {
 	if d.proxy == nil || d.proxy.EdgeRoots() == nil {
 		return ""
@@ -280,7 +281,7 @@ func (d *distant) edgeRoots() string {
 	return file
 }
 
-// kill ends the job as a runner does that is taken away.
+// kill ends the job as if its machine was taken away.
 func (r *run) kill() { _ = syscall.Kill(-r.cmd.Process.Pid, syscall.SIGKILL) }
 
 // wait waits for the job's end and returns its exit code.
@@ -294,7 +295,7 @@ func (r *run) wait(most time.Duration) int {
 	return r.cmd.ProcessState.ExitCode()
 }
 
-// transcript is what a program says, which a test can wait for.
+// transcript collects a program's output, so that a test can wait for it.
 type transcript struct {
 	t    *testing.T
 	over <-chan struct{} // closed when the program has ended; may be nil
@@ -314,23 +315,23 @@ func (s *transcript) Write(p []byte) (int, error) {
 	return s.text.Write(p)
 }
 
-// String is all that was said.
+// String returns all output so far.
 func (s *transcript) String() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.text.String()
 }
 
-// position is how much was said, for awaitAfter.
+// position returns the length of the output so far, for awaitAfter.
 func (s *transcript) position() int { return len(s.String()) }
 
-// await waits until all parts were said in one line.
+// await waits until one line of the output contains all parts.
 func (s *transcript) await(most time.Duration, parts ...string) string {
 	s.t.Helper()
 	return s.awaitAfter(0, most, parts...)
 }
 
-// awaitAfter is await of what was said after a position.
+// awaitAfter is await for the output after a position.
 func (s *transcript) awaitAfter(position int, most time.Duration, parts ...string) string {
 	s.t.Helper()
 	late := time.After(most)
@@ -368,7 +369,7 @@ func hasAll(s string, parts []string) bool {
 	return true
 }
 
-// hostOf is a URL's host:port.
+// hostOf returns a URL's host:port.
 func hostOf(url string) string {
 	_, rest, _ := strings.Cut(url, "://")
 	host, _, _ := strings.Cut(rest, "/")

@@ -1,6 +1,6 @@
-// Package e2e drives the real programs as their users do: it has only tests.
+// Package e2e runs the real programs as their users do. It has only tests.
 //
 // A stack is `go run ./fly/local --keep`: issuer, machine, sidecar and BuildKit,
-// with stand-ins for the identity providers. The tests talk to it through what
-// DIR/env names and nothing else.
+// with stand-ins for the identity providers. The tests reach it only through the
+// values in DIR/env.
 package e2e

@@ -6,18 +6,17 @@ import (
 	"testing"
 )
 
-// scan connects as those do who scan the internet, and returns what openssl says
-// of it.
+// scan connects as an internet scanner does, and returns openssl's output.
 func (d *distant) scan(args ...string) string {
 	d.t.Helper()
 	argv := d.job.command(append([]string{"openssl", "s_client", "-connect", engineAddr + ":443", "-CAfile", d.edgeRoots()}, args...)...)
-	out, _ := exec.CommandContext(d.t.Context(), argv[0], argv[1:]...).CombinedOutput() // its exit code says little
+	out, _ := exec.CommandContext(d.t.Context(), argv[0], argv[1:]...).CombinedOutput() // its exit code is not useful
 	return string(out)
 }
 
 // TestEdge: mTLS inside the TLS of Fly's edge, from fly.edge.toml, on an address
-// that the app shares with others. Who does not know its name wakes nothing; a
-// build does, and the sidecar sees where it comes from.
+// that several apps share. A client that does not know the app's name does not wake
+// the machine. A build does, and the sidecar sees the build's address.
 func TestEdge(t *testing.T) {
 	t.Parallel()
 	_, err := exec.LookPath("openssl")
@@ -40,7 +39,7 @@ func TestEdge(t *testing.T) {
 	if _, err := plain.Write([]byte("GET / HTTP/1.1\r\n\r\n")); err != nil {
 		t.Fatal(err)
 	}
-	_, _ = plain.Read(make([]byte, 64)) // the edge hangs up on it, with an alert or without
+	_, _ = plain.Read(make([]byte, 64)) // the edge closes the connection, with or without an alert
 	if n := d.machine.Starts(); n != 0 {
 		t.Fatalf("scanners woke the machine %d times", n)
 	}
@@ -50,8 +49,8 @@ func TestEdge(t *testing.T) {
 	if n := d.machine.Starts(); n != 1 {
 		t.Errorf("the build woke the machine %d times", n)
 	}
-	// Who knows the name gets the edge's certificate, and behind it the sidecar,
-	// which wants TLS and hangs up.
+	// A client that knows the name gets the edge's certificate. Behind the edge,
+	// the sidecar requires TLS and closes the connection.
 	out := d.scan("-servername", edgeName, "-verify_return_error", "-alpn", "h2,http/1.1")
 	if !strings.Contains(out, "Verify return code: 0 (ok)") || !strings.Contains(out, "No ALPN negotiated") {
 		t.Errorf("the edge by its name:\n%s", out)

@@ -20,8 +20,8 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer/issuertest"
 )
 
-// Every end of the three programs, on a real issuer and a real sidecar, has the
-// code that `help exit-codes` gives it, and each code there is one of them.
+// Every end of the three programs, with a real issuer and a real sidecar, has its
+// exit code of `help exit-codes`. Every code of that page is tested.
 func TestExitCodes(t *testing.T) {
 	t.Parallel()
 	w := newEnds(t)
@@ -103,7 +103,7 @@ func TestExitCodes(t *testing.T) {
 }
 
 // programEnds is an issuer, and a sidecar in front of a socket that accepts and
-// ends connections.
+// closes connections.
 type programEnds struct {
 	t              *testing.T
 	issuer         *issuertest.Issuer
@@ -152,8 +152,8 @@ func newEnds(t *testing.T) *programEnds {
 	return w
 }
 
-// startSidecar runs the sidecar until the returned function, which returns its
-// exit code, or the test's end.
+// startSidecar starts the sidecar. The returned function stops it and returns its
+// exit code. The test's end also stops it.
 func (w *programEnds) startSidecar(config string) func() int {
 	w.t.Helper()
 	cmd := exec.Command(filepath.Join(programs(w.t), "mayfly-sidecar"), "run", "--config", config)
@@ -171,7 +171,7 @@ func (w *programEnds) startSidecar(config string) func() int {
 		}
 	}()
 	stop := func() int {
-		_ = cmd.Process.Signal(syscall.SIGTERM) // it may have ended
+		_ = cmd.Process.Signal(syscall.SIGTERM) // it may have ended already
 		<-ended
 		return cmd.ProcessState.ExitCode()
 	}
@@ -191,7 +191,7 @@ func (w *programEnds) startSidecar(config string) func() int {
 	return stop
 }
 
-// file writes a file of the test's own.
+// file writes a file for this test.
 func (w *programEnds) file(t *testing.T, name, text string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), name)
@@ -201,13 +201,13 @@ func (w *programEnds) file(t *testing.T, name, text string) string {
 	return path
 }
 
-// claims are those of a push to ref.
+// claims returns the claims of a push to ref.
 func (w *programEnds) claims(ref string) string {
 	return fmt.Sprintf(`{"iss":%q,"sub":"repo:acme/app","repository":"acme/app","repository_owner":"acme","repository_owner_id":%q,"repository_id":%q,"ref":%q,"event_name":"push","run_id":"1","run_attempt":"1"}`,
 		w.issuer.GitHub.URL(), issuertest.OwnerID, issuertest.RepositoryID, ref)
 }
 
-// job is the environment of a job whose token has these claims.
+// job returns the environment of a job whose token has these claims.
 func (w *programEnds) job(claims map[string]any) []string {
 	j := w.issuer.GitHub.NewJob(claims)
 	return []string{
@@ -216,8 +216,8 @@ func (w *programEnds) job(claims map[string]any) []string {
 	}
 }
 
-// run runs a program in this environment and returns its exit code and all that
-// it printed.
+// run runs a program in this environment, and returns its exit code and its whole
+// output.
 func (w *programEnds) run(env []string, program string, args ...string) (int, string) {
 	w.t.Helper()
 	cmd := exec.CommandContext(w.t.Context(), filepath.Join(programs(w.t), program), args...)

@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// The files of mayfly cert serve tools that know nothing of mayfly, by the very
-// lines that it prints, and nobody is let in without them.
+// Other tools use the files of mayfly cert, with exactly the command lines that it
+// prints. Without the files, the engine admits no client.
 func testFiles(t *testing.T, s *stack) {
 	openssl, err := exec.LookPath("openssl")
 	need(t, err == nil, "it asks as OpenSSL does: apt-get install openssl")
@@ -54,7 +54,7 @@ func testFiles(t *testing.T, s *stack) {
 		{"without", nil, []string{"alert certificate required"}},
 		{"TLS 1.2", append(files, "-tls1_2"), []string{"alert protocol version"}},
 	} {
-		// timeout ends what the engine does not: it waits for HTTP/2.
+		// The engine waits for HTTP/2, so timeout ends the command.
 		out, _ := in("timeout", append([]string{"5", openssl}, append(ask, tt.args...)...)...)
 		for _, want := range tt.want {
 			if !strings.Contains(out, want) {
@@ -64,7 +64,7 @@ func testFiles(t *testing.T, s *stack) {
 	}
 }
 
-// testBuildx builds with Docker's own client, by the line that was printed.
+// testBuildx builds with Docker's own client, with the printed line.
 func testBuildx(t *testing.T, in func(name string, args ...string) (string, error), printed string) {
 	t.Helper()
 	var line string
@@ -79,7 +79,7 @@ func testBuildx(t *testing.T, in func(name string, args ...string) (string, erro
 			t.Fatal(err)
 		}
 	}
-	// buildx is the same program by itself as under docker; its builders are kept in dir.
+	// buildx works alone as it does under docker; it keeps its builders in dir.
 	script := `docker() { shift; ` + tool(t, "buildx", "buildx") + ` "$@"; }
 export BUILDX_CONFIG="$0/config"
 ` + line + `

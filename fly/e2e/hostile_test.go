@@ -16,12 +16,11 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer/issuertest"
 )
 
-// hostile is what somebody may name a repository's branch, or themselves: HTML,
-// ANSI escapes, CR LF with a forged log line, right-to-left marks, a runner's
-// command, a template.
+// hostile is a possible name of a branch or a person: HTML, ANSI escapes, CR LF
+// with a forged log line, right-to-left marks, a runner's command, a template.
 const hostile = "</title><script>alert(1)</script>\"'><img src=x onerror=y>\x1b[31m\x1b]0;owned\a\r\nlevel=ERROR msg=forged\u202egnp.exe\u2066\u200b\n::error::owned\n##[error]owned{{.Who}}${jndi:x}"
 
-// surface is where a text is shown.
+// surface is a place where text is shown.
 type surface int
 
 const (
@@ -30,17 +29,17 @@ const (
 	inLog
 )
 
-// acts are what a reader would act upon, were it shown as it is: any of them
-// controls and marks; a browser tags; a terminal and the runner that copies it
-// line breaks and commands.
+// acts lists the strings that have an effect if they are shown unchanged. Controls
+// and marks affect every reader. Tags affect a browser. Line breaks and commands
+// affect a terminal, and a runner that copies its output.
 var acts = map[surface][]string{
 	onPage:     {"\x1b", "\a", "\r", "\u202e", "\u2066", "\u200b", "<script>alert", "<img src=x", "</title><script"},
 	onTerminal: {"\x1b", "\a", "\r", "\u202e", "\u2066", "\u200b", "\n::error", "##[error]", "\nlevel=ERROR msg=forged"},
 	inLog:      {"\x1b", "\a", "\r", "\u202e", "\u2066", "\u200b", "\n::error", "\nlevel=ERROR msg=forged"},
 }
 
-// A claim full of tricks is harmless wherever it is shown: on the page, in the
-// CLI and in the log.
+// A claim full of such strings has no effect wherever it is shown: on the page, in
+// the CLI and in the log.
 func TestHostileTexts(t *testing.T) {
 	var log buffer
 	i := issuertest.Start(t, issuertest.Options{Log: &log})
@@ -113,7 +112,7 @@ func TestHostileTexts(t *testing.T) {
 	}
 }
 
-// harmless fails where what was shown would act.
+// harmless fails the test if shown contains a string that has an effect.
 func harmless(t *testing.T, on surface, where, shown string) {
 	t.Helper()
 	for _, act := range acts[on] {
@@ -123,7 +122,7 @@ func harmless(t *testing.T, on surface, where, shown string) {
 	}
 }
 
-// adminOf is an HTTP client that has logged in to the page.
+// adminOf returns an HTTP client that has logged in to the page.
 func adminOf(t *testing.T, i *issuertest.Issuer) *http.Client {
 	t.Helper()
 	jar, err := cookiejar.New(nil)
@@ -131,7 +130,7 @@ func adminOf(t *testing.T, i *issuertest.Issuer) *http.Client {
 		t.Fatal(err)
 	}
 	c := &http.Client{Transport: i.Client().Transport, Jar: jar, Timeout: time.Minute}
-	// The provider's page: its form, answered.
+	// The form of the provider's login page.
 	resp, err := c.Get(i.URL + "/login/staff")
 	if err != nil {
 		t.Fatal(err)
@@ -172,7 +171,7 @@ func fetch(t *testing.T, c *http.Client, method, to string, form url.Values, ori
 	return string(body)
 }
 
-// buffer is a bytes.Buffer for many goroutines.
+// buffer is a bytes.Buffer that is safe for concurrent use.
 type buffer struct {
 	mu sync.Mutex
 	b  bytes.Buffer

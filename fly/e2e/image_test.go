@@ -25,9 +25,9 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 )
 
-// TestDockerfiles builds each image with a real BuildKit, from a base of one
-// file and from the program that the Dockerfile's own command makes, and looks
-// into what came out.
+// TestDockerfiles builds each image with a real BuildKit and checks its contents.
+// The base image has one file, and the program comes from the Dockerfile's own
+// command.
 func TestDockerfiles(t *testing.T) {
 	if os.Geteuid() != 0 {
 		if os.Getenv("MAYFLY_TEST_REQUIRE") == "all" {
@@ -90,11 +90,11 @@ func TestDockerfiles(t *testing.T) {
 	}
 }
 
-// stages are the results of build stages, by their command.
+// stages maps the command of a build stage to the folder with its result.
 type stages map[string]string
 
-// of runs the go build of a Dockerfile, for this machine, and gives the folder
-// that stands for the stage.
+// of runs the go build of a Dockerfile for this machine, and returns the folder
+// that replaces the stage.
 func (s stages) of(t *testing.T, dir string) string {
 	t.Helper()
 	var args []string
@@ -149,7 +149,7 @@ type buildKit struct{ buildctl, addr string }
 
 func startBuildKit(t *testing.T) *buildKit {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "e2e-") // a unix socket's path is short
+	dir, err := os.MkdirTemp("", "e2e-") // the path of a unix socket must be short
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -185,8 +185,8 @@ func startBuildKit(t *testing.T) *buildKit {
 	}
 }
 
-// build builds a Dockerfile with its base image and its build stage replaced
-// by folders, so that no registry and no module proxy is needed.
+// build builds a Dockerfile. Folders replace its base image and its build stage, so
+// that it needs no registry and no module proxy.
 func (b *buildKit) build(t *testing.T, dir, baseArg, base, stage string) v1.Image {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "image.tar")

@@ -9,11 +9,11 @@ import (
 	"testing"
 )
 
-// names are those of the three programs.
+// names are the names of the three programs.
 var names = []string{"mayfly", "mayfly-issuer", "mayfly-sidecar"}
 
-// The three programs take the same flags and commands about themselves, refuse
-// the same mistakes in the same way, and mean the same by an exit code.
+// The three programs have the same flags and commands about themselves. They refuse
+// the same mistakes in the same way, and share the meaning of exit codes.
 func TestOneManner(t *testing.T) {
 	t.Parallel()
 	topics := map[string]bool{}
@@ -78,7 +78,7 @@ func TestOneManner(t *testing.T) {
 	}
 }
 
-// The manual pages are ones that man shows well.
+// man displays the manual pages without warnings.
 func TestManuals(t *testing.T) {
 	t.Parallel()
 	_, err := exec.LookPath("mandoc")
@@ -95,9 +95,9 @@ func TestManuals(t *testing.T) {
 		}
 		lint := exec.Command("mandoc", "-T", "lint", "-W", "warning")
 		lint.Stdin = strings.NewReader(page)
-		out, _ := lint.CombinedOutput() // its code is that of the gravest line
+		out, _ := lint.CombinedOutput() // the code depends on the worst message
 		for line := range strings.Lines(string(out)) {
-			if !strings.Contains(line, "missing date") { // the same bytes on any day
+			if !strings.Contains(line, "missing date") { // a page has the same bytes on any day
 				t.Errorf("%s: %s", name, line)
 			}
 		}

@@ -16,17 +16,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// netns is a network namespace of a test's own. It has no name: what keeps it
-// is this process's descriptor and whatever runs in it, so nothing is left when
-// both are gone, however they went.
+// netns is a network namespace for one test. It has no name: only this process's
+// descriptor and the programs inside keep it. So nothing is left when both are
+// gone, however they ended.
 type netns struct {
 	t  *testing.T
 	fd int
 }
 
-// newNetns makes a namespace with its loopback up. A part of 127.0.0.0/8 may be
-// somewhere else than on loopback there, since the issuer certifies itself for
-// no other addresses.
+// newNetns makes a namespace with its loopback up. Addresses of 127.0.0.0/8 may be
+// on other devices there, since the issuer certifies itself only for such
+// addresses.
 func newNetns(t *testing.T) *netns {
 	t.Helper()
 	n := &netns{t: t, fd: -1}
@@ -53,7 +53,7 @@ func newNetns(t *testing.T) *netns {
 	return n
 }
 
-// onThreadOfItsOwn runs f on a thread that ends with it.
+// onThreadOfItsOwn runs f on a new thread, which ends with f.
 func onThreadOfItsOwn(f func()) {
 	done := make(chan struct{})
 	go func() {
@@ -64,8 +64,8 @@ func onThreadOfItsOwn(f func()) {
 	<-done
 }
 
-// within runs f on a thread in the namespace: the sockets that f makes itself
-// belong there for good.
+// within runs f on a thread in the namespace. The sockets that f itself makes stay
+// in the namespace.
 func (n *netns) within(f func()) {
 	n.t.Helper()
 	var err error
@@ -79,10 +79,11 @@ func (n *netns) within(f func()) {
 	}
 }
 
-// path names the namespace for other programs while this process lives.
+// path returns a path of the namespace for other programs. It is valid while this
+// process lives.
 func (n *netns) path() string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), n.fd) }
 
-// command is argv for a program in the namespace.
+// command returns a command line that runs argv in the namespace.
 func (n *netns) command(argv ...string) []string {
 	return append([]string{"nsenter", "--net=" + n.path(), "--"}, argv...)
 }
@@ -95,7 +96,7 @@ func (n *netns) run(argv ...string) {
 	}
 }
 
-// link joins two namespaces by a cable, with an address at each end.
+// link joins two namespaces with a virtual cable, with an address at each end.
 func link(a *netns, aDevice, aAddr string, b *netns, bDevice, bAddr string) {
 	a.run("ip", "link", "add", aDevice, "type", "veth", "peer", "name", bDevice, "netns", b.path())
 	for _, end := range []struct {
@@ -107,8 +108,8 @@ func link(a *netns, aDevice, aAddr string, b *netns, bDevice, bAddr string) {
 	}
 }
 
-// drop loses every packet on a device, both ways, until pass: silently, as a
-// path does that has gone.
+// drop loses every packet on a device, both ways and silently, until pass, like a
+// network path that has gone.
 func (n *netns) drop(device string) { n.filter("-I", device) }
 
 // pass undoes drop.
@@ -126,8 +127,8 @@ func (n *netns) dial(ctx context.Context, network, addr string) (conn net.Conn, 
 	return conn, err
 }
 
-// forward makes what this process reaches at addr appear at the same address of
-// the namespace.
+// forward makes an address of this process's network available at the same address
+// in the namespace.
 func (n *netns) forward(addr string) {
 	n.t.Helper()
 	var ln net.Listener
@@ -162,7 +163,7 @@ func (n *netns) forward(addr string) {
 	})
 }
 
-// needNetns skips where namespaces cannot be made.
+// needNetns skips the test if it cannot make namespaces.
 func needNetns(t *testing.T) {
 	t.Helper()
 	needRoot(t)

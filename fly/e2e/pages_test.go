@@ -15,8 +15,8 @@ var (
 	testFunc = regexp.MustCompile(`(?m)^func ((?:Test|Fuzz|Benchmark)[A-Za-z0-9_]+)\(`)
 )
 
-// TestPages holds every page to the tree: its relative links lead to files that
-// are there, and the tests that it names exist.
+// TestPages checks every page: its relative links lead to existing files, and the
+// tests that it names exist.
 func TestPages(t *testing.T) {
 	t.Parallel()
 	tracked := func(pattern string) []string {

@@ -16,8 +16,7 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer/issuertest"
 )
 
-// patience guards against a test that hangs. How long things really took is
-// logged.
+// patience bounds a wait, so that no test hangs. The log has the real times.
 const patience = 90 * time.Second
 
 // running starts a build and waits until its step runs.
@@ -28,7 +27,7 @@ func (d *distant) running(runID string) *run {
 	return r
 }
 
-// goesOn wants a build's step to tick on.
+// goesOn checks that a build's step still ticks.
 func (r *run) goesOn() {
 	r.out.t.Helper()
 	now := r.out.position()
@@ -38,9 +37,9 @@ func (r *run) goesOn() {
 	}
 }
 
-// TestPacketsLost: the path between the runner and the engine loses every
-// packet in the middle of a build. Both ends find it and say so, and when the
-// path is back, so is the next build.
+// TestPacketsLost: the path between the runner and the engine loses every packet
+// during a build. Both ends notice and report it. When the path works again, the
+// next build does too.
 func TestPacketsLost(t *testing.T) {
 	t.Parallel()
 	d := newDistant(t, distantOptions{})
@@ -59,8 +58,8 @@ func TestPacketsLost(t *testing.T) {
 	}
 }
 
-// buildctlWithFiles is buildctl's own TLS with the files that mayfly cert writes,
-// until their certificate is revoked.
+// buildctlWithFiles runs buildctl's own TLS with the files of mayfly cert, until
+// their certificate is revoked.
 func (d *distant) buildctlWithFiles(runID string) {
 	t := d.t
 	t.Helper()
@@ -105,9 +104,10 @@ func (d *distant) buildctlWithFiles(runID string) {
 	d.sidecarLog.await(patience, `"client refused"`, `"reason":"revoked"`, serial, `"alpn":"h2"`)
 }
 
-// TestIssuerCutOff: the engine loses its issuer, and the runner does not. The
-// running build goes on; a new one is refused once the revocation list is older
-// than max_staleness, and told why; and with the path everything comes back.
+// TestIssuerCutOff: the engine cannot reach its issuer, but the runner can. The
+// running build continues. A new build is refused with the reason once the
+// revocation list is older than max_staleness. When the path works again, builds
+// are admitted again.
 func TestIssuerCutOff(t *testing.T) {
 	t.Parallel()
 	d := newDistant(t, distantOptions{env: []string{"MAYFLY_SIDECAR_MAX_STALENESS=15s"}})
@@ -130,8 +130,9 @@ func TestIssuerCutOff(t *testing.T) {
 	build.goesOn()
 }
 
-// keepListFresh revokes something every other second: otherwise the issuer signs
-// its list again once a minute only, and a max_staleness of seconds admits nobody.
+// keepListFresh revokes a certificate every other second. Otherwise the issuer
+// signs its list again only once a minute, and a max_staleness of seconds would
+// refuse all clients.
 func (d *distant) keepListFresh() {
 	revoke := func() {
 		spare, err := d.issuer.Issue(d.issuer.GitHubToken(map[string]any{"run_id": "6666"}))
@@ -160,7 +161,7 @@ func (d *distant) keepListFresh() {
 	d.t.Cleanup(func() { stop(); <-ended })
 }
 
-// awaitReady waits until the sidecar's /readyz says what.
+// awaitReady waits until the answer of the sidecar's /readyz contains what.
 func (d *distant) awaitReady(what string) {
 	d.t.Helper()
 	tick := time.NewTicker(100 * time.Millisecond)
@@ -175,18 +176,17 @@ func (d *distant) awaitReady(what string) {
 	}
 }
 
-// TestEngineAndRunnerKilled: behind the proxy, first the engine's machine dies in
-// the middle of a build: the job says so at once, and the next one wakes the
-// machine again. Then the runner is gone without a word, while the proxy keeps
-// the engine's side of the connection open: the sidecar finds it by the pings
-// that do not come, and the machine stops.
+// TestEngineAndRunnerKilled: behind the proxy, the engine's machine first dies
+// during a build. The job reports it at once, and the next job wakes the machine
+// again. Then the runner disappears, while the proxy keeps the engine's side of the
+// connection open. The sidecar notices the missing pings, and the machine stops.
 func TestEngineAndRunnerKilled(t *testing.T) {
 	t.Parallel()
 	d := newDistant(t, distantOptions{proxy: true, env: []string{"MAYFLY_SIDECAR_IDLE_EXIT=3s"}})
 	build := d.running("6300")
 	killed := time.Now()
 	d.machine.Kill()
-	// Before anybody could miss a ping.
+	// The job reports it before a ping could be missing.
 	build.out.await(wire.ControlSilence, "engine default: the connection broke")
 	t.Logf("the job knew after %v", time.Since(killed))
 	if code := build.wait(patience); code == 0 {

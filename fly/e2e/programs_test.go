@@ -11,7 +11,7 @@ import (
 	"testing"
 )
 
-// programsDir holds what the tests build. TestMain makes and removes it.
+// programsDir is the folder of the built programs. TestMain makes and removes it.
 var programsDir string
 
 func TestMain(m *testing.M) {
@@ -41,7 +41,7 @@ func goCommand(args ...string) error {
 	cmd := exec.Command("go", args...)
 	cmd.Env = append(os.Environ(), "GOWORK=off", "GOFLAGS=")
 	if strings.HasSuffix(args[len(args)-1], "/demo") {
-		cmd.Env = append(cmd.Env, "CGO_ENABLED=0") // it runs in an image without a C library
+		cmd.Env = append(cmd.Env, "CGO_ENABLED=0") // the image has no C library
 	}
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("go %s: %w\n%s", strings.Join(args, " "), err, out)
@@ -59,7 +59,7 @@ func programs(t *testing.T) string {
 	return programsDir
 }
 
-// programsWithRunc returns the same folder after runc with seccomp was built into it.
+// programsWithRunc returns the same folder with a runc that has seccomp.
 func programsWithRunc(t *testing.T) string {
 	t.Helper()
 	need(t, exec.Command("pkg-config", "--exists", "libseccomp").Run() == nil, "runc needs libseccomp: apt-get install libseccomp-dev pkg-config")
@@ -69,8 +69,8 @@ func programsWithRunc(t *testing.T) string {
 	return programs(t)
 }
 
-// output runs one of mayfly's programs and returns its exit code and what it
-// printed on standard output and standard error.
+// output runs one of mayfly's programs. It returns the exit code, the standard
+// output and the standard error.
 func output(t *testing.T, program string, args ...string) (code int, stdout, stderr string) {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), filepath.Join(programs(t), program), args...)

@@ -15,8 +15,8 @@ import (
 	"time"
 )
 
-// readmeCommands are fly/README.md's commands: the indented lines, with
-// continued ones joined.
+// readmeCommands returns fly/README.md's commands: the indented lines, with
+// continued lines joined.
 func readmeCommands(t *testing.T) []string {
 	t.Helper()
 	var commands []string
@@ -33,8 +33,8 @@ func readmeCommands(t *testing.T) []string {
 	return commands
 }
 
-// flyctl are the flags of flyctl's commands that fly/README.md uses, as its
-// source has them (superfly/flyctl ad0172fac, internal/command).
+// flyctl maps the flyctl commands of fly/README.md to their flags, from flyctl's
+// source (superfly/flyctl ad0172fac, internal/command).
 var flyctl = map[string]string{
 	"apps create": "org network", "ips allocate-v4": "shared app", "ips allocate-v6": "app private org region",
 	"volumes create": "app region size scheduled-snapshots", "secrets set": "stage app",
@@ -48,8 +48,8 @@ var (
 	pieceOfCmd = regexp.MustCompile("[`|<()]|\\$\\(| -C \"/usr")
 )
 
-// TestReadmeFly holds each of flyctl's commands in the guide, in its text too,
-// against the flags that it has.
+// TestReadmeFly checks each flyctl command in the guide and its text against that
+// command's flags.
 func TestReadmeFly(t *testing.T) {
 	t.Parallel()
 	found := 0
@@ -79,10 +79,9 @@ func TestReadmeFly(t *testing.T) {
 	}
 }
 
-// TestReadmeCommands does as fly/README.md says, with what Fly would do left
-// out: the CA, the policy, the store of a machine, a backup, its restoration and
-// a rotation. Each command of our programs in it is run as it is written, but
-// for paths and names.
+// TestReadmeCommands follows fly/README.md without Fly's own part: the CA, the
+// policy, the store of a machine, a backup, its restoration and a rotation. It runs
+// each command of our programs as written, except for paths and names.
 func TestReadmeCommands(t *testing.T) {
 	t.Parallel()
 	need(t, exec.Command("bash", "-c", "true").Run() == nil, "the guide's commands are for a shell: apt-get install bash")
@@ -103,7 +102,7 @@ func TestReadmeCommands(t *testing.T) {
 	g.run(t, "cp ../mayfly-ca/issuer/")
 	g.run(t, "bin/mayfly-issuer policy check")
 
-	// The machine: step 8's deploy, and its volume.
+	// The machine: the deployment of step 8, and its volume.
 	machine := filepath.Join(g.dir, "machine")
 	copyTree(t, filepath.Join(g.dir, "fly", "issuer"), filepath.Join(machine, "etc"))
 	conf := strings.NewReplacer("/data/", filepath.Join(machine, "data")+"/", "run_as:", "# run_as:").Replace(string(read(t, "issuer/issuer.yaml")))
@@ -145,16 +144,16 @@ func TestReadmeCommands(t *testing.T) {
 	}
 }
 
-// guide is somebody who follows fly/README.md.
+// guide is a reader who follows fly/README.md.
 type guide struct {
-	dir      string // their clone
+	dir      string // the reader's clone
 	commands []string
 	done     map[int]bool
 	env      []string
 	stdin    string
 }
 
-// run runs the command that begins so, with replacements made.
+// run runs the guide's command that begins with prefix, after the replacements.
 func (g *guide) run(t *testing.T, prefix string, replacements ...string) string {
 	t.Helper()
 	i := slices.IndexFunc(g.commands, func(c string) bool { return strings.HasPrefix(c, prefix) })
@@ -165,7 +164,7 @@ func (g *guide) run(t *testing.T, prefix string, replacements ...string) string 
 	return g.shell(t, strings.NewReplacer(replacements...).Replace(g.commands[i]))
 }
 
-// runInside runs what `fly ssh console -C` would run on the machine.
+// runInside runs the command that `fly ssh console -C` would run on the machine.
 func (g *guide) runInside(t *testing.T, name string, replacements ...string) {
 	t.Helper()
 	i := slices.IndexFunc(g.commands, func(c string) bool {
@@ -190,7 +189,7 @@ func (g *guide) shell(t *testing.T, command string) string {
 	return string(out)
 }
 
-// TestReadmeCosts computes the guide's tables by its own formula and prices.
+// TestReadmeCosts recomputes the guide's tables with its own formula and prices.
 func TestReadmeCosts(t *testing.T) {
 	t.Parallel()
 	prices := map[string]float64{"performance-1x": 0.000012732, "performance-2x": 0.000025464, "performance-4x": 0.000050928}
@@ -223,7 +222,7 @@ func TestReadmeCosts(t *testing.T) {
 	if rows != 9 {
 		t.Errorf("the table has %d rows that the test reads", rows)
 	}
-	// Beside the published set-up: an address, a volume of 10 GB, and a machine
+	// The published set-up also has an address, a volume of 10 GB, and a machine
 	// that Fly stops after five minutes.
 	const published = 2.00 + 0.15*10
 	const withIssuer = published + 0.15*1
@@ -244,7 +243,7 @@ func TestReadmeCosts(t *testing.T) {
 	}
 }
 
-// tableRows are the cells of all tables.
+// tableRows returns the cells of all tables.
 func tableRows(t *testing.T, text string) [][]string {
 	t.Helper()
 	var rows [][]string

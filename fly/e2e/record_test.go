@@ -16,7 +16,7 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer/issuertest"
 )
 
-// recorded are the events of TestRecord, and what each says in words.
+// recorded maps each event of TestRecord to its text.
 var recorded = map[string]string{
 	"issued":        "acme/app, run 7, got a certificate by rule app-main",
 	"denied":        `was refused: claim ref is "refs/heads/evil"; nearest rule app-main`,
@@ -35,8 +35,8 @@ var recorded = map[string]string{
 	"feed_stale":    "engine default had no revocation list for 5m0s",
 }
 
-// What happens is recorded, told in words on the page, exported as JSON lines,
-// and held together by a chain that shows a changed word.
+// Every action is recorded. The page shows a text for it, the export has it in JSON
+// lines, and the chain of events reveals a changed word.
 func TestRecord(t *testing.T) {
 	i := issuertest.Start(t, issuertest.Options{})
 	serial := happen(t, i)
@@ -80,10 +80,10 @@ func TestRecord(t *testing.T) {
 			t.Errorf("the page does not say %q", words)
 		}
 	}
-	verify(t, i, last+1) // and the login for the page
+	verify(t, i, last+1) // and the login to the page
 }
 
-// happen makes one of each, and returns a certificate's serial.
+// happen causes one event of each kind, and returns a certificate's serial.
 func happen(t *testing.T, i *issuertest.Issuer) string {
 	t.Helper()
 	job := map[string]any{"repository": "acme/app", "run_id": "7", "actor": "octocat"}
@@ -140,7 +140,7 @@ func onHost(t *testing.T, i *issuertest.Issuer, args ...string) (int, string) {
 	return code, out + errs
 }
 
-// rotate gives the CA its next intermediate, while it serves.
+// rotate installs the CA's next intermediate while the issuer serves.
 func rotate(t *testing.T, i *issuertest.Issuer) {
 	t.Helper()
 	dir := t.TempDir()
@@ -160,8 +160,8 @@ func rotate(t *testing.T, i *issuertest.Issuer) {
 	}
 }
 
-// verify stops the issuer and checks its chain, whole and with one word of an
-// event changed.
+// verify stops the issuer and verifies its chain, first unchanged, then with one
+// word of an event changed.
 func verify(t *testing.T, i *issuertest.Issuer, events int64) {
 	t.Helper()
 	if err := i.Stop(); err != nil {

@@ -19,7 +19,8 @@ type stack struct {
 	env map[string]string
 }
 
-// need skips, with what to install, or fails where nothing may be skipped.
+// need skips the test unless ok, and says what to install. It fails where no test
+// may be skipped.
 func need(t *testing.T, ok bool, what string) {
 	t.Helper()
 	switch {
@@ -36,7 +37,7 @@ func needRoot(t *testing.T) {
 	need(t, runtime.GOOS == "linux" && os.Geteuid() == 0, "a real engine wants root on Linux: run the tests with sudo")
 }
 
-// startStack runs fly/local until the test ends, and fails the test if it then
+// startStack runs fly/local until the test ends. It fails the test if fly/local
 // does not end cleanly.
 func startStack(t *testing.T, args ...string) *stack {
 	t.Helper()
@@ -80,7 +81,7 @@ func startStack(t *testing.T, args ...string) *stack {
 	}
 }
 
-// load reads DIR/env as a shell does, and reports whether it is there.
+// load reads DIR/env as a shell does, and reports whether the file exists.
 func (s *stack) load() bool {
 	out, err := exec.Command("sh", "-c", `. "$0/env" 2>/dev/null && env -0`, s.dir).Output()
 	if err != nil {
@@ -94,13 +95,14 @@ func (s *stack) load() bool {
 	return s.env["MAYFLY_ISSUER"] != ""
 }
 
-// engineTool gives a program of fly/local/engine.
+// engineTool returns the path of a program of fly/local/engine.
 func engineTool(t *testing.T, name string) string {
 	t.Helper()
 	return tool(t, "../local/engine", name)
 }
 
-// tool gives a program that a nested module pins, built in minutes the first time.
+// tool returns the path of a program that a nested module pins. The first build
+// takes minutes.
 func tool(t *testing.T, module, name string) string {
 	t.Helper()
 	cmd := exec.Command("go", "-C", module, "tool", "-n", name)

@@ -19,17 +19,17 @@ const (
 	rootFolder = "root"
 )
 
-// APISocket is the machine's /.fly/api as this host sees it.
+// APISocket returns the path of the machine's /.fly/api on this host.
 func (m *Machine) APISocket() string { return filepath.Join(m.cfg.Dir, apiFolder, "api") }
 
-// serveAPI opens the socket. Like Fly's it is for root alone, which here means
-// the user that made the machine.
+// serveAPI opens the socket. Fly's is only for root; this one is only for the user
+// that made the machine.
 func (m *Machine) serveAPI() error {
 	dir := filepath.Dir(m.APISocket())
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	_ = os.Remove(m.APISocket()) // of a machine that was killed
+	_ = os.Remove(m.APISocket()) // of a killed machine
 	ln, err := net.Listen("unix", m.APISocket())
 	if err != nil {
 		return fmt.Errorf("machine API (a shorter Dir helps where the path is too long): %w", err)

@@ -12,18 +12,19 @@ import (
 	"github.com/pelletier/go-toml/v2"
 )
 
-// App is a fly.toml. Only keys that mayfly's files use are known here; every
-// other is an error, since flyctl itself silently drops unknown keys inside
-// services, mounts and vm.
+// App is a fly.toml. It has only the keys that mayfly's files use; any other key is
+// an error. flyctl itself silently drops unknown keys inside services, mounts and
+// vm.
 type App struct {
-	// Path is where the file was read.
+	// Path is the path of the file.
 	Path string `toml:"-"`
 
 	Name          string `toml:"app"`
 	PrimaryRegion string `toml:"primary_region"`
-	// KillSignal goes to the main process on a stop.
+	// KillSignal is the signal that stops the main process.
 	KillSignal string `toml:"kill_signal"`
-	// KillTimeoutRaw is seconds, or a string with a unit; see KillTimeout.
+	// KillTimeoutRaw is a number of seconds, or a string with a unit; see
+	// KillTimeout.
 	KillTimeoutRaw any               `toml:"kill_timeout"`
 	Build          *Build            `toml:"build"`
 	Deploy         *Deploy           `toml:"deploy"`
@@ -35,11 +36,11 @@ type App struct {
 	VM             []VM              `toml:"vm"`
 	Metrics        []Metrics         `toml:"metrics"`
 	Files          []File            `toml:"files"`
-	// Checks are reported and change no routing, unlike a service's.
+	// Checks are reported. Unlike a service's checks, they do not change routing.
 	Checks map[string]Check `toml:"checks"`
 }
 
-// Build says what image runs.
+// Build names the image.
 type Build struct {
 	Image      string            `toml:"image"`
 	Dockerfile string            `toml:"dockerfile"`
@@ -60,7 +61,7 @@ type Mount struct {
 	Destination             string `toml:"destination"`
 	InitialSize             string `toml:"initial_size"`
 	SnapshotRetention       int    `toml:"snapshot_retention"`
-	ScheduledSnapshots      *bool  `toml:"scheduled_snapshots"` // nil: Fly takes them
+	ScheduledSnapshots      *bool  `toml:"scheduled_snapshots"` // nil: Fly takes snapshots
 	AutoExtendSizeThreshold int    `toml:"auto_extend_size_threshold"`
 	AutoExtendSizeIncrement string `toml:"auto_extend_size_increment"`
 	AutoExtendSizeLimit     string `toml:"auto_extend_size_limit"`
@@ -79,7 +80,7 @@ type Service struct {
 	HTTPChecks         []HTTPCheck  `toml:"http_checks"`
 }
 
-// Port is one public port. Without handlers bytes pass as they are.
+// Port is one public port. Without handlers, bytes pass unchanged.
 type Port struct {
 	Port              int                `toml:"port"`
 	Handlers          []string           `toml:"handlers"`
@@ -88,14 +89,14 @@ type Port struct {
 	ProxyProtoOptions *ProxyProtoOptions `toml:"proxy_proto_options"`
 }
 
-// TLSOptions are those of the tls handler.
+// TLSOptions are the options of the tls handler.
 type TLSOptions struct {
 	ALPN     []string `toml:"alpn"`
 	Versions []string `toml:"versions"`
 }
 
-// ProxyProtoOptions are those of the proxy_proto handler. Without a version
-// it is the text of version 1.
+// ProxyProtoOptions are the options of the proxy_proto handler. Without a version,
+// the header is the text of version 1.
 type ProxyProtoOptions struct {
 	Version string `toml:"version"`
 }
@@ -111,22 +112,22 @@ type HTTPService struct {
 	Checks             []HTTPCheck  `toml:"checks"`
 }
 
-// Concurrency bounds the load of one machine: at SoftLimit another one is
-// preferred, at HardLimit nothing more is sent to it. Zero is none.
+// Concurrency bounds the load of one machine. At SoftLimit the proxy prefers
+// another machine; at HardLimit it sends nothing more. Zero means no limit.
 type Concurrency struct {
 	Type      string `toml:"type"`
 	SoftLimit int    `toml:"soft_limit"`
 	HardLimit int    `toml:"hard_limit"`
 }
 
-// TCPCheck connects and hangs up.
+// TCPCheck opens and closes a connection.
 type TCPCheck struct {
 	Interval    string `toml:"interval"`
 	Timeout     string `toml:"timeout"`
 	GracePeriod string `toml:"grace_period"`
 }
 
-// HTTPCheck wants a 2xx.
+// HTTPCheck expects a 2xx status.
 type HTTPCheck struct {
 	Interval    string            `toml:"interval"`
 	Timeout     string            `toml:"timeout"`
@@ -148,7 +149,7 @@ type Check struct {
 	GracePeriod string `toml:"grace_period"`
 }
 
-// Restart says what follows the end of the main process.
+// Restart says what happens after the main process ends.
 type Restart struct {
 	Policy  string `toml:"policy"`
 	Retries int    `toml:"retries"`
@@ -169,7 +170,7 @@ type Metrics struct {
 	Path string `toml:"path"`
 }
 
-// File is written into the machine at its start.
+// File is written into the machine when it starts.
 type File struct {
 	GuestPath  string `toml:"guest_path"`
 	LocalPath  string `toml:"local_path"`
@@ -199,7 +200,7 @@ func LoadApp(path string) (*App, error) {
 	return app, nil
 }
 
-// ParseApp is LoadApp on bytes.
+// ParseApp parses and checks a fly.toml as LoadApp does.
 func ParseApp(data []byte) (*App, error) {
 	if len(data) > maxFileBytes {
 		return nil, fmt.Errorf("larger than %d bytes", maxFileBytes)
@@ -218,8 +219,8 @@ func ParseApp(data []byte) (*App, error) {
 	return &app, nil
 }
 
-// KillTimeout is how long a stop waits between the signal and the kill: 5 s
-// when the file does not say.
+// KillTimeout returns how long a stop waits between the signal and the kill. The
+// default is 5 s.
 func (a *App) KillTimeout() time.Duration {
 	d, _ := killTimeout(a.KillTimeoutRaw)
 	return d
@@ -237,7 +238,7 @@ func killTimeout(raw any) (time.Duration, error) {
 	return 0, errors.New("neither seconds nor a duration")
 }
 
-// RestartPolicy is the file's, or Fly's default.
+// RestartPolicy returns the file's policy, or Fly's default.
 func (a *App) RestartPolicy() Restart {
 	if len(a.Restart) == 0 {
 		return Restart{Policy: "on-failure", Retries: 10}
@@ -249,8 +250,8 @@ func (a *App) RestartPolicy() Restart {
 	return r
 }
 
-// AllServices are the file's services, [http_service] as the one that it
-// stands for.
+// AllServices returns the file's services. [http_service] is included as the
+// service that it abbreviates.
 func (a *App) AllServices() []Service {
 	services := append([]Service(nil), a.Services...)
 	if h := a.HTTPService; h != nil {
@@ -267,5 +268,5 @@ func (a *App) AllServices() []Service {
 	return services
 }
 
-// Hostname is the app's public name.
+// Hostname returns the app's public name.
 func (a *App) Hostname() string { return strings.ToLower(a.Name) + ".fly.dev" }

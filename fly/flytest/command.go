@@ -16,9 +16,9 @@ type command struct {
 	code    int // after done
 }
 
-// launch runs the command once. It has a thread of its own: a root folder
-// belongs to a thread, and so does the signal that ends the command when this
-// process dies. The thread ends with the command.
+// launch runs the command once, on its own thread. A root folder belongs to a
+// thread, and so does the signal that ends the command when this process dies. The
+// thread ends with the command.
 func (m *Machine) launch() (*command, error) {
 	c := &command{done: make(chan struct{})}
 	launched := make(chan error, 1)
@@ -31,15 +31,16 @@ func (m *Machine) launch() (*command, error) {
 		}
 		c.process = cmd.Process
 		launched <- nil
-		_ = cmd.Wait() // the state says it all
+		_ = cmd.Wait() // ProcessState has the result
 		c.code = exitCode(cmd.ProcessState)
-		c.kill() // whatever it left behind: the virtual machine is gone
+		c.kill() // also ends its remaining children, as the end of a virtual machine does
 	})
 	return c, <-launched
 }
 
-// onOwnThread runs f on a thread that ends with it, so never on the first one,
-// which Go keeps: what f did to it would stay, and show in /proc/self.
+// onOwnThread runs f on a new thread, which ends with f. It never uses the first
+// thread: Go keeps that one, so the effects of f would remain and show in
+// /proc/self.
 func onOwnThread(f func()) {
 	go func() {
 		runtime.LockOSThread()
@@ -73,7 +74,7 @@ func (m *Machine) start() (*exec.Cmd, error) {
 	cmd.Env = m.env
 	cmd.Stdout, cmd.Stderr = m.cfg.Stdout, m.cfg.Stderr
 	cmd.SysProcAttr = commandAttr()
-	// Its descendants may hold its output open.
+	// Its descendants may keep its output open.
 	cmd.WaitDelay = time.Second
 	if err := cmd.Start(); err != nil {
 		return nil, err
@@ -84,8 +85,8 @@ func (m *Machine) start() (*exec.Cmd, error) {
 // kill ends the command and its process group.
 func (c *command) kill() { killGroup(c.process) }
 
-// killAll is kill as a machine's end is: it returns when all that the command had
-// started is gone, so that nothing of one life is left in the next.
+// killAll is kill for the end of a machine: it returns when all descendants of the
+// command are gone, so that none is left for the next start.
 func (c *command) killAll() {
 	below := descendants(c.process.Pid)
 	c.kill()

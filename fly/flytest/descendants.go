@@ -8,15 +8,13 @@ import (
 	"time"
 )
 
-// processes are some of this host's, by their numbers and starts, since numbers
-// come again.
+// processes maps process ids of this host to start times, since ids are used again.
 type processes map[int]string
 
 // goneWithin bounds the wait for the processes of a killed machine.
 const goneWithin = 10 * time.Second
 
-// descendants are the processes below pid, and none where the system has no
-// /proc.
+// descendants returns the processes below pid, or none on a system without /proc.
 func descendants(pid int) processes {
 	children := map[int][]int{}
 	starts := processes{}
@@ -40,26 +38,26 @@ func descendants(pid int) processes {
 	return found
 }
 
-// look reads a process's parent and start (proc(5), stat): 0 and "" when it is
-// gone or dead.
+// look returns a process's parent and start time (proc(5), stat). They are 0 and ""
+// if the process is gone or dead.
 func look(pid int) (parent int, start string) {
 	stat, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
 	if err != nil {
 		return 0, ""
 	}
-	// The name, in brackets, may hold anything; the state follows it.
+	// The name, in brackets, may contain anything; the state follows it.
 	fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
 	if len(fields) < 20 {
 		return 0, ""
 	}
 	if threads := fields[17]; fields[0] == "Z" && (threads == "0" || threads == "1") {
-		return 0, "" // the last thread closes the files, not the first
+		return 0, "" // its files close only with its last thread
 	}
 	parent, _ = strconv.Atoi(fields[1])
 	return parent, fields[19]
 }
 
-// wait returns when all of them are gone.
+// wait returns when all processes are gone, or after goneWithin.
 func (p processes) wait() {
 	for deadline := time.Now().Add(goneWithin); time.Now().Before(deadline); time.Sleep(2 * time.Millisecond) {
 		left := false

@@ -14,14 +14,14 @@ import (
 	"time"
 )
 
-// edge is the TLS end of a shared address, which knows the app by its name.
+// edge is the TLS end of a shared address. It finds the app by its name (SNI).
 type edge struct {
 	hostname    string
 	certificate tls.Certificate
 	roots       []byte // PEM
 }
 
-// newEdge takes the certificate, or makes a CA and one under it.
+// newEdge uses the given certificate, or makes a CA and a certificate from it.
 func newEdge(hostname string, given *tls.Certificate) (*edge, error) {
 	e := &edge{hostname: hostname}
 	if given != nil {
@@ -47,7 +47,8 @@ func newEdge(hostname string, given *tls.Certificate) (*edge, error) {
 	return e, nil
 }
 
-// sign makes a key and its certificate, self-signed without a parent.
+// sign makes a key and its certificate. Without a parent, the certificate is
+// self-signed.
 func sign(template, parent *x509.Certificate, signer *ecdsa.PrivateKey) (*ecdsa.PrivateKey, *x509.Certificate, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -65,7 +66,8 @@ func sign(template, parent *x509.Certificate, signer *ecdsa.PrivateKey) (*ecdsa.
 	return key, cert, err
 }
 
-// config is the edge's for one port. Who does not name the app gets nowhere.
+// config returns the edge's TLS configuration for one port. It refuses a client
+// that does not name the app.
 func (e *edge) config(o *TLSOptions) *tls.Config {
 	cfg := &tls.Config{
 		MinVersion: tls.VersionTLS12,

@@ -20,8 +20,8 @@ import (
 	"time"
 )
 
-// TestMain lets the test binary be the commands of the machines:
-// `test.binary __test NAME ARGS...`.
+// TestMain makes the test binary the command of the machines: `test.binary __test
+// NAME ARGS...`.
 func TestMain(m *testing.M) {
 	if len(os.Args) > 2 && os.Args[1] == "__test" {
 		os.Exit(commands[os.Args[2]](os.Args[3:]))
@@ -32,7 +32,7 @@ func TestMain(m *testing.M) {
 var commands = map[string]func(args []string) int{
 	"exit":  func(args []string) int { var code int; fmt.Sscan(args[0], &code); return code },
 	"serve": serveCommand,
-	// deaf ADDR never ends on SIGTERM, once it listens.
+	// deaf ADDR ignores SIGTERM once it listens.
 	"deaf": func(args []string) int {
 		signal.Ignore(syscall.SIGTERM)
 		if _, err := net.Listen("tcp", args[0]); err != nil {
@@ -46,9 +46,9 @@ func run(name string, args ...string) []string {
 	return append([]string{os.Args[0], "__test", name}, args...)
 }
 
-// serveCommand listens on its first argument and answers each connection with
-// what came, once all of it came. A first line of "env", "token" or "root"
-// is answered with what the machine gave the command. SIGTERM ends it with 0.
+// serveCommand listens on its first argument and answers each connection with the
+// bytes received, after the last of them. For a first line of "env", "token" or
+// "root" it answers with that value from the machine. It ends with 0 on SIGTERM.
 func serveCommand(args []string) int {
 	ln, err := net.Listen("tcp", args[0])
 	if err != nil {
@@ -100,7 +100,7 @@ func flyAPI(path, body string) string {
 	return string(data)
 }
 
-// mint answers with the claims themselves.
+// mint returns the claims themselves as the token.
 type mint struct{}
 
 func (mint) Mint(overrides map[string]any) (string, error) {
@@ -138,8 +138,8 @@ func parse(t *testing.T, text string) *App {
 
 var given sync.Map // ports of freeAddr
 
-// freeAddr is a loopback address that nobody listens on, and that the system
-// gives to no connection: its port is below those (ip_local_port_range).
+// freeAddr returns a free loopback address. Its port is below ip_local_port_range,
+// so the system does not give it to a connection.
 func freeAddr(t *testing.T) string {
 	t.Helper()
 	for range 1000 {
@@ -171,7 +171,7 @@ func newMachine(t *testing.T, cfg MachineConfig) *Machine {
 	return m
 }
 
-// server is a machine that serves on port 8080, with a proxy before it.
+// server makes a machine that serves on port 8080, with a proxy in front of it.
 func server(t *testing.T, app *App, change func(*MachineConfig, *ProxyConfig)) (*Machine, *Proxy) {
 	t.Helper()
 	addr := freeAddr(t)
@@ -311,7 +311,7 @@ func TestMachineAPI(t *testing.T) {
 	if err := json.Unmarshal([]byte(answer), &claims); err != nil || claims["aud"] != "mayfly:test" || claims["machine_id"] != m.ID() || claims["org_id"] != "11" {
 		t.Errorf("token %q", answer)
 	}
-	exchange(t, dial(t, p.Addr()), "ask stop") // its answer may lose the race with the stop
+	exchange(t, dial(t, p.Addr()), "ask stop") // the answer may arrive too late: the machine stops
 	if _, err := m.Wait(patience(t)); err != nil {
 		t.Fatal(err)
 	}
@@ -352,7 +352,7 @@ func TestRestartPolicy(t *testing.T) {
 }
 
 func init() {
-	// signal ADDR ends with the number of the first signal, once it listens.
+	// signal ADDR listens, and ends with the number of the first signal.
 	commands["signal"] = func(args []string) int {
 		got := make(chan os.Signal, 1)
 		signal.Notify(got, syscall.SIGINT, syscall.SIGTERM, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2)
@@ -361,7 +361,7 @@ func init() {
 		}
 		return int((<-got).(syscall.Signal))
 	}
-	// parent ADDR starts a deaf child in a session of its own and waits.
+	// parent ADDR starts a deaf child in its own session and waits.
 	commands["parent"] = func(args []string) int {
 		argv := run("deaf", args[0])
 		child, err := os.StartProcess(argv[0], argv, &os.ProcAttr{Sys: &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}})
@@ -383,7 +383,7 @@ func listens(addr string) func() bool {
 	}
 }
 
-// TestKillSignal: the file's, and SIGINT where it says none.
+// TestKillSignal: the file's signal, or SIGINT by default.
 func TestKillSignal(t *testing.T) {
 	t.Parallel()
 	for line, want := range map[string]syscall.Signal{
@@ -409,7 +409,7 @@ func TestKillSignal(t *testing.T) {
 	}
 }
 
-// TestRestartAlways: a command that ends well starts again, until the machine is
+// TestRestartAlways: a command that ends with 0 starts again, until the machine is
 // stopped.
 func TestRestartAlways(t *testing.T) {
 	t.Parallel()
@@ -427,8 +427,8 @@ func TestRestartAlways(t *testing.T) {
 	}
 }
 
-// TestKilledMachineLeavesNothing: what a killed machine had started is gone when
-// it is stopped.
+// TestKilledMachineLeavesNothing: when a killed machine is stopped, all its
+// processes are gone.
 func TestKilledMachineLeavesNothing(t *testing.T) {
 	t.Parallel()
 	addr := freeAddr(t)
@@ -446,7 +446,7 @@ func TestKilledMachineLeavesNothing(t *testing.T) {
 	}
 }
 
-// TestEnvironment: all that Fly promises a machine, and the file's [env].
+// TestEnvironment: all variables that Fly promises a machine, and the file's [env].
 func TestEnvironment(t *testing.T) {
 	t.Parallel()
 	app := parse(t, rawApp+"\n[[vm]]\nsize = \"performance-2x\"\n")
@@ -480,8 +480,8 @@ func TestEnvironment(t *testing.T) {
 	}
 }
 
-// TestTokenRequests: the bare token as text, for an audience that is one string,
-// and without one for the organisation's.
+// TestTokenRequests: the answer is the bare token as text. An audience is one
+// string; without one, the token is for the organisation's.
 func TestTokenRequests(t *testing.T) {
 	t.Parallel()
 	m := newMachine(t, MachineConfig{App: parse(t, rawApp), Command: run("exit", "0"), OIDC: mint{}, Organization: "acme"})

@@ -12,8 +12,8 @@ import (
 	"time"
 )
 
-// serveHTTP is the http handler: requests go on in plain HTTP/1.1, with the
-// client's address in Fly-Client-IP, and each is load while it lasts.
+// serveHTTP is the http handler. It forwards requests in plain HTTP/1.1 with the
+// client's address in Fly-Client-IP. Each request counts as load while it lasts.
 func (r *route) serveHTTP(ctx context.Context, ln net.Listener) {
 	secure := slices.Contains(r.port.Handlers, "tls")
 	scheme := "http"
@@ -35,7 +35,7 @@ func (r *route) serveHTTP(ctx context.Context, ln net.Listener) {
 			defer cancel()
 			conn, err := r.wake(ctx)
 			if err != nil {
-				return nil, err // a nil *net.TCPConn is no nil net.Conn
+				return nil, err // a nil *net.TCPConn is not a nil net.Conn
 			}
 			return conn, nil
 		},
@@ -51,7 +51,7 @@ func (r *route) serveHTTP(ctx context.Context, ln net.Listener) {
 	_ = server.Serve(ln)
 }
 
-// forward wakes the machine and passes the request on.
+// forward wakes the machine and forwards the request.
 func (r *route) forward(w http.ResponseWriter, req *http.Request, scheme string) {
 	p := r.proxy
 	if !p.pause.wait(req.Context()) {

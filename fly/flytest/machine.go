@@ -21,46 +21,47 @@ import (
 	"time"
 )
 
-// OIDC mints the machine's tokens out of overrides of its default claims;
-// idtokentest's Fly provider is one.
+// OIDC mints the machine's tokens from claims that override its defaults.
+// idtokentest's Fly provider implements it.
 type OIDC interface {
 	Mint(overrides map[string]any) (string, error)
 }
 
-// MachineConfig says what a machine is. App and Command are required.
+// MachineConfig describes a machine. App and Command are required.
 type MachineConfig struct {
 	App *App
-	// Command is the image's entrypoint, whose process gets kill_signal.
+	// Command is the image's entrypoint. Its process gets kill_signal.
 	Command []string
 	// Env holds KEY=VALUE secrets and overrides of the file's [env].
 	Env []string
-	// OIDC mints the tokens that /.fly/api gives out. Nil: it has none.
+	// OIDC mints the tokens of /.fly/api. If it is nil, there are none.
 	OIDC OIDC
-	// Claims override the provider's defaults, beside aud and those that name
-	// the machine, which the machine sets itself.
+	// Claims override the provider's defaults. The machine itself sets aud and the
+	// claims that name the machine.
 	Claims map[string]any
-	// Dir keeps the API socket; a unix socket's path must stay below 108 bytes.
-	// Empty is a new folder under the system's temporary one.
+	// Dir is the folder of the API socket. The path of a unix socket must be
+	// shorter than 108 bytes. If Dir is empty, a new temporary folder is used.
 	Dir string
 	// ID is 14 hex digits by default. Region defaults to primary_region or iad,
 	// Organization to example-org.
 	ID, Region, Organization string
-	// Addresses give, by internal_port, where the command really listens, since
-	// machines share this host. Default: 127.0.0.1 and the port itself.
+	// Addresses maps an internal_port to the command's real address, since machines
+	// share this host. The default is 127.0.0.1 and the port itself.
 	Addresses map[int]string
-	// PrivateIP is FLY_PRIVATE_IP. Default 127.0.0.1: a command may listen there.
+	// PrivateIP is FLY_PRIVATE_IP. The default is 127.0.0.1, where a command may
+	// listen.
 	PrivateIP string
-	// KillTimeout replaces the file's, when not zero.
+	// KillTimeout, if not zero, replaces the file's.
 	KillTimeout time.Duration
-	// RestartDelay stands before each restart. Zero is 200 ms.
+	// RestartDelay is the wait before each restart. Zero means 200 ms.
 	RestartDelay time.Duration
-	// HostRoot runs the command on this host's own root folder, where /.fly is
-	// not the machine's; it finds the socket at APISocket. Otherwise a root
-	// process gets a root folder of its own, and others HostRoot.
+	// HostRoot runs the command in this host's own root folder, where /.fly is not
+	// the machine's. The command finds the socket at APISocket. Otherwise a root
+	// process gets its own root folder; for other users, HostRoot is always set.
 	HostRoot bool
-	// Stdout and Stderr get the command's output. Nil discards it.
+	// Stdout and Stderr receive the command's output. Nil discards it.
 	Stdout, Stderr io.Writer
-	// Logger is told of states. Nil discards.
+	// Logger logs changes of state. Nil discards them.
 	Logger *slog.Logger
 }
 
@@ -77,7 +78,7 @@ const (
 	StateDestroyed State = "destroyed"
 )
 
-// Machine is one Fly Machine. Its zero value is useless; Close ends it.
+// Machine is one Fly Machine, made by NewMachine. Close ends it.
 type Machine struct {
 	cfg    MachineConfig
 	env    []string
@@ -88,16 +89,16 @@ type Machine struct {
 
 	mu      sync.Mutex
 	state   State
-	changed chan struct{} // closed at a change of state, and replaced
+	changed chan struct{} // closed at a change of state, then replaced
 	since   time.Time     // of the state
 	process *os.Process   // of the started command
-	halt    *halt         // of the current life: set when it is to stop
+	halt    *halt         // of the current life: set to stop it
 	code    int           // exit code of the last command
-	starts  int           // times that Start had something to do
+	starts  int           // times that Start started the machine
 	runs    int           // times that the command ran
 }
 
-// halt is the order to end a machine's life: in order, or by force.
+// halt is the order to end a machine's life: by signal, or by force.
 type halt struct {
 	once, forceOnce sync.Once
 	done, forced    chan struct{}
@@ -112,8 +113,7 @@ func (h *halt) force() {
 	h.order()
 }
 
-// NewMachine makes a machine, which is created and not yet started, with its
-// API socket.
+// NewMachine makes a machine with its API socket. The machine is not started.
 func NewMachine(cfg MachineConfig) (*Machine, error) {
 	switch {
 	case cfg.App == nil || len(cfg.Command) == 0:
@@ -141,7 +141,7 @@ func NewMachine(cfg MachineConfig) (*Machine, error) {
 	return m, nil
 }
 
-// fillIn sets what the caller left to Fly.
+// fillIn sets the defaults that Fly would set.
 func (m *Machine) fillIn() {
 	c := &m.cfg
 	if c.ID == "" {
@@ -167,8 +167,8 @@ func (m *Machine) fillIn() {
 	m.env = c.environ()
 }
 
-// environ is the command's whole environment: PATH and HOME as here, the
-// file's [env], Env, and Fly's own, which wins.
+// environ returns the command's whole environment: PATH and HOME of this process,
+// the file's [env], Env, and Fly's own variables, which win.
 func (c *MachineConfig) environ() []string {
 	values := map[string]string{"PATH": os.Getenv("PATH"), "HOME": "/root"}
 	if c.HostRoot {
@@ -198,8 +198,8 @@ func (c *MachineConfig) environ() []string {
 // machineVersion is a ULID, as Fly's are.
 const machineVersion = "01HTGGC1TZ2JHK83J4AC0R3VET"
 
-// memoryMB is what the file says of the machine's memory, or what its size has
-// at least; Fly's smallest machine without either.
+// memoryMB returns the file's memory, or the least memory of its size. Without
+// either, it is that of Fly's smallest machine.
 func (a *App) memoryMB() string {
 	if len(a.VM) == 0 {
 		return "256"
@@ -223,11 +223,11 @@ func (a *App) memoryMB() string {
 	return strconv.Itoa(least * max(cpus, 1))
 }
 
-// App is the machine's app, and ID its name.
+// App returns the machine's app. ID returns the machine's name.
 func (m *Machine) App() *App  { return m.cfg.App }
 func (m *Machine) ID() string { return m.cfg.ID }
 
-// Address is where the command listens for an internal port.
+// Address returns the command's address for an internal port.
 func (m *Machine) Address(internalPort int) string {
 	if addr, ok := m.cfg.Addresses[internalPort]; ok {
 		return addr
@@ -235,37 +235,37 @@ func (m *Machine) Address(internalPort int) string {
 	return net.JoinHostPort("127.0.0.1", strconv.Itoa(internalPort))
 }
 
-// State is the state now.
+// State returns the current state.
 func (m *Machine) State() State {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.state
 }
 
-// ExitCode is that of the last command that ended, 128 + signal when a signal
-// ended it.
+// ExitCode returns the exit code of the last command that ended, or 128 + signal if
+// a signal ended it.
 func (m *Machine) ExitCode() int {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.code
 }
 
-// Starts counts how often the machine was started; restarts of the command
-// within one life do not count.
+// Starts returns how often the machine was started. Restarts of the command within
+// one life do not count.
 func (m *Machine) Starts() int {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.starts
 }
 
-// Runs counts how often the command ran, restarts included.
+// Runs returns how often the command ran, restarts included.
 func (m *Machine) Runs() int {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.runs
 }
 
-// PID is the running command's process, or 0.
+// PID returns the process id of the running command, or 0.
 func (m *Machine) PID() int {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -275,8 +275,8 @@ func (m *Machine) PID() int {
 	return m.process.Pid
 }
 
-// Wait returns when the machine is in one of the states (default: stopped),
-// with the state that it is in when ctx ends.
+// Wait waits until the machine is in one of the states (default: stopped). If ctx
+// ends first, it returns the current state with an error.
 func (m *Machine) Wait(ctx context.Context, states ...State) (State, error) {
 	if len(states) == 0 {
 		states = []State{StateStopped}
@@ -311,9 +311,9 @@ func (m *Machine) turn(s State) {
 	m.log.Info("machine "+string(s), "exit_code", m.code)
 }
 
-// Start starts a machine that is created or stopped and returns when its
-// command runs, or could not be run. One that runs is left alone; one that is
-// stopping is waited for.
+// Start starts a machine that is created or stopped. It returns when the command
+// runs or could not run. It does nothing for a running machine, and waits for one
+// that is stopping.
 func (m *Machine) Start(ctx context.Context) error {
 	for {
 		m.mu.Lock()
@@ -349,8 +349,8 @@ func (m *Machine) Start(ctx context.Context) error {
 	}
 }
 
-// live runs the command, again as the restart policy says, until it may end or
-// halt is ordered. launched is told of the first attempt.
+// live runs the command, and again if the restart policy says so, until it may end
+// or halt is ordered. It sends the result of the first start to launched.
 func (m *Machine) live(h *halt, launched chan<- error) {
 	defer m.tasks.Done()
 	policy := m.cfg.App.RestartPolicy()
@@ -383,7 +383,7 @@ func (m *Machine) live(h *halt, launched chan<- error) {
 	}
 }
 
-// attend waits for the command's end and stops it when halt is ordered.
+// attend waits for the command's end. It stops the command when halt is ordered.
 func (m *Machine) attend(c *command, h *halt) (halted bool) {
 	m.mu.Lock()
 	m.process = c.process
@@ -445,7 +445,7 @@ func (m *Machine) Stop(ctx context.Context) error {
 	return err
 }
 
-// orderHalt asks the current life to end; false when there is none.
+// orderHalt orders the current life to end. It returns false if there is none.
 func (m *Machine) orderHalt(order func(*halt)) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -457,16 +457,16 @@ func (m *Machine) orderHalt(order func(*halt)) bool {
 	return true
 }
 
-// Kill ends the machine as a power failure does: no signal that could be
-// caught, no restart. It returns when the machine is stopped.
+// Kill ends the machine like a power failure: with no signal that the command could
+// catch, and no restart. It returns when the machine is stopped.
 func (m *Machine) Kill() {
 	if m.orderHalt((*halt).force) {
 		_, _ = m.Wait(context.Background())
 	}
 }
 
-// Close stops the machine by force, if it still runs, and takes it away with
-// its socket.
+// Close stops the machine by force, if it still runs, and removes it with its
+// socket.
 func (m *Machine) Close() error {
 	m.Kill()
 	m.mu.Lock()

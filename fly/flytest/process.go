@@ -5,7 +5,7 @@ import (
 	"syscall"
 )
 
-// killGroup ends a process and those that stayed in its group.
+// killGroup ends a process and the others of its process group.
 func killGroup(p *os.Process) {
 	_ = syscall.Kill(-p.Pid, syscall.SIGKILL)
 	_ = p.Kill()

@@ -13,34 +13,34 @@ import (
 	"time"
 )
 
-// ProxyConfig says what a proxy stands in front of. Machine is required.
+// ProxyConfig describes a proxy. Machine is required.
 type ProxyConfig struct {
 	Machine *Machine
-	// Listen gives, by public port, where to listen in its place. Default:
-	// 127.0.0.1, any free port.
+	// Listen maps a public port to the address to listen on instead. The default is
+	// 127.0.0.1 and any free port.
 	Listen map[int]string
-	// IdleStop is how long the machine may have no connection before it is
-	// stopped, where the file says stop. Zero is Fly's 5 minutes; below zero is
-	// never.
+	// IdleStop is how long the machine may have no connection before the proxy
+	// stops it, if the file says stop. Zero means Fly's 5 minutes; a negative value
+	// means never.
 	IdleStop time.Duration
-	// HoldTimeout bounds the wait of a connection for the machine, and for room
-	// under hard_limit. Zero is a minute.
+	// HoldTimeout bounds how long a connection waits for the machine and for a free
+	// place under hard_limit. Zero means a minute.
 	HoldTimeout time.Duration
-	// Certificate is that of the tls handlers. Nil: one is made for Hostname,
-	// which EdgeRoots verify.
+	// Certificate is the certificate of the tls handlers. If it is nil, the proxy
+	// makes one for Hostname, which EdgeRoots verify.
 	Certificate *tls.Certificate
-	// Hostname is the name that the shared address knows the app by, by SNI.
-	// Empty is the app's at fly.dev.
+	// Hostname is the app's name at the shared address, for SNI. Empty means the
+	// app's name at fly.dev.
 	Hostname string
-	// Dial reaches the machine, say in a network namespace. Default: as this
-	// process does.
+	// Dial connects to the machine, for example in a network namespace. The default
+	// connects from this process.
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
-	// Logger is told of connections that are refused or dropped. Nil discards.
+	// Logger logs refused and dropped connections. Nil discards them.
 	Logger *slog.Logger
 }
 
-// Proxy is Fly Proxy for the services of one app with one machine: raw TCP,
-// and the handlers tls, http and proxy_proto. Close ends it.
+// Proxy is Fly Proxy for the services of one app with one machine: raw TCP, and the
+// handlers tls, http and proxy_proto. Close ends it.
 type Proxy struct {
 	cfg       ProxyConfig
 	log       *slog.Logger
@@ -54,7 +54,7 @@ type Proxy struct {
 
 	mu     sync.Mutex
 	load   int
-	idle   time.Time // since when load is zero
+	idle   time.Time // time since which load is zero
 	conns  map[net.Conn]struct{}
 	closed bool
 
@@ -137,7 +137,7 @@ func (p *Proxy) serve(s Service) error {
 	return nil
 }
 
-// Addr is the address of the app's first port.
+// Addr returns the address of the app's first port.
 func (p *Proxy) Addr() string {
 	for _, s := range p.cfg.Machine.App().AllServices() {
 		for _, port := range s.Ports {
@@ -147,8 +147,8 @@ func (p *Proxy) Addr() string {
 	return ""
 }
 
-// AddrOf is where a public port is listened for; "" when it is none of the
-// app's.
+// AddrOf returns the listening address of a public port, or "" if the app has no
+// such port.
 func (p *Proxy) AddrOf(port int) string {
 	ln, ok := p.listeners[port]
 	if !ok {
@@ -157,8 +157,8 @@ func (p *Proxy) AddrOf(port int) string {
 	return ln.Addr().String()
 }
 
-// EdgeRoots is the PEM of the CA behind the certificate of the tls handlers,
-// nil without one or when it was given.
+// EdgeRoots returns the PEM of the CA of the tls handlers' certificate. It is nil
+// without such a handler, or if the certificate was given.
 func (p *Proxy) EdgeRoots() []byte {
 	if p.edge == nil {
 		return nil
@@ -166,28 +166,30 @@ func (p *Proxy) EdgeRoots() []byte {
 	return p.edge.roots
 }
 
-// Load is the number of connections now, held ones included, as Fly counts.
+// Load returns the current number of connections, as Fly counts: held ones are
+// included.
 func (p *Proxy) Load() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.load
 }
 
-// Accepted counts the connections that reached the machine's side of a
-// handler, Dropped those that were given up for want of room or of a machine.
+// Accepted returns the number of connections that reached the machine's side of a
+// handler.
 func (p *Proxy) Accepted() int64 { return p.accepted.Load() }
 
-// Dropped: see Accepted.
+// Dropped returns the number of connections that the proxy gave up, for lack of a
+// free place or of a machine.
 func (p *Proxy) Dropped() int64 { return p.dropped.Load() }
 
-// Freeze stops every byte, both ways, and leaves all connections open, as a
-// path does that loses packets. Thaw lets them go on.
+// Freeze stops every byte, both ways, and leaves all connections open, like a
+// network path that loses packets. Thaw ends it.
 func (p *Proxy) Freeze() { p.pause.shut() }
 
-// Thaw undoes Freeze.
+// Thaw ends Freeze.
 func (p *Proxy) Thaw() { p.pause.open() }
 
-// Cut closes every connection now, as an edge does that goes away.
+// Cut closes every connection at once, like an edge that goes away.
 func (p *Proxy) Cut() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -196,7 +198,7 @@ func (p *Proxy) Cut() {
 	}
 }
 
-// Close ends the proxy and its connections. The machine is left as it is.
+// Close ends the proxy and its connections. It does not change the machine.
 func (p *Proxy) Close() error {
 	p.mu.Lock()
 	p.closed = true
@@ -218,7 +220,7 @@ func (p *Proxy) accept(ln net.Listener, r *route) {
 			if p.ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
 				return
 			}
-			time.Sleep(10 * time.Millisecond) // out of descriptors
+			time.Sleep(10 * time.Millisecond) // no file descriptor is free
 			continue
 		}
 		if !p.track(conn) {
@@ -232,7 +234,7 @@ func (p *Proxy) accept(ln net.Listener, r *route) {
 	}
 }
 
-// track notes a connection to be cut; false when the proxy is closed.
+// track registers a connection for Cut. It returns false if the proxy is closed.
 func (p *Proxy) track(conn net.Conn) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -250,7 +252,7 @@ func (p *Proxy) untrack(conn net.Conn) {
 	delete(p.conns, conn)
 }
 
-// count adds to the load, and notes since when there is none.
+// count adds n to the load, and stores the time when the load becomes zero.
 func (p *Proxy) count(n int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -260,8 +262,8 @@ func (p *Proxy) count(n int) {
 	}
 }
 
-// autostop stops the machine when it had no load for IdleStop, which Fly's
-// loop also finds out some time later only.
+// autostop stops the machine after IdleStop without load. Like Fly's loop, it may
+// notice this some time later.
 func (p *Proxy) autostop() {
 	stops := slices.ContainsFunc(p.cfg.Machine.App().AllServices(), func(s Service) bool {
 		return s.AutoStopMachines == "stop" && s.MinMachinesRunning == 0

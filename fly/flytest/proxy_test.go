@@ -19,7 +19,7 @@ import (
 )
 
 func init() {
-	// web ADDR answers with the client's address as the edge gives it.
+	// web ADDR answers with the client's address from the edge's header.
 	commands["web"] = func(args []string) int {
 		err := http.ListenAndServe(args[0], http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			_, _ = io.WriteString(w, r.Header.Get("Fly-Client-IP")+" "+r.Header.Get("X-Forwarded-Proto")+" "+r.Host)
@@ -64,8 +64,8 @@ func TestHardLimit(t *testing.T) {
 	}
 }
 
-// TestSoftLimit: soft_limit calls for another machine. Where there is none it
-// keeps nobody waiting: hard_limit alone does.
+// TestSoftLimit: at soft_limit the proxy prefers another machine. If there is none,
+// no connection waits: only hard_limit makes one wait.
 func TestSoftLimit(t *testing.T) {
 	t.Parallel()
 	app := parse(t, rawApp+"\n[[vm]]\nsize = \"shared-cpu-1x\"\n")
@@ -198,7 +198,7 @@ func TestHTTPService(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	request.Header.Set("Fly-Client-IP", "192.0.2.1") // a lie
+	request.Header.Set("Fly-Client-IP", "192.0.2.1") // a forged header
 	resp, err := client.Do(request)
 	if err != nil {
 		t.Fatal(err)
@@ -210,7 +210,7 @@ func TestHTTPService(t *testing.T) {
 	}
 }
 
-// TestTwoMachinesEachWithTheirOwnFly: both see /.fly, and only their own.
+// TestTwoMachinesEachWithTheirOwnFly: each machine sees only its own /.fly.
 func TestTwoMachinesEachWithTheirOwnFly(t *testing.T) {
 	t.Parallel()
 	if os.Geteuid() != 0 {

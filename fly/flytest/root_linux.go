@@ -12,9 +12,10 @@ import (
 
 const ownRootPossible = true
 
-// enterOwnRoot gives the calling thread, and what it executes, a root folder
-// like this host's, but for /.fly, which is flyDir. The host sees none of it,
-// and the machine not the host's way to flyDir. scratch is an empty folder.
+// enterOwnRoot gives the calling thread, and the programs it executes, a root
+// folder like this host's, but with flyDir as /.fly. The host does not see the
+// change, and the machine does not see the host's path of flyDir. scratch is an
+// empty folder.
 func enterOwnRoot(scratch, flyDir string) error {
 	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
 		return fmt.Errorf("new mount namespace: %w", err)
@@ -50,7 +51,7 @@ func enterOwnRoot(scratch, flyDir string) error {
 	return changeRoot(scratch)
 }
 
-// repeat makes what is at from appear at to.
+// repeat makes the file or folder at from also appear at to.
 func repeat(from, to string) error {
 	info, err := os.Lstat(from)
 	if err != nil {
@@ -77,9 +78,9 @@ func repeat(from, to string) error {
 	return unix.Mount(from, to, "", unix.MS_BIND|unix.MS_REC, "")
 }
 
-// changeRoot makes root the root folder and lets go of the old one. Where that
-// cannot be (the root of an initial ramdisk), the old one stays out of reach
-// below.
+// changeRoot makes root the root folder and unmounts the old one. If that is not
+// possible (the old root is an initial ramdisk), the old one stays below, out of
+// reach.
 func changeRoot(root string) error {
 	if err := unix.Chdir(root); err != nil {
 		return err

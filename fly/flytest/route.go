@@ -22,17 +22,17 @@ const (
 	dialAgain     = 10 * time.Millisecond
 )
 
-// route is the way from one public port to the machine.
+// route is the path from one public port to the machine.
 type route struct {
 	proxy   *Proxy
 	service Service
 	port    Port
 	room    *slots
-	// transport is the http handler's; dialling wakes the machine.
+	// transport belongs to the http handler. Its dial wakes the machine.
 	transport http.RoundTripper
 }
 
-// handle carries one connection, and closes nothing but what it opened.
+// handle carries one connection. It closes only the connections that it opened.
 func (r *route) handle(ctx context.Context, conn net.Conn) {
 	p := r.proxy
 	if !p.pause.wait(ctx) {
@@ -46,7 +46,7 @@ func (r *route) handle(ctx context.Context, conn net.Conn) {
 		cancel()
 		if err != nil {
 			p.log.Debug("edge handshake", "error", err)
-			return // and the machine sleeps on
+			return // the machine is not woken
 		}
 		front = tlsConn
 	}
@@ -72,8 +72,8 @@ func (r *route) handle(ctx context.Context, conn net.Conn) {
 	r.carry(ctx, front, back)
 }
 
-// reach waits for room and for the machine, which it starts, and connects. On
-// success the caller leaves the room.
+// reach waits for a free place and for the machine, which it starts if needed, and
+// connects. On success the caller must free the place.
 func (r *route) reach(ctx context.Context) (*net.TCPConn, error) {
 	ctx, cancel := context.WithTimeout(ctx, r.proxy.cfg.HoldTimeout)
 	defer cancel()
@@ -88,7 +88,7 @@ func (r *route) reach(ctx context.Context) (*net.TCPConn, error) {
 	return conn, nil
 }
 
-// wake connects to the machine's port, and starts the machine when it is down.
+// wake connects to the machine's port. It starts the machine if it is down.
 func (r *route) wake(ctx context.Context) (*net.TCPConn, error) {
 	m := r.proxy.cfg.Machine
 	for {
@@ -115,7 +115,7 @@ func (r *route) wake(ctx context.Context) (*net.TCPConn, error) {
 	}
 }
 
-// announce sends the PROXY header that the handler asks for.
+// announce sends the PROXY header, if the handler asks for it.
 func (r *route) announce(back, client net.Conn) error {
 	if !slices.Contains(r.port.Handlers, "proxy_proto") {
 		return nil
@@ -129,19 +129,19 @@ func (r *route) announce(back, client net.Conn) error {
 	return err
 }
 
-// duplex is a connection whose sending side closes on its own.
+// duplex is a connection whose sending side can be closed alone.
 type duplex interface {
 	net.Conn
 	CloseWrite() error
 }
 
-// carry copies both ways until both have ended, half-close kept.
+// carry copies both ways until both have ended. It preserves half-close.
 func (r *route) carry(ctx context.Context, front duplex, back *net.TCPConn) {
 	defer context.AfterFunc(ctx, func() { front.Close(); back.Close() })()
 	var both sync.WaitGroup
 	one := func(to, from duplex) {
 		if _, err := io.Copy(gated{to, ctx, &r.proxy.pause}, onlyReader{from}); err != nil {
-			// One side is gone: so is the other.
+			// If one side breaks, close both.
 			front.Close()
 			back.Close()
 			return
@@ -153,10 +153,10 @@ func (r *route) carry(ctx context.Context, front duplex, back *net.TCPConn) {
 	both.Wait()
 }
 
-// onlyReader keeps io.Copy from handing the bytes to the kernel, past the gate.
+// onlyReader keeps io.Copy from copying in the kernel, which would bypass the gate.
 type onlyReader struct{ io.Reader }
 
-// gated writes when the gate is open.
+// gated writes only while the gate is open.
 type gated struct {
 	io.Writer
 	ctx  context.Context
@@ -171,10 +171,10 @@ func (g gated) Write(p []byte) (int, error) {
 	return g.Writer.Write(p)
 }
 
-// gate is open, or shut until it is opened. The zero gate is open.
+// gate is open, or shut until the next open. The zero gate is open.
 type gate struct {
 	mu     sync.Mutex
-	closed chan struct{} // nil when open
+	closed chan struct{} // nil if open
 }
 
 func (g *gate) shut() {
@@ -194,7 +194,7 @@ func (g *gate) open() {
 	}
 }
 
-// wait returns true when the gate is open, false when ctx ended before.
+// wait returns true when the gate is open, and false if ctx ends first.
 func (g *gate) wait(ctx context.Context) bool {
 	for {
 		g.mu.Lock()
@@ -211,7 +211,7 @@ func (g *gate) wait(ctx context.Context) bool {
 	}
 }
 
-// slots is the room of a service on its machine: hard_limit connections.
+// slots are the free places of a service on its machine: hard_limit connections.
 type slots struct{ taken chan struct{} } // nil: no limit
 
 func newSlots(c *Concurrency) *slots {

@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// Values that Fly knows, and flyctl does not check.
+// Values that Fly accepts. flyctl does not check them.
 var (
 	killSignals = []string{"SIGINT", "SIGTERM", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGKILL", "SIGSTOP"}
 	handlers    = []string{"http", "tls", "pg_tls", "proxy_proto"}
@@ -21,10 +21,10 @@ var (
 	vmSize      = regexp.MustCompile(`^(shared-cpu|performance)-(1|2|4|6|8|10|12|14|16)x$`)
 )
 
-// maxKillTimeout is the longest that Fly waits.
+// maxKillTimeout is the longest kill_timeout of Fly.
 const maxKillTimeout = 300 * time.Second
 
-// check asks for what flyctl lets pass and Fly then refuses or ignores.
+// check refuses values that flyctl accepts but Fly refuses or ignores.
 func (a *App) check() error {
 	var errs []error
 	note := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
@@ -109,7 +109,7 @@ func (m Mount) check() error {
 	return nil
 }
 
-// gigabytes reads "20gb".
+// gigabytes parses "20gb".
 func gigabytes(s string, least, most int) (int, error) {
 	number, ok := strings.CutSuffix(strings.ToLower(s), "gb")
 	n, err := strconv.Atoi(number)
@@ -169,7 +169,7 @@ func (s Service) check() error {
 	return errors.Join(errs...)
 }
 
-// checkTimes wants a unit in each: a bare number is milliseconds to Fly.
+// checkTimes requires a unit in each time: Fly reads a bare number as milliseconds.
 func checkTimes(interval, timeout, grace string) error {
 	for name, s := range map[string]string{"interval": interval, "timeout": timeout, "grace_period": grace} {
 		if s == "" {
@@ -210,7 +210,7 @@ func (v VM) check() error {
 	return nil
 }
 
-// megabytes reads "512mb" and "4gb".
+// megabytes parses "512mb" and "4gb".
 func megabytes(s string) (int, error) {
 	lower, factor := strings.ToLower(s), 1
 	number, ok := strings.CutSuffix(lower, "mb")

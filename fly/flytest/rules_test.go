@@ -44,8 +44,8 @@ guest_path = "/etc/file"
 raw_value = "text"
 `
 
-// TestRules has every fault that flyctl lets pass refused, and the file that
-// it was made from accepted.
+// TestRules checks that each fault that flyctl accepts is refused, and that the
+// file without the fault is accepted.
 func TestRules(t *testing.T) {
 	t.Parallel()
 	if _, err := ParseApp([]byte(goodApp)); err != nil {
@@ -100,7 +100,7 @@ func TestRules(t *testing.T) {
 	}
 }
 
-// FuzzParseApp: what is accepted names an app, and keeps to the rules.
+// FuzzParseApp: an accepted file names an app and follows the rules.
 func FuzzParseApp(f *testing.F) {
 	f.Add([]byte(goodApp))
 	f.Add([]byte(rawApp))

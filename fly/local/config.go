@@ -12,8 +12,8 @@ import (
 	"github.com/mayfly-ca/mayfly/client/configfile"
 )
 
-// The demonstration's own policy. The issuers and the endpoint are replaced by
-// this machine's, as those of --config are.
+// demoPolicy is the demonstration's own policy. This machine's issuers and endpoint
+// replace those in it, as they do in the files of --config.
 const demoPolicy = `version: 1
 trust_domain: local.mayfly.example
 providers:
@@ -37,14 +37,14 @@ rules:
     grant: {role: admin}
 `
 
-// settings are the policy and the issuer's configuration that the run starts
-// from, as YAML maps that keep every key of the user's files.
+// settings are the policy and the issuer's configuration of a run, as YAML maps
+// that keep every key of the user's files.
 type settings struct {
 	policy, issuer map[string]any
 }
 
-// loadSettings reads DIR/policy.yaml and DIR/issuer.yaml, or the
-// demonstration's own.
+// loadSettings reads DIR/policy.yaml and DIR/issuer.yaml, or the demonstration's
+// own files.
 func loadSettings(dir string) (settings, error) {
 	s := settings{policy: map[string]any{}, issuer: map[string]any{}}
 	policy := []byte(demoPolicy)
@@ -71,7 +71,7 @@ func loadSettings(dir string) (settings, error) {
 	return s, nil
 }
 
-// parseMap reads the YAML of file into a map that keeps every key.
+// parseMap parses the YAML of file into a map that keeps every key.
 func parseMap(file string, data []byte) (map[string]any, error) {
 	doc, err := configfile.Parse(file, data)
 	if err != nil {
@@ -91,8 +91,8 @@ func (s settings) trustDomain() string {
 	return name
 }
 
-// engine is the one that the machine serves: the engine of the first server
-// rule, or else the first by name.
+// engine returns the engine that the machine serves: that of the first server rule,
+// or else the first by name.
 func (s settings) engine() string {
 	for _, rule := range s.rules() {
 		grant := section(rule, "grant")
@@ -124,7 +124,7 @@ func (s settings) rules() []map[string]any {
 	return rules
 }
 
-// serverNames are what the CA's name constraints must permit.
+// serverNames returns the names that the CA's name constraints must permit.
 func (s settings) serverNames() []string {
 	var names []string
 	seen := map[string]bool{}
@@ -143,7 +143,7 @@ func (s settings) serverName(engine string) string {
 	return name
 }
 
-// clientID is the first people provider's.
+// clientID returns the client id of the first people provider.
 func (s settings) clientID() string {
 	for _, provider := range section(s.policy, "providers") {
 		m, _ := provider.(map[string]any)
@@ -154,9 +154,9 @@ func (s settings) clientID() string {
 	return "mayfly"
 }
 
-// useProviders replaces the issuers, by type, by this machine's stand-ins. The
-// first provider of a type gets it: no two may share an issuer, so rules of
-// another of the same type match nobody here.
+// useProviders replaces the issuers, by type, with this machine's stand-ins. Only
+// the first provider of a type gets one, since no two may share an issuer. Rules of
+// another provider of that type match no token here.
 func (s settings) useProviders(issuers map[string]string) {
 	used := map[string]bool{}
 	for _, name := range s.providersInRuleOrder() {
@@ -170,7 +170,7 @@ func (s settings) useProviders(issuers map[string]string) {
 	}
 }
 
-// providersInRuleOrder has each provider once, those that rules name first.
+// providersInRuleOrder returns each provider once, those named in rules first.
 func (s settings) providersInRuleOrder() []string {
 	var names []string
 	seen := map[string]bool{}
@@ -190,7 +190,7 @@ func (s settings) providersInRuleOrder() []string {
 	return names
 }
 
-// useEndpoint replaces every engine's endpoint by this machine's.
+// useEndpoint replaces every engine's endpoint with this machine's.
 func (s settings) useEndpoint(endpoint string) {
 	for _, engine := range section(s.policy, "engines") {
 		if m, ok := engine.(map[string]any); ok {
@@ -209,9 +209,9 @@ func (s settings) admitted(kind string) map[string]any {
 	return map[string]any{}
 }
 
-// admin returns what makes the stand-in's person, whom the first rule of type
-// people admits, one whom a rule grants the role admin: nothing where it is the
-// same rule, or where no rule does.
+// admin returns the claims that turn the stand-in's person into an admin. That
+// person has the claims of the first rule of type people. The result is empty if
+// that same rule grants the role admin, or if no rule does.
 func (s settings) admin() map[string]any {
 	claims := map[string]any{}
 	for _, rule := range s.rules() {
@@ -219,8 +219,8 @@ func (s settings) admin() map[string]any {
 		case s.kindOf(rule) != "people":
 			continue
 		case section(rule, "grant")["role"] != "admin":
-			// Of this rule's claims none stays that would match before the
-			// admin's; sub, which every token has, becomes another.
+			// Remove this rule's claims, which would match before the admin's rule.
+			// sub, which every token has, gets another value.
 			for claim := range section(rule, "match") {
 				claims[claim] = nil
 			}
@@ -240,8 +240,8 @@ func (s settings) kindOf(rule map[string]any) string {
 	return kind
 }
 
-// admittedBy takes of a list the first value, and of a pattern one that it
-// matches.
+// admittedBy returns claims that rule matches. It takes the first value of a list,
+// and a value that matches a pattern.
 func admittedBy(rule map[string]any) map[string]any {
 	claims := map[string]any{}
 	for claim, want := range section(rule, "match") {
@@ -256,8 +256,8 @@ func admittedBy(rule map[string]any) map[string]any {
 	return claims
 }
 
-// useIssuer sets what this machine decides: addresses, URL and key paths. A
-// PostgreSQL store of the user's stays; a file is made again here.
+// useIssuer sets the values of this machine: addresses, URL and key paths. It keeps
+// the user's PostgreSQL store; a file is made new.
 func (s settings) useIssuer(listen, publicURL, dir string) {
 	s.issuer["listen"] = listen
 	s.issuer["public_url"] = publicURL
@@ -273,13 +273,13 @@ func (s settings) useIssuer(listen, publicURL, dir string) {
 		s.issuer["store"] = filepath.Join(dir, "store")
 	}
 	s.issuer["policy"] = filepath.Join(dir, "policy.yaml")
-	delete(s.issuer, "run_as") // whom this run's folder, which is root's alone, keeps out
+	delete(s.issuer, "run_as") // that user could not read this run's folder, which only root can
 	if s.issuer["metrics_listen"] != nil {
 		s.issuer["metrics_listen"] = "127.0.0.1:0"
 	}
 }
 
-// foreignStore reports whether the user's store is a database server's.
+// foreignStore reports whether the user's store is on a database server.
 func (s settings) foreignStore() bool {
 	store, _ := s.issuer["store"].(string)
 	return strings.HasPrefix(store, "postgres://") || strings.HasPrefix(store, "postgresql://") || strings.HasPrefix(store, "env:")

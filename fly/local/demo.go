@@ -22,12 +22,12 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer/idtokentest"
 )
 
-// cutWithin bounds how long the demonstration waits for a revoked build to die
-// before it calls that a failure.
+// cutWithin is how long the demonstration waits for a revoked build to end before
+// it reports a failure.
 const cutWithin = 10 * time.Second
 
-// demonstrate runs the steps in order. The code is that of the user's command
-// where there is one.
+// demonstrate runs the steps in order. It returns the exit code of the user's
+// command, if there is one.
 func demonstrate(ctx context.Context, o options, r *report, stdout io.Writer) (code int, err error) {
 	s, err := newStack(o, r)
 	if err != nil {
@@ -68,20 +68,20 @@ func demonstrate(ctx context.Context, o options, r *report, stdout io.Writer) (c
 	return code, nil
 }
 
-// job is what a CI job does. Each has a run of its own: a revoked run stays out.
+// job is a CI job. Each has its own run, since a revoked run stays refused.
 type job struct {
 	stack  *stack
 	runID  string
 	runner *idtokentest.Job
 }
 
-// newJob is a job that GitHub has started.
+// newJob returns a job as GitHub has started it.
 func newJob(s *stack) *job {
 	runID := strconv.FormatInt(time.Now().UnixMicro(), 10)
 	return &job{stack: s, runID: runID, runner: s.providers.github.NewJob(map[string]any{"run_id": runID})}
 }
 
-// env is what the job's steps have: where the issuer is, and the runner's token
+// env returns the variables of the job's steps: the issuer and the runner's token
 // endpoint.
 func (j *job) env() []string {
 	return append(j.stack.commandEnv(),
@@ -91,7 +91,7 @@ func (j *job) env() []string {
 		"ACTIONS_ID_TOKEN_REQUEST_TOKEN="+j.runner.RequestToken)
 }
 
-// command is -- CMD: the tunnel around the user's own program.
+// command runs -- CMD: the user's own program in the tunnel.
 func (j *job) command(ctx context.Context, argv []string, stdout io.Writer) (int, error) {
 	r := j.stack.report
 	if err := r.run("token", func() (string, error) { return j.token(ctx) }); err != nil {
@@ -103,7 +103,7 @@ func (j *job) command(ctx context.Context, argv []string, stdout io.Writer) (int
 		cmd.Stdin = os.Stdin
 		cmd.Stdout, cmd.Stderr = stdout, r.progress
 		if j.stack.options.json {
-			cmd.Stdout = r.progress // standard output is the report's alone
+			cmd.Stdout = r.progress // standard output is only for the report
 		}
 		err := cmd.Run()
 		var exit *exec.ExitError
@@ -119,7 +119,7 @@ func (j *job) command(ctx context.Context, argv []string, stdout io.Writer) (int
 	return 0, r.run("list", func() (string, error) { return j.list(ctx) })
 }
 
-// exitCode is the command's own, or 128 + signal, as shells tell it.
+// exitCode returns the command's own code, or 128 + signal as shells do.
 func exitCode(exit *exec.ExitError) int {
 	if status, ok := exit.Sys().(syscall.WaitStatus); ok && status.Signaled() {
 		return 128 + int(status.Signal())
@@ -127,7 +127,7 @@ func exitCode(exit *exec.ExitError) int {
 	return exit.ExitCode()
 }
 
-// builds is the demonstration itself.
+// builds runs the demonstration itself.
 func (j *job) builds(ctx context.Context) error {
 	for _, step := range []struct {
 		name string
@@ -140,7 +140,7 @@ func (j *job) builds(ctx context.Context) error {
 	return nil
 }
 
-// token fetches an ID token as the runner's steps do, and tells what it says.
+// token fetches an ID token as the runner's steps do, and describes its claims.
 func (j *job) token(ctx context.Context) (string, error) {
 	raw, err := j.fetchToken(ctx)
 	if err != nil {
@@ -170,7 +170,8 @@ func (j *job) token(ctx context.Context) (string, error) {
 		claims.Ref, claims.Event, claims.RunID, claims.EXP-claims.IAT), nil
 }
 
-// fetchToken asks the runner's token endpoint, whose URL has a query already.
+// fetchToken sends a request to the runner's token endpoint, whose URL has a query
+// already.
 func (j *job) fetchToken(ctx context.Context) (string, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet,
 		j.runner.RequestURL+"&audience="+url.QueryEscape("mayfly:"+j.stack.settings.trustDomain()), nil)
@@ -196,7 +197,7 @@ func (j *job) fetchToken(ctx context.Context) (string, error) {
 	return answer.Value, nil
 }
 
-// exec is `mayfly exec -- ARGV` with the variables that a job on GitHub has.
+// exec returns `mayfly exec -- ARGV` with the variables of a job on GitHub.
 func (j *job) exec(ctx context.Context, argv ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, j.stack.program("mayfly"), append([]string{"exec", "--"}, argv...)...)
 	cmd.Env = j.env()
@@ -205,15 +206,15 @@ func (j *job) exec(ctx context.Context, argv ...string) *exec.Cmd {
 	return cmd
 }
 
-// buildctl is the command line of one build of the demonstration.
+// buildctl returns the command line of one build of the demonstration.
 func (j *job) buildctl(dockerfile string, more ...string) []string {
 	context := j.stack.path("context")
 	return append([]string{j.stack.tools.buildctl, "build", "--progress", "plain", "--frontend", "dockerfile.v0",
 		"--local", "context=" + context, "--local", "dockerfile=" + context, "--opt", "filename=" + dockerfile, "--no-cache"}, more...)
 }
 
-// build is a real build through the tunnel: the machine starts on connect, and
-// the RUN step's product is run here.
+// build runs a real build through the tunnel. The connection starts the machine,
+// and the product of the RUN step runs here.
 func (j *job) build(ctx context.Context) (string, error) {
 	out := j.stack.path("out")
 	shown := &indent{w: j.stack.report.progress, prefix: "    | "}
@@ -231,7 +232,7 @@ func (j *job) build(ctx context.Context) (string, error) {
 	return strings.TrimSpace(string(said)), nil
 }
 
-// certificate is what list and revoke read of the API's list.
+// certificate holds the fields of the API's list that list and revoke use.
 type certificate struct {
 	Serial     string `json:"serial"`
 	Rule       string `json:"rule"`
@@ -267,8 +268,8 @@ func (j *job) list(ctx context.Context) (string, error) {
 	return fmt.Sprintf("%s %s, rule %s, %s", c.Serial, c.Status, c.Rule, c.Identity), nil
 }
 
-// revoke starts a long build, revokes its certificate in the middle, and
-// measures from the end of the revoking call to the end of the build's tunnel.
+// revoke starts a long build and revokes its certificate during the build. It
+// measures from the end of the revoke call to the end of the build's tunnel.
 func (j *job) revoke(ctx context.Context) (string, error) {
 	j = newJob(j.stack)
 	build := &longBuild{shown: &indent{w: j.stack.report.progress, prefix: "    | "}, ticking: make(chan struct{})}
@@ -310,10 +311,10 @@ func (j *job) revoke(ctx context.Context) (string, error) {
 // longBuild is a build that runs until something ends it.
 type longBuild struct {
 	shown   *indent
-	ticking chan struct{} // closed when the RUN step is seen running
+	ticking chan struct{} // closed when the output of the RUN step appears
 	done    chan struct{}
 	err     error     // how the command ended; valid after done, as is ended
-	ended   time.Time // when
+	ended   time.Time // end time
 
 	cmd  *exec.Cmd
 	once sync.Once
@@ -322,7 +323,7 @@ type longBuild struct {
 
 func (b *longBuild) start(cmd *exec.Cmd) error {
 	b.cmd, b.done = cmd, make(chan struct{})
-	cmd.Stdout, cmd.Stderr = b, b // one writer: the command's copies do not overlap
+	cmd.Stdout, cmd.Stderr = b, b // one writer, so the command does not write concurrently
 	if err := cmd.Start(); err != nil {
 		return err
 	}
@@ -344,8 +345,8 @@ func (b *longBuild) Write(p []byte) (int, error) {
 	return b.shown.Write(p)
 }
 
-// stop ends a build that nothing else has ended.
+// stop ends a build that has not ended yet.
 func (b *longBuild) stop() {
-	_ = b.cmd.Process.Signal(syscall.SIGTERM) // it has ended in all but the failing paths
+	_ = b.cmd.Process.Signal(syscall.SIGTERM) // it still runs only after a failure
 	<-b.done
 }

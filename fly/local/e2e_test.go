@@ -19,8 +19,8 @@ import (
 	"time"
 )
 
-// The test binary is the OCI runtime shim where runc has no seccomp, as the
-// program itself is, and a program that go run has started.
+// The test binary is also two other programs, as local itself is: the OCI runtime
+// shim for a runc without seccomp, and a program that go run has started.
 func TestMain(m *testing.M) {
 	switch filepath.Base(os.Args[0]) {
 	case runcShimName:
@@ -37,7 +37,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// wantRoot skips, with what to do about it, where no engine can run.
+// wantRoot skips the test where no engine can run, and says what to do.
 func wantRoot(t *testing.T) {
 	t.Helper()
 	if runtime.GOOS == "linux" && os.Geteuid() == 0 {
@@ -49,8 +49,8 @@ func wantRoot(t *testing.T) {
 	t.Skip("a real engine wants root on Linux: run the tests with sudo")
 }
 
-// The README's first command: a real build through a tunnel, and a second one
-// that its certificate's revocation ends.
+// The README's first command: a real build through a tunnel, and a second build
+// that ends when its certificate is revoked.
 func TestDemonstration(t *testing.T) {
 	wantRoot(t)
 	before := leftovers(t)
@@ -88,7 +88,7 @@ func TestDemonstration(t *testing.T) {
 	}
 }
 
-// leftovers are this process's folders, mounts and control groups.
+// leftovers returns this process's folders, mounts and control groups.
 func leftovers(t *testing.T) []string {
 	t.Helper()
 	var found []string
@@ -111,8 +111,8 @@ func leftovers(t *testing.T) []string {
 	return found
 }
 
-// The user's own command runs when the engine is awake, gets the tunnel's
-// variables, and its exit code is passed on.
+// The user's own command runs after the engine is awake and gets the tunnel's
+// variables. Its exit code is returned.
 func TestCommandInTheTunnel(t *testing.T) {
 	wantRoot(t)
 	t.Parallel()
@@ -130,8 +130,8 @@ func TestCommandInTheTunnel(t *testing.T) {
 	}
 }
 
-// --keep tells in DIR/env how to reach everything, starts a killed issuer
-// again, and leaves an empty folder.
+// --keep writes to DIR/env how to reach each part, restarts a killed issuer, and
+// leaves an empty folder.
 func TestKeep(t *testing.T) {
 	wantRoot(t)
 	t.Parallel()
@@ -163,7 +163,7 @@ func TestKeep(t *testing.T) {
 	}
 }
 
-// waitEnv waits for DIR/env of an issuer other than pid, and reads it as a
+// waitEnv waits for the DIR/env of an issuer other than pid, and reads it as a
 // shell does.
 func waitEnv(t *testing.T, dir, pid string, ended <-chan int) map[string]string {
 	t.Helper()
@@ -189,8 +189,8 @@ func waitEnv(t *testing.T, dir, pid string, ended <-chan int) map[string]string 
 	return nil
 }
 
-// asks shows that what DIR/env names answers: the stand-ins mint for this
-// issuer, and the admin's token lists.
+// asks checks the servers in DIR/env: the stand-ins mint for this issuer, and the
+// admin's token can list certificates.
 func asks(t *testing.T, env map[string]string) {
 	t.Helper()
 	for _, base := range []string{env["GITHUB_OIDC"], env["FLY_OIDC"]} {
@@ -216,7 +216,7 @@ func asks(t *testing.T, env map[string]string) {
 	}
 }
 
-// tee keeps output for assertions and shows it in the test's log.
+// tee keeps output for assertions and also writes it to the test's log.
 type tee struct {
 	t    *testing.T
 	kept bytes.Buffer

@@ -13,25 +13,25 @@ import (
 	"syscall"
 )
 
-// daggerImage is the engine that --engine dagger runs where Docker is and no
-// dagger-engine is in PATH. Its version is the SDK's in go.mod.
+// daggerImage is the engine of --engine dagger if Docker is installed and PATH has
+// no dagger-engine. Its version is that of the SDK in go.mod.
 const daggerImage = "registry.dagger.io/engine:v0.21.8"
 
-// engine is the command that the sidecar starts, and the unix socket that it
-// then serves.
+// engine is the command that the sidecar starts, with the unix socket that the
+// command serves.
 type engine struct {
 	command []string
 	socket  string
-	// cgroup is the parent of the build containers' control groups, made by
-	// the engine and removed by clean; empty where the engine has its own.
+	// cgroup is the parent of the build containers' control groups. The engine
+	// makes it and clean removes it. It is empty if the engine manages its own.
 	cgroup string
 }
 
-// ownName begins the names of what this process makes outside of a folder that it
-// was given.
+// ownName begins the names of everything that this process makes outside of a given
+// folder.
 var ownName = fmt.Sprintf("mayfly-local-%d-", os.Getpid())
 
-// engineFor prepares the engine of the options below dir.
+// engineFor prepares the engine of the options, with its files below dir.
 func engineFor(o options, t tools, dir string) (engine, error) {
 	switch o.engine {
 	case "cmd":
@@ -45,11 +45,11 @@ func engineFor(o options, t tools, dir string) (engine, error) {
 func buildkitEngine(t tools, dir string) (engine, error) {
 	e := engine{
 		socket: filepath.Join(dir, "engine.sock"),
-		cgroup: fmt.Sprintf("%s%.6x", ownName, sha256.Sum256([]byte(dir))), // each run's own
+		cgroup: fmt.Sprintf("%s%.6x", ownName, sha256.Sum256([]byte(dir))), // another one for each run
 	}
 	config := filepath.Join(dir, "buildkitd.toml")
-	// Unless told, buildkitd has an OCI worker only where a runc is in PATH,
-	// whatever runtime it is given.
+	// Without this setting, buildkitd has an OCI worker only if PATH has a runc,
+	// whatever its configured runtime.
 	text := fmt.Sprintf("[worker.oci]\n  enabled = true\n  defaultCgroupParent = %q\n[worker.containerd]\n  enabled = false\n", "/"+e.cgroup)
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		return engine{}, err
@@ -77,8 +77,8 @@ func daggerEngine(dir string) (engine, error) {
 		"--volume", dir + ":/mayfly", daggerImage, "--addr", "unix:///mayfly/engine.sock"}}, nil
 }
 
-// clean removes the control groups that the engine's containers leave behind:
-// runc removes a container's own, and nobody their parent.
+// clean removes the control groups that the engine's containers leave behind. runc
+// removes a container's own group, but not the parent.
 func (e engine) clean() error {
 	if e.cgroup == "" {
 		return nil
@@ -94,8 +94,8 @@ func (e engine) clean() error {
 	return all
 }
 
-// removeCgroup removes a control group and those below it, innermost first:
-// only rmdir is possible there.
+// removeCgroup removes a control group and those below it, innermost first. Only
+// rmdir works on control groups.
 func removeCgroup(dir string) error {
 	var dirs []string
 	err := filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
@@ -112,8 +112,8 @@ func removeCgroup(dir string) error {
 	return err
 }
 
-// demoContext writes the build context of the demonstration: a program
-// compiled here, so that nothing is pulled.
+// demoContext writes the build context of the demonstration: a program compiled
+// here, so that the build pulls nothing.
 func demoContext(ctx context.Context, module, dir string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err

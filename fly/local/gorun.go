@@ -8,9 +8,9 @@ import (
 	"time"
 )
 
-// goRun is the process id of the `go run` that started this program, 0 where
-// none did. It passes an interrupt on, but dies of the signal that kill sends,
-// and everything would stay up without anyone to stop it.
+// goRun is the process id of the `go run` that started this program, or 0. `go run`
+// forwards an interrupt, but the signal of kill ends it at once. Without watch, all
+// processes would then keep running.
 type goRun int
 
 func startedByGoRun() goRun {
@@ -22,8 +22,8 @@ func startedByGoRun() goRun {
 	return goRun(parent)
 }
 
-// watch calls end when g has ended, and returns then or when ctx ends; at once
-// where there is none.
+// watch calls end when g has ended, and returns then or when ctx ends. It returns
+// at once if g is 0.
 func (g goRun) watch(ctx context.Context, end func()) {
 	if g == 0 {
 		return

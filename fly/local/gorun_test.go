@@ -9,10 +9,10 @@ import (
 	"testing"
 )
 
-// watchedName is what the test binary is called as a program that go run started.
+// watchedName is the test binary's name as a program that go run started.
 const watchedName = "watched-by-go-run"
 
-// A run ends with the go run that started it, however that ends.
+// A run ends with the go run that started it, whatever ended that.
 func TestEndsWithGoRun(t *testing.T) {
 	t.Parallel()
 	if runtime.GOOS != "linux" {
@@ -45,7 +45,7 @@ func TestEndsWithGoRun(t *testing.T) {
 	if err := cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	if !said.Scan() || said.Text() != "context canceled" { // the pipe ends with the program
+	if !said.Scan() || said.Text() != "context canceled" { // the pipe closes when the program ends
 		t.Errorf("the program said %q", said.Text())
 	}
 	if err := cmd.Wait(); err == nil {

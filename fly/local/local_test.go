@@ -50,7 +50,7 @@ func TestParse(t *testing.T) {
 	}
 }
 
-// The user's own files keep what they say, but for what this machine decides.
+// The user's own files keep their values, except those that this machine sets.
 func TestSettingsOfTheUser(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -106,7 +106,7 @@ rules:
 	}
 }
 
-// MAYFLY_ADMIN_TOKEN is an admin's, whatever the order of the user's rules.
+// MAYFLY_ADMIN_TOKEN belongs to an admin, whatever the order of the user's rules.
 func TestAdminOfTheUser(t *testing.T) {
 	t.Parallel()
 	const providers = "trust_domain: ci.example.org\nproviders: {staff: {type: people}}\nengines: {e: {}}\nrules:\n"
@@ -136,7 +136,7 @@ func TestAdminOfTheUser(t *testing.T) {
 	}
 }
 
-// A mistake in the user's files has its place.
+// An error in the user's files names its place.
 func TestBadSettings(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct{ policy, issuer, want string }{
@@ -171,8 +171,8 @@ func TestShellQuote(t *testing.T) {
 	}
 }
 
-// buildkitd has an OCI worker where it is told to, or where a runc is in PATH,
-// which no machine needs for ours; and each run has control groups of its own.
+// buildkitd has an OCI worker if its configuration says so, or if PATH has a runc,
+// which our engine does not need. Each run has its own control groups.
 func TestBuildkitEngine(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -199,7 +199,7 @@ func TestBuildkitEngine(t *testing.T) {
 	if oci := config.Worker["oci"].Enabled; oci == nil || !*oci {
 		t.Errorf("buildkitd looks for a runc in PATH:\n%s", data)
 	}
-	// --keep's folder has one name in every run.
+	// --keep's folder has the same name in every run.
 	other, err := buildkitEngine(tools{}, t.TempDir())
 	if err != nil {
 		t.Fatal(err)
@@ -258,8 +258,8 @@ func TestReportOfAFailure(t *testing.T) {
 	}
 }
 
-// DIR/env says that all answers, so that of a killed run does not stay while the
-// next one starts. One of a run that lives is left alone.
+// DIR/env means that all servers answer. So the file of a killed run is removed
+// before the next run starts. The file of a live run is kept.
 func TestEnvOfAKilledRun(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -287,7 +287,7 @@ func TestEnvOfAKilledRun(t *testing.T) {
 	}
 }
 
-// A run that cannot begin leaves the folder free for the next.
+// A run that cannot start leaves the folder free for the next run.
 func TestBadConfigLeavesNothing(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "dir")

@@ -17,18 +17,18 @@ import (
 	"github.com/mayfly-ca/mayfly/fly/flytest"
 )
 
-// adminTokenEvery is how often the token in DIR/env is renewed: admin calls
-// want one that was issued within the hour.
+// adminTokenEvery is how often the token in DIR/env is renewed. Admin calls need a
+// token that was issued within the hour.
 const adminTokenEvery = 30 * time.Minute
 
 // machine is the Fly Machine of the engine, with the proxy that wakes it.
 type machine struct {
-	addr string // of the proxy, host:port: the engine's endpoint
+	addr string // the proxy's host:port: the engine's endpoint
 	fly  *flytest.Machine
 }
 
-// startMachine is the step "machine". The machine is made and stays stopped:
-// the first connection starts it.
+// startMachine is the step "machine". It makes the machine, which stays stopped
+// until the first connection.
 func (s *stack) startMachine(ctx context.Context) (string, error) {
 	module, err := moduleDir(ctx)
 	if err != nil {
@@ -76,7 +76,8 @@ func (s *stack) startMachine(ctx context.Context) (string, error) {
 	return fmt.Sprintf("%s at %s, stopped until the first connection", s.machine.fly.ID(), s.machine.addr), nil
 }
 
-// stopMachine stops it as Fly does, so that the engine's children end with it.
+// stopMachine stops the machine as Fly does, so that the engine's children end with
+// it.
 func (s *stack) stopMachine() error {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
@@ -106,7 +107,7 @@ func (s *stack) sidecarEnv(listen string) ([]string, error) {
 	}, nil
 }
 
-// root is this run's root certificate.
+// root returns this run's root certificate.
 func (s *stack) root() (*x509.Certificate, error) {
 	data, err := os.ReadFile(s.caFile)
 	if err != nil {
@@ -119,7 +120,7 @@ func (s *stack) root() (*x509.Certificate, error) {
 	return x509.ParseCertificate(block.Bytes)
 }
 
-// httpClient trusts this run's root alone.
+// httpClient returns a client that trusts only this run's root.
 func (s *stack) httpClient() (*http.Client, error) {
 	root, err := s.root()
 	if err != nil {
@@ -133,8 +134,8 @@ func (s *stack) httpClient() (*http.Client, error) {
 	}, nil
 }
 
-// writeEnv writes DIR/env, which says that all answers: atomically, and again
-// when the admin's token is renewed.
+// writeEnv writes DIR/env, which means that all servers answer. It writes
+// atomically, also each time the admin's token is renewed.
 func (s *stack) writeEnv() error {
 	token, err := s.providers.adminToken()
 	if err != nil {
@@ -177,13 +178,13 @@ func (s *stack) writeEnv() error {
 	return os.Rename(path+".new", path)
 }
 
-// shellQuote quotes for a POSIX shell.
+// shellQuote quotes v for a POSIX shell.
 func shellQuote(v string) string {
 	return "'" + strings.ReplaceAll(v, "'", `'\''`) + "'"
 }
 
-// stay keeps everything up until it is interrupted, starts an issuer that died
-// again, and keeps DIR/env current: the admin's token, the processes' ids.
+// stay keeps everything running until an interrupt. It restarts an issuer that
+// died, and updates the admin's token and the process ids in DIR/env.
 func (s *stack) stay(ctx context.Context) error {
 	token := time.NewTicker(adminTokenEvery)
 	defer token.Stop()

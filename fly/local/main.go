@@ -1,10 +1,10 @@
-// Command local runs all of mayfly on one machine: identity providers, issuer,
-// a machine that starts on connect, sidecar and a real build engine. It then
-// does what a CI job would: a token, a certificate, a build through the tunnel,
-// and a second build that is cut when its certificate is revoked.
+// Command local runs all of mayfly on one machine: identity providers, issuer, a
+// machine that starts on connect, sidecar and a real build engine. It then acts as
+// a CI job: a token, a certificate, a build through the tunnel, and a second build
+// that is cut when its certificate is revoked.
 //
-// It drives the real programs and owns everything that it starts: when it ends,
-// no process, mount, control group or file is left, except in the Go caches.
+// It runs the real programs and owns everything that it starts. When it ends, no
+// process, mount, control group or file is left, except in the Go caches.
 package main
 
 import (
@@ -48,7 +48,7 @@ Exit codes: 0; 1 a step failed; 2 usage, or this machine cannot run it; with
 CMD, CMD's own.
 `
 
-// options are the command line, checked.
+// options are the checked command line.
 type options struct {
 	json, keep                     bool
 	dir, engine, engineCmd, socket string
@@ -74,7 +74,7 @@ func main() {
 	os.Exit(code)
 }
 
-// run is the program. It returns the exit code.
+// run runs the program and returns its exit code.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	opts, err := parse(args, stderr)
 	if errors.Is(err, flag.ErrHelp) {
@@ -167,7 +167,8 @@ func (o options) check() error {
 	return nil
 }
 
-// able tells why this machine cannot run an engine, and what to do.
+// able returns an error that says why this machine cannot run an engine, and what
+// to do.
 func able() error {
 	const docker = `docker run --rm --privileged -v "$PWD":/src -w /src golang:1.26 go run ./fly/local`
 	if runtime.GOOS != "linux" {

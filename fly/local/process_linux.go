@@ -2,8 +2,8 @@ package main
 
 import "syscall"
 
-// ownGroup puts a program into a process group of its own, where a terminal's
-// interrupt does not reach it, and ends it with this one, however that ends.
+// ownGroup puts a program into its own process group, which a terminal's interrupt
+// does not reach. The program ends with this process, whatever ended it.
 func ownGroup() *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
 }

@@ -4,5 +4,6 @@ package main
 
 import "syscall"
 
-// ownGroup is for a machine that cannot run an engine, and is told so: see able.
+// ownGroup puts a program into its own process group. A machine other than Linux
+// cannot run an engine: see able.
 func ownGroup() *syscall.SysProcAttr { return &syscall.SysProcAttr{Setpgid: true} }

@@ -9,18 +9,18 @@ import (
 // providers are this machine's stand-ins for GitHub, Fly and the staff's login.
 type providers struct {
 	github, fly, staff *idtokentest.Provider
-	admin              map[string]any // claims of the admin beside the staff's defaults
+	admin              map[string]any // claims of the admin that differ from the staff's defaults
 }
 
-// newProviders starts all three. Each mints by default what the first rule of
-// its type admits, for this issuer: /mint works without a claim to override. The
-// runner and the machine's socket give the audience that they are asked for.
+// newProviders starts all three. By default each mints the claims of the first rule
+// of its type, for this issuer, so /mint works without overrides. The runner and
+// the machine's socket mint for the audience of the request.
 func newProviders(s settings) (*providers, error) {
 	p := &providers{admin: s.admin()}
 	var all error
 	start := func(kind idtokentest.Type) *idtokentest.Provider {
 		defaults := s.admitted(string(kind))
-		if kind != idtokentest.People { // whose audience is the client
+		if kind != idtokentest.People { // its audience is the client
 			defaults["aud"] = "mayfly:" + s.trustDomain()
 		}
 		provider, err := idtokentest.New(idtokentest.Options{Type: kind, Defaults: defaults, ClientID: s.clientID()})
@@ -43,13 +43,13 @@ func (p *providers) close() {
 	}
 }
 
-// issuers are the base URLs by the provider types of the policy file.
+// issuers returns the base URLs by the provider types of the policy file.
 func (p *providers) issuers() map[string]string {
 	return map[string]string{"github": p.github.URL(), "fly": p.fly.URL(), "people": p.staff.URL()}
 }
 
-// adminToken is a fresh login of somebody whom the policy grants the role admin,
-// if it grants that to anybody.
+// adminToken returns a fresh login of a person to whom the policy grants the role
+// admin, if it grants that role at all.
 func (p *providers) adminToken() (string, error) {
 	return p.staff.Mint(p.admin)
 }

@@ -23,7 +23,7 @@ type step struct {
 	Error string `json:"error,omitempty"`
 }
 
-// report collects the steps and prints each as it ends.
+// report collects the steps and prints each one when it ends.
 type report struct {
 	OK          bool   `json:"ok"`
 	Steps       []step `json:"steps"`
@@ -34,7 +34,7 @@ type report struct {
 	progress io.Writer
 }
 
-// stepError is a failed step's cause with what a person can do about it.
+// stepError is the cause of a failed step, with what a person can do.
 type stepError struct {
 	cause  error
 	remedy string
@@ -43,7 +43,7 @@ type stepError struct {
 func (e *stepError) Error() string { return e.cause.Error() }
 func (e *stepError) Unwrap() error { return e.cause }
 
-// remedy attaches what to do to an error; nil stays nil.
+// remedy adds to an error what to do. A nil error stays nil.
 func remedy(err error, what string) error {
 	if err == nil {
 		return nil
@@ -56,7 +56,7 @@ func (r *report) say(format string, args ...any) {
 	fmt.Fprintf(r.progress, "    "+format+"\n", args...)
 }
 
-// run does one step: f returns what to say in the step's line.
+// run runs one step. f returns the text for the step's line.
 func (r *report) run(name string, f func() (string, error)) error {
 	begin := time.Now()
 	said, err := f()
@@ -93,8 +93,7 @@ func firstLine(s string) string {
 	return line
 }
 
-// indent writes every line that passes through it, prefixed. It holds back an
-// unfinished last line until flush.
+// indent adds a prefix to every line. It keeps an unfinished last line until flush.
 type indent struct {
 	w      io.Writer
 	prefix string

@@ -16,12 +16,12 @@ import (
 	"time"
 )
 
-// stack is everything that a run has started, in the order of its starting.
-// It owns it: close ends it in the reverse order and removes what it wrote.
+// stack holds everything that a run has started, in order. close ends it in the
+// reverse order and removes the files that the run wrote.
 type stack struct {
 	options  options
 	report   *report
-	dir      string // 0700; the user's with --keep, else a temporary one
+	dir      string // 0700; the user's with --keep, else temporary
 	settings settings
 
 	tools     tools
@@ -35,7 +35,8 @@ type stack struct {
 	closers []func() error
 }
 
-// newStack is a run before its first step. On an error it has left nothing.
+// newStack returns a run before its first step. On an error it leaves nothing
+// behind.
 func newStack(o options, r *report) (*stack, error) {
 	from, err := loadSettings(o.config)
 	if err != nil {
@@ -52,8 +53,8 @@ func newStack(o options, r *report) (*stack, error) {
 	return s, nil
 }
 
-// takeDir makes --dir and this run's folder in it, which close removes: the
-// user's folder stays, with nothing of this run in it.
+// takeDir makes --dir and this run's folder in it, which close removes. The user's
+// folder stays, without anything of this run.
 func (s *stack) takeDir() error {
 	abs, err := filepath.Abs(s.options.dir)
 	if err != nil {
@@ -75,7 +76,7 @@ func (s *stack) takeDir() error {
 	s.closers = append(s.closers, func() error {
 		return errors.Join(os.RemoveAll(state), removeIfThere(env))
 	})
-	// A killed run's would say that all answers before it does.
+	// The file of a killed run would mean too early that all servers answer.
 	return removeIfThere(env)
 }
 
@@ -143,7 +144,7 @@ func (s *stack) startProviders(context.Context) (string, error) {
 	return fmt.Sprintf("GitHub at %s, Fly at %s, staff at %s", p.github.URL(), p.fly.URL(), p.staff.URL()), nil
 }
 
-// startIssuer is the step "issuer": init as an operator does it, then serve.
+// startIssuer is the step "issuer": init as an operator runs it, then serve.
 func (s *stack) startIssuer(ctx context.Context) (string, error) {
 	addr, err := freePort()
 	if err != nil {
@@ -197,7 +198,7 @@ func (s *stack) serveIssuer(ctx context.Context) error {
 	return s.issuerReady(ctx)
 }
 
-// restartIssuer starts the issuer again until it stays, or ctx ends.
+// restartIssuer starts the issuer until it stays up, or ctx ends.
 func (s *stack) restartIssuer(ctx context.Context) error {
 	for {
 		err := errors.Join(s.issuer.stop(), s.serveIssuer(ctx))
@@ -219,7 +220,7 @@ func (s *stack) issuerCommand(ctx context.Context, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// issuerReady waits until the issuer says that it is.
+// issuerReady waits until the issuer reports that it is ready.
 func (s *stack) issuerReady(ctx context.Context) error {
 	httpClient, err := s.httpClient()
 	if err != nil {
@@ -271,8 +272,8 @@ func (s *stack) admin(ctx context.Context, args ...string) ([]byte, error) {
 	return out, nil
 }
 
-// commandEnv is the environment of every program here: none of the caller's
-// own mayfly, GitHub or Fly variables.
+// commandEnv returns the environment of every program here. It has none of the
+// caller's own mayfly, GitHub or Fly variables.
 func (s *stack) commandEnv() []string {
 	var env []string
 	for _, kv := range os.Environ() {
@@ -288,7 +289,7 @@ func (s *stack) commandEnv() []string {
 	return env
 }
 
-// withLogs adds the last lines of what the daemons said to an error.
+// withLogs adds the last lines of the daemons' logs to an error.
 func (s *stack) withLogs(err error) error {
 	var b strings.Builder
 	for _, name := range []string{"issuer", "machine"} {
@@ -305,7 +306,7 @@ func (s *stack) withLogs(err error) error {
 	return fmt.Errorf("%w%s", err, b.String())
 }
 
-// freePort finds a port that is free now on loopback.
+// freePort returns a port that is currently free on loopback.
 func freePort() (string, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -315,7 +316,7 @@ func freePort() (string, error) {
 	return l.Addr().String(), nil
 }
 
-// daemon is a program that runs until it is stopped.
+// daemon is a program that runs until stop.
 type daemon struct {
 	cmd  *exec.Cmd
 	done chan struct{}
@@ -324,7 +325,8 @@ type daemon struct {
 	log  *os.File
 }
 
-// startDaemon runs cmd with its output in a file. The program dies with this one.
+// startDaemon runs cmd with its output in a file. The program dies with this
+// process.
 func startDaemon(name string, cmd *exec.Cmd, logPath string) (*daemon, error) {
 	log, err := os.OpenFile(logPath, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
@@ -343,10 +345,10 @@ func startDaemon(name string, cmd *exec.Cmd, logPath string) (*daemon, error) {
 	return d, nil
 }
 
-// stop asks the program to end, and ends it after ten seconds.
+// stop asks the program to end, and kills it after ten seconds.
 func (d *daemon) stop() error {
 	d.once.Do(func() {
-		_ = d.cmd.Process.Signal(syscall.SIGTERM) // it may have ended
+		_ = d.cmd.Process.Signal(syscall.SIGTERM) // it may have ended already
 		select {
 		case <-d.done:
 		case <-time.After(10 * time.Second):

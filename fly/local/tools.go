@@ -13,28 +13,29 @@ import (
 	"syscall"
 )
 
-// modulePath is how the module is found from wherever the command is run.
+// modulePath is the module's path, which finds the checkout from any folder below
+// it.
 const modulePath = "github.com/mayfly-ca/mayfly"
 
 // programs are mayfly's own, built into tools.bin.
 var programs = []string{"./client/cmd/mayfly", "./issuer/cmd/mayfly-issuer", "./engine-sidecar/cmd/mayfly-sidecar"}
 
-// programsVariable names the folder of programs that were built before. It is
-// for tests, which start several stacks and build the programs once.
+// programsVariable names the folder of programs that were built before. It is for
+// tests, which start several stacks and build the programs once.
 const programsVariable = "MAYFLY_TEST_PROGRAMS"
 
-// tools are the executables of the demonstration, all built from pinned
-// modules. The Go build cache is the only thing that outlives a run.
+// tools are the executables of the demonstration, all built from pinned modules.
+// Only the Go build cache stays after a run.
 type tools struct {
 	bin       string // folder with mayfly, mayfly-issuer and mayfly-sidecar
 	buildkitd string
 	buildctl  string
-	runc      string // the OCI runtime that buildkitd is given
-	seccomp   string // how runc came by seccomp, for the progress line
+	runc      string // the OCI runtime for buildkitd
+	seccomp   string // how runc got seccomp, for the progress line
 }
 
-// moduleDir finds the checkout. The nested module with the engine tools is not
-// in a module zip, so a clone is needed.
+// moduleDir returns the folder of the checkout. It must be a clone, since a module
+// zip does not have the nested module of the engine tools.
 func moduleDir(ctx context.Context) (string, error) {
 	out, err := goCommand(ctx, "", "list", "-m", "-f", "{{.Dir}}", modulePath)
 	if err != nil {
@@ -56,8 +57,8 @@ func buildPrograms(ctx context.Context, module, dir string) error {
 	return remedy(err, "the checkout must compile: go build ./...")
 }
 
-// buildEngine compiles BuildKit and runc from the nested module, or finds them
-// in the build cache. dir receives what the cache cannot hold.
+// buildEngine compiles BuildKit and runc from the nested module, or finds them in
+// the build cache. Files that the cache cannot hold go into dir.
 func buildEngine(ctx context.Context, module, dir string, r *report) (tools, error) {
 	nested := filepath.Join(module, "fly", "local", "engine")
 	var t tools
@@ -85,8 +86,8 @@ func buildEngine(ctx context.Context, module, dir string, r *report) (tools, err
 	return t, nil
 }
 
-// seccompRunc builds runc with seccomp, which needs cgo and libseccomp: go tool
-// takes no build tags, and buildkitd asks for seccomp wherever the kernel has it.
+// seccompRunc builds runc with seccomp, which needs cgo and libseccomp. go tool
+// accepts no build tags, and buildkitd uses seccomp wherever the kernel has it.
 func seccompRunc(ctx context.Context, nested, dir string) (string, error) {
 	if err := exec.CommandContext(ctx, "pkg-config", "--exists", "libseccomp").Run(); err != nil {
 		return "", errors.New("pkg-config finds no libseccomp; apt-get install libseccomp-dev pkg-config for it")
@@ -96,9 +97,9 @@ func seccompRunc(ctx context.Context, nested, dir string) (string, error) {
 	return path, err
 }
 
-// runcShimName is the name by which this program, when buildkitd runs it, is an
-// OCI runtime that takes seccomp out of a container's configuration and then
-// becomes the plain runc beside it.
+// runcShimName is the name under which buildkitd runs this program as an OCI
+// runtime. It then removes seccomp from a container's configuration and executes
+// the plain runc next to it.
 const runcShimName = "runc-without-seccomp"
 
 func installRuncShim(dir, runc string) (string, error) {
@@ -113,7 +114,8 @@ func installRuncShim(dir, runc string) (string, error) {
 	return shim, os.Symlink(runc, shim+".runc")
 }
 
-// runcShim is the OCI runtime of installRuncShim. It does not return on success.
+// runcShim is the OCI runtime that installRuncShim installs. It does not return on
+// success.
 func runcShim(argv []string) error {
 	for i, arg := range argv {
 		bundle, found := strings.CutPrefix(arg, "--bundle=")
@@ -129,7 +131,7 @@ func runcShim(argv []string) error {
 	return syscall.Exec(argv[0]+".runc", argv, os.Environ())
 }
 
-// withoutSeccomp rewrites one OCI runtime configuration in place.
+// withoutSeccomp removes seccomp from one OCI runtime configuration, in place.
 func withoutSeccomp(path string) error {
 	data, err := os.ReadFile(path)
 	if err != nil {

@@ -1,6 +1,6 @@
-// Command demo is what the local demonstration builds: a static program that
-// is its own compiler. Inside a RUN step it writes a copy of itself with a
-// stamp of that step behind it; run afterwards, the copy reads its stamp.
+// Command demo is the program that the local demonstration builds: a static program
+// that is its own compiler. In a RUN step it writes a copy of itself with a stamp
+// of that step at the end. The copy, when run, reads its stamp.
 package main
 
 import (
@@ -12,8 +12,8 @@ import (
 	"time"
 )
 
-// mark stands before the stamp. It is put together at run time, so that the
-// program does not find it in its own data.
+// mark comes before the stamp. The program makes it at run time, so that it does
+// not find the mark in its own data.
 var mark = []byte("\n--" + strings.ToUpper("stamp") + "--\n")
 
 func main() {
@@ -61,7 +61,7 @@ func machineAPI() string {
 	return "no /.fly/api in reach"
 }
 
-// tick is the long RUN step, which only a cut ends in time.
+// tick is the long RUN step, which does not end in time without a cut.
 func tick() error {
 	for second := range 600 {
 		fmt.Printf("tick %d\n", second)
@@ -70,7 +70,7 @@ func tick() error {
 	return nil
 }
 
-// show is the built artifact.
+// show runs as the built artifact.
 func show() error {
 	self, err := os.ReadFile("/proc/self/exe")
 	if err != nil {
