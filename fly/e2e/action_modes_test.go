@@ -75,8 +75,8 @@ func (r *runner) pid(t *testing.T) int {
 	return 0
 }
 
-// waitGone waits until a process that is not a child of this one has ended and was
-// reaped.
+// waitGone waits until a process that is not a child of this one has ended. The
+// process may still be a zombie.
 func waitGone(t *testing.T, pid int) {
 	t.Helper()
 	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
