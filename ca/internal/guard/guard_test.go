@@ -262,8 +262,8 @@ func addName(c *x509.Certificate, name []byte) {
 	c.ExtraExtensions = append(c.ExtraExtensions, pkix.Extension{Id: []int{2, 5, 29, 17}, Value: append(san, name...)})
 }
 
-// The names without a change are signed, so TestLeafRefuses fails only for what it
-// adds.
+// A leaf with only its own names is signed. So the cases of TestLeafRefuses are
+// refused for the names that they add.
 func TestLeafWithItsOwnNames(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
