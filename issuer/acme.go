@@ -26,21 +26,21 @@ import (
 )
 
 const (
-	// acmeRequest bounds one request to the ACME server, and so how long the end
-	// of the issuer may wait for one.
+	// acmeRequest is the timeout of one request to the ACME server. It also bounds how
+	// long the shutdown of the issuer may wait for such a request.
 	acmeRequest = 15 * time.Second
-	// acmeCheck is how often the certificate in use is compared with the one
-	// that autocert has renewed meanwhile.
+	// acmeCheck is how often the certificate in use is compared with autocert's, which
+	// may have been renewed.
 	acmeCheck = time.Minute
-	// The pause after a failure begins with the first and doubles up to the
-	// second: Let's Encrypt allows five failures of a name in an hour, and
-	// autocert itself does not ask again within a minute.
+	// The pause after a failure starts at acmeRetryFirst and doubles up to
+	// acmeRetryMost. Let's Encrypt allows five failures per name and hour, and
+	// autocert does not retry within a minute.
 	acmeRetryFirst, acmeRetryMost = 2 * time.Minute, time.Hour
-	// acmeFirst is how long a handshake waits for the first try to end.
+	// acmeFirst is how long a handshake waits for the first attempt to end.
 	acmeFirst = 10 * time.Second
 )
 
-// checkACME refuses what no certificate can be had for.
+// checkACME returns an error for a configuration that cannot get a certificate.
 func (c *Config) checkACME() error {
 	if c.TLS.Mode != TLSACME {
 		if c.ACME != (ACMEConfig{}) {
@@ -74,7 +74,7 @@ func (c *Config) checkACME() error {
 	return nil
 }
 
-// acmeDir is where the account and the certificates are kept.
+// acmeDir returns the directory of the account and the certificates.
 func (c *Config) acmeDir(dsn string) string {
 	switch {
 	case c.ACME.Dir != "":
@@ -85,25 +85,25 @@ func (c *Config) acmeDir(dsn string) string {
 	return filepath.Join(filepath.Dir(c.Path), "acme")
 }
 
-// acmeCertificate is the listener's certificate from an ACME server (RFC 8555),
-// proved by TLS-ALPN-01 (RFC 8737) on the listener itself.
+// acmeCertificate is the listener's certificate from an ACME server (RFC 8555). The
+// listener itself answers the TLS-ALPN-01 challenge (RFC 8737).
 type acmeCertificate struct {
 	manager *autocert.Manager
 	host    string
 	address string // of the listener, for the log
 	logger  *slog.Logger
 	current atomic.Pointer[tls.Certificate]
-	first   chan struct{} // closed when the first try has ended, well or not
-	stopped atomic.Bool   // no request to the ACME server begins any more
+	first   chan struct{} // closed when the first attempt has ended, with success or not
+	stopped atomic.Bool   // stopped is set when no new request to the ACME server may begin
 }
 
-// newACMECertificate asks no ACME server yet: keep does.
+// newACMECertificate sends no request to the ACME server; keep does.
 func newACMECertificate(c Config, dsn, host string, logger *slog.Logger) (*acmeCertificate, error) {
 	dir := c.acmeDir(dsn)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("acme.dir: %w", err)
 	}
-	if err := os.Chmod(dir, 0o700); err != nil { // it holds private keys
+	if err := os.Chmod(dir, 0o700); err != nil { // dir holds private keys
 		return nil, fmt.Errorf("acme.dir: %w", err)
 	}
 	transport := http.DefaultTransport.(*http.Transport).Clone()
@@ -125,7 +125,7 @@ func newACMECertificate(c Config, dsn, host string, logger *slog.Logger) (*acmeC
 		HostPolicy: autocert.HostWhitelist(a.host),
 		Email:      c.ACME.Email,
 		Client: &acme.Client{
-			DirectoryURL: c.ACME.DirectoryURL, // "" is Let's Encrypt's
+			DirectoryURL: c.ACME.DirectoryURL, // "" means Let's Encrypt
 			UserAgent:    "mayfly-issuer/" + Version(),
 			HTTPClient: &http.Client{
 				Timeout: acmeRequest, Transport: &acmeTransport{transport, &a.stopped},
@@ -136,8 +136,8 @@ func newACMECertificate(c Config, dsn, host string, logger *slog.Logger) (*acmeC
 	return a, nil
 }
 
-// acmeTransport bounds the size of each answer, and begins no request once
-// stopped is set, since autocert takes no context.
+// acmeTransport bounds the size of each response. It starts no request once stopped is
+// set, because autocert takes no context.
 type acmeTransport struct {
 	http.RoundTripper
 	stopped *atomic.Bool
@@ -157,8 +157,8 @@ func (t *acmeTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	return resp, err
 }
 
-// keep gets the certificate and follows its renewals, which autocert makes by
-// itself, until ctx ends. A certificate that cannot be renewed is served on.
+// keep gets the certificate and follows autocert's own renewals until ctx ends. A
+// certificate that cannot be renewed stays in use.
 func (a *acmeCertificate) keep(ctx context.Context) {
 	defer context.AfterFunc(ctx, func() { a.stopped.Store(true) })()
 	pause, tried := acmeRetryFirst, sync.OnceFunc(func() { close(a.first) })
@@ -188,7 +188,7 @@ func (a *acmeCertificate) keep(ctx context.Context) {
 	}
 }
 
-// use puts a certificate into service and logs what an operator must know of it.
+// use puts cert into service and logs its state for the operator.
 func (a *acmeCertificate) use(ctx context.Context, cert *tls.Certificate) {
 	before := a.current.Swap(cert)
 	until := cert.Leaf.NotAfter.UTC().Format(time.RFC3339)
@@ -197,13 +197,13 @@ func (a *acmeCertificate) use(ctx context.Context, cert *tls.Certificate) {
 		a.logger.InfoContext(ctx, "certificate from the ACME server", "host", a.host, "until", until)
 	case !before.Leaf.Equal(cert.Leaf):
 		a.logger.InfoContext(ctx, "certificate renewed by the ACME server", "host", a.host, "until", until)
-	case time.Until(cert.Leaf.NotAfter) < life/4: // autocert begins at a third
+	case time.Until(cert.Leaf.NotAfter) < life/4: // autocert renews when a third of life is left
 		a.logger.ErrorContext(ctx, "certificate is not renewed by the ACME server", "host", a.host, "until", until,
 			"hint", "it connects to "+a.host+":443, which must reach this listener at "+a.address)
 	}
 }
 
-// hint returns what to do about a try that failed with err.
+// hint returns what to do after an attempt that failed with err.
 func (a *acmeCertificate) hint(err error) string {
 	var request *url.Error
 	if errors.As(err, &request) {
@@ -212,8 +212,8 @@ func (a *acmeCertificate) hint(err error) string {
 	return "it connects to " + a.host + ":443, which must reach this listener at " + a.address
 }
 
-// get answers a handshake: an ACME server's with the proof, and any other for the
-// host with its certificate.
+// get returns the certificate for a handshake: the challenge certificate for an ACME
+// server, else the certificate of the host.
 func (a *acmeCertificate) get(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 	if len(hello.SupportedProtos) == 1 && hello.SupportedProtos[0] == acme.ALPNProto {
 		return a.manager.GetCertificate(hello)
@@ -234,7 +234,8 @@ func (a *acmeCertificate) get(hello *tls.ClientHelloInfo) (*tls.Certificate, err
 	return nil, errors.New("no certificate from the ACME server yet")
 }
 
-// config is the listener's TLS: 1.3 alone, as for the other modes.
+// config returns the listener's TLS configuration, with TLS 1.3 only, as in the other
+// modes.
 func (a *acmeCertificate) config() *tls.Config {
 	return &tls.Config{MinVersion: tls.VersionTLS13, NextProtos: []string{"h2", "http/1.1", acme.ALPNProto}, GetCertificate: a.get}
 }

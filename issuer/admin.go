@@ -14,18 +14,18 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer/internal/policy"
 )
 
-// Person is who acts on the admin calls, as decided for one request.
+// Person is the caller of an admin call. It is decided for each request.
 type Person struct {
-	Name     string // provider/email where it is verified, else provider/sub: what events call By
+	Name     string // as in an event's By: provider/email if the email is verified, else provider/sub
 	Provider string
 	Subject  string
 	Role     policy.Role
 	Rule     string
-	Until    time.Time // when a Bearer token is no longer taken for admin calls
+	Until    time.Time // when the Bearer token expires for admin calls
 }
 
-// requireRole verifies the request's Bearer token and asks for a role. A verified
-// token without it is 403 forbidden-role, and an event.
+// requireRole verifies the request's Bearer token and requires a role. A verified
+// token without the role gets 403 forbidden-role and is recorded as an event.
 func (s *Server) requireRole(w http.ResponseWriter, r *http.Request, want policy.Role) (Person, error) {
 	raw, err := bearer(r)
 	if err != nil {
@@ -46,7 +46,7 @@ func (s *Server) requireRole(w http.ResponseWriter, r *http.Request, want policy
 	if err == nil {
 		err = checkRole(p.Role, want)
 	}
-	var stale *idtoken.TokenError // older than the hour that admin calls want
+	var stale *idtoken.TokenError // issued longer ago than policy.MaxRoleAge
 	if errors.As(err, &stale) {
 		return Person{}, err
 	}
@@ -57,15 +57,15 @@ func (s *Server) requireRole(w http.ResponseWriter, r *http.Request, want policy
 	return p, nil
 }
 
-// roleOf decides which role the policy grants to claims now.
+// roleOf returns the person with the role that the policy grants to claims now.
 func (s *Server) roleOf(claims idtoken.Claims, set *policy.Set) (Person, error) {
 	d, err := set.Decide(claims, policy.Request{Want: policy.WantRole})
 	if err != nil {
 		return Person{}, err
 	}
 	name := claims.Subject()
-	// An address that the provider has not verified may be anybody's, and the
-	// record would tell of them.
+	// An unverified email address may belong to another person, and events would name
+	// that person.
 	if verified, _ := claims.Get(idtoken.ClaimEmailVerified); verified == true {
 		if email, ok := claims.String(idtoken.ClaimEmail); ok {
 			name = email
@@ -79,9 +79,9 @@ func (s *Server) roleOf(claims idtoken.Claims, set *policy.Set) (Person, error) 
 	return Person{Name: provider + "/" + name, Provider: provider, Subject: claims.Subject(), Role: d.Role, Rule: d.Rule, Until: until}, nil
 }
 
-// Role decides again the role of a person who logged in to the page, from the
-// claims recorded at the login. The error is a *policy.Denial when the policy
-// grants none any more.
+// Role decides the role of a person who logged in to the page again, from the claims
+// recorded at the login. The error is a *policy.Denial when the policy no longer
+// grants a role. checkRole returns nil if have covers want. Admin covers viewer.
 func (s *Server) Role(claims idtoken.Claims) (Person, error) {
 	return s.roleOf(claims, s.policies.load().set)
 }
@@ -94,7 +94,7 @@ func checkRole(have, want policy.Role) error {
 	return fmt.Errorf("role is %q, this call wants %q", string(have), string(want))
 }
 
-// forbidden writes the event of an attempt without the role.
+// forbidden records an attempt without the required role.
 func (s *Server) forbidden(ctx context.Context, c idtoken.Claims, what string, cause error) error {
 	return s.recordForbidden(ctx, eventOf(store.EventForbidden, c), what, cause)
 }
@@ -107,7 +107,7 @@ func (s *Server) recordForbidden(ctx context.Context, ev store.Event, what strin
 	return forbiddenRole("this call needs a role that the policy does not grant to this token", cause)
 }
 
-// whoami is GET /v1/whoami.
+// whoami handles GET /v1/whoami.
 func (s *Server) whoami(w http.ResponseWriter, r *http.Request) error {
 	p, err := s.requireRole(w, r, policy.Viewer)
 	if err != nil {
@@ -121,7 +121,7 @@ func (s *Server) whoami(w http.ResponseWriter, r *http.Request) error {
 	})
 }
 
-// Read records that a person looked at everything recorded of a certificate.
+// Read records that a person viewed the full record of a certificate.
 func (s *Server) Read(ctx context.Context, by, serial string) {
 	infoOf(ctx).serial = serial
 	ev := store.Event{Time: time.Now().UTC(), Type: store.EventAdminRead, By: truncate(by), Serial: serial}
@@ -130,8 +130,8 @@ func (s *Server) Read(ctx context.Context, by, serial string) {
 	}
 }
 
-// recordDenial records a policy denial. The denial itself is the answer, whether or
-// not its event could be written.
+// recordDenial records a policy denial. It returns the denial even if the event could
+// not be written.
 func (s *Server) recordDenial(ctx context.Context, c idtoken.Claims, cause error) error {
 	var denial *policy.Denial
 	if !errors.As(cause, &denial) {
@@ -152,13 +152,13 @@ func (s *Server) recordDenial(ctx context.Context, c idtoken.Claims, cause error
 	return cause
 }
 
-// Reasons of denials that no claim is at fault for.
+// Reasons of denials that are not caused by a claim.
 const (
 	blockedReason = "blocked"
 	floorReason   = "before the floor"
 )
 
-// recordRefusal records why an admitted token got no certificate.
+// recordRefusal records why a token that the policy admits got no certificate.
 func (s *Server) recordRefusal(ctx context.Context, c idtoken.Claims, d policy.Decision, cause error) error {
 	var (
 		blocked *store.BlockedError
@@ -190,7 +190,7 @@ func (s *Server) recordRefusal(ctx context.Context, c idtoken.Claims, d policy.D
 	return cause
 }
 
-// eventOf fills an event from verified claims.
+// eventOf returns an event filled from verified claims.
 func eventOf(kind string, c idtoken.Claims) store.Event {
 	ev := store.Event{Time: time.Now().UTC(), Type: kind, Identity: truncate(subjectName(c)), By: truncate(subjectName(c))}
 	if v, ok := c.String("repository"); ok {
@@ -202,7 +202,7 @@ func eventOf(kind string, c idtoken.Claims) store.Event {
 	return ev
 }
 
-// truncate bounds a claim's text in an event: 256 bytes, cut at a rune.
+// truncate cuts a claim's text for an event to 256 bytes, at a rune boundary.
 func truncate(s string) string {
 	const limit = 256
 	if len(s) <= limit {

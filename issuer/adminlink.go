@@ -14,24 +14,24 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer/internal/web"
 )
 
-// AdminLinkLife is how long a link of AdminLink can be used.
+// AdminLinkLife is how long a link from AdminLink can be used.
 const AdminLinkLife = 10 * time.Minute
 
-// hostProvider is in place of a provider's name in a login that an admin link
-// began. No provider of a policy can have this name.
+// hostProvider takes the place of a provider's name in a login by admin link. No
+// provider of a policy can have this name.
 const hostProvider = "@host"
 
-// hostClaims are the claims of such a login. They are good because the login's
-// MAC covers them, and only who holds the state key can make one.
+// hostClaims are the claims of a login by admin link. The login's MAC authenticates
+// them, and making one requires the state key.
 type hostClaims struct {
 	Role policy.Role `json:"role"`
-	By   string      `json:"by"` // who made the link: host/USER
+	By   string      `json:"by"` // the user who made the link: host/USER
 }
 
-// AdminLink returns a URL that logs in one person to the admin page, once,
-// within AdminLinkLife, with role, whatever the policy says. It records the event
-// admin_link by by. The store holds a hash of the link's secret, never the
-// secret. c needs a state key, which the serving issuer has too.
+// AdminLink returns a URL that logs in one person to the admin page with role,
+// whatever the policy says. The URL works once, within AdminLinkLife. AdminLink
+// records the event admin_link with by. The store holds only a hash of the link's
+// secret. c needs the same state key as the serving issuer.
 func AdminLink(ctx context.Context, c Config, role policy.Role, by string) (string, error) {
 	if role != policy.Admin && role != policy.Viewer {
 		return "", fmt.Errorf("role %q is neither admin nor viewer", string(role))
@@ -65,7 +65,7 @@ func AdminLink(ctx context.Context, c Config, role policy.Role, by string) (stri
 	return u.String() + web.LinkPath + "?code=" + secret, nil
 }
 
-// hostPerson reads the claims of a login that an admin link began.
+// hostPerson parses the claims of a login by admin link.
 func hostPerson(raw json.RawMessage) (web.Person, error) {
 	var c hostClaims
 	if err := json.Unmarshal(raw, &c); err != nil {

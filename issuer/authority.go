@@ -21,16 +21,16 @@ import (
 // maxPEMBytes bounds a certificate or CRL file.
 const maxPEMBytes = 1 << 20
 
-// CreateStoreEnv, an RFC 3339 time at most an hour ahead, lets serve make a
-// store that is missing until then, where nothing but serve can run. It goes
-// stale by itself: a store that vanishes later is not replaced by an empty one,
-// which would know no replay and no revocation.
+// CreateStoreEnv names a variable that lets serve create a missing store, where no
+// other command can run. Its value is an RFC 3339 time at most an hour ahead. After
+// that time, serve does not replace a store that vanished by an empty one, which would
+// know no replay and no revocation.
 const CreateStoreEnv = "MAYFLY_CREATE_STORE_UNTIL"
 
 // maxCreateAhead bounds CreateStoreEnv.
 const maxCreateAhead = time.Hour
 
-// RootCertificate reads the root that c names.
+// RootCertificate reads the root certificate named in c.
 func (c *Config) RootCertificate() (*x509.Certificate, error) {
 	data, err := readBounded(c.CA.Root, maxPEMBytes)
 	if err != nil {
@@ -47,7 +47,7 @@ func (c *Config) RootCertificate() (*x509.Certificate, error) {
 	return cert, nil
 }
 
-// OpenStore opens the store that c names. It never makes one.
+// OpenStore opens the store named in c. It never creates one.
 func OpenStore(ctx context.Context, c Config) (store.Store, error) {
 	dsn, err := c.StoreDSN()
 	if err != nil {
@@ -68,12 +68,12 @@ func OpenStore(ctx context.Context, c Config) (store.Store, error) {
 	return st, nil
 }
 
-// storeRemedy adds what a person can do.
+// storeRemedy adds a hint to err.
 func storeRemedy(err error) error {
 	switch {
 	case errors.Is(err, store.ErrMissing):
 		first := "run `mayfly-issuer store create` with this configuration"
-		if os.Getenv("FLY_MACHINE_ID") != "" { // where nothing but serve can run
+		if os.Getenv("FLY_MACHINE_ID") != "" { // where only serve can run CreateStore creates the store named in c, for the root named in c.
 			first = "set " + CreateStoreEnv + " to a time within the next hour (RFC 3339)"
 		}
 		return wire.WithHint(err, "if this is the first start, "+first+"; if the store was lost, put a backup back with `mayfly-issuer restore`")
@@ -107,8 +107,8 @@ func CreateStore(ctx context.Context, c Config) error {
 	return ca.CreateStore(ctx, dsn, meta)
 }
 
-// openStore is OpenStore for serve: it asks for a state key, and may make the
-// store where CreateStoreEnv allows it.
+// openStore is OpenStore for serve. It requires a state key, and creates the store
+// where CreateStoreEnv allows it.
 func openStore(ctx context.Context, c Config, dsn string) (store.Store, error) {
 	switch {
 	case len(c.StateKey) > 0:
@@ -143,7 +143,7 @@ func openStore(ctx context.Context, c Config, dsn string) (store.Store, error) {
 	return OpenStore(ctx, c)
 }
 
-// OpenAuthority opens the authority of c over st, which it does not own.
+// OpenAuthority opens the authority of c over st. The caller still owns st.
 func OpenAuthority(ctx context.Context, c Config, st store.Store) (*ca.Authority, error) {
 	u, err := c.publicURL()
 	if err != nil {
@@ -172,13 +172,13 @@ func OpenAuthority(ctx context.Context, c Config, st store.Store) (*ca.Authority
 		return nil, err
 	}
 	a, err := ca.Open(ctx, cfg)
-	if errors.Is(err, fs.ErrNotExist) { // the other files are read above
+	if errors.Is(err, fs.ErrNotExist) { // the other files have been read above
 		return nil, wire.WithHint(err, "in issuer.yaml, ca.key and ca.previous name the keys: put the file there, or correct the name")
 	}
 	return a, err
 }
 
-// Version is the module's version and the revision it was built from.
+// Version returns the module's version and the revision of the build.
 var Version = sync.OnceValue(func() string {
 	bi, ok := debug.ReadBuildInfo()
 	if !ok {

@@ -11,10 +11,10 @@ import (
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
-// The methods here are what the API's admin calls and the admin page share:
-// they act, and speak the wire's types. Who may call them was decided before.
+// The API's admin calls and the admin page share the methods in this file. The methods
+// use the wire's types; their callers have authorized the request.
 
-// Certificates returns a page of what was issued, newest first. The filters
+// Certificates returns a page of the issued certificates, newest first. The filters
 // are those of GET /v1/certificates. Errors: bad-request, unavailable.
 func (s *Server) Certificates(ctx context.Context, v url.Values) (wire.List[wire.Certificate], error) {
 	f, err := certificateFilter(v)
@@ -32,9 +32,9 @@ func (s *Server) Certificates(ctx context.Context, v url.Values) (wire.List[wire
 	return list, nil
 }
 
-// Certificate returns everything recorded of one certificate. PEM and Chain are
-// empty but for records of earlier versions, which hold their signature: reading
-// never signs. Errors: not-found, unavailable.
+// Certificate returns the full record of one certificate. PEM and Chain are empty
+// except for records of earlier versions, which hold the signature; reading never
+// signs. Errors: not-found, unavailable.
 func (s *Server) Certificate(ctx context.Context, serial string) (*wire.CertificateDetail, error) {
 	st := s.authority.Store()
 	rec, err := st.Certificate(ctx, serial)
@@ -70,17 +70,17 @@ func (s *Server) Certificate(ctx context.Context, serial string) (*wire.Certific
 	return d, nil
 }
 
-// maxBlock bounds how long a revocation may keep its subject out.
+// maxBlock bounds how long a revocation may block its subject.
 const maxBlock = 90 * 24 * time.Hour
 
-// defaultBlock is how long, unless told otherwise.
+// defaultBlock is how long a revocation blocks its subject by default.
 const defaultBlock = 24 * time.Hour
 
 // maxReasonBytes bounds the reason of a revocation.
 const maxReasonBytes = 1024
 
-// Revoke orders a revocation in the name of by. It returns when a committed CRL
-// holds the serials. Errors: bad-request, not-found, unavailable.
+// Revoke performs a revocation that by ordered. It returns when a committed CRL holds
+// the serials. Errors: bad-request, not-found, unavailable.
 func (s *Server) Revoke(ctx context.Context, by string, req wire.RevokeRequest) (*wire.RevokeResponse, error) {
 	order, err := ParseRevocation(req)
 	if err != nil {
@@ -108,7 +108,7 @@ func (s *Server) Revoke(ctx context.Context, by string, req wire.RevokeRequest) 
 	return out, nil
 }
 
-// ParseRevocation checks the order: exactly one of serial, match and all. Its error
+// ParseRevocation checks that req has exactly one of serial, match and all. Its error
 // is an *Error of type bad-request.
 func ParseRevocation(req wire.RevokeRequest) (store.Revocation, error) {
 	order := store.Revocation{Serial: req.Serial, All: req.All, Reason: req.Reason, DryRun: req.DryRun, Block: defaultBlock}
@@ -230,8 +230,8 @@ func (s *Server) Events(ctx context.Context, v url.Values) (wire.List[wire.Event
 	return list, nil
 }
 
-// wireCertificate is a list's item. Revoked outlives expired: who looks at a
-// certificate wants to know that it was thrown out.
+// wireCertificate returns c as an item of a list. A revoked certificate keeps the
+// status revoked after it has expired.
 func wireCertificate(c *store.Certificate, now time.Time) wire.Certificate {
 	status := wire.StatusValid
 	switch {
@@ -247,7 +247,7 @@ func wireCertificate(c *store.Certificate, now time.Time) wire.Certificate {
 	}
 }
 
-// orEmpty makes JSON's [] of nil.
+// orEmpty returns s, or an empty slice for nil, so that JSON has [].
 func orEmpty(s []string) []string {
 	if s == nil {
 		return []string{}
@@ -255,7 +255,7 @@ func orEmpty(s []string) []string {
 	return s
 }
 
-// encodeBundle makes, once, the texts that every answer repeats.
+// encodeBundle encodes, once, the parts that all responses share.
 func (s *Server) encodeBundle() error {
 	b, err := newBundles(s.authority.TrustDomain(), s.authority.TrustBundle())
 	if err != nil {

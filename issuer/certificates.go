@@ -16,8 +16,8 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer/internal/policy"
 )
 
-// issue is POST /v1/certificates: token, claims, decision, certificate. Nothing
-// of the body is read for a token that does not verify.
+// issue handles POST /v1/certificates: token, claims, decision, certificate. It reads
+// the body only after the token is verified.
 func (s *Server) issue(w http.ResponseWriter, r *http.Request) error {
 	raw, err := bearer(r)
 	if err != nil {
@@ -59,7 +59,8 @@ func (s *Server) issue(w http.ResponseWriter, r *http.Request) error {
 // maxCSRBytes bounds the PEM of a CSR; an RSA-8192 one with its armour is 4 KiB.
 const maxCSRBytes = 16 << 10
 
-// parseCSR reads exactly one PEM block. What it asks for is not looked at.
+// parseCSR parses exactly one PEM block. Names and extensions that the CSR asks for
+// are ignored.
 func parseCSR(text string) (*x509.CertificateRequest, error) {
 	if text == "" || len(text) > maxCSRBytes {
 		return nil, &Error{Name: wire.ProblemBadCSR, Detail: "csr: want a PKCS #10 request in PEM"}
@@ -76,7 +77,7 @@ func parseCSR(text string) (*x509.CertificateRequest, error) {
 	return csr, nil
 }
 
-// writeIssued answers 201. A repeated answer to a lost one reads the same.
+// writeIssued answers 201. A retry after a lost response gets the same form.
 func (s *Server) writeIssued(w http.ResponseWriter, r *http.Request, issued *ca.Issued, d policy.Decision) error {
 	crls, err := s.authority.CRLs(r.Context())
 	if err != nil {
@@ -99,7 +100,7 @@ func (s *Server) writeIssued(w http.ResponseWriter, r *http.Request, issued *ca.
 	}, issued.Chain, crls)
 }
 
-// listCertificates is GET /v1/certificates.
+// listCertificates handles GET /v1/certificates.
 func (s *Server) listCertificates(w http.ResponseWriter, r *http.Request) error {
 	if _, err := s.requireRole(w, r, policy.Viewer); err != nil {
 		return err
@@ -111,7 +112,7 @@ func (s *Server) listCertificates(w http.ResponseWriter, r *http.Request) error 
 	return writeJSON(w, http.StatusOK, list)
 }
 
-// showCertificate is GET /v1/certificates/{serial}.
+// showCertificate handles GET /v1/certificates/{serial}.
 func (s *Server) showCertificate(w http.ResponseWriter, r *http.Request) error {
 	p, err := s.requireRole(w, r, policy.Viewer)
 	if err != nil {
@@ -141,7 +142,7 @@ func writeJSON(w http.ResponseWriter, status int, v any) error {
 	h.Set("Content-Type", "application/json")
 	h.Set("Cache-Control", "no-store")
 	w.WriteHeader(status)
-	_, _ = w.Write(body) // the client went away: nobody is left to tell
+	_, _ = w.Write(body) // an error means that the client disconnected
 	return nil
 }
 
@@ -153,11 +154,11 @@ func pemOf(certs ...*x509.Certificate) string {
 	return string(out)
 }
 
-// subjectName names a verified token's subject for the log and for events.
+// subjectName returns the subject of a verified token for the log and for events.
 func subjectName(c idtoken.Claims) string { return c.Provider().Name + "/" + c.Subject() }
 
-// limitKey is what PerIdentity counts: the repository, where there is one, since
-// its runs differ in sub; else the subject.
+// limitKey returns the key that PerIdentity counts by: the repository, if there is
+// one, because sub differs between its runs; else the subject.
 func limitKey(c idtoken.Claims) string {
 	if id, ok := c.String("repository_id"); ok {
 		return c.Issuer() + "\x00repository\x00" + id

@@ -18,7 +18,7 @@ import (
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
-// crl is GET /v1/crl: the current intermediate's, in DER.
+// crl handles GET /v1/crl: the CRL of the current intermediate, in DER.
 func (s *Server) crl(w http.ResponseWriter, r *http.Request) error {
 	crls, err := s.authority.CRLs(r.Context())
 	if err != nil {
@@ -28,7 +28,7 @@ func (s *Server) crl(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// crlOf is GET /v1/crl/{aki}: the distribution point in a leaf.
+// crlOf handles GET /v1/crl/{aki}, the distribution point in a leaf.
 func (s *Server) crlOf(w http.ResponseWriter, r *http.Request) error {
 	crls, err := s.authority.CRLs(r.Context())
 	if err != nil {
@@ -46,7 +46,7 @@ func writeCRL(w http.ResponseWriter, r *http.Request, number int64, der []byte) 
 	etag := `"` + strconv.FormatInt(number, 10) + `"`
 	h := w.Header()
 	h.Set("ETag", etag)
-	h.Set("Cache-Control", "no-cache") // may be kept, must be asked about
+	h.Set("Cache-Control", "no-cache") // caches must revalidate
 	if sameTag(r.Header.Values("If-None-Match"), etag) {
 		w.WriteHeader(http.StatusNotModified)
 		return
@@ -56,7 +56,7 @@ func writeCRL(w http.ResponseWriter, r *http.Request, number int64, der []byte) 
 	_, _ = w.Write(der)
 }
 
-// sameTag compares weakly, as RFC 9110 section 13.1.2 wants.
+// sameTag compares ETags weakly, as RFC 9110 section 13.1.2 requires.
 func sameTag(headers []string, etag string) bool {
 	for _, h := range headers {
 		for t := range strings.SplitSeq(h, ",") {
@@ -68,7 +68,7 @@ func sameTag(headers []string, etag string) bool {
 	return false
 }
 
-// crlWait is GET /v1/crl/wait?after=N.
+// crlWait handles GET /v1/crl/wait?after=N.
 func (s *Server) crlWait(w http.ResponseWriter, r *http.Request) error {
 	q := newQuery(r.URL.Query())
 	after := q.int("after", 0, 0, 1<<62)
@@ -79,8 +79,8 @@ func (s *Server) crlWait(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return unavailable("read crl", err)
 	}
-	// A crowd of waiters is answered at once: it costs them a request each,
-	// and never leaves an engine without a fresh CRL.
+	// Requests over the limit of waiters are answered at once. The client then repeats
+	// its request, and no engine is left without a fresh CRL.
 	address := httprate.CanonicalizeIP(infoOf(r.Context()).address) // IPv6: one /64
 	if crls.Number == after && s.waiters.enter(address) {
 		defer s.waiters.leave(address)
@@ -103,7 +103,7 @@ func (s *Server) crlWait(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// holdContext returns a context that ends after d, or when the stop begins.
+// holdContext returns a context that ends after d, or when the shutdown begins.
 func (s *Server) holdContext(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithTimeout(ctx, d)
 	stop := make(chan struct{})
@@ -123,13 +123,13 @@ func (s *Server) holdContext(ctx context.Context, d time.Duration) (context.Cont
 	}
 }
 
-// Bounds on held requests: strangers may wait too.
+// Bounds on waiting requests, which need no token.
 const (
 	maxWaiters           = 8192
 	maxWaitersPerAddress = 512
 )
 
-// waiters counts held requests, in total and by address.
+// waiters counts waiting requests, in total and by address.
 type waiters struct {
 	mu        sync.Mutex
 	total     int
@@ -156,13 +156,13 @@ func (w *waiters) leave(address string) {
 	}
 }
 
-// bundles is the trust bundle in its forms, made once.
+// bundles is the trust bundle in each of its formats, encoded once.
 type bundles struct {
 	pem    string // the roots
 	spiffe []byte // SPIFFE trust bundle: JWKS with x5c
 }
 
-// refreshHint is how often a SPIFFE peer should ask for the bundle.
+// refreshHint is how often a SPIFFE peer should fetch the bundle.
 const refreshHint = time.Hour
 
 func newBundles(td spiffeid.TrustDomain, roots []*x509.Certificate) (bundles, error) {
@@ -171,8 +171,8 @@ func newBundles(td spiffeid.TrustDomain, roots []*x509.Certificate) (bundles, er
 	}
 	b := spiffebundle.FromX509Authorities(td, roots)
 	b.SetRefreshHint(refreshHint)
-	// Roots change only by a new file and a restart: the newest one's start
-	// grows with every change, and replicas agree on it.
+	// Roots change only with a new file and a restart. The start of the newest root
+	// grows with each such change and is the same on all replicas.
 	var newest int64
 	for _, c := range roots {
 		newest = max(newest, c.NotBefore.Unix())
@@ -185,7 +185,7 @@ func newBundles(td spiffeid.TrustDomain, roots []*x509.Certificate) (bundles, er
 	return bundles{pem: pemOf(roots...), spiffe: doc}, nil
 }
 
-// trustBundle is GET /v1/trust-bundle.
+// trustBundle handles GET /v1/trust-bundle.
 func (s *Server) trustBundle(w http.ResponseWriter, r *http.Request) error {
 	h := w.Header()
 	h.Set("Vary", "Accept")

@@ -9,20 +9,20 @@ import (
 	"strings"
 )
 
-// claimsMember is the member of a request whose value is somebody else's JSON:
-// package idtoken reads it, more strictly than this.
+// claimsMember is the member of a request that holds a token's claims. Package idtoken
+// parses its value, more strictly than checkMembers.
 const claimsMember = "claims"
 
-// matchMember is the member of a request that says which certificates are meant.
-// An empty value in it is refused: read as none given, which it would be, it
-// would mean more certificates than its sender had in mind.
+// matchMember is the member of a request that selects certificates. An empty value in
+// it is refused: it would mean no filter, and so would select more certificates than
+// the sender intended.
 const matchMember = "match"
 
-// decode reads one JSON value into v. Unknown members are refused, and so are
-// members that occur twice or are not spelled as documented, which encoding/json
-// would let pass: what a gateway in front has read is what is done.
+// decode parses one JSON value into v. It refuses unknown members, and members that
+// occur twice or differ in case from the documented name. encoding/json accepts these,
+// and a gateway in front may read them in another way.
 func decode(r *http.Request, v any) error {
-	body, err := io.ReadAll(r.Body) // bounded by limitSize
+	body, err := io.ReadAll(r.Body) // limitSize bounds the body
 	if err != nil {
 		return err
 	}
@@ -44,17 +44,17 @@ func decode(r *http.Request, v any) error {
 	return nil
 }
 
-// badJSON tells what is wrong in few words, of which some may be a stranger's:
-// neither an answer nor the log repeats 64 KiB of them.
+// badJSON returns a bad-request error with a short text. The text may hold parts of
+// the request and is truncated for the response and the log.
 func badJSON(err error) error {
 	return badRequest("the body is not the JSON that this call takes: %s", Printable(truncate(err.Error())))
 }
 
-// maxBodyDepth bounds the nesting of a request; the deepest has three levels.
+// maxBodyDepth bounds the nesting of a request. The deepest has three levels.
 const maxBodyDepth = 8
 
-// checkMembers reads one value, that of the member within, and refuses an object
-// whose member names repeat or hold an upper-case letter.
+// checkMembers reads one value, which belongs to the member within. It refuses an
+// object whose member names repeat or hold an upper-case letter.
 func checkMembers(dec *json.Decoder, depth int, within string) error {
 	if depth > maxBodyDepth {
 		return errors.New("nested too deep")
@@ -82,7 +82,7 @@ func checkMembers(dec *json.Decoder, depth int, within string) error {
 	default:
 		return nil
 	}
-	_, err = dec.Token() // the end
+	_, err = dec.Token() // the closing delimiter
 	return err
 }
 
@@ -93,7 +93,7 @@ func checkObject(dec *json.Decoder, depth int, within string) error {
 		if err != nil {
 			return err
 		}
-		name, _ := t.(string) // the decoder gives nothing else here
+		name, _ := t.(string) // in an object, the decoder returns only strings here
 		switch {
 		case seen[name]:
 			return errors.New("member " + name + " occurs twice")

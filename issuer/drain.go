@@ -10,26 +10,26 @@ import (
 )
 
 const (
-	// newGrace is how long a stop waits for the first request of a connection
-	// that was accepted and has said nothing.
+	// newGrace is how long a shutdown waits for the first request of a connection that
+	// was accepted and has sent nothing.
 	newGrace = 5 * time.Second
-	// idleGrace is how long a kept connection must have been idle to be closed:
-	// its client may have sent the next request before it could know. An answer
-	// given during a stop tells it (Connection: close), and it comes no more.
+	// idleGrace is how long a kept-alive connection must have been idle before it is
+	// closed, because its client may have sent another request already. Responses
+	// during a shutdown carry Connection: close.
 	idleGrace = time.Second
 )
 
-// connections knows which HTTP/1 connections owe an answer, or soon may.
-// http.Server's own Shutdown drops a request that it reads after it was called,
-// and closes what is idle at that moment; a stop therefore waits here first.
-// HTTP/2 has GOAWAY, which tells a client what was not taken.
+// connections tracks which HTTP/1 connections wait for a response, or soon may.
+// http.Server.Shutdown drops a request that it reads after the call, and closes
+// connections that are idle at that moment. A shutdown therefore waits here first.
+// HTTP/2 needs no such wait: GOAWAY names the requests that were not taken.
 type connections struct {
 	mu   sync.Mutex
 	open map[net.Conn]connection
-	news chan struct{} // closed, and made again, when a connection has answered or gone
+	news chan struct{} // closed and replaced when a connection becomes idle or ends
 }
 
-// connection is in one state since a time: new, with a request, or idle.
+// connection is the state of a connection (new, active or idle) and its start.
 type connection struct {
 	state http.ConnState
 	since time.Time
@@ -62,8 +62,8 @@ func (c *connections) state(conn net.Conn, s http.ConnState) {
 	}
 }
 
-// mayOweResponse reports whether a connection may yet bring a request, or wait for its
-// answer, and if only time can tell, when to look again.
+// mayOweResponse reports whether a connection may yet send a request or wait for a
+// response. If that depends on time alone, until is when to check again.
 func (c connection) mayOweResponse(now time.Time) (owed bool, until time.Duration) {
 	grace := newGrace
 	switch c.state {
@@ -76,7 +76,7 @@ func (c connection) mayOweResponse(now time.Time) (owed bool, until time.Duratio
 	return until > 0, until
 }
 
-// waitIdle waits until no connection owes an answer, or ctx ends.
+// waitIdle waits until no connection waits for a response, or until ctx ends.
 func (c *connections) waitIdle(ctx context.Context) {
 	for {
 		now, wait, owed := time.Now(), newGrace, false

@@ -11,14 +11,14 @@ import (
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
-// encodedParts are the parts of a 201 that every one repeats, as JSON strings, made
-// once: encoding them again cost a tenth of an issuance.
+// encodedParts holds the parts that all 201 responses share, as JSON strings encoded
+// once. Encoding them each time took a tenth of an issuance.
 type encodedParts struct {
 	bundle        []byte            // trust_bundle
-	intermediates map[string][]byte // PEM inside of a string, by DER of the key id
+	intermediates map[string][]byte // PEM escaped for a JSON string, by DER of the key id
 }
 
-// crlText is the member crl of a 201 for one set of CRLs.
+// crlText is the member crl of a 201 response for one set of CRLs.
 type crlText struct {
 	number int64
 	text   []byte
@@ -36,7 +36,7 @@ func newTexts(bundle string, intermediates []*x509.Certificate) (*encodedParts, 
 	return t, nil
 }
 
-// crlTextOf returns the JSON string of the PEM of crls, made once for each set.
+// crlTextOf returns the JSON string of the PEM of crls. It encodes each set once.
 func (s *Server) crlTextOf(crls *ca.CRLs) ([]byte, error) {
 	if t := s.crlText.Load(); t != nil && t.number == crls.Number {
 		return t.text, nil
@@ -49,8 +49,7 @@ func (s *Server) crlTextOf(crls *ca.CRLs) ([]byte, error) {
 	return quoted, nil
 }
 
-// appendPEM appends a certificate in PEM (RFC 7468) as it stands inside of a
-// JSON string.
+// appendPEM appends a certificate in PEM (RFC 7468), escaped for a JSON string.
 func appendPEM(b, der []byte) []byte {
 	const column, newline = 48, `\n` // 48 bytes are the 64 characters of a line
 	b = append(b, `-----BEGIN CERTIFICATE-----`+newline...)
@@ -84,7 +83,7 @@ type issuedHead struct {
 	CRL         struct{} `json:"crl,omitzero"`
 }
 
-// writeIssuedJSON answers 201 with head, to which the long members are added.
+// writeIssuedJSON answers 201 with head and the long members.
 func (s *Server) writeIssuedJSON(w http.ResponseWriter, head wire.IssueResponse, chain []*x509.Certificate, crls *ca.CRLs) error {
 	crl, err := s.crlTextOf(crls)
 	if err != nil {
@@ -108,6 +107,6 @@ func (s *Server) writeIssuedJSON(w http.ResponseWriter, head wire.IssueResponse,
 	h.Set("Cache-Control", "no-store")
 	h.Set("Content-Length", strconv.Itoa(len(b)))
 	w.WriteHeader(http.StatusCreated)
-	_, _ = w.Write(b) // the client went away: nobody is left to tell
+	_, _ = w.Write(b) // an error means that the client disconnected
 	return nil
 }

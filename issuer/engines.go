@@ -18,17 +18,17 @@ const (
 	maxVersionBytes = 128
 	// maxFeedAge bounds the age of a feed in a status.
 	maxFeedAge = 90 * 24 * time.Hour
-	// maxCertificateLife bounds how far ahead the end of a sidecar's certificate
-	// may lie: the cap of a server's, and an hour.
+	// maxCertificateLife bounds how far in the future a sidecar's certificate may end:
+	// the longest life of a server certificate plus an hour.
 	maxCertificateLife = 25 * time.Hour
-	// maxCertificateAge bounds how far back it may lie.
+	// maxCertificateAge bounds how far in the past it may end.
 	maxCertificateAge = 90 * 24 * time.Hour
-	// silentAfter is how long after its last status a machine counts as silent:
-	// three are missing.
+	// silentAfter is how long after its last status a machine counts as silent: three
+	// statuses are missing.
 	silentAfter = 3*wire.StatusEvery + 30*time.Second
 )
 
-// reportStatus stores what a sidecar reports of itself, or says why it is refused.
+// reportStatus stores the status of a sidecar, or returns why it is refused.
 func (s *Server) reportStatus(ctx context.Context, by store.SessionReporter, st wire.SidecarStatus) (refused string, err error) {
 	now := time.Now()
 	if why := badStatus(st, now); why != "" {
@@ -45,7 +45,7 @@ func (s *Server) reportStatus(ctx context.Context, by store.SessionReporter, st 
 	return "", nil
 }
 
-// badStatus says what is wrong with a status, or "".
+// badStatus returns what is wrong with a status, or "".
 func badStatus(s wire.SidecarStatus, now time.Time) string {
 	switch {
 	case s.State != wire.SidecarListening && s.State != wire.SidecarPaused && s.State != wire.SidecarStopped:
@@ -66,12 +66,12 @@ func badStatus(s wire.SidecarStatus, now time.Time) string {
 	return ""
 }
 
-// isVersion reports whether s has the form of a version, or is empty.
+// isVersion reports whether s is empty or has the form of a version.
 func isVersion(s string) bool {
 	return len(s) <= maxVersionBytes && strings.IndexFunc(s, func(r rune) bool { return r <= ' ' || r > '~' }) < 0
 }
 
-// listEngines is GET /v1/engines.
+// listEngines handles GET /v1/engines.
 func (s *Server) listEngines(w http.ResponseWriter, r *http.Request) error {
 	if _, err := s.requireRole(w, r, policy.Viewer); err != nil {
 		return err
@@ -86,8 +86,8 @@ func (s *Server) listEngines(w http.ResponseWriter, r *http.Request) error {
 	return writeJSON(w, http.StatusOK, list)
 }
 
-// Engines returns the engines of the policy, by name, with the machines that
-// reported for them. Errors: unavailable.
+// Engines returns the engines of the policy, by name, with the machines that reported
+// for them. Errors: unavailable.
 func (s *Server) Engines(ctx context.Context) (wire.List[wire.EngineStatus], error) {
 	statuses, err := s.authority.Store().Statuses(ctx)
 	if err != nil {
@@ -127,9 +127,9 @@ func machineState(m store.MachineStatus, now time.Time) string {
 	return wire.EngineAwake
 }
 
-// engineVersions are the versions of the engines, by name, that certificates
-// are answered with. They are read from the store at most every versionsFor, and
-// after a status that this replica stored.
+// engineVersions caches the versions of the engines, by name, for the responses to
+// certificate requests. They are read from the store at most every versionsFor, and
+// after this replica has stored a status.
 type engineVersions struct {
 	known   atomic.Pointer[knownVersions]
 	reading sync.Mutex
@@ -142,9 +142,9 @@ type knownVersions struct {
 
 const versionsFor = 10 * time.Second
 
-// read returns what each engine's machines last reported. While another request
-// reads the store, or when the store fails, it returns what was known before: no
-// certificate fails or waits for it twice.
+// read returns the versions that the machines last reported, by engine. It returns the
+// cached versions while another request reads the store, or when the store fails, so
+// that no certificate request fails or waits twice.
 func (v *engineVersions) read(ctx context.Context, st store.Store) map[string]string {
 	known := v.known.Load()
 	if known == nil {
@@ -157,7 +157,7 @@ func (v *engineVersions) read(ctx context.Context, st store.Store) map[string]st
 	next := &knownVersions{readAt: time.Now(), byName: known.byName}
 	if statuses, err := st.Statuses(ctx); err == nil {
 		next.byName = make(map[string]string)
-		for _, m := range statuses { // of each engine the one seen last first
+		for _, m := range statuses { // sorted by engine, latest status first
 			if next.byName[m.Engine] == "" {
 				next.byName[m.Engine] = m.EngineVersion
 			}
@@ -167,7 +167,7 @@ func (v *engineVersions) read(ctx context.Context, st store.Store) map[string]st
 	return next.byName
 }
 
-// expire has the next read ask the store.
+// expire makes the next read query the store.
 func (v *engineVersions) expire() {
 	if known := v.known.Load(); known != nil {
 		v.known.Store(&knownVersions{byName: known.byName})

@@ -5,7 +5,7 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer/internal/policy"
 )
 
-// wireExplanation turns the policy's account into the wire's.
+// wireExplanation converts the policy's explanation to the wire's type.
 func wireExplanation(x policy.Explanation) *wire.ExplainResponse {
 	out := &wire.ExplainResponse{
 		Allowed: x.Allowed, Rule: x.Rule, Role: string(x.Role), Profile: string(x.Profile), Engines: x.Engines,

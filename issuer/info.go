@@ -14,7 +14,7 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer/internal/policy"
 )
 
-// listEvents is GET /v1/events.
+// listEvents handles GET /v1/events.
 func (s *Server) listEvents(w http.ResponseWriter, r *http.Request) error {
 	if _, err := s.requireRole(w, r, policy.Viewer); err != nil {
 		return err
@@ -26,12 +26,12 @@ func (s *Server) listEvents(w http.ResponseWriter, r *http.Request) error {
 	return writeJSON(w, http.StatusOK, list)
 }
 
-// info is GET /v1/info.
+// info handles GET /v1/info.
 func (s *Server) info(w http.ResponseWriter, r *http.Request) error {
 	return writeJSON(w, http.StatusOK, s.Info())
 }
 
-// Info tells what a client must know before it has anything.
+// Info returns what a client needs before it has a certificate.
 func (s *Server) Info() wire.Info {
 	set := s.policies.Set()
 	out := wire.Info{
@@ -48,8 +48,8 @@ func (s *Server) Info() wire.Info {
 	return out
 }
 
-// explain is POST /v1/policy/explain. Nothing is issued and nothing is
-// recorded: the claims are the asker's own words.
+// explain handles POST /v1/policy/explain. It issues nothing and records nothing,
+// because the caller makes up the claims.
 func (s *Server) explain(w http.ResponseWriter, r *http.Request) error {
 	if _, err := s.requireRole(w, r, policy.Viewer); err != nil {
 		return err
@@ -65,13 +65,13 @@ func (s *Server) explain(w http.ResponseWriter, r *http.Request) error {
 	return writeJSON(w, http.StatusOK, out)
 }
 
-// Explain says which rule would match the claims. Errors: bad-request.
+// Explain returns which rule would match the claims. Errors: bad-request.
 func (s *Server) Explain(req wire.ExplainRequest) (*wire.ExplainResponse, error) {
 	return ExplainClaims(s.policies.Set(), req)
 }
 
-// ExplainClaims says which rule of set would match recorded claims: a
-// certificate first, a role when none of those fits. Errors: bad-request.
+// ExplainClaims returns which rule of set would match recorded claims: first a rule
+// that grants a certificate, then one that grants a role. Errors: bad-request.
 func ExplainClaims(set *policy.Set, req wire.ExplainRequest) (*wire.ExplainResponse, error) {
 	var provider *idtoken.Provider
 	for _, p := range set.Providers() {
@@ -115,7 +115,7 @@ func ExplainClaims(set *policy.Set, req wire.ExplainRequest) (*wire.ExplainRespo
 //go:embed openapi.json
 var openAPIDocument []byte
 
-// openAPI is GET /openapi.json.
+// openAPI handles GET /openapi.json.
 func (s *Server) openAPI(w http.ResponseWriter, _ *http.Request) error {
 	h := w.Header()
 	h.Set("Content-Type", "application/json")
@@ -124,7 +124,7 @@ func (s *Server) openAPI(w http.ResponseWriter, _ *http.Request) error {
 	return nil
 }
 
-// health is GET /healthz: the process answers.
+// health handles GET /healthz. It shows that the process answers.
 func (s *Server) health(w http.ResponseWriter, _ *http.Request) error {
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	_, _ = w.Write([]byte("ok\n"))
@@ -134,22 +134,22 @@ func (s *Server) health(w http.ResponseWriter, _ *http.Request) error {
 // readiness is the body of GET /readyz.
 type readiness struct {
 	Status string `json:"status"`
-	// Warnings say what will break, long before it does.
+	// Warnings lists what will break, long before it does.
 	Warnings []string `json:"warnings"`
 }
 
-// readinessAge is how long one answer about the store serves everybody who asks.
+// readinessAge is how long one check of the store answers all requests.
 const readinessAge = time.Second
 
-// readinessCache keeps strangers, whom nothing limits here, from having the
-// store written to for each of their requests.
+// readinessCache limits writes to the store: /readyz needs no token and has no rate
+// limit.
 type readinessCache struct {
 	mu  sync.Mutex
 	at  time.Time
 	err error
 }
 
-// ask returns what ready said within readinessAge, or asks it.
+// ask returns the result of ready, which may be up to readinessAge old.
 func (c *readinessCache) ask(ctx context.Context, ready func(context.Context) error) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -161,7 +161,7 @@ func (c *readinessCache) ask(ctx context.Context, ready func(context.Context) er
 	return c.err
 }
 
-// ready is GET /readyz: store and keys work, and no stop is under way.
+// ready handles GET /readyz: store and keys work, and no shutdown has begun.
 func (s *Server) ready(w http.ResponseWriter, r *http.Request) error {
 	if s.stopping() {
 		return &Error{Name: wire.ProblemUnavailable, Detail: "the issuer is stopping", RetryAfter: 5}
@@ -172,8 +172,8 @@ func (s *Server) ready(w http.ResponseWriter, r *http.Request) error {
 	return writeJSON(w, http.StatusOK, readiness{Status: "ready", Warnings: s.Warnings()})
 }
 
-// Warnings say what an admin should see to: certificates and CRLs of the CA
-// near their end, and a policy file that is not in force.
+// Warnings lists what an admin should fix: certificates and CRLs of the CA near their
+// end, and a policy file that failed to load.
 func (s *Server) Warnings() []string {
 	out := []string{}
 	now := time.Now()

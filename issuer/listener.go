@@ -16,21 +16,21 @@ import (
 	"github.com/mayfly-ca/mayfly/ca"
 )
 
-// A stopping listener takes what the kernel has accepted already, since closing
-// would reset those connections: for acceptGrace, and then until the queue was
-// empty for a moment, or acceptLimit is over.
+// A listener that stops still accepts the connections in the kernel's queue, because
+// closing would reset them. It does so for acceptGrace, and then until the queue was
+// empty for acceptMoment or acceptLimit is over.
 const (
 	acceptGrace  = 100 * time.Millisecond
 	acceptMoment = time.Millisecond
 	acceptLimit  = time.Second
 )
 
-// drainListener empties the kernel's queue of accepted connections at its end.
+// drainListener accepts the connections in the kernel's queue before it closes.
 type drainListener struct {
 	*net.TCPListener
 	draining atomic.Bool
 	until    atomic.Int64  // Unix ns: the end of acceptLimit
-	drained  chan struct{} // closed when Accept is done
+	drained  chan struct{} // closed when Accept has returned its last connection
 	once     sync.Once
 }
 
@@ -38,7 +38,7 @@ type drainListener struct {
 func (l *drainListener) Accept() (net.Conn, error) {
 	c, err := l.TCPListener.Accept()
 	if err != nil && l.draining.Load() && time.Now().Before(time.Unix(0, l.until.Load())) {
-		// The deadline may have passed between two Accepts: ask the queue once more.
+		// The deadline may have passed between two calls of Accept: try once more.
 		if l.SetDeadline(time.Now().Add(acceptMoment)) == nil {
 			c, err = l.TCPListener.Accept()
 		}
@@ -50,8 +50,8 @@ func (l *drainListener) Accept() (net.Conn, error) {
 	return nil, net.ErrClosed
 }
 
-// Close closes the listener, which drain may have done: http.Server closes it
-// too, and either order is right.
+// Close closes the listener. It succeeds if drain or http.Server has closed the
+// listener before.
 func (l *drainListener) Close() error {
 	if err := l.TCPListener.Close(); !errors.Is(err, net.ErrClosed) {
 		return err
@@ -59,7 +59,7 @@ func (l *drainListener) Close() error {
 	return nil
 }
 
-// drain lets Accept empty the queue, and closes the listener.
+// drain lets Accept empty the queue, then closes the listener.
 func (l *drainListener) drain() {
 	now := time.Now()
 	l.until.Store(now.Add(acceptLimit).UnixNano())
@@ -67,31 +67,31 @@ func (l *drainListener) drain() {
 	if l.SetDeadline(now.Add(acceptGrace)) == nil {
 		select {
 		case <-l.drained:
-		case <-time.After(acceptLimit + acceptGrace): // nobody accepts any more
+		case <-time.After(acceptLimit + acceptGrace): // no goroutine calls Accept
 		}
 	}
 	_ = l.Close()
 }
 
-// keeper holds the listener's certificate and keeps it fresh.
+// keeper holds the listener's certificate and renews it.
 type keeper interface {
-	// keep works until ctx ends.
+	// keep renews the certificate until ctx ends.
 	keep(ctx context.Context)
-	// config is the listener's TLS.
+	// config returns the listener's TLS configuration.
 	config() *tls.Config
 }
 
-// certReloader holds the listener's certificate and keeps it fresh. The
-// zero value is not usable; see selfKeeper and fileKeeper.
+// certReloader holds the listener's certificate and renews it. The zero value is not
+// usable; see newIssuedCert and newFileCert.
 type certReloader struct {
 	current atomic.Pointer[tls.Certificate]
 	load    func(context.Context) (*tls.Certificate, error)
-	every   time.Duration // how often stale is asked
+	every   time.Duration // how often stale is called
 	stale   func(*tls.Certificate) bool
 	logger  *slog.Logger
 }
 
-// newIssuedCert serves a certificate of the CA itself, renewed at half life.
+// newIssuedCert returns a certificate of the CA itself, renewed at half its life.
 func newIssuedCert(ctx context.Context, a *ca.Authority, host string, logger *slog.Logger) (*certReloader, error) {
 	names, ips := []string{host}, []net.IP(nil)
 	if addr, err := netip.ParseAddr(host); err == nil {
@@ -105,7 +105,8 @@ func newIssuedCert(ctx context.Context, a *ca.Authority, host string, logger *sl
 	return k, k.refresh(ctx)
 }
 
-// newFileCert serves the pair of two files, read again when either changes.
+// newFileCert returns the certificate in two files, which are read again when either
+// changes.
 func newFileCert(ctx context.Context, cert, key string, logger *slog.Logger) (*certReloader, error) {
 	k := &certReloader{every: 5 * time.Second, logger: logger}
 	stamp := func() string {
@@ -140,8 +141,8 @@ func (k *certReloader) refresh(ctx context.Context) error {
 	return nil
 }
 
-// keep refreshes until ctx ends. A certificate that cannot be renewed is served
-// on, and said.
+// keep renews the certificate until ctx ends. A certificate that cannot be renewed
+// stays in use, and the failure is logged.
 func (k *certReloader) keep(ctx context.Context) {
 	t := time.NewTicker(k.every)
 	defer t.Stop()
@@ -160,7 +161,7 @@ func (k *certReloader) keep(ctx context.Context) {
 	}
 }
 
-// config is the listener's TLS: 1.3 alone, since every client of ours has it.
+// config returns a TLS configuration with TLS 1.3 only, which all clients support.
 func (k *certReloader) config() *tls.Config {
 	return &tls.Config{
 		MinVersion:     tls.VersionTLS13,

@@ -15,8 +15,8 @@ import (
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
-// Metrics are what Prometheus reads, in a registry of their own. Labels come
-// from closed sets or from the policy file, never from a token.
+// Metrics holds the Prometheus metrics in a registry of their own. Labels come from
+// closed sets or from the policy file, never from a token.
 type Metrics struct {
 	registry *prometheus.Registry
 
@@ -31,7 +31,7 @@ type Metrics struct {
 	watchOnce      sync.Once
 }
 
-// NewMetrics makes an empty set.
+// NewMetrics returns an empty set of metrics.
 func NewMetrics() *Metrics {
 	m := &Metrics{
 		registry: prometheus.NewRegistry(),
@@ -78,8 +78,8 @@ func (m *Metrics) issued(profile, provider string, repeated bool) {
 	m.issuedTotal.WithLabelValues(profile, provider, strconv.FormatBool(repeated)).Inc()
 }
 
-// denied counts a denial. The reason is a claim that the policy file names, or
-// one of ours: a closed set.
+// denied counts a denial. The reason comes from a closed set: the claims in the policy
+// file and the reasons of this package.
 func (m *Metrics) denied(reason string) {
 	if reason == "" {
 		reason = "no rule"
@@ -100,18 +100,18 @@ func (m *Metrics) reloaded(err error) {
 
 func (m *Metrics) request(route string, status int, took time.Duration) {
 	if route == wire.PathCRLWait {
-		return // held on purpose: it would drown the others
+		return // these requests wait on purpose and would hide the others
 	}
 	m.requestSeconds.WithLabelValues(route, strconv.Itoa(status)).Observe(took.Seconds())
 }
 
-// watch adds what is read from s at each scrape. Only the first Server of a set
-// is watched.
+// watch adds metrics that are read from s at each scrape. Only the first Server of a
+// set is watched.
 func (m *Metrics) watch(s *Server) {
 	m.watchOnce.Do(func() { m.registry.MustRegister(newStateCollector(s)) })
 }
 
-// stateCollector reads the authority's state when it is asked.
+// stateCollector reads the authority's state at each scrape.
 type stateCollector struct {
 	s                                            *Server
 	expiry, crlAge, crlNumber, live, held, stale *prometheus.Desc
@@ -141,11 +141,11 @@ func (c *stateCollector) Describe(ch chan<- *prometheus.Desc) {
 	}
 }
 
-// scrapeTimeout bounds what a scrape may ask of the store.
+// scrapeTimeout bounds the store queries of a scrape.
 const scrapeTimeout = 5 * time.Second
 
-// Collect implements prometheus.Collector. What cannot be read is left out:
-// an absent series is what alerts look for.
+// Collect implements prometheus.Collector. It leaves out values that cannot be read,
+// because alerts look for absent series.
 func (c *stateCollector) Collect(ch chan<- prometheus.Metric) {
 	ctx, cancel := context.WithTimeout(context.Background(), scrapeTimeout)
 	defer cancel()
@@ -172,7 +172,7 @@ func (c *stateCollector) Collect(ch chan<- prometheus.Metric) {
 	}
 }
 
-// liveSessions counts open relays, up to ten pages.
+// liveSessions counts open relays, on up to ten pages.
 func (s *Server) liveSessions(ctx context.Context) (int, error) {
 	f := store.SessionFilter{Live: true, Now: time.Now().UTC(), Limit: wire.MaxListLimit}
 	n := 0

@@ -20,12 +20,12 @@ import (
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
-// requestInfo is what the access log tells of one request. It is written by
-// the request's own goroutine alone.
+// requestInfo holds one request's data for the access log. Only the goroutine of the
+// request writes it.
 type requestInfo struct {
 	id       string
 	address  string
-	route    string // the page's; the API's are known to its router
+	route    string // of the page; the API's router knows its own
 	identity string // verified: SPIFFE ID or provider/subject
 	rule     string
 	serial   string
@@ -35,7 +35,7 @@ type requestInfo struct {
 
 type requestInfoKey struct{}
 
-// infoOf returns the request's info, and an empty one outside of a request.
+// infoOf returns the info of the request, or an empty one outside a request.
 func infoOf(ctx context.Context) *requestInfo {
 	if i, ok := ctx.Value(requestInfoKey{}).(*requestInfo); ok {
 		return i
@@ -43,7 +43,7 @@ func infoOf(ctx context.Context) *requestInfo {
 	return &requestInfo{}
 }
 
-// recorder remembers the status and the size of an answer.
+// recorder records the status and the size of a response.
 type recorder struct {
 	http.ResponseWriter
 	status int
@@ -66,15 +66,15 @@ func (r *recorder) Write(b []byte) (int, error) {
 	return n, err
 }
 
-// Unwrap serves http.ResponseController.
+// Unwrap supports http.ResponseController.
 func (r *recorder) Unwrap() http.ResponseWriter { return r.ResponseWriter }
 
-// observe gives each request an id, survives a panic, and writes one line of
-// access log. Neither tokens nor query strings enter it.
+// observe gives each request an id, recovers from a panic, and writes one line to the
+// access log. The log holds no tokens and no query strings.
 func (s *Server) observe(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		var id [8]byte
-		_, _ = rand.Read(id[:]) // never fails: crypto/rand
+		_, _ = rand.Read(id[:]) // crypto/rand never fails
 		info := &requestInfo{id: hex.EncodeToString(id[:]), address: s.addresses.read(r)}
 		rec := &recorder{ResponseWriter: w}
 		h := w.Header()
@@ -101,7 +101,7 @@ func (s *Server) observe(next http.Handler) http.Handler {
 	})
 }
 
-// noRoute stands for every path that nothing answers.
+// noRoute is the route in the log for all paths without a handler.
 const noRoute = "none"
 
 func (s *Server) accessLog(r *http.Request, rec *recorder, info *requestInfo, took time.Duration) {
@@ -140,8 +140,8 @@ func (s *Server) accessLog(r *http.Request, rec *recorder, info *requestInfo, to
 	s.logger.LogAttrs(r.Context(), level, "request", attrs...)
 }
 
-// handle is the boundary: it turns a handler's error into a problem and notes
-// it for the log, once.
+// handle turns the error of a handler into a problem response and keeps the error for
+// the access log.
 func (s *Server) handle(h handlerFunc) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		err := h(w, r)
@@ -158,14 +158,14 @@ func (s *Server) handle(h handlerFunc) http.HandlerFunc {
 		info.problem = p.Name()
 		s.metrics.refused(p.Name())
 		if rec, ok := w.(*recorder); ok && rec.status != 0 {
-			return // the answer has begun; the log tells
+			return // the response has begun; the error is only logged
 		}
 		writeProblem(w, p)
 	}
 }
 
-// limitSize bounds every request's header, exactly, and its body. The
-// http.Server reads up to 4 KiB more of a header than it is told to.
+// limitSize bounds the header, exactly, and the body of each request. http.Server
+// reads up to 4 KiB more of a header than its limit.
 func (s *Server) limitSize(next http.Handler) http.Handler {
 	return s.handle(func(w http.ResponseWriter, r *http.Request) error {
 		if headerBytes(r) > wire.MaxHeaderBytes {
@@ -179,7 +179,7 @@ func (s *Server) limitSize(next http.Handler) http.Handler {
 	})
 }
 
-// headerBytes is the size of a request's header as HTTP/1.1 writes it.
+// headerBytes returns the size of a request's header in HTTP/1.1.
 func headerBytes(r *http.Request) int {
 	n := len(r.Method) + len(" ") + len(r.RequestURI) + len(" HTTP/1.1\r\n") + len("Host: \r\n") + len(r.Host)
 	for name, values := range r.Header {
@@ -190,7 +190,7 @@ func headerBytes(r *http.Request) int {
 	return n
 }
 
-// limitAddress bounds the requests of one address, before anything is read.
+// limitAddress bounds the requests of one address, before it reads them.
 func (s *Server) limitAddress(next http.Handler) http.Handler {
 	if s.perIP == nil {
 		return next
@@ -204,10 +204,10 @@ func (s *Server) limitAddress(next http.Handler) http.Handler {
 	})
 }
 
-// rateWindow is the unit of RateConfig, and what Retry-After says.
+// rateWindow is the period of the rates in RateConfig, and the Retry-After.
 const rateWindow = 10 * time.Second
 
-// limiter bounds the requests of one key. Nil lets everything pass.
+// limiter bounds the requests of one key. A nil limiter has no bound.
 type limiter struct{ l *httprate.RateLimiter }
 
 func newLimiter(perWindow int) *limiter {
@@ -217,7 +217,7 @@ func newLimiter(perWindow int) *limiter {
 	return &limiter{l: httprate.NewRateLimiter(perWindow, rateWindow, httprate.WithResponseHeaders(httprate.ResponseHeaders{}))}
 }
 
-// take counts one request of key, or refuses it.
+// take counts one request of key, or returns an error when the limit is reached.
 func (l *limiter) take(w http.ResponseWriter, r *http.Request, key string) error {
 	if l == nil || !l.l.OnLimit(w, r, key) {
 		return nil
@@ -230,12 +230,12 @@ func (l *limiter) take(w http.ResponseWriter, r *http.Request, key string) error
 
 // addressReader finds the client's address.
 type addressReader struct {
-	header  string // canonical; "" uses the peer's own
+	header  string // canonical name; "" means the peer's own address
 	trusted []netip.Prefix
 }
 
-// read returns the client's address. A header that is absent, from an untrusted
-// peer, or no address, leaves the peer's.
+// read returns the client's address. It is the peer's own address if the header is
+// absent, is not an address, or comes from an untrusted peer.
 func (a addressReader) read(r *http.Request) string {
 	peer := r.RemoteAddr
 	if ap, err := netip.ParseAddrPort(r.RemoteAddr); err == nil {
@@ -250,7 +250,7 @@ func (a addressReader) read(r *http.Request) string {
 	if len(values) == 0 {
 		return peer
 	}
-	// The edge appends: what stands before the last comma is the client's word.
+	// The proxy appends: the client wrote the part before the last comma.
 	last := values[len(values)-1]
 	if i := strings.LastIndexByte(last, ','); i >= 0 {
 		last = last[i+1:]

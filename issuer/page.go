@@ -17,7 +17,7 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer/internal/web"
 )
 
-// Page makes the admin page of a server.
+// Page returns the admin page of s.
 func Page(s *Server) http.Handler {
 	return web.New(web.Options{
 		PublicURL: s.publicURL,
@@ -31,14 +31,14 @@ func Page(s *Server) http.Handler {
 	})
 }
 
-// routePage gives the page its own paths and those that nothing answers, and to
-// missing what was meant for the API. It notes the page's route for the log and
-// the metrics: the pattern, which no path of a stranger can widen.
+// routePage sends requests to page for its own paths and for unknown paths, but to
+// missing for those meant for the API. It keeps the route's pattern for the log and
+// the metrics, because the number of patterns is bounded.
 func routePage(page, missing http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if web.Owns(r.URL.Path) || !forAPI(r) {
 			defer func() { // r.Pattern is "METHOD /path", or empty
-				if _, path, _ := strings.Cut(r.Pattern, " "); path != "/" { // which is any
+				if _, path, _ := strings.Cut(r.Pattern, " "); path != "/" { // "/" matches any path
 					infoOf(r.Context()).route = strings.TrimSuffix(path, "{$}")
 				}
 			}()
@@ -49,9 +49,9 @@ func routePage(page, missing http.Handler) http.Handler {
 	})
 }
 
-// forAPI reports whether a request for a path that nothing answers wants an
-// answer in the API's form: a browser asks for HTML; of others those that ask for
-// JSON, those that send something, and those for a path that begins with a version.
+// forAPI reports whether a request for an unknown path should get a response in the
+// API's form. A browser asks for HTML. Other clients ask for JSON, send a body, or use
+// a path that begins with a version.
 func forAPI(r *http.Request) bool {
 	accept := strings.Join(r.Header.Values("Accept"), ",")
 	first, _, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
@@ -64,7 +64,7 @@ func forAPI(r *http.Request) bool {
 	return strings.Trim(strings.TrimPrefix(first, "v"), "0123456789.") == "" && first != ""
 }
 
-// webBackend is the server as web asks it. What Server already offers is embedded.
+// webBackend implements web.Backend. It embeds the methods that Server has.
 type webBackend struct{ *Server }
 
 var _ web.Backend = webBackend{}
@@ -99,7 +99,7 @@ func (p webBackend) Verify(ctx context.Context, provider, raw string) (json.RawM
 	if got := claims.Provider(); got.Name != provider || got.Type != idtoken.People {
 		return nil, badToken("the ID token is of another provider")
 	}
-	// The hour within which a token buys a role counts here, at the login.
+	// The age of the token (policy.MaxRoleAge) is checked only here, at the login.
 	var stale *idtoken.TokenError
 	if _, err := p.roleOf(claims, rules.set); errors.As(err, &stale) {
 		return nil, err
@@ -107,7 +107,7 @@ func (p webBackend) Verify(ctx context.Context, provider, raw string) (json.RawM
 	return claims.JSON(), nil
 }
 
-// restore returns the claims of a login, and the rules to judge them by.
+// restore returns the claims of a login and the current policy.
 func (p webBackend) restore(provider string, raw json.RawMessage) (idtoken.Claims, *policy.Set, error) {
 	rules := p.policies.load()
 	c, err := rules.verifier.Restore(provider, raw)
@@ -160,7 +160,7 @@ func (p webBackend) Login(ctx context.Context, id string) (*web.Login, error) {
 	return p.loginOf(ctx, id, l, err)
 }
 
-// loginOf is what the page is given for the store's answer about a login.
+// loginOf converts the store's result for a login into the page's.
 func (p webBackend) loginOf(ctx context.Context, id string, l *store.Login, err error) (*web.Login, error) {
 	switch {
 	case errors.Is(err, store.ErrForged):
@@ -190,7 +190,7 @@ func (p webBackend) DeleteLogin(ctx context.Context, id, by string) error {
 // Forbidden implements web.Backend.
 func (p webBackend) Forbidden(ctx context.Context, provider string, raw json.RawMessage, what string) {
 	if provider == hostProvider {
-		who, _ := hostPerson(raw) // its MAC is good: the issuer wrote it
+		who, _ := hostPerson(raw) // the issuer wrote it: its MAC is valid
 		infoOf(ctx).err = p.recordForbidden(ctx, store.Event{Time: time.Now().UTC(), Type: store.EventForbidden, By: who.Name, Identity: who.Name}, what, nil)
 		return
 	}
@@ -202,14 +202,14 @@ func (p webBackend) Forbidden(ctx context.Context, provider string, raw json.Raw
 	infoOf(ctx).err = p.forbidden(ctx, c, what, nil)
 }
 
-// chartHours is how much of the past the overview's chart shows.
+// chartHours is how many hours the overview's chart shows.
 const chartHours = 48
 
 // Overview implements web.Backend.
 func (p webBackend) Overview(ctx context.Context) (web.Overview, error) {
 	now := time.Now().UTC()
 	since := now.Truncate(time.Hour).Add(-(chartHours - 1) * time.Hour)
-	// Summed denials are written by whoever reads events; Hours does not.
+	// Events writes the summed denials to the store; Hours does not.
 	if _, _, err := p.authority.Store().Events(ctx, store.EventFilter{Limit: 1}); err != nil {
 		return web.Overview{}, unavailable("write denials", err)
 	}
@@ -253,8 +253,8 @@ func (p webBackend) Overview(ctx context.Context) (web.Overview, error) {
 	return out, nil
 }
 
-// RunURL implements web.Backend. Its parts were signed by GitHub, and are still
-// held to the form of a link on the provider's server.
+// RunURL implements web.Backend. GitHub signed the parts of the URL, but RunURL still
+// checks that they form a link on the provider's server.
 func (p webBackend) RunURL(identity, repository, run string) string {
 	run, _, _ = strings.Cut(run, "/")
 	owner, name, ok := strings.Cut(repository, "/")
@@ -268,8 +268,8 @@ func (p webBackend) RunURL(identity, repository, run string) string {
 	return server + "/" + url.PathEscape(owner) + "/" + url.PathEscape(name) + "/actions/runs/" + run
 }
 
-// runServer is the server of the GitHub provider that identity is of; where
-// identity is empty, of the policy's only one.
+// runServer returns the server URL of identity's GitHub provider. For an empty
+// identity, it returns that of the policy's only GitHub provider.
 func (p webBackend) runServer(identity string) string {
 	if rest, ok := strings.CutPrefix(identity, "spiffe://"); ok {
 		_, identity, _ = strings.Cut(rest, "/")
@@ -317,7 +317,7 @@ func (p webBackend) Policy() web.Policy {
 	return out
 }
 
-// lifetime writes a TTL as the policy file's author thinks of it.
+// lifetime formats a TTL in whole hours or minutes where possible.
 func lifetime(d time.Duration) string {
 	switch {
 	case d%time.Hour == 0:

@@ -15,8 +15,8 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer/internal/policy"
 )
 
-// loadedPolicy is one loaded policy file: rules, and the verifier of the providers
-// that they name. It is immutable.
+// loadedPolicy is one loaded policy file: its rules, and a verifier for its providers.
+// It is immutable.
 type loadedPolicy struct {
 	set      *policy.Set
 	verifier *idtoken.Verifier
@@ -24,9 +24,8 @@ type loadedPolicy struct {
 	loadedAt time.Time
 }
 
-// Policies holds the rules in force and follows the file they come from. A
-// file that does not parse, names another trust domain, or cannot be read
-// leaves the rules in force as they are.
+// Policies holds the current policy and follows its file. If the file does not parse,
+// names another trust domain, or cannot be read, the current policy stays in force.
 type Policies struct {
 	path     string
 	options  policy.Options
@@ -35,7 +34,7 @@ type Policies struct {
 	reloading sync.Mutex
 	current   atomic.Pointer[loadedPolicy]
 	failed    atomic.Pointer[string] // why the last reload failed; nil when it did not
-	lastBad   string                 // sum of the file that failed; owned by reloading
+	lastBad   string                 // sum of the file that failed; guarded by reloading
 }
 
 // OpenPolicies loads the policy file at path. Its trust domain must be td.
@@ -64,15 +63,15 @@ func sumOf(data []byte) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// load returns the rules in force.
+// load returns the current policy and its verifier.
 func (p *Policies) load() *loadedPolicy { return p.current.Load() }
 
-// Set returns the rules in force.
+// Set returns the current policy.
 func (p *Policies) Set() *policy.Set { return p.load().set }
 
-// Reload reads the file again. It returns whether rules changed; on an error
-// the old ones stay. A bad file is reported once for each content, unless
-// forced.
+// Reload reads the file again and returns whether the rules changed. On an error, the
+// current policy stays in force. Reload returns the error of a bad file once for each
+// content, or each time if force is set.
 func (p *Policies) Reload(ctx context.Context, force bool) (bool, error) {
 	p.reloading.Lock()
 	defer p.reloading.Unlock()
@@ -110,7 +109,7 @@ func (p *Policies) reload(force bool) (bool, error) {
 	return true, nil
 }
 
-// recordFailure remembers which content failed, so that the watch says so once.
+// recordFailure records the content that failed, so that polling reports it once.
 func (p *Policies) recordFailure(sum string, force bool, err error) (bool, error) {
 	if p.lastBad == sum && !force {
 		return false, nil
@@ -119,7 +118,7 @@ func (p *Policies) recordFailure(sum string, force bool, err error) (bool, error
 	return false, err
 }
 
-// Failed says why the newest file is not in force, "" when it is.
+// Failed returns why the newest file is not in force, or "" when it is.
 func (p *Policies) Failed() string {
 	if text := p.failed.Load(); text != nil {
 		return *text
@@ -127,5 +126,5 @@ func (p *Policies) Failed() string {
 	return ""
 }
 
-// Close ends the verifier's work.
+// Close closes the verifier.
 func (p *Policies) Close() { p.load().verifier.Close() }

@@ -17,19 +17,19 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer/internal/policy"
 )
 
-// Error is a refusal with its public text and its private cause apart. Name is
-// a wire.Problem* constant; Err is for the log alone.
+// Error is a refusal with a public text and a private cause. Name is a wire.Problem*
+// constant. Err is only for the log.
 type Error struct {
 	Name       string
-	Detail     string   // told to the client
+	Detail     string   // public: sent to the client
 	Claim      string   // denied only
 	Rule       string   // denied and several-engines only
-	Engines    []string // those that Rule grants, on several-engines and where denied for the engine
+	Engines    []string // the engines that Rule grants; on several-engines, and on denied for the engine
 	RetryAfter int      // seconds, 0 for none
 	Err        error    // may be nil
 }
 
-// Error gives the log's text.
+// Error returns the text for the log.
 func (e *Error) Error() string {
 	if e.Err != nil {
 		return e.Name + ": " + e.Err.Error()
@@ -37,7 +37,7 @@ func (e *Error) Error() string {
 	return e.Name + ": " + e.Detail
 }
 
-// Unwrap exposes the cause.
+// Unwrap returns the cause.
 func (e *Error) Unwrap() error { return e.Err }
 
 func badRequest(format string, args ...any) error {
@@ -52,8 +52,8 @@ func forbiddenRole(detail string, err error) error {
 	return &Error{Name: wire.ProblemForbiddenRole, Detail: detail, Err: err}
 }
 
-// unavailable marks an error of the store or of the keys that has no name of
-// its own: 503, and the client may try again.
+// unavailable marks an error of the store or the keys as 503, so that the client may
+// try again. Errors that already have a problem name stay as they are.
 func unavailable(operation string, err error) error {
 	if _, ok := problemFor(err); ok {
 		return err
@@ -61,8 +61,8 @@ func unavailable(operation string, err error) error {
 	return &Error{Name: wire.ProblemUnavailable, Detail: "the issuer cannot do this now; try again", RetryAfter: 1, Err: fmt.Errorf("%s: %w", operation, err)}
 }
 
-// problemFor is the one mapping of errors to problems. Its second value is false
-// for an error without a name, which is a 500 without detail.
+// problemFor maps errors to problems; no other function does. It returns false for an
+// error without a problem, which is a 500 without detail.
 func problemFor(err error) (*Error, bool) {
 	var (
 		own      *Error
@@ -134,7 +134,7 @@ func replayDetail(e *store.ReplayError) string {
 	return "this token was used for a certificate that is " + e.Why + "; get a fresh token"
 }
 
-// problemOf makes the document that the client sees.
+// problemOf returns the problem document for the client.
 func problemOf(err error, requestID string) *wire.Problem {
 	e, ok := problemFor(err)
 	if !ok {
@@ -184,7 +184,7 @@ func problemTitle(name string) string {
 	return "Internal error"
 }
 
-// writeProblem answers with p.
+// writeProblem writes p as the response.
 func writeProblem(w http.ResponseWriter, p *wire.Problem) {
 	h := w.Header()
 	h.Set("Content-Type", wire.ProblemMediaType)
@@ -204,13 +204,13 @@ func writeProblem(w http.ResponseWriter, p *wire.Problem) {
 	_, _ = w.Write(body)
 }
 
-// clientGone reports whether err is only that the client went away.
+// clientGone reports whether err was caused only by the client disconnecting.
 func clientGone(ctx context.Context, err error) bool {
 	return ctx.Err() != nil && errors.Is(err, context.Canceled)
 }
 
-// Printable writes what a terminal would act upon, and what would reorder text,
-// as \u escapes: claims are chosen by strangers.
+// Printable escapes, as \u, characters that control a terminal or reorder text.
+// Strangers choose the text of claims.
 func Printable(s string) string {
 	if strings.IndexFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) < 0 {
 		return s

@@ -19,8 +19,8 @@ import (
 // maxFilterBytes bounds one filter's value.
 const maxFilterBytes = 512
 
-// query reads a list's parameters. An unknown, repeated, empty-named or
-// oversized one is an error: a mistyped filter must not list everything.
+// query reads the parameters of a list. An unknown, repeated, empty-named or oversized
+// one is an error: a mistyped filter must not list everything.
 type query struct {
 	values url.Values
 	known  map[string]bool
@@ -97,7 +97,7 @@ func (q *query) limit() int {
 	return int(q.int("limit", wire.DefaultListLimit, 1, wire.MaxListLimit))
 }
 
-// done reports the first mistake, an unknown parameter among them.
+// done returns the first error. An unknown parameter is an error.
 func (q *query) done() error {
 	for name := range q.values {
 		if !q.known[name] {
@@ -107,7 +107,7 @@ func (q *query) done() error {
 	return q.err
 }
 
-// noQuery refuses parameters where a call takes none.
+// noQuery returns an error for a request that has query parameters.
 func noQuery(r *http.Request) error { return newQuery(r.URL.Query()).done() }
 
 // certificateFilter reads the filters of GET /v1/certificates.
@@ -171,7 +171,7 @@ func eventFilter(v url.Values) (store.EventFilter, error) {
 		Cursor:     q.text("cursor"),
 	}
 	if f.After == 0 && v.Has("after") {
-		f.After = -1 // in order, from the first
+		f.After = -1 // oldest first, from the start
 	}
 	if f.Serial != "" && !isHex(f.Serial, 32, 32) {
 		q.fail("serial: want 32 lower-case hex digits")
@@ -179,7 +179,7 @@ func eventFilter(v url.Values) (store.EventFilter, error) {
 	return f, q.done()
 }
 
-// serialOf reads the path's serial: exactly as certificates carry it.
+// serialOf returns the serial in the path, in the form that certificates carry.
 func serialOf(r *http.Request) (string, error) {
 	serial := chi.URLParam(r, "serial")
 	if !isHex(serial, 32, 32) {
@@ -188,11 +188,11 @@ func serialOf(r *http.Request) (string, error) {
 	return serial, nil
 }
 
-// isText reports whether s can stand in a record: UTF-8 without NUL. PostgreSQL
-// fails to compare with anything else, which is no fault of the store's.
+// isText reports whether s may be stored: UTF-8 without NUL. With other text,
+// PostgreSQL returns an error that looks like a fault of the store.
 func isText(s string) bool { return utf8.ValidString(s) && !strings.Contains(s, "\x00") }
 
-// isHex reports whether s is lower-case hex of a length within [lo, hi].
+// isHex reports whether s is lower-case hex with a length from lo to hi.
 func isHex(s string, lo, hi int) bool {
 	if len(s) < lo || len(s) > hi {
 		return false
@@ -205,7 +205,7 @@ func isHex(s string, lo, hi int) bool {
 	return true
 }
 
-// matchOf turns the wire's match into the store's.
+// matchOf converts the wire's match to the store's.
 func matchOf(m wire.Match) (store.Match, error) {
 	out := store.Match{
 		Repository: m.Repository, RepositoryID: m.RepositoryID, RunID: m.RunID,
@@ -228,7 +228,7 @@ func matchOf(m wire.Match) (store.Match, error) {
 	return out, nil
 }
 
-// routeOf is the route's pattern, for events and the log.
+// routeOf returns the route's pattern, for events and the log.
 func routeOf(r *http.Request) string {
 	if rc := chi.RouteContext(r.Context()); rc != nil {
 		return rc.RoutePattern()

@@ -9,7 +9,7 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer/internal/policy"
 )
 
-// revoke is POST /v1/revocations.
+// revoke handles POST /v1/revocations.
 func (s *Server) revoke(w http.ResponseWriter, r *http.Request) error {
 	p, err := s.requireRole(w, r, policy.Admin)
 	if err != nil {
@@ -27,7 +27,7 @@ func (s *Server) revoke(w http.ResponseWriter, r *http.Request) error {
 	return writeJSON(w, http.StatusOK, res)
 }
 
-// listBlocks is GET /v1/blocks.
+// listBlocks handles GET /v1/blocks.
 func (s *Server) listBlocks(w http.ResponseWriter, r *http.Request) error {
 	if _, err := s.requireRole(w, r, policy.Admin); err != nil {
 		return err
@@ -42,7 +42,7 @@ func (s *Server) listBlocks(w http.ResponseWriter, r *http.Request) error {
 	return writeJSON(w, http.StatusOK, list)
 }
 
-// deleteBlock is DELETE /v1/blocks/{id}.
+// deleteBlock handles DELETE /v1/blocks/{id}.
 func (s *Server) deleteBlock(w http.ResponseWriter, r *http.Request) error {
 	p, err := s.requireRole(w, r, policy.Admin)
 	if err != nil {

@@ -20,7 +20,7 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer/internal/policy"
 )
 
-// Times of the server. WriteTimeout leaves a held crl/wait its 30 seconds.
+// Timeouts of the server. WriteTimeout allows for the 30 seconds of crl/wait.
 const (
 	readHeaderTimeout = 10 * time.Second
 	readTimeout       = 20 * time.Second
@@ -29,12 +29,12 @@ const (
 	stopTimeout       = 30 * time.Second
 	policyPoll        = 2 * time.Second
 	pruneEvery        = time.Hour
-	firstPrune        = time.Minute // a machine that sleeps in between may not see an hour
+	firstPrune        = time.Minute // a machine that sleeps in between may not run for an hour
 )
 
-// Run serves c until ctx ends, then stops in order: requests that were accepted
-// are answered. It never makes a store, but where MAYFLY_CREATE_STORE_UNTIL
-// allows it. The error, when there is one, names the remedy.
+// Run serves c until ctx ends, then shuts down in order: it answers the requests that
+// were accepted. It creates a store only where MAYFLY_CREATE_STORE_UNTIL allows it.
+// Its error has a hint for the operator.
 func Run(ctx context.Context, c Config) error {
 	svc, err := Open(ctx, c)
 	if err != nil {
@@ -43,8 +43,8 @@ func Run(ctx context.Context, c Config) error {
 	return svc.Serve(ctx)
 }
 
-// Service is a configured issuer that listens and does not serve yet. Serve or
-// Close releases it.
+// Service is a configured issuer that listens but does not serve yet. Serve or Close
+// releases it.
 type Service struct {
 	config    Config
 	logger    *slog.Logger
@@ -59,7 +59,8 @@ type Service struct {
 	closers   []func()
 }
 
-// Open checks c, listens, drops to run_as, and opens store, keys and policy.
+// Open checks c, listens, changes to the user run_as, and opens store, keys and
+// policy.
 func Open(ctx context.Context, c Config) (*Service, error) {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
@@ -70,7 +71,7 @@ func Open(ctx context.Context, c Config) (*Service, error) {
 	if err := c.Check(); err != nil {
 		return nil, fmt.Errorf("config: %w", err)
 	}
-	if runtime.GOMAXPROCS(0) < 2 { // a single P starves the group commit
+	if runtime.GOMAXPROCS(0) < 2 { // with a single P, group commit starves
 		runtime.GOMAXPROCS(2)
 	}
 	svc := &Service{config: c, logger: c.Logger, metrics: NewMetrics()}
@@ -87,7 +88,7 @@ func (svc *Service) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := svc.listen(ctx); err != nil { // while root still may take port 443
+	if err := svc.listen(ctx); err != nil { // only root may listen on port 443
 		return err
 	}
 	if err := dropPrivileges(c.RunAs, dsn, svc.logger); err != nil {
@@ -97,7 +98,8 @@ func (svc *Service) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// Closers run in reverse: the authority ends before the store it writes to.
+	// The closers run in reverse order: the authority writes to the store and must be
+	// closed before it.
 	svc.closers = append(svc.closers, func() { _ = svc.store.Close() })
 	svc.authority, err = OpenAuthority(ctx, c, timedStore{svc.store, svc.metrics})
 	if err != nil {
@@ -131,7 +133,7 @@ func (svc *Service) open(ctx context.Context) error {
 	return svc.openKeeper(ctx, dsn, u.Hostname())
 }
 
-// PolicyOptions are what the authority's certificates demand of a policy.
+// PolicyOptions returns the options that a's certificates require of a policy.
 func PolicyOptions(a *ca.Authority) policy.Options {
 	if is := a.Intermediates(); len(is) > 0 {
 		return PolicyOptionsOf(is[0])
@@ -139,7 +141,7 @@ func PolicyOptions(a *ca.Authority) policy.Options {
 	return policy.Options{}
 }
 
-// PolicyOptionsOf is PolicyOptions of one intermediate.
+// PolicyOptionsOf is like PolicyOptions, for one intermediate.
 func PolicyOptionsOf(intermediate *x509.Certificate) policy.Options {
 	o := policy.Options{PermittedDNS: intermediate.PermittedDNSDomains}
 	if td := intermediate.PermittedURIDomains; len(td) > 0 {
@@ -161,7 +163,7 @@ func (svc *Service) openKeeper(ctx context.Context, dsn, host string) (err error
 	return err
 }
 
-// listen takes the ports. Serve answers on them.
+// listen opens the ports. Serve answers on them.
 func (svc *Service) listen(ctx context.Context) (err error) {
 	c := svc.config
 	var lc net.ListenConfig
@@ -184,10 +186,11 @@ func (svc *Service) listen(ctx context.Context) (err error) {
 	return nil
 }
 
-// Addr is where the API listens.
+// Addr returns the address of the API's listener.
 func (svc *Service) Addr() net.Addr { return svc.api.Addr() }
 
-// MetricsAddr is where /metrics listens, nil without metrics_listen.
+// MetricsAddr returns the address of the /metrics listener, nil without
+// metrics_listen.
 func (svc *Service) MetricsAddr() net.Addr {
 	if svc.scrape == nil {
 		return nil
@@ -195,10 +198,10 @@ func (svc *Service) MetricsAddr() net.Addr {
 	return svc.scrape.Addr()
 }
 
-// Server is the API that is served.
+// Server returns the API.
 func (svc *Service) Server() *Server { return svc.server }
 
-// Close releases what Open took, newest first. Serve calls it.
+// Close releases the resources of Open, newest first. Serve calls it.
 func (svc *Service) Close() {
 	for i := len(svc.closers) - 1; i >= 0; i-- {
 		svc.closers[i]()
@@ -206,7 +209,7 @@ func (svc *Service) Close() {
 	svc.closers = nil
 }
 
-// Serve answers requests until ctx ends or a listener fails, and closes.
+// Serve answers requests until ctx ends or a listener fails. Then it calls Close.
 func (svc *Service) Serve(ctx context.Context) error {
 	defer svc.Close()
 	api, conns := svc.httpServer(svc.server.Handler()), newConnections()
@@ -241,8 +244,8 @@ func (svc *Service) Serve(ctx context.Context) error {
 	return err
 }
 
-// stop ends the service in order: no new connections, held requests answered,
-// requests under way waited for.
+// stop shuts the service down in order: it accepts no new connections, answers waiting
+// requests, and waits for running ones.
 func (svc *Service) stop(ctx context.Context, api *http.Server, conns *connections) error {
 	ctx, cancel := context.WithTimeout(ctx, stopTimeout)
 	defer cancel()
@@ -282,7 +285,7 @@ func (svc *Service) httpServer(h http.Handler) *http.Server {
 	return s
 }
 
-// background starts what runs beside the requests.
+// background starts the service's background work.
 func (svc *Service) background(ctx context.Context, wg *sync.WaitGroup) {
 	wg.Go(func() { svc.followPolicy(ctx) })
 	wg.Go(func() { svc.prune(ctx) })
@@ -291,7 +294,7 @@ func (svc *Service) background(ctx context.Context, wg *sync.WaitGroup) {
 	}
 }
 
-// followPolicy reads the policy file again on a signal and when it changes.
+// followPolicy reads the policy file again on a signal, and when it changes.
 func (svc *Service) followPolicy(ctx context.Context) {
 	svc.policyLoaded(ctx)
 	t := time.NewTicker(policyPoll)
@@ -319,7 +322,7 @@ func (svc *Service) followPolicy(ctx context.Context) {
 	}
 }
 
-// policyLoaded says which rules are in force, in the log and as an event.
+// policyLoaded logs and records which rules are in force.
 func (svc *Service) policyLoaded(ctx context.Context) {
 	rules := svc.policies.load()
 	for _, f := range rules.set.Findings() {
@@ -332,8 +335,8 @@ func (svc *Service) policyLoaded(ctx context.Context) {
 	}
 }
 
-// prune deletes what is past its retention, soon after the start and then once
-// an hour.
+// prune deletes what is past its retention, soon after the start and then once an
+// hour.
 func (svc *Service) prune(ctx context.Context) {
 	t := time.NewTimer(firstPrune)
 	defer t.Stop()
@@ -354,7 +357,7 @@ func (svc *Service) prune(ctx context.Context) {
 	}
 }
 
-// printStartup tells a person, in a few lines, what runs.
+// printStartup prints a few lines on what runs.
 func (svc *Service) printStartup() {
 	c, out := svc.config, svc.config.Out
 	is := svc.authority.Intermediates()

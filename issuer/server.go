@@ -19,22 +19,22 @@ import (
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
-// Options is what a Server is made of. Authority and Policies are required and
-// stay owned by the caller.
+// Options configures a Server. Authority and Policies are required, and the caller
+// still owns them.
 type Options struct {
 	Authority *ca.Authority
 	Policies  *Policies
 	// PublicURL is the origin that clients use, without a trailing slash.
 	PublicURL string
-	// ClientIPHeader and TrustedProxies say where a client's address is found;
-	// see Config.
+	// ClientIPHeader and TrustedProxies define how a client's address is found; see
+	// Config.
 	ClientIPHeader string
 	TrustedProxies []netip.Prefix
 	Rate           RateConfig
-	Metrics        *Metrics     // nil: an own, unserved set
+	Metrics        *Metrics     // nil: a set of its own that is not served
 	Logger         *slog.Logger // nil discards
-	// Page makes the admin page, which answers its own paths and none of the
-	// API's. Nil: no page.
+	// Page makes the admin page, which serves its own paths and none of the API's. Nil
+	// means no page.
 	Page func(*Server) http.Handler
 }
 
@@ -53,7 +53,7 @@ type Server struct {
 	bundle    bundles
 	texts     *encodedParts
 	crlText   atomic.Pointer[crlText]
-	draining  chan struct{} // closed when the stop begins
+	draining  chan struct{} // closed when the shutdown begins
 	drainOnce sync.Once
 	heldTotal atomic.Int64
 	readiness readinessCache
@@ -62,7 +62,7 @@ type Server struct {
 	startedAt time.Time
 }
 
-// New makes a Server.
+// New returns a Server.
 func New(o Options) (*Server, error) {
 	if o.Authority == nil || o.Policies == nil {
 		return nil, errors.New("issuer: New wants an Authority and Policies")
@@ -94,14 +94,14 @@ func New(o Options) (*Server, error) {
 	return s, nil
 }
 
-// Handler is the API, and the page where there is one.
+// Handler returns the API, with the page if there is one.
 func (s *Server) Handler() http.Handler { return s.router }
 
-// Drain begins the stop: /readyz fails and every held request is answered, so
-// that an http.Server's Shutdown has only short requests to wait for.
+// Drain begins the shutdown: /readyz fails and all waiting requests are answered.
+// http.Server's Shutdown then waits only for short requests.
 func (s *Server) Drain() { s.drainOnce.Do(func() { close(s.draining) }) }
 
-// stopping reports whether the stop has begun.
+// stopping reports whether the shutdown has begun.
 func (s *Server) stopping() bool {
 	select {
 	case <-s.draining:
@@ -111,11 +111,11 @@ func (s *Server) stopping() bool {
 	}
 }
 
-// handlerFunc answers a request, or returns the error that problem.go maps.
+// handlerFunc handles a request, or returns an error that problem.go maps.
 type handlerFunc func(http.ResponseWriter, *http.Request) error
 
-// routes is the whole API. /openapi.json describes the same, and a test walks
-// both against each other.
+// routes returns the router of the whole API. A test compares it with /openapi.json,
+// in both directions.
 func (s *Server) routes(page func(*Server) http.Handler) chi.Router {
 	r := chi.NewRouter()
 	r.Use(s.observe, s.limitSize, middleware.GetHead)
@@ -128,7 +128,7 @@ func (s *Server) routes(page func(*Server) http.Handler) chi.Router {
 	r.NotFound(missing.ServeHTTP)
 	r.MethodNotAllowed(s.methodNotAllowed)
 
-	// Liveness and readiness are asked often, by the platform alone.
+	// Only the platform calls the health checks, and often.
 	r.Get(wire.PathHealth, s.handle(s.health))
 	r.Get(wire.PathReady, s.handle(s.ready))
 
@@ -157,8 +157,8 @@ func (s *Server) routes(page func(*Server) http.Handler) chi.Router {
 	return r
 }
 
-// methodNotAllowed has no problem type of its own (RFC 9457 section 4.2.1), and
-// says which methods the path has (RFC 9110 section 15.5.6).
+// methodNotAllowed has no problem type of its own (RFC 9457 section 4.2.1). It lists
+// the methods of the path (RFC 9110 section 15.5.6).
 func (s *Server) methodNotAllowed(w http.ResponseWriter, r *http.Request) {
 	for _, m := range []string{http.MethodGet, http.MethodPost, http.MethodDelete} {
 		if !s.router.Match(chi.NewRouteContext(), m, r.URL.Path) {
@@ -172,7 +172,7 @@ func (s *Server) methodNotAllowed(w http.ResponseWriter, r *http.Request) {
 	writeProblem(w, &wire.Problem{Type: "about:blank", Title: "Method Not Allowed", Status: http.StatusMethodNotAllowed, Instance: infoOf(r.Context()).id})
 }
 
-// bearer takes the token from the Authorization header.
+// bearer returns the token in the Authorization header.
 func bearer(r *http.Request) (string, error) {
 	values := r.Header.Values("Authorization")
 	if len(values) == 0 {

@@ -14,11 +14,11 @@ import (
 // maxSessionReason bounds the reason in a report.
 const maxSessionReason = 256
 
-// sessionSkew bounds how far ahead of now a report's time may lie. Reports of
-// the past are welcome: a sidecar keeps them while the issuer is away.
+// sessionSkew bounds how far in the future a report's time may lie. Old reports are
+// accepted: a sidecar keeps them while it cannot reach the issuer.
 const sessionSkew = 5 * time.Minute
 
-// reportSessions is POST /v1/sessions.
+// reportSessions handles POST /v1/sessions.
 func (s *Server) reportSessions(w http.ResponseWriter, r *http.Request) error {
 	by, err := s.requireMachine(w, r)
 	if err != nil {
@@ -51,8 +51,8 @@ func (s *Server) reportSessions(w http.ResponseWriter, r *http.Request) error {
 	return writeJSON(w, http.StatusOK, out)
 }
 
-// requireMachine verifies a machine's token for the sessions audience, which is
-// never good for a certificate, and finds the engine that its rule serves.
+// requireMachine verifies a machine's token for the sessions audience, which never
+// allows a certificate, and returns the engine that its rule serves.
 func (s *Server) requireMachine(w http.ResponseWriter, r *http.Request) (store.SessionReporter, error) {
 	raw, err := bearer(r)
 	if err != nil {
@@ -79,8 +79,8 @@ func (s *Server) requireMachine(w http.ResponseWriter, r *http.Request) (store.S
 	return store.SessionReporter{Machine: d.Identity.String(), Engine: d.Engines[0].Name}, nil
 }
 
-// sessionReports checks the form of each report; what is malformed is refused
-// for good, so that a sidecar does not send it for ever.
+// sessionReports checks the form of each report. A malformed report is refused
+// permanently, so that a sidecar does not send it forever.
 func sessionReports(in []wire.SessionReport, now time.Time) ([]store.SessionReport, []wire.SessionRefusal) {
 	out := make([]store.SessionReport, 0, len(in))
 	var refused []wire.SessionRefusal
@@ -117,8 +117,8 @@ func badReport(r wire.SessionReport, now time.Time) string {
 	return ""
 }
 
-// isAddress reports whether s is an address, with or without a port. A zone, which
-// may hold anything, is none of a peer's.
+// isAddress reports whether s is an address, with or without a port. It must have no
+// zone: a peer's address has none, and a zone may hold any text.
 func isAddress(s string) bool {
 	a, err := netip.ParseAddr(s)
 	if ap, perr := netip.ParseAddrPort(s); perr == nil {
@@ -127,7 +127,7 @@ func isAddress(s string) bool {
 	return err == nil && a.Zone() == ""
 }
 
-// listSessions is GET /v1/sessions.
+// listSessions handles GET /v1/sessions.
 func (s *Server) listSessions(w http.ResponseWriter, r *http.Request) error {
 	if _, err := s.requireRole(w, r, policy.Viewer); err != nil {
 		return err

@@ -12,10 +12,10 @@ import (
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
-// stepRoutes serve the reading half of smallstep's step-ca, so that step ca
-// bootstrap, step ca health, step ca roots and step crl inspect work against
-// this issuer. There is one issuing door, and it is ours: sign, renew, rekey
-// and revoke are not here and never will be.
+// stepRoutes serves the read-only part of smallstep's step-ca API, so that step ca
+// bootstrap, step ca health, step ca roots and step crl inspect work with this issuer.
+// It has no sign, renew, rekey or revoke, and must never have them: only POST
+// /v1/certificates issues.
 func (s *Server) stepRoutes(r chi.Router) {
 	for _, prefix := range []string{"", "/1.0"} {
 		r.Get(prefix+"/health", s.handle(s.stepHealth))
@@ -39,7 +39,7 @@ func (s *Server) stepVersion(w http.ResponseWriter, _ *http.Request) error {
 	return writeJSON(w, http.StatusOK, map[string]string{"version": "mayfly " + Version()})
 }
 
-// stepRoot answers with the root whose SHA-256 the asker knows already.
+// stepRoot returns the root with the SHA-256 in the path.
 func (s *Server) stepRoot(w http.ResponseWriter, r *http.Request) error {
 	want := strings.ToLower(strings.ReplaceAll(chi.URLParam(r, "sha"), "-", ""))
 	for _, c := range s.authority.TrustBundle() {
@@ -66,12 +66,12 @@ func (s *Server) stepRootsPEM(w http.ResponseWriter, _ *http.Request) error {
 	return nil
 }
 
-// stepProvisioners has none to name: nothing is issued this way.
+// stepProvisioners returns an empty list: this API issues nothing.
 func (s *Server) stepProvisioners(w http.ResponseWriter, _ *http.Request) error {
 	return writeJSON(w, http.StatusOK, map[string]any{"provisioners": []struct{}{}, "nextCursor": ""})
 }
 
-// stepCRL is the current CRL, in PEM when ?pem is there.
+// stepCRL returns the current CRL, in PEM if the query has pem.
 func (s *Server) stepCRL(w http.ResponseWriter, r *http.Request) error {
 	crls, err := s.authority.CRLs(r.Context())
 	if err != nil {

@@ -8,8 +8,8 @@ import (
 	"github.com/mayfly-ca/mayfly/ca/store"
 )
 
-// timedStore measures the operations of a store that requests wait for. Close
-// closes the store below.
+// timedStore measures the store operations that requests wait for. Close closes the
+// underlying store.
 type timedStore struct {
 	store.Store
 	m *Metrics

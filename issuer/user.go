@@ -15,9 +15,9 @@ import (
 	"github.com/mayfly-ca/mayfly/ca"
 )
 
-// dropPrivileges makes a process of root's the user that spec names, after it has
-// handed that user the SQLite store and its folder, as a fresh volume needs.
-// A process that is not root stays who it is.
+// dropPrivileges changes a root process to the user in spec. It first gives that user
+// the SQLite store and its folder, as a fresh volume needs. A process that is not root
+// keeps its user.
 func dropPrivileges(spec, dsn string, logger *slog.Logger) error {
 	if spec == "" {
 		return nil
@@ -55,8 +55,8 @@ func dropPrivileges(spec, dsn string, logger *slog.Logger) error {
 	return nil
 }
 
-// lookupUser reads a name, a uid, or uid:gid. A bare uid that the system does
-// not know has a group of the same number, as in images without /etc/passwd.
+// lookupUser parses a name, a uid, or uid:gid. A bare uid that the system does not
+// know gets the group of the same number, as in images without /etc/passwd.
 func lookupUser(spec string) (uid, gid int, err error) {
 	u, g, pair := strings.Cut(spec, ":")
 	if uid, err = strconv.Atoi(u); err == nil {
@@ -85,8 +85,8 @@ func lookupUser(spec string) (uid, gid int, err error) {
 	return uid, gid, err
 }
 
-// chownStore gives the store's folder and the store's own files to a user:
-// nothing else that may lie there, and no symbolic link's target.
+// chownStore gives the store's folder and the store's own files to a user. It changes
+// no other file there, and never the target of a symbolic link.
 func chownStore(store string, uid, gid int) error {
 	dir, base := filepath.Split(store)
 	if dir == "" {
@@ -97,7 +97,7 @@ func chownStore(store string, uid, gid int) error {
 	}
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil // the store is missing: opening it says so, with the remedy
+		return nil // the store is missing: opening it returns an error with a hint
 	}
 	if err != nil {
 		return err
