@@ -13,8 +13,8 @@ type adminLinkCommand struct {
 	Role string `help:"What the person may do: admin, or viewer to look only." required:"" enum:"admin,viewer" placeholder:"admin|viewer"`
 }
 
-// Run logs in one person where no login provider is configured, or none
-// answers. Only the link goes to the output, for scripts.
+// Run makes a link that logs in one person when no login provider is configured or
+// none answers. Only the link goes to stdout, for scripts.
 func (c *adminLinkCommand) Run(ctx context.Context, i *invocation) error {
 	cfg, err := c.load()
 	if err != nil {

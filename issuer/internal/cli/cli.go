@@ -1,9 +1,9 @@
-// Package cli is the command line of mayfly-issuer: it makes a CA, serves it,
-// checks policies, rotates keys, and looks after the store.
+// Package cli is the command line of mayfly-issuer: it makes a CA, serves it, checks
+// policies, rotates keys, and maintains the store.
 //
-// It is for operators on the issuer's own machine; what admins do from afar is
-// in the program mayfly. It imports the house package issuer, issuer/internal/policy and
-// ca, and prints what a person needs to act: secrets never.
+// It is for operators on the issuer's own machine. Admins use the program mayfly over
+// the network. It imports the package issuer, issuer/internal/policy and ca. It never
+// prints a key.
 package cli
 
 import (
@@ -17,10 +17,10 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer"
 )
 
-// Stdio is what a command reads and writes.
+// Stdio is the input and output of a command.
 type Stdio = command.Stdio
 
-// OS is the process's own Stdio.
+// OS returns the process's own Stdio.
 func OS() Stdio { return Stdio{In: os.Stdin, Out: os.Stdout, Err: os.Stderr} }
 
 // commands is the grammar of the command line.
@@ -40,7 +40,7 @@ type commands struct {
 	Version command.Version `cmd:"" help:"Print which mayfly-issuer this is." group:"about"`
 }
 
-// program is mayfly-issuer as its help describes it.
+// program describes mayfly-issuer for its help.
 var program = command.Program{
 	Name:    "mayfly-issuer",
 	Summary: "the certificate authority of mayfly",
@@ -72,14 +72,14 @@ type invocation struct {
 	log command.Log
 }
 
-// configFlag names the issuer's configuration.
+// configFlag is the flag for the issuer's configuration.
 type configFlag struct {
 	Config string `help:"The issuer's configuration, issuer.yaml." required:"" placeholder:"FILE"`
 }
 
 func (f configFlag) load() (issuer.Config, error) { return issuer.LoadConfig(f.Config) }
 
-// names checks a list of names, given one by one or with commas.
+// names returns the names in list, whose items may hold commas, and checks them.
 func names(flag string, list []string) ([]string, error) {
 	var out []string
 	for _, item := range list {

@@ -36,7 +36,7 @@ func (c *initCommand) Run(ctx context.Context, i *invocation) error {
 		return command.WithHint(errors.New("this is a Fly Machine, and the root's key must never be on a server"),
 			"run init on your own machine, and bring only the folder issuer here")
 	}
-	if err := issuer.CheckPublicURL(c.IssuerURL); err != nil { // before there is a CA that no issuer could serve
+	if err := issuer.CheckPublicURL(c.IssuerURL); err != nil { // before a CA exists that no issuer could serve
 		return fmt.Errorf("--issuer-url: %w", err)
 	}
 	opts := ca.InitOptions{Dir: c.Dir, TrustDomain: c.TrustDomain, EngineDNS: dns, IssuerURL: c.IssuerURL}
@@ -54,12 +54,12 @@ func (c *initCommand) Run(ctx context.Context, i *invocation) error {
 	}
 	config := filepath.Join(res.IssuerDir, "issuer.yaml")
 	err = writeFirstConfig(config, res, c.TrustDomain, c.IssuerURL, dns[0])
-	printInitResult(i.Out, res, config) // whatever became of the config: the password is told this once
+	printInitResult(i.Out, res, config) // even if the config failed: the password is printed only once
 	return err
 }
 
-// listenFor is the address to listen on for an issuer that clients reach at
-// rawURL: its port on all interfaces, or the scheme's own.
+// listenFor returns the address to listen on for an issuer at rawURL: all interfaces,
+// with the port of rawURL or the scheme's default.
 func listenFor(rawURL string) string {
 	u, err := url.Parse(rawURL)
 	switch {
@@ -87,8 +87,8 @@ func lineOf(data []byte, from string) ([]byte, error) {
 	return []byte(line), nil
 }
 
-// writeFirstConfig writes an issuer.yaml and an example policy, each with the
-// schema that it names for editors, unless there are some already.
+// writeFirstConfig writes an issuer.yaml and an example policy, each with its schema
+// for editors. It keeps files that exist.
 func writeFirstConfig(config string, res *ca.InitResult, td, url, dns string) error {
 	base := filepath.Base
 	for path, text := range map[string]string{
@@ -156,7 +156,7 @@ rules:
     grant: {profile: server, engines: [default], dns: ["%s"], ttl: 24h}
 `
 
-// printInitResult says what was made, what goes where, and what comes next.
+// printInitResult prints what was made, where each part belongs, and the next steps.
 func printInitResult(w io.Writer, res *ca.InitResult, config string) {
 	fmt.Fprintf(w, "made a CA; its trust anchor is sha256:%s\n\n", res.Fingerprint)
 	fmt.Fprintf(w, "OFFLINE, on a medium that you lock away:\n  %s\n", res.RootDir)

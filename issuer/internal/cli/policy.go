@@ -21,7 +21,7 @@ import (
 // maxFileBytes bounds what the policy commands read.
 const maxFileBytes = 1 << 20
 
-// policyOptions are what FILE is held against: --config or --intermediate adds
+// policyOptions returns the options for checking FILE. --config or --intermediate adds
 // the CA's trust domain and name constraints.
 func policyOptions(file, config, intermediate string) (policy.Options, error) {
 	if config != "" {
@@ -60,7 +60,7 @@ func loadPolicy(file string) (*policy.Set, error) {
 	return policy.Parse(data, policy.Options{File: file})
 }
 
-// readFile reads a bounded file, or in for "-".
+// readFile reads a file of bounded size, or in for "-".
 func readFile(path string, in io.Reader) ([]byte, error) {
 	if path != "-" || in == nil {
 		f, err := os.Open(path)
@@ -96,8 +96,8 @@ type policyCheckCommand struct {
 	JSON         bool   `help:"Print one JSON document." name:"json"`
 }
 
-// Run lints: 0 good, 1 with errors, and with --strict 1 with warnings too.
-// Without --json it reports on the error stream.
+// Run checks the file. It exits with 0 for a good file, 1 for errors, and with
+// --strict 1 for warnings too. Without --json it reports on stderr.
 func (c *policyCheckCommand) Run(i *invocation) error {
 	o, err := policyOptions(c.File, c.Config, c.Intermediate)
 	if err != nil {
@@ -128,7 +128,7 @@ type policyExplainCommand struct {
 	JSON      bool   `help:"Print the API's answer." name:"json"`
 }
 
-// Run says which rule matches: 0 allowed, 3 denied.
+// Run prints which rule matches. It exits with 0 if allowed, 3 if denied.
 func (c *policyExplainCommand) Run(i *invocation) error {
 	if (c.Claims == "") == (c.TokenFile == "") {
 		return command.Usagef("want --claims or --token-file")
@@ -165,7 +165,7 @@ func (c *policyExplainCommand) Run(i *invocation) error {
 	return nil
 }
 
-// payloadOf takes the payload from a compact JWS, of which nothing is checked.
+// payloadOf returns the payload of a compact JWS. It verifies nothing.
 func payloadOf(token string) ([]byte, error) {
 	parts := strings.Split(strings.TrimSpace(token), ".")
 	if len(parts) != 3 {
@@ -226,7 +226,7 @@ func printExplanation(w io.Writer, x *wire.ExplainResponse, asJSON bool) error {
 
 type policyTestCommand struct{ policyFile }
 
-// Run runs the tests that the file carries.
+// Run runs the tests in the policy file.
 func (c *policyTestCommand) Run(i *invocation) error {
 	set, err := loadPolicy(c.File)
 	if err != nil {

@@ -10,7 +10,7 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer/internal/policy"
 )
 
-// policyReport is what policy check found in one file; --json prints it.
+// policyReport holds the problems that policy check found; --json prints it.
 type policyReport struct {
 	File        string          `json:"file"`
 	OK          bool            `json:"ok"`
@@ -30,7 +30,7 @@ type policyProblem struct {
 	Text     string          `json:"text"`
 }
 
-// checkPolicy parses a policy file and gathers what is wrong with it.
+// checkPolicy parses a policy file and collects its problems.
 func checkPolicy(data []byte, o policy.Options) policyReport {
 	r := policyReport{File: o.File, OK: true, Problems: []policyProblem{}}
 	set, err := policy.Parse(data, o)
@@ -64,8 +64,8 @@ func (r *policyReport) addErrors(err error) {
 	r.Problems = append(r.Problems, p)
 }
 
-// print writes the report: problems to the error stream and the summary to the
-// output, or all of it as JSON to the output.
+// print writes the report: problems to stderr and the summary to stdout. With --json
+// it writes all of it to stdout.
 func (r *policyReport) print(out Stdio, asJSON bool) error {
 	if asJSON {
 		enc := json.NewEncoder(out.Out)

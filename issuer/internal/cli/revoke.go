@@ -15,7 +15,7 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer"
 )
 
-// quiet is the logger of commands that speak for themselves.
+// quiet discards the logs of commands that print their own output.
 var quiet = slog.New(slog.DiscardHandler)
 
 type revokeCommand struct {
@@ -31,8 +31,8 @@ func (revokeCommand) Help() string {
 	return `An engine that loses its own certificate cuts every connection. With a block it gets no other, and admits no build until the block ends; revoke asks before that.`
 }
 
-// Run revokes on the host, when the login provider is down. A serving issuer
-// over the same store publishes the new CRL within 250 ms.
+// Run revokes on the host, for when the login provider is down. An issuer that serves
+// the same store publishes the new CRL within 250 ms.
 func (c *revokeCommand) Run(ctx context.Context, i *invocation) error {
 	if (c.Serial != "") == c.All {
 		return command.Usagef("give a serial, or --all")
@@ -40,7 +40,7 @@ func (c *revokeCommand) Run(ctx context.Context, i *invocation) error {
 	req := wire.RevokeRequest{Serial: c.Serial, All: c.All, Block: c.Block, Reason: c.Reason}
 	order, err := issuer.ParseRevocation(req)
 	if err != nil {
-		var wrong *issuer.Error // without the name that it has on the wire
+		var wrong *issuer.Error // its text without the name of the problem on the wire
 		if errors.As(err, &wrong) && wrong.Detail != "" {
 			return command.Usagef("%s", wrong.Detail)
 		}
@@ -75,11 +75,11 @@ func (c *revokeCommand) Run(ctx context.Context, i *invocation) error {
 	return nil
 }
 
-// confirm asks before an engine is blocked. Without a terminal, --yes is needed.
+// confirm asks before an engine is blocked. Without a terminal, --yes is required.
 func (c *revokeCommand) confirm(ctx context.Context, i *invocation, h *host, order store.Revocation) error {
 	order.DryRun = true
 	res, _, err := h.authority.Revoke(ctx, order)
-	if err != nil || res.MachinesUntil.IsZero() { // a serial that was not issued here is refused later
+	if err != nil || res.MachinesUntil.IsZero() { // Revoke refuses an unknown serial later
 		return nil
 	}
 	what := fmt.Sprintf("engines lose their own certificates, end %d live connections and admit no build until %s: %s",
@@ -98,7 +98,7 @@ func (c *revokeCommand) confirm(ctx context.Context, i *invocation, h *host, ord
 	return nil
 }
 
-// hostUser names who is at the keyboard, for the record.
+// hostUser returns the name of the operator, for events.
 func hostUser() string {
 	u, err := user.Current()
 	if err != nil {

@@ -19,8 +19,8 @@ const (
 	signedRootCRL      = "root.crl"
 )
 
-// rotatedFolder is the folder of the config's CA, whose files must have the names
-// that init gave them: a rotation writes those, and serve must read them.
+// rotatedFolder returns the folder of the config's CA. Its files must have the names
+// that init gave them, because a rotation writes those and serve reads them.
 func rotatedFolder(f configFlag) (string, error) {
 	cfg, err := f.load()
 	if err != nil {
@@ -29,7 +29,7 @@ func rotatedFolder(f configFlag) (string, error) {
 	dir := filepath.Dir(cfg.CA.Intermediate)
 	root, crl, intermediate, key := ca.RotatedFiles(dir)
 	files := [][3]string{{"root", cfg.CA.Root, root}, {"root_crl", cfg.CA.RootCRL, crl}, {"intermediate", cfg.CA.Intermediate, intermediate}}
-	if filepath.IsAbs(cfg.CA.Key) { // as LoadConfig leaves a path, and nothing else
+	if filepath.IsAbs(cfg.CA.Key) { // LoadConfig leaves only an absolute path as it is
 		files = append(files, [3]string{"key", cfg.CA.Key, key})
 	}
 	for _, f := range files {
@@ -51,7 +51,7 @@ type rotateRequestCommand struct {
 	Key string `help:"A new key that exists already: a path, env:NAME or a KMS URI. Default: one is made next to ca.intermediate." placeholder:"KEY"`
 }
 
-// Run makes the next intermediate's key and request.
+// Run makes the key and the request of the next intermediate.
 func (c *rotateRequestCommand) Run(ctx context.Context, i *invocation) error {
 	folder, err := rotatedFolder(c.configFlag)
 	if err != nil {
@@ -139,8 +139,8 @@ type rotateInstallCommand struct {
 	Key    string `help:"The new key, where rotate request was given one." placeholder:"KEY"`
 }
 
-// Run puts the new intermediate into use and takes a new CRL number, so that
-// every engine sees the change.
+// Run puts the new intermediate into use. It takes a new CRL number, so that every
+// engine sees the change.
 func (c *rotateInstallCommand) Run(ctx context.Context, i *invocation) error {
 	folder, err := rotatedFolder(c.configFlag)
 	if err != nil {

@@ -21,7 +21,7 @@ func (serveCommand) Help() string {
 	return `Serves until SIGTERM or SIGINT. SIGHUP has the policy read again. With --log-level debug the log also has health checks and broken connections.`
 }
 
-// serves refuses a system that an issuer does not run on.
+// serves returns an error for a system that an issuer does not run on.
 func serves(system string) error {
 	if system == "linux" {
 		return nil
@@ -29,7 +29,7 @@ func serves(system string) error {
 	return command.WithHint(errors.New("serve needs Linux"), "init, policy, rotate and verify work here: bring the issuer folder to a Linux host, and serve there")
 }
 
-// Run serves until SIGTERM or SIGINT; SIGHUP has the policy read again.
+// Run serves until SIGTERM or SIGINT. On SIGHUP it reads the policy again.
 func (c *serveCommand) Run(ctx context.Context, i *invocation) error {
 	if err := serves(runtime.GOOS); err != nil {
 		return err

@@ -40,8 +40,8 @@ type backupCommand struct {
 	Out string `help:"File to write, which must not exist; - writes to the output." required:"" placeholder:"FILE"`
 }
 
-// Run copies the store while it is in use. The copy holds what the store holds:
-// no key, but every recorded claim.
+// Run copies the store while it is in use. The copy holds no key, but every recorded
+// claim.
 func (c *backupCommand) Run(ctx context.Context, i *invocation) error {
 	cfg, err := c.load()
 	if err != nil {
@@ -62,7 +62,7 @@ func (c *backupCommand) Run(ctx context.Context, i *invocation) error {
 	return err
 }
 
-// backupTo writes a whole copy, durably, or none.
+// backupTo writes a whole copy, durably, or no file.
 func backupTo(ctx context.Context, st store.Store, path string) (err error) {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
@@ -88,9 +88,9 @@ type restoreCommand struct {
 	InPlace bool   `help:"The database was restored by its own means: only revoke what was issued before now."`
 }
 
-// Run puts a backup in the place of a store that is not there, or takes a store
-// that PostgreSQL has restored by itself, and raises the floor: what was issued
-// or revoked after the backup is unknown, so all of it is refused.
+// Run restores a backup where there is no store, or accepts a store that PostgreSQL
+// has restored itself. It also raises the floor: what was issued or revoked after the
+// backup is unknown, so all of it is refused.
 func (c *restoreCommand) Run(ctx context.Context, i *invocation) error {
 	if (c.From == "") == !c.InPlace {
 		return command.Usagef("give --from FILE or --in-place")

@@ -11,8 +11,8 @@ import (
 
 type verifyCommand struct{ configFlag }
 
-// Run checks every stored certificate against its intermediate and its record,
-// and the chain of events.
+// Run checks every stored certificate against its intermediate and its record, and
+// checks the chain of events.
 func (c *verifyCommand) Run(ctx context.Context, i *invocation) error {
 	h, err := openHost(ctx, c.configFlag)
 	if err != nil {
@@ -33,7 +33,7 @@ func (c *verifyCommand) Run(ctx context.Context, i *invocation) error {
 	return err
 }
 
-// host is an authority opened on the host, beside a serving issuer or without.
+// host is an authority opened on the host, with or without a serving issuer.
 type host struct {
 	config    issuer.Config
 	store     store.Store
@@ -57,7 +57,7 @@ func openHost(ctx context.Context, f configFlag) (*host, error) {
 	return h, nil
 }
 
-// Close releases authority and store.
+// Close closes the authority and the store.
 func (h *host) Close() {
 	_ = h.authority.Close()
 	_ = h.store.Close()

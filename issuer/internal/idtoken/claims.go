@@ -54,8 +54,8 @@ const (
 	ClaimProjectID = "project_id"
 )
 
-// Claims is what one token says. It is immutable; verified Claims are made by
-// a Verifier alone, and the zero Claims are refused everywhere.
+// Claims holds the claims of one token. It is immutable. Only a Verifier makes
+// verified Claims, and the zero Claims are refused everywhere.
 type Claims struct{ c *claims }
 
 type claims struct {
@@ -67,12 +67,12 @@ type claims struct {
 	issuedAt  time.Time
 	expiresAt time.Time
 	payload   string
-	object    map[string]any // never handed out: values are copied
+	object    map[string]any // Get returns copies of its values
 	verified  bool
 	restored  bool
 }
 
-// none stands for the zero Claims, so that every method may be asked.
+// none takes the place of the zero Claims, so that every method works on them.
 var none claims
 
 func (c Claims) get() *claims {
@@ -82,61 +82,60 @@ func (c Claims) get() *claims {
 	return c.c
 }
 
-// IsZero reports whether c was made at all.
+// IsZero reports whether c is the zero Claims.
 func (c Claims) IsZero() bool { return c.c == nil }
 
-// Verified reports whether a Verifier vouches for c. Recorded claims, made for
-// explanations and tests, are not.
+// Verified reports whether a Verifier verified c. Recorded claims, made for
+// explanations and tests, are not verified.
 func (c Claims) Verified() bool { return c.get().verified }
 
-// Restored reports whether c was verified earlier, at a login, and is now read
-// back from the issuer's own store. Such claims may be granted a role and
-// never a certificate.
+// Restored reports whether c was verified earlier, at a login, and is now read from
+// the issuer's own store. Such claims may be granted a role and never a certificate.
 func (c Claims) Restored() bool { return c.get().restored }
 
-// Provider is the configuration under which c was verified.
+// Provider returns the configuration that c was verified with.
 func (c Claims) Provider() Provider { return c.get().provider.clone() }
 
-// Audience is the one audience that c was verified for.
+// Audience returns the one audience that c was verified for.
 func (c Claims) Audience() string { return c.get().audience }
 
-// Issuer is iss.
+// Issuer returns iss.
 func (c Claims) Issuer() string { return c.get().issuer }
 
-// Subject is sub.
+// Subject returns sub.
 func (c Claims) Subject() string { return c.get().subject }
 
-// TokenID is jti, "" where the provider has none.
+// TokenID returns jti, or "" if the provider has none.
 func (c Claims) TokenID() string { return c.get().tokenID }
 
-// IssuedAt is iat, in UTC.
+// IssuedAt returns iat, in UTC.
 func (c Claims) IssuedAt() time.Time { return c.get().issuedAt }
 
-// ExpiresAt is exp, in UTC.
+// ExpiresAt returns exp, in UTC.
 func (c Claims) ExpiresAt() time.Time { return c.get().expiresAt }
 
-// SingleUse reports whether the token buys one certificate only.
+// SingleUse reports whether the token is good for one certificate only.
 func (c Claims) SingleUse() bool { return c.get().provider.Type.SingleUse() }
 
-// Get returns a claim as JSON has it: string, json.Number, bool, nil, []any or
-// map[string]any, the last two as copies. The second value is false for a
-// claim that the token does not carry.
+// Get returns a claim as its JSON value: string, json.Number, bool, nil, []any or
+// map[string]any, the last two as copies. It returns false for a claim that the token
+// does not have.
 func (c Claims) Get(name string) (any, bool) {
 	v, ok := c.get().object[name]
 	return copyValue(v), ok
 }
 
-// String returns a claim that is a JSON string; false for any other and for a
-// missing one.
+// String returns a claim that is a JSON string. It returns false for any other claim
+// and for a missing one.
 func (c Claims) String(name string) (string, bool) {
 	s, ok := c.get().object[name].(string)
 	return s, ok
 }
 
-// Names lists the claims that the token carries, sorted.
+// Names returns the names of the token's claims, sorted.
 func (c Claims) Names() []string { return slices.Sorted(maps.Keys(c.get().object)) }
 
-// JSON is the token's payload, byte for byte.
+// JSON returns the token's payload, byte for byte.
 func (c Claims) JSON() json.RawMessage { return json.RawMessage(c.get().payload) }
 
 func copyValue(v any) any {
@@ -157,13 +156,13 @@ func copyValue(v any) any {
 	return v
 }
 
-// MaxPayloadBytes bounds the payload of recorded and restored claims; a
-// token's own is bounded by the token.
+// MaxPayloadBytes bounds the payload of recorded and restored claims. For a token,
+// MaxTokenBytes bounds it.
 const MaxPayloadBytes = 64 << 10
 
-// ParseClaims makes claims that nobody vouches for, from the payload of a token
-// or of a test: policy explains them and never grants on them. Times, audience
-// and issuer are not checked; members of the wrong type are read as missing.
+// ParseClaims makes unverified claims from the payload of a token or of a test. The
+// policy explains them but grants nothing for them. Times, audience and issuer are not
+// checked; members of the wrong type count as missing.
 func ParseClaims(p Provider, payload []byte) (Claims, error) {
 	c, err := readClaims(p, payload)
 	if err != nil {
@@ -191,8 +190,8 @@ func readClaims(p Provider, payload []byte) (*claims, error) {
 	return c, nil
 }
 
-// oneAudience reads aud, which is a string or an array of one (RFC 7519
-// section 4.1.3): a token for several services is a token for none.
+// oneAudience returns aud, which is a string or an array of one (RFC 7519 section
+// 4.1.3). A token for several services is refused.
 func oneAudience(object map[string]any) (string, error) {
 	switch aud := object[ClaimAudience].(type) {
 	case string:

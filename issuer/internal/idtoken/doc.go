@@ -1,16 +1,15 @@
-// Package idtoken verifies OpenID Connect ID tokens and turns them into
-// Claims: what a token says, once its provider's signature, its audience, its
-// times and its form have been checked.
+// Package idtoken verifies OpenID Connect ID tokens and turns them into Claims. It
+// checks the provider's signature, the audience, the times and the form.
 //
-// A Verifier knows a fixed list of providers and fetches their keys itself:
-// discovery by go-oidc, key sets by go-jose, both through a client that bounds
-// size, time, redirects and the addresses that it dials. The token itself is
-// taken apart here and not by go-oidc: a token must be spelled in one way only
-// (canonical base64url, no duplicate names, no white space), and one strict
-// pass over header and payload costs a third of what the libraries' repeated
-// parsing does (BenchmarkVerify, BenchmarkVerifyGoOIDC). A test holds that
-// go-oidc accepts whatever is accepted here.
+// A Verifier has a fixed list of providers and fetches their keys itself. It uses
+// go-oidc for discovery and go-jose for key sets, through a client that bounds size,
+// time, redirects and the addresses that it dials. This package parses the token
+// itself and does not use go-oidc for it. A token has only one valid spelling:
+// canonical base64url, no duplicate names, no white space. One strict pass over header
+// and payload costs a third of the libraries' repeated parsing (BenchmarkVerify,
+// BenchmarkVerifyGoOIDC). A test checks that go-oidc accepts every token that this
+// package accepts.
 //
-// It imports the standard library, go-oidc and go-jose, and nothing of mayfly.
-// It decides nothing: issuer/internal/policy does.
+// It imports the standard library, go-oidc and go-jose, and nothing of mayfly. It
+// decides nothing: issuer/internal/policy does.
 package idtoken

@@ -23,7 +23,7 @@ import (
 	"github.com/go-jose/go-jose/v4"
 )
 
-// Bounds of fetching a key set.
+// Bounds on fetching a key set.
 const (
 	fetchTimeout  = 10 * time.Second // discovery and keys together
 	dialTimeout   = 5 * time.Second
@@ -31,11 +31,11 @@ const (
 	maxRedirects  = 3
 	maxKeys       = 100
 	minRSABits    = 2048
-	maxRSABits    = 8192 // verification costs the square of it
+	maxRSABits    = 8192 // the cost of verifying grows with the square of it
 	maxErrorBytes = 256
 )
 
-// httpFetcher fetches over HTTP, as one provider may be reached.
+// httpFetcher fetches a provider's keys over HTTP.
 type httpFetcher struct {
 	provider Provider
 	client   *http.Client
@@ -51,9 +51,9 @@ func newFetcher(p Provider, roots *x509.CertPool) *httpFetcher {
 
 func (f *httpFetcher) close() { f.client.CloseIdleConnections() }
 
-// fetch reads the discovery document, unless jwks_uri is pinned, and the keys.
-// It leaves no connection to the next fetch, which may be minutes later, when a
-// router has lost it.
+// fetch reads the discovery document, unless jwks_uri is pinned, and the keys. It
+// closes its connections: the next fetch may be minutes later, when a router has
+// dropped them.
 func (f *httpFetcher) fetch(ctx context.Context) (keys, error) {
 	defer f.close()
 	uri, err := f.keysURI(ctx)
@@ -105,8 +105,8 @@ func (f *httpFetcher) keysURI(ctx context.Context) (string, error) {
 	return doc.JWKSURI, nil
 }
 
-// clipped bounds an error of go-oidc, which repeats the answer's whole body,
-// and writes control characters as escapes.
+// clipped truncates an error of go-oidc, which holds the whole body of the response,
+// and escapes control characters.
 func clipped(err error) error {
 	s := err.Error()
 	if len(s) > maxErrorBytes {
@@ -115,9 +115,9 @@ func clipped(err error) error {
 	return fmt.Errorf("%q", s)
 }
 
-// parseKeys reads a JWK set (RFC 7517 section 5). Keys of other types and
-// uses, weak ones and private ones are left out; of two with one name the
-// first counts. An empty set is a set: its provider has no key any more.
+// parseKeys parses a JWK set (RFC 7517 section 5). It leaves out keys of other types
+// and uses, weak keys and private keys. Of two keys with the same name, the first
+// counts. A set may be empty: its provider has no keys.
 func parseKeys(data []byte) (keys, error) {
 	var set struct {
 		Keys *[]json.RawMessage `json:"keys"`
@@ -152,7 +152,7 @@ func parseKeys(data []byte) (keys, error) {
 	return out, nil
 }
 
-// algorithmOf is the one algorithm that a key is used for, "" for none.
+// algorithmOf returns the one algorithm that a key is used for, or "".
 func algorithmOf(key crypto.PublicKey) string {
 	switch key := key.(type) {
 	case *rsa.PublicKey:
@@ -171,8 +171,8 @@ func algorithmOf(key crypto.PublicKey) string {
 	return ""
 }
 
-// sameHost follows redirects to the same scheme and host only: another host
-// could put its own keys in place of the provider's.
+// sameHost follows only redirects to the same scheme and host. Another host could
+// replace the provider's keys.
 func sameHost(req *http.Request, via []*http.Request) error {
 	first := via[0].URL
 	if req.URL.Scheme != first.Scheme || req.URL.Host != first.Host || req.URL.User != nil {
@@ -184,10 +184,10 @@ func sameHost(req *http.Request, via []*http.Request) error {
 	return nil
 }
 
-// guarded is the transport: https everywhere but, where allowed, http on
-// loopback; addresses judged after resolution, at the dial, so that a name
-// that resolves again gains nothing; bodies cut off. No proxy is used: it
-// would resolve and dial in our place.
+// guarded is the transport. It requires https; where allowed, it accepts http on
+// loopback. It checks addresses at the dial, after name resolution, so that a changed
+// DNS answer cannot bypass the check. It bounds bodies. It uses no proxy, because a
+// proxy would resolve and dial itself.
 type guarded struct {
 	provider   Provider
 	tls, plain *http.Transport
@@ -234,20 +234,21 @@ func (g *guarded) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	resp, err := t.RoundTrip(req)
 	if err != nil {
-		t.CloseIdleConnections() // the next request shall not share its fate
+		t.CloseIdleConnections() // the next request must not use a broken connection
 		return nil, err
 	}
 	resp.Body = &cappedBody{ReadCloser: resp.Body, left: maxDocument}
 	return resp, nil
 }
 
-// CloseIdleConnections lets http.Client close what is idle.
+// CloseIdleConnections closes idle connections for http.Client.
 func (g *guarded) CloseIdleConnections() {
 	g.tls.CloseIdleConnections()
 	g.plain.CloseIdleConnections()
 }
 
-// cappedBody fails, rather than ends, past its cap: a cut-off document is none.
+// cappedBody returns an error, not io.EOF, past its cap, because a document that is
+// cut off must not be used.
 type cappedBody struct {
 	io.ReadCloser
 	left int
@@ -265,7 +266,7 @@ func (b *cappedBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// control judges the address that is dialled, after name resolution.
+// control checks the dialled address, after name resolution.
 func control(allowed func(netip.Addr) error) func(network, address string, _ syscall.RawConn) error {
 	return func(_, address string, _ syscall.RawConn) error {
 		ap, err := netip.ParseAddrPort(address)
@@ -276,8 +277,8 @@ func control(allowed func(netip.Addr) error) func(network, address string, _ sys
 	}
 }
 
-// special are the blocks of the IANA special-purpose registries that netip has
-// no predicate for, and those that embed an IPv4 address.
+// special holds the blocks of the IANA special-purpose registries that netip has no
+// predicate for, and those that embed an IPv4 address.
 var special = func() (out []netip.Prefix) {
 	for _, s := range []string{
 		"0.0.0.0/8", "100.64.0.0/10", "192.0.0.0/24", "192.0.2.0/24", "192.88.99.0/24", "198.18.0.0/15",

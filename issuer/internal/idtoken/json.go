@@ -11,17 +11,17 @@ import (
 	"unicode/utf8"
 )
 
-// Bounds of a JSON text: the size is bounded by whoever hands it in.
+// Bounds of a JSON text. The caller bounds its size.
 const (
 	maxDepth  = 16
 	maxValues = 4096
 )
 
-// parseObject reads one JSON object (RFC 8259) more strictly than encoding/json
-// does, in one pass: names are compared byte by byte and may not repeat at any
-// depth, strings are valid UTF-8 without unpaired surrogates and without NUL
-// (which PostgreSQL cannot store), and nothing follows but white space.
-// Numbers stay as they are written.
+// parseObject parses one JSON object (RFC 8259) in one pass, more strictly than
+// encoding/json. It compares names byte by byte and refuses repeated names at any
+// depth. Strings must be valid UTF-8 without unpaired surrogates and without NUL
+// (which PostgreSQL cannot store). Only white space may follow the object. Numbers
+// keep their text.
 func parseObject(text string) (map[string]any, error) {
 	if !utf8.ValidString(text) {
 		return nil, errors.New("not valid UTF-8")
@@ -167,7 +167,7 @@ func (p *parser) array(depth int) ([]any, error) {
 	}
 }
 
-// next passes a comma, or the end of an object or array.
+// next consumes a comma, or the end of an object or array.
 func (p *parser) next(end byte) (more bool, err error) {
 	p.space()
 	switch p.peek() {
@@ -181,7 +181,7 @@ func (p *parser) next(end byte) (more bool, err error) {
 	return false, errSyntax
 }
 
-// str returns a part of the text where nothing is escaped.
+// str parses a string. Without escapes, the result is a part of the text.
 func (p *parser) str() (string, error) {
 	p.at++ // "
 	start := p.at
@@ -224,7 +224,7 @@ func (p *parser) escaped(start int) (string, error) {
 	return "", errSyntax
 }
 
-// escape reads what follows a backslash.
+// escape parses the rest of an escape sequence after the backslash.
 func (p *parser) escape() (rune, error) {
 	b := p.peek()
 	p.at++
@@ -329,11 +329,11 @@ func (p *parser) digits() bool {
 	return p.at > start
 }
 
-// maxUnix bounds a NumericDate: the year 9999, which RFC 3339 can still write.
+// maxUnix bounds a NumericDate: the year 9999, the last that RFC 3339 can write.
 const maxUnix = 253402300799
 
-// timeClaim reads a NumericDate (RFC 7519 section 2): a JSON number of seconds,
-// fractions cut off. The second value is false where the claim is missing.
+// timeClaim returns a NumericDate (RFC 7519 section 2): a JSON number of seconds,
+// without its fraction. It returns false if the claim is missing.
 func timeClaim(object map[string]any, name string) (time.Time, bool, error) {
 	v, ok := object[name]
 	if !ok {

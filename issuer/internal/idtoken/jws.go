@@ -16,22 +16,21 @@ import (
 // MaxTokenBytes bounds a token, and is checked before anything else.
 const MaxTokenBytes = 16 << 10
 
-// jws is a compact JWS (RFC 7515 section 3.1) taken apart; nothing of it is
-// verified yet.
+// jws is a compact JWS (RFC 7515 section 3.1), split into its parts and not yet
+// verified.
 type jws struct {
 	alg, kid, typ string
 	payload       string
 	object        map[string]any // of the payload
-	input         string         // what is signed: header.payload
+	input         string         // the signed text: header.payload
 	signature     []byte
 }
 
-// parseJWS accepts one spelling of a token: at most MaxTokenBytes, three
-// parts of the base64url alphabet, no padding and no stray bits, so that two
-// different strings are never the same token. Size and alphabet are checked
-// before anything is split or decoded. Members of the header that name keys
-// (jku, jwk, x5u, x5c) are never looked at; crit is refused, since no
-// extension is understood here.
+// parseJWS parses a token, which has one valid spelling: at most MaxTokenBytes, three
+// base64url parts, no padding and no stray bits. Two different strings are therefore
+// never the same token. It checks size and alphabet before it splits or decodes. It
+// ignores header members that name keys (jku, jwk, x5u, x5c) and refuses crit, because
+// it supports no extension.
 func parseJWS(raw string) (*jws, error) {
 	first, second, err := dots(raw)
 	if err != nil {
@@ -59,7 +58,7 @@ func parseJWS(raw string) (*jws, error) {
 	return t, nil
 }
 
-// dots finds the two dots of raw.
+// dots returns the positions of the two dots in raw.
 func dots(raw string) (first, second int, err error) {
 	if raw == "" {
 		return 0, 0, refuse("it is empty")
@@ -85,8 +84,8 @@ func dots(raw string) (first, second int, err error) {
 	return first, second, nil
 }
 
-// strictBase64 refuses bits after the last byte; alone it would skip line ends,
-// which dots has refused.
+// strictBase64 refuses stray bits after the last byte. It alone would skip line ends,
+// but dots has refused them.
 var strictBase64 = base64.RawURLEncoding.Strict()
 
 func decodePart(s string) ([]byte, error) {
@@ -119,13 +118,13 @@ func (t *jws) readHeader(text string) error {
 	return nil
 }
 
-// mediaType is typ as RFC 7515 section 4.1.9 compares it.
+// mediaType normalizes typ for comparison, as in RFC 7515 section 4.1.9.
 func mediaType(typ string) string {
 	return strings.TrimPrefix(strings.ToLower(typ), "application/")
 }
 
-// verify checks the signature by key, whose type must be alg's own: that the
-// header names another algorithm never changes how a key is used.
+// verify checks the signature with key. The type of key must match alg: the header's
+// alg never changes how a key is used.
 func (t *jws) verify(key crypto.PublicKey) error {
 	ok := false
 	switch t.alg {

@@ -11,38 +11,37 @@ import (
 	"time"
 )
 
-// Ages of a key set: by the wall clock or the monotonic one, whichever is more,
-// since a suspended machine's monotonic clock stands still, and a wall clock
-// can be set back.
+// Ages of a key set. An age is the larger of wall clock time and monotonic time: the
+// monotonic clock of a suspended machine stops, and a wall clock can be set back.
 const (
 	// refreshAfter is when a key set is fetched again in the background.
 	refreshAfter = 10 * time.Minute
-	// staleAfter is when a token waits for a refresh: a key that its provider
-	// has dropped serves no longer than this.
+	// staleAfter is when a token waits for a refresh. A key that its provider has
+	// removed is used no longer than this.
 	staleAfter = 15 * time.Minute
-	// lastGoodFor is how long the last good set serves while its provider
-	// does not answer.
+	// lastGoodFor is how long the last good set is used while its provider does not
+	// answer.
 	lastGoodFor = 24 * time.Hour
-	// askPause is the least time between two fetches that tokens cause.
+	// askPause is the minimum time between two fetches caused by tokens.
 	askPause = 10 * time.Second
-	// firstRetry doubles up to lastRetry after each failed fetch.
+	// firstRetry is the first pause after a failed fetch. It doubles up to lastRetry.
 	firstRetry = 250 * time.Millisecond
 	lastRetry  = 10 * time.Second
 )
 
-// fetcher fetches a provider's key set; its owner closes it.
+// fetcher fetches a provider's key set. Its owner closes it.
 type fetcher interface {
 	fetch(context.Context) (keys, error)
 	close()
 }
 
-// keys are the usable public keys of one set by kid and alg.
+// keys holds the usable public keys of one set by kid and alg.
 type keys map[keyName]crypto.PublicKey
 
 type keyName struct{ kid, alg string }
 
-// find returns the key named kid. A token without kid has the only key of its
-// algorithm, where there is only one.
+// find returns the key named kid. For a token without kid, it returns the key of alg
+// if there is only one.
 func (k keys) find(kid, alg string) crypto.PublicKey {
 	if kid != "" {
 		return k[keyName{kid, alg}]
@@ -69,7 +68,7 @@ type keySet struct {
 
 	stop func() // ends fetching without waiting
 	ctx  context.Context
-	wg   sync.WaitGroup // the refresher and flights
+	wg   sync.WaitGroup // for the goroutines of refresh and finishFetch
 
 	mu      sync.Mutex
 	fetch   *fetch    // the fetch under way; nil when none is
@@ -109,21 +108,20 @@ func newKeySet(provider string, f fetcher, logger *slog.Logger) *keySet {
 		k.mu.Unlock()
 		cancel()
 	}
-	// The first fetch is under way before anybody can ask, and so is nobody's
-	// ask: the pause between asks begins with the first unknown key.
+	// The first fetch is not caused by a token, so it does not start askPause.
 	first := k.startFetch()
 	k.wg.Go(func() { k.refresh(first) })
 	return k
 }
 
-// close stops the set and waits for what it does.
+// close stops the set and waits for its goroutines.
 func (k *keySet) close() {
 	k.stop()
 	k.wg.Wait()
 }
 
-// refresh is the background work: a provider that is down at boot, or goes
-// down later, heals without anybody asking.
+// refresh fetches the keys in the background, with retries. A provider that was down
+// recovers without a token's request.
 func (k *keySet) refresh(fl *fetch) {
 	defer k.fetcher.close()
 	retry := firstRetry
@@ -146,7 +144,8 @@ func (k *keySet) refresh(fl *fetch) {
 	}
 }
 
-// startFetch joins the fetch under way or starts one; nil when the set is stopped.
+// startFetch returns the running fetch or starts one. It returns nil when the set is
+// stopped.
 func (k *keySet) startFetch() *fetch {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -165,7 +164,7 @@ func (k *keySet) flyLocked() *fetch {
 	return k.fetch
 }
 
-// finishFetch performs one fetch and publishes what came of it.
+// finishFetch performs one fetch and publishes its result.
 func (k *keySet) finishFetch(fl *fetch) {
 	ctx, cancel := context.WithTimeout(k.ctx, fetchTimeout)
 	defer cancel()
@@ -187,8 +186,9 @@ func (k *keySet) finishFetch(fl *fetch) {
 	}
 }
 
-// fetchForToken is fly for a token's sake: it starts a fetch at most once per askPause,
-// so that made-up key ids cannot have the provider flooded. nil: not now.
+// fetchForToken is startFetch for a token. It starts a fetch at most once per
+// askPause, so that made-up key ids cannot flood the provider. Within askPause it
+// returns nil.
 func (k *keySet) fetchForToken(now time.Time) *fetch {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -208,9 +208,9 @@ func (k *keySet) lastFailure() error {
 	return k.failure
 }
 
-// key returns the public key named kid for alg. Errors: *TokenError for a kid
-// that the provider does not publish, *UnavailableError (around ctx's own
-// error, where that came first).
+// key returns the public key named kid for alg. Errors: *TokenError for a kid that the
+// provider does not publish; *UnavailableError, which wraps ctx's error if ctx ended
+// first.
 func (k *keySet) key(ctx context.Context, kid, alg string) (crypto.PublicKey, error) {
 	now := time.Now()
 	g := k.current.Load()
@@ -220,8 +220,8 @@ func (k *keySet) key(ctx context.Context, kid, alg string) (crypto.PublicKey, er
 		}
 	}
 	known := g != nil && g.keys.find(kid, alg) != nil
-	// A set that is past its age, known not to be refreshable, serves on
-	// without every token waiting for the provider's time-out.
+	// A stale set whose refresh failed stays in use. Tokens do not each wait for the
+	// provider's timeout.
 	if !known || k.lastFailure() == nil {
 		if err := k.await(ctx, now); err != nil {
 			return nil, err
@@ -241,9 +241,9 @@ func (k *keySet) key(ctx context.Context, kid, alg string) (crypto.PublicKey, er
 	return nil, refuse("its key is not among those that provider %s publishes", k.provider)
 }
 
-// await waits for a fetch, if one is under way or may be started. A fetch that
-// was under way may have read the set before the token's key was published;
-// the next token starts another.
+// await waits for a running fetch, or starts one if that is allowed. A running fetch
+// may have read the set before the token's key was published; the next token starts
+// another.
 func (k *keySet) await(ctx context.Context, now time.Time) error {
 	fl := k.fetchForToken(now)
 	if fl == nil {

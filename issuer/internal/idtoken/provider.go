@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// Type is the kind of a provider: who its tokens are for and what they are
-// good for. The zero value is invalid.
+// Type is the kind of a provider: who its tokens are for, and what they may be used
+// for. The zero value is invalid.
 type Type string
 
 // The provider types. There are no others.
@@ -23,7 +23,7 @@ const (
 	People Type = "people" // persons, by authorization code or device code
 )
 
-// MaxLifetime bounds exp - iat of the type's tokens; 0 for an unknown type.
+// MaxLifetime bounds exp - iat of the type's tokens. It is 0 for an unknown type.
 func (t Type) MaxLifetime() time.Duration {
 	switch t {
 	case GitHub, Fly:
@@ -34,12 +34,12 @@ func (t Type) MaxLifetime() time.Duration {
 	return 0
 }
 
-// SingleUse reports whether a token of the type buys one certificate only. Such
-// a token must carry a jti.
+// SingleUse reports whether a token of the type is good for one certificate only. Such
+// a token must have a jti.
 func (t Type) SingleUse() bool { return t == GitHub || t == Fly }
 
-// JWS algorithms (RFC 7518 section 3.1, RFC 8037) that a provider may be
-// pinned to. HMAC and none are not among them.
+// JWS algorithms (RFC 7518 section 3.1, RFC 8037) that a provider may be pinned to.
+// HMAC and none are not among them.
 const (
 	RS256 = "RS256"
 	ES256 = "ES256"
@@ -54,7 +54,7 @@ type Provider struct {
 	Issuer string
 	// ClientID is the audience of a people provider's tokens; empty for others.
 	ClientID string
-	// JWKSURI pins where the keys are; empty takes it from discovery.
+	// JWKSURI pins the URL of the keys; empty means the URL from discovery.
 	JWKSURI string
 	// Algorithms pins alg; empty means RS256. GitHub and Fly sign by RS256 only.
 	Algorithms []string
@@ -62,7 +62,7 @@ type Provider struct {
 	UnsafeHTTP bool
 	// UnsafeAllowPrivate allows keys to be fetched from private addresses.
 	UnsafeAllowPrivate bool
-	// ServerURL begins the URIs of a github provider's certificates; empty
+	// ServerURL is the start of the URIs in a github provider's certificates; empty
 	// derives it from Issuer.
 	ServerURL string
 }
@@ -88,7 +88,7 @@ func (p Provider) equalScalars(q Provider) bool {
 // maxURLBytes bounds every URL of a provider.
 const maxURLBytes = 1024
 
-// Complete checks p and returns it with Algorithms and ServerURL filled in.
+// Complete checks p and returns a copy with Algorithms and ServerURL filled in.
 func (p Provider) Complete() (Provider, error) {
 	p = p.clone()
 	if p.Type.MaxLifetime() == 0 {
@@ -126,8 +126,8 @@ func (p Provider) Complete() (Provider, error) {
 	return p, nil
 }
 
-// parseURL accepts an absolute https URL without userinfo and fragment, and
-// http where UnsafeHTTP is set and the host is loopback.
+// parseURL accepts an absolute https URL without userinfo and fragment. It also
+// accepts http where UnsafeHTTP is set and the host is loopback.
 func (p Provider) parseURL(s string) (*url.URL, error) {
 	if s == "" || len(s) > maxURLBytes {
 		return nil, fmt.Errorf("want a URL of 1 to %d bytes", maxURLBytes)
@@ -169,8 +169,8 @@ func isLoopbackHost(host string) bool {
 	return err == nil && addr.Unmap().IsLoopback()
 }
 
-// checkIssuer keeps the types apart: GitHub's and Fly's tokens have rules of
-// their own, which types oidc and people would not hold them to.
+// checkIssuer checks that an issuer of GitHub or Fly has that type. Those tokens have
+// rules that the types oidc and people do not check.
 func (p Provider) checkIssuer(u *url.URL) error {
 	github, fly := githubServer(u) != "", isFly(u)
 	standIn := p.UnsafeHTTP || p.UnsafeAllowPrivate
@@ -203,17 +203,17 @@ const (
 	serverGitHub = "https://github.com"
 )
 
-// plainHost is the host as the same machine may be spelled: without trailing
-// dot and port.
+// plainHost returns the host in lower case, without trailing dot and port, to compare
+// different spellings.
 func plainHost(u *url.URL) string {
 	return strings.TrimSuffix(strings.ToLower(u.Hostname()), ".")
 }
 
 func isFly(u *url.URL) bool { return plainHost(u) == hostFly }
 
-// githubServer gives the server whose Actions a GitHub issuer speaks for, and
-// "" for any other issuer (facts of GitHub's OIDC reference: github.com with an
-// optional enterprise slug, SUBDOMAIN.ghe.com, and GitHub Enterprise Server).
+// githubServer returns the URL of the GitHub server of a GitHub Actions issuer, and ""
+// for any other issuer. Issuers are github.com with an optional enterprise slug,
+// SUBDOMAIN.ghe.com, and GitHub Enterprise Server (GitHub's OIDC reference).
 func githubServer(u *url.URL) string {
 	host := plainHost(u)
 	switch {
@@ -265,7 +265,7 @@ func (p *Provider) completeServerURL(issuer *url.URL) error {
 	if p.ServerURL = githubServer(issuer); p.ServerURL != "" {
 		return nil
 	}
-	// A stand-in on loopback or a private network plays github.com.
+	// A test provider on loopback or a private network acts as github.com.
 	if p.UnsafeHTTP || p.UnsafeAllowPrivate {
 		p.ServerURL = serverGitHub
 		return nil
@@ -273,8 +273,8 @@ func (p *Provider) completeServerURL(issuer *url.URL) error {
 	return errors.New("the issuer is none of GitHub's (github.com, SUBDOMAIN.ghe.com, https://HOSTNAME/_services/token); say server_url")
 }
 
-// CheckDistinct refuses two providers of one name or of one issuer, however
-// the issuer is spelled: a token must have one provider that answers for it.
+// CheckDistinct refuses two providers with the same name, or with the same issuer in
+// any spelling. Each token must belong to exactly one provider.
 func CheckDistinct(providers []Provider) error {
 	names, issuers := map[string]bool{}, map[string]string{}
 	for _, p := range providers {
@@ -291,7 +291,7 @@ func CheckDistinct(providers []Provider) error {
 	return nil
 }
 
-// spelling is equal for issuers that reach the same discovery document.
+// spelling returns the same string for issuers with the same discovery document.
 func spelling(issuer string) string {
 	u, err := url.Parse(issuer)
 	if err != nil {

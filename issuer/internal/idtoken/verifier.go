@@ -12,26 +12,26 @@ import (
 	"time"
 )
 
-// Leeway is how far clocks may differ in exp, nbf and iat.
+// Leeway is the allowed clock difference for exp, nbf and iat.
 const Leeway = 30 * time.Second
 
-// AudiencePrefix begins every audience of mayfly. An audience that is a URL
-// is never ours: a runner hands out tokens for any of them.
+// AudiencePrefix is the start of every audience of mayfly. A URL is never such an
+// audience, because a runner hands out tokens for any URL.
 const AudiencePrefix = "mayfly:"
 
 // maxTokenID bounds jti, which is part of the store's key.
 const maxTokenID = 256
 
-// Options is how a Verifier fetches keys. The zero value is ready for use.
+// Options configures how a Verifier fetches keys. The zero value is ready for use.
 type Options struct {
-	// Logger hears of providers that stop and start answering; nil is silent.
+	// Logger logs when a provider stops and starts answering; nil discards.
 	Logger *slog.Logger
 	// RootCAs are trusted for https providers; nil means the system's.
 	RootCAs *x509.CertPool
 }
 
-// Verifier verifies tokens of a fixed list of providers. It is safe for
-// concurrent use. Its key sets refresh themselves until Close.
+// Verifier verifies tokens of a fixed list of providers. It is safe for concurrent
+// use. It refreshes its key sets until Close.
 type Verifier struct {
 	options  Options
 	byIssuer map[string]*providerVerifier
@@ -43,17 +43,16 @@ type providerVerifier struct {
 	keys *keySet
 }
 
-// NewVerifier starts fetching the keys of providers and returns at once: one
-// that does not answer is tried again, and its tokens are *UnavailableError
-// meanwhile. It refuses what Provider.Complete and CheckDistinct refuse.
+// NewVerifier starts fetching the keys of providers and returns at once. If a provider
+// does not answer, it tries again; until then, Verify returns *UnavailableError for
+// its tokens. NewVerifier returns the errors of Provider.Complete and CheckDistinct.
 func NewVerifier(providers []Provider, o Options) (*Verifier, error) {
 	return newVerifier(providers, o, nil)
 }
 
-// With returns a Verifier of other providers that takes v's place: key sets of
-// unchanged providers move over with what they know; those that are gone stop
-// refreshing, and v itself goes on with the keys that it has. Close the new
-// one alone. On an error v is as it was.
+// With returns a Verifier of other providers that replaces v. Unchanged providers keep
+// their key sets; removed ones are no longer refreshed. v still works with the keys
+// that it has. Close only the new Verifier. On an error, v is unchanged.
 func (v *Verifier) With(providers []Provider) (*Verifier, error) {
 	next, err := newVerifier(providers, v.options, v.byIssuer)
 	if err != nil {
@@ -95,14 +94,14 @@ func newVerifier(providers []Provider, o Options, have map[string]*providerVerif
 	return v, nil
 }
 
-// sameKeys reports whether the keys of p are fetched as those of old are.
+// sameKeys reports whether p's keys are fetched in the same way as old's.
 func sameKeys(old, p Provider) bool {
 	return old.Name == p.Name && old.Issuer == p.Issuer && old.JWKSURI == p.JWKSURI &&
 		old.UnsafeHTTP == p.UnsafeHTTP && old.UnsafeAllowPrivate == p.UnsafeAllowPrivate
 }
 
-// Close ends all fetching and waits for it. Tokens of known keys still verify
-// for as long as those keys may serve.
+// Close stops all fetching and waits for it. Tokens of known keys still verify for as
+// long as those keys may be used.
 func (v *Verifier) Close() {
 	var wg sync.WaitGroup
 	for _, t := range v.byIssuer {
@@ -111,9 +110,9 @@ func (v *Verifier) Close() {
 	wg.Wait()
 }
 
-// Verify checks raw, a compact JWS, for audience and returns its claims. A
-// provider of type people has its client id as the audience, whatever the
-// argument. Errors: *TokenError, *UnavailableError (when ctx ends first, too).
+// Verify checks raw, a compact JWS, for audience and returns its claims. The audience
+// for a provider of type people is always its client id. Errors: *TokenError;
+// *UnavailableError, also when ctx ends first.
 func (v *Verifier) Verify(ctx context.Context, raw, audience string) (Claims, error) {
 	t, err := parseJWS(raw)
 	if err != nil {
@@ -127,8 +126,8 @@ func (v *Verifier) Verify(ctx context.Context, raw, audience string) (Claims, er
 	if !ok {
 		return Claims{}, refuse("its issuer is none of the providers of this policy")
 	}
-	// The cheap checks come before the keys: a token that is out of date for
-	// certain costs neither a signature nor a fetch.
+	// The cheap checks come first: an expired token causes no signature check and no
+	// fetch.
 	c, err := p.check(t, audience, time.Now())
 	if err != nil {
 		return Claims{}, err
@@ -144,11 +143,10 @@ func (v *Verifier) Verify(ctx context.Context, raw, audience string) (Claims, er
 	return Claims{c}, nil
 }
 
-// Restore vouches for claims that a Verifier verified at a login and that the
-// issuer has kept in its own store since. They count as a person's only: the
-// provider must still be one of type people with the same issuer and audience.
-// Their times are not checked; a login has its own. Nothing that came from
-// outside may ever be passed here.
+// Restore returns claims that a Verifier verified at a login and that the issuer has
+// kept in its own store since. They count only as a person's claims: the provider must
+// still be of type people with the same issuer and audience. Restore checks no times;
+// a login has its own. Never pass it data from outside.
 func (v *Verifier) Restore(provider string, payload []byte) (Claims, error) {
 	for _, t := range v.byIssuer {
 		if t.Name != provider || t.Type != People {
@@ -167,8 +165,8 @@ func (v *Verifier) Restore(provider string, payload []byte) (Claims, error) {
 	return Claims{}, refuse("provider %s is no longer one of people; log in again", provider)
 }
 
-// check holds everything but the signature against the table of the design:
-// header, audience, times, and what the provider's type asks for.
+// check checks everything but the signature: header, audience, times, and the rules of
+// the provider's type.
 func (p *providerVerifier) check(t *jws, audience string, now time.Time) (*claims, error) {
 	if !slices.Contains(p.Algorithms, t.alg) {
 		return nil, refuse("alg is not one that provider %s is pinned to (%s)", p.Name, strings.Join(p.Algorithms, ", "))
@@ -255,9 +253,9 @@ func (p *providerVerifier) checkTimes(c *claims, now time.Time) error {
 
 func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
 
-// checkPerson tells an ID token from the other tokens that the same provider
-// signs with the same keys: access tokens (RFC 9068), logout tokens (OpenID
-// Connect Back-Channel Logout), and ID tokens asked for by another client.
+// checkPerson refuses other tokens that the same provider signs with the same keys:
+// access tokens (RFC 9068), logout tokens (OpenID Connect Back-Channel Logout), and ID
+// tokens for another client.
 func (p *providerVerifier) checkPerson(t *jws) error {
 	switch mediaType(t.typ) {
 	case "at+jwt":

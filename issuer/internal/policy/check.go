@@ -12,38 +12,38 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer/internal/idtoken"
 )
 
-// Severity says what a Finding means to mayfly-issuer policy check.
+// Severity is the severity of a Finding in mayfly-issuer policy check.
 type Severity string
 
 const (
-	// SeverityError is for what cannot be meant: a rule that never matches.
+	// SeverityError is for a clear mistake, such as a rule that never matches.
 	SeverityError Severity = "error"
-	// SeverityWarning is for what may be meant, and is dangerous or in vain.
+	// SeverityWarning is for what may be intended, and is dangerous or useless.
 	SeverityWarning Severity = "warning"
 )
 
-// Finding is one thing that is wrong with a file that Parse accepts. It is for
-// policy check, the log and the page: an issuer serves such a file.
+// Finding is a problem in a file that Parse accepts. It is for policy check, the log
+// and the page: an issuer serves such a file.
 type Finding struct {
 	Severity Severity
-	Rule     string // "" where it is not of one rule
+	Rule     string // "" for a finding that is not about one rule
 	Place    configfile.Error
 }
 
-// String is the text without its place.
+// String returns the text without its position in the file.
 func (f Finding) String() string { return f.Place.Text }
 
-// maxFindings bounds the lines of the log that one file makes.
+// maxFindings bounds the log lines for one file.
 const maxFindings = 100
 
-// checker gathers findings.
+// checker collects findings.
 type checker struct {
 	doc *configfile.Document
 	set *Set
 	out []Finding
 }
 
-// check looks for what Parse cannot refuse: files with it are in use.
+// check finds problems that Parse cannot refuse, because files in use have them.
 func check(doc *configfile.Document, s *Set) []Finding {
 	c := &checker{doc: doc, set: s}
 	c.providers()
@@ -70,7 +70,7 @@ func (c *checker) found(s Severity, rule string, at path, format string, args ..
 	c.add(s, rule, c.doc.Errorf(at, format, args...))
 }
 
-// foundKey adds a finding at the key that at ends with.
+// foundKey adds a finding at the last key of at.
 func (c *checker) foundKey(s Severity, rule string, at path, format string, args ...any) {
 	c.add(s, rule, c.doc.KeyErrorf(at, format, args...))
 }
@@ -100,9 +100,9 @@ func (c *checker) providers() {
 	}
 }
 
-// engines finds engines that no certificate can be for, and those that a rule
-// opens to pull requests and a rule, the same or another, to builds of branches:
-// the first can poison the cache that the second builds from.
+// engines finds engines that no certificate can be for. It also finds engines open
+// both to pull requests and to builds of branches, by one rule or by two: a pull
+// request can poison the cache that the branch builds from.
 func (c *checker) engines() {
 	isPR := func(event string) bool { return strings.HasPrefix(event, eventPullRequest) }
 	for _, e := range c.set.engines {
@@ -136,7 +136,7 @@ func (c *checker) engines() {
 	}
 }
 
-// firstNames names the first names.
+// firstNames lists at most five names, and the number of the others.
 func firstNames(names []string) string {
 	const most = 5
 	if more := len(names) - most; more > 0 {
@@ -156,7 +156,7 @@ func (c *checker) condition(r *rule, at path, cond condition) {
 	t := r.provider.Type
 	severity := SeverityError
 	if t == idtoken.OIDC {
-		severity = SeverityWarning // the provider may be any
+		severity = SeverityWarning // any provider may be meant
 	}
 	info, ok := known(t, cond.claim)
 	if !ok {
@@ -177,7 +177,7 @@ func (c *checker) condition(r *rule, at path, cond condition) {
 	}
 }
 
-// eventRefs are how the refs of some events begin.
+// eventRefs maps some events to the start of their refs.
 var eventRefs = map[string]string{
 	eventPullRequest: "refs/pull/",
 	"merge_group":    "refs/heads/gh-readonly-queue/",

@@ -9,7 +9,7 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer/internal/idtoken"
 )
 
-// form is what the values of a claim look like in every token.
+// form is the form that the values of a claim have in every token.
 type form int
 
 const (
@@ -20,14 +20,14 @@ const (
 	bareRef          // main
 	repository       // owner/name
 	workflowRef      // owner/name/.github/workflows/file.yml@refs/heads/main
-	calledRef        // a workflowRef, or with a commit in place of the ref
+	calledRef        // a workflowRef, or one with a commit instead of the ref
 	oneOf            // one of a few words
 	boolean          // true or false, without quotes
 	number           // without quotes
 	structured       // a list or an object, which no rule can match
 )
 
-// claimInfo is what is known of one claim.
+// claimInfo describes one claim.
 type claimInfo struct {
 	form  form
 	words []string // of oneOf
@@ -55,9 +55,9 @@ func joined(sets ...map[string]claimInfo) map[string]claimInfo {
 
 var yesOrNo = words("true", "false")
 
-// githubEvents are the events that start a workflow run (GitHub's reference,
-// "Events that trigger workflows"), and dynamic, which names the runs that
-// GitHub sets up by itself. A called workflow has its caller's event.
+// githubEvents lists the events that start a workflow run (GitHub's reference, "Events
+// that trigger workflows"), and dynamic, which is for runs that GitHub sets up itself.
+// A called workflow has its caller's event.
 var githubEvents = []string{
 	"branch_protection_rule", "check_run", "check_suite", "create", "delete", "deployment", "deployment_status", "discussion",
 	"discussion_comment", "dynamic", "fork", "gollum", "image_version", "issue_comment", "issues", "label", "merge_group", "milestone",
@@ -65,7 +65,7 @@ var githubEvents = []string{
 	"registry_package", "release", "repository_dispatch", "schedule", "status", "watch", "workflow_dispatch", "workflow_run",
 }
 
-// propertyPrefix begins the claims for custom properties of a repository.
+// propertyPrefix is the start of claims for custom properties of a repository.
 const propertyPrefix = "repo_property_"
 
 var githubClaims = joined(
@@ -91,7 +91,7 @@ var flyClaims = joined(
 	named(anyText, idtoken.ClaimSubject, idtoken.ClaimMachineID, "org_name", "app_name", "machine_name", "machine_version", "image", "image_digest", "region"),
 	named(digits, idtoken.ClaimOrgID, idtoken.ClaimAppID))
 
-// personClaims are those of OpenID Connect Core 1.0, sections 2 and 5.1, and
+// personClaims are the claims of OpenID Connect Core 1.0, sections 2 and 5.1, and
 // those of Google, Microsoft, Okta and GitLab logins.
 var personClaims = joined(
 	named(anyText, idtoken.ClaimSubject, idtoken.ClaimEmail, idtoken.ClaimAuthorizedParty,
@@ -101,9 +101,8 @@ var personClaims = joined(
 	named(number, "auth_time", "updated_at"),
 	named(structured, "address", "amr", "groups", "groups_direct", "roles"))
 
-// workloadClaims are those of the platforms that are used with type oidc:
-// GitLab, Kubernetes, Buildkite, CircleCI, Bitbucket, Azure Pipelines, Nomad,
-// Google Cloud and AWS.
+// workloadClaims are the claims of platforms that use type oidc: GitLab, Kubernetes,
+// Buildkite, CircleCI, Bitbucket, Azure Pipelines, Nomad, Google Cloud and AWS.
 var workloadClaims = joined(personClaims,
 	named(anyText, idtoken.ClaimProjectID, idtoken.ClaimRef, idtoken.ClaimEnvironment, idtoken.ClaimSHA,
 		"namespace_id", "namespace_path", "project_path", "user_id", "user_login", "user_email", "user_access_level",
@@ -122,7 +121,7 @@ var workloadClaims = joined(personClaims,
 	named(boolean, "oidc.circleci.com/ssh-rerun"),
 	named(structured, "user_identities", "kubernetes.io", "google", "https://sts.amazonaws.com/"))
 
-// claimsOf returns the claims that tokens of a type can carry.
+// claimsOf returns the claims that tokens of a type can have.
 func claimsOf(t idtoken.Type) map[string]claimInfo {
 	switch t {
 	case idtoken.GitHub:
@@ -135,8 +134,8 @@ func claimsOf(t idtoken.Type) map[string]claimInfo {
 	return workloadClaims
 }
 
-// known returns what is known of a claim, and false for a claim that is in no
-// token, as far as is known.
+// known returns the description of a claim, and false for a claim that no known token
+// has.
 func known(t idtoken.Type, claim string) (claimInfo, bool) {
 	if info, ok := claimsOf(t)[claim]; ok {
 		return info, true
@@ -150,7 +149,7 @@ func known(t idtoken.Type, claim string) (claimInfo, bool) {
 	return claimInfo{}, false
 }
 
-// wrong says why no token has v as the claim's value; "" when one can.
+// wrong returns why no token has v as the claim's value, or "" if one can.
 func (i claimInfo) wrong(v value) string {
 	if i.form != structured && i.form != boolean && i.form != number && v.kind != stringValue {
 		return "is text in tokens: quote the value"
@@ -196,7 +195,7 @@ func (i claimInfo) wrong(v value) string {
 	return ""
 }
 
-// canBegin reports whether something that v admits begins with start.
+// canBegin reports whether v admits a value that begins with start.
 func canBegin(v value, start string) bool {
 	literal, _, pattern := strings.Cut(v.text, "*")
 	return strings.HasPrefix(literal, start) || pattern && v.pattern && strings.HasPrefix(start, literal)

@@ -17,22 +17,22 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer/internal/idtoken"
 )
 
-// claimEngine is how a denial names the requested engine, which no token
-// carries.
+// claimEngine is the name of the requested engine in a denial. No token has a claim
+// for it.
 const claimEngine = "engine"
 
-// MaxRoleAge is how long after its iat a person's token may still be granted a
-// role. A login to the page has been granted one in time, and its claims,
-// restored, are not held to it.
+// MaxRoleAge is how long after its iat a person's token may still be granted a role.
+// It does not apply to the restored claims of a login, which were checked at the
+// login.
 const MaxRoleAge = time.Hour
 
 // maxGotBytes bounds Denial.Got.
 const maxGotBytes = 256
 
-// Want is what a request is for. The zero Want is refused by Decide.
+// Want is what a request is for. Decide refuses the zero Want.
 type Want int
 
-// What may be wanted.
+// The values of Want.
 const (
 	// WantCertificate tries rules that grant a certificate.
 	WantCertificate Want = iota + 1
@@ -46,11 +46,11 @@ const (
 // Request is what the token's bearer asks for.
 type Request struct {
 	Want Want
-	// Engine is the one engine that a certificate is wanted for; empty means
-	// all of the rule's.
+	// Engine is the one engine that the certificate is for; empty means all engines of
+	// the rule.
 	Engine string
 	// OneEngine refuses a certificate for several engines: Decide returns a
-	// *SeveralEnginesError where the rule grants several and Engine is empty.
+	// *SeveralEnginesError if the rule grants several and Engine is empty.
 	OneEngine bool
 }
 
@@ -61,24 +61,24 @@ type Decision struct {
 	Identity spiffeid.ID      // WantCertificate and WantSessions
 	Grant    grant.Grant      // WantCertificate
 	Engines  []Engine         // WantCertificate and WantSessions
-	Provider idtoken.Provider // whose token it is
+	Provider idtoken.Provider // the provider of the token
 }
 
-// IsZero reports whether d was made by Decide.
+// IsZero reports whether d grants nothing.
 func (d Decision) IsZero() bool { return d.Rule == "" }
 
-// Denial is the answer to claims that no rule admits: 403. It names the claim
-// that failed and the caller's own value, and never what a rule wants.
+// Denial is the error for claims that no rule admits: 403. It names the claim that
+// failed and the caller's own value, and never the values in a rule.
 type Denial struct {
-	Rule  string // the nearest rule; "" where none is tried at all
-	Claim string // the claim that failed, or "engine"; "" with Rule
-	Got   string // the caller's value as JSON, cut to 256 bytes; "" when missing
-	// Engines are those that Rule grants, where only the engine is missed: the
-	// token would get them all by naming none.
+	Rule  string // the nearest rule; "" if no rule was tried
+	Claim string // the claim that failed, or "engine"; "" if Rule is ""
+	Got   string // the caller's value as JSON, cut to 256 bytes; "" if missing
+	// Engines lists the engines that Rule grants, if only the engine did not match.
+	// Without an engine in the request, the token would get all of them.
 	Engines []string
 }
 
-// Error gives the log's text.
+// Error returns the text for the log.
 func (d *Denial) Error() string {
 	switch {
 	case d.Claim == "":
@@ -89,28 +89,28 @@ func (d *Denial) Error() string {
 	return fmt.Sprintf("denied: claim %s is %s (nearest rule %s)", d.Claim, d.Got, d.Rule)
 }
 
-// SeveralEnginesError is the answer to Request.OneEngine when the rule that
-// matched grants several engines.
+// SeveralEnginesError is the error for Request.OneEngine when the matching rule grants
+// several engines.
 type SeveralEnginesError struct {
 	Rule    string
 	Engines []string
 }
 
-// Error gives the log's text.
+// Error returns the text for the log.
 func (e *SeveralEnginesError) Error() string {
 	return fmt.Sprintf("rule %s grants several engines: %s", e.Rule, strings.Join(e.Engines, ", "))
 }
 
-// Errors of a caller that did not verify, or not for this.
+// Errors of a caller that did not verify the claims, or not for this purpose.
 var (
 	ErrUnverified = errors.New("policy: claims were not verified")
 	ErrAudience   = errors.New("policy: claims were verified for another audience")
 	ErrProvider   = errors.New("policy: claims were verified under another configuration of the provider")
 )
 
-// Decide grants what the first fitting rule that matches grants. Errors:
-// *Denial; *SeveralEnginesError; *idtoken.TokenError when a role is wanted with too old a token; and
-// the errors above, which mean that the calling program is at fault.
+// Decide returns what the first matching rule grants, among the rules that grant what
+// r wants. Errors: *Denial; *SeveralEnginesError; *idtoken.TokenError if a role is
+// wanted with too old a token; and the errors above, which mean a bug in the caller.
 func (s *Set) Decide(c idtoken.Claims, r Request) (Decision, error) {
 	if err := s.checkClaims(c, r); err != nil {
 		return Decision{}, err
@@ -125,18 +125,18 @@ func (s *Set) Decide(c idtoken.Claims, r Request) (Decision, error) {
 	return o.decision(c, r)
 }
 
-// outcome is what a rule grants to claims.
+// outcome is what a rule grants for claims.
 type outcome struct {
 	rule    *rule
 	engines []Engine
-	who     identity.Identity // of a certificate
+	who     identity.Identity // for a certificate
 }
 
-// judge holds claims against the rules whose grant is what r wants, in file
-// order: the first of their provider that matches decides. Decide, Explain and
-// RunTests all ask it. It looks at neither signature nor times. visit, if not
-// nil, is called for each rule with whether the claims miss it, and where; then
-// the rules after the first match are held against the claims too.
+// judge compares claims with the rules that grant what r wants, in file order. The
+// first match among the rules of the claims' provider decides. Decide, Explain and
+// RunTests all call it. It checks no signature and no times. visit, if not nil, is
+// called for each rule with whether the claims fail it, and where; judge then compares
+// the rules after the first match too.
 func (s *Set) judge(c idtoken.Claims, r Request, visit func(*rule, bool, mismatch)) (outcome, error) {
 	p := c.Provider()
 	if r.Want == WantSessions && p.Type == idtoken.People {
@@ -180,7 +180,7 @@ func (s *Set) judge(c idtoken.Claims, r Request, visit func(*rule, bool, mismatc
 	return granted, err
 }
 
-// checkClaims refuses what a Verifier did not make for this very request.
+// checkClaims refuses claims that a Verifier did not make for this request.
 func (s *Set) checkClaims(c idtoken.Claims, r Request) error {
 	if !c.Verified() {
 		return ErrUnverified
@@ -215,7 +215,7 @@ func (s *Set) checkClaims(c idtoken.Claims, r Request) error {
 	return nil
 }
 
-// grants reports whether what the rule grants is what is wanted.
+// grants reports whether r grants w.
 func (r *rule) grants(w Want) bool {
 	switch w {
 	case WantCertificate:
@@ -228,7 +228,7 @@ func (r *rule) grants(w Want) bool {
 	return false
 }
 
-// text is the caller's value as JSON, cut; "" when missing.
+// text returns the caller's value as JSON, truncated, or "" if missing.
 func (m *mismatch) text() string {
 	if !m.present {
 		return ""

@@ -8,29 +8,29 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer/internal/idtoken"
 )
 
-// Explanation says which rule would match claims, or per rule the first claim
-// that does not. It is told to people and grants nothing.
+// Explanation holds the rule that would match claims, or for each rule the first claim
+// that does not match. It is for people to read and grants nothing.
 type Explanation struct {
 	Allowed bool
 	Rule    string
 	Role    Role
 	Profile grant.Profile
 	Engines []string
-	Rules   []ExplainedRule // those whose grant fits the request, in file order
+	Rules   []ExplainedRule // those that grant what the request wants, in file order
 }
 
 // ExplainedRule is one rule of an Explanation.
 type ExplainedRule struct {
 	Rule    string
 	Matched bool
-	Claim   string // the first that does not match; "iss" for another provider's rule
+	Claim   string // the first that does not match; "iss" if the rule is of another provider
 	Got     string // the token's value as JSON; "" when missing
-	Want    string // the rule's values as JSON, or in words what a certificate needs
+	Want    string // the rule's values as JSON, or a text on what a certificate needs
 }
 
-// Explain says what Decide would answer. It takes recorded claims as well as
-// verified ones: audience, times and signature are not looked at. A zero Want
-// is denied, as by Decide.
+// Explain returns what Decide would decide. It accepts recorded claims as well as
+// verified ones, and checks no audience, times or signature. A zero Want is denied, as
+// by Decide.
 func (s *Set) Explain(c idtoken.Claims, r Request) Explanation {
 	var x Explanation
 	first := -1 // the rule that decides
@@ -51,7 +51,7 @@ func (s *Set) Explain(c idtoken.Claims, r Request) Explanation {
 			x.Engines = append(x.Engines, e.Name)
 		}
 	case first >= 0 && errors.As(err, &denial):
-		// It matched, and its certificate cannot be made.
+		// The rule matched, but the certificate cannot be made.
 		x.Rules[first] = ExplainedRule{Rule: x.Rules[first].Rule, Claim: denial.Claim, Got: denial.Got, Want: "a value that fits into a certificate"}
 	}
 	return x

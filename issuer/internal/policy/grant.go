@@ -10,8 +10,8 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer/internal/idtoken"
 )
 
-// grant is the outcome of a rule that matched. A token that matched and still
-// lacks a claim that a certificate is made of is denied.
+// grant returns the outcome of a rule that matched. It denies claims that lack a claim
+// that the certificate needs.
 func (s *Set) grant(r *rule, c idtoken.Claims, req Request) (outcome, error) {
 	o := outcome{rule: r}
 	if r.role != "" {
@@ -65,8 +65,8 @@ func (o outcome) decision(c idtoken.Claims, req Request) (Decision, error) {
 	return d, nil
 }
 
-// identity is what the leaf says of its subject. A token that matched and
-// still lacks a claim that its SPIFFE ID is made of is denied by that claim.
+// identity returns the identity for the leaf. If the token lacks a claim that its
+// SPIFFE ID needs, identity returns a *Denial with that claim.
 func (s *Set) identity(r *rule, c idtoken.Claims, engines []string) (identity.Identity, error) {
 	parts := nameClaims(r)
 	segments := make([]string, 0, len(parts))
@@ -96,7 +96,7 @@ func (s *Set) identity(r *rule, c idtoken.Claims, engines []string) (identity.Id
 		err = who.Validate()
 	}
 	if err != nil {
-		// A claim is too long for a certificate; the cause says where.
+		// A claim is too long for a certificate. err says which field.
 		claim := longestClaim(c)
 		got, _ := c.Get(claim)
 		return identity.Identity{}, fmt.Errorf("%w: %w", &Denial{Rule: r.name, Claim: claim, Got: asJSON(got)}, err)
@@ -104,8 +104,8 @@ func (s *Set) identity(r *rule, c idtoken.Claims, engines []string) (identity.Id
 	return who, nil
 }
 
-// certificateClaims are those that a leaf is made of. Whoever minted the token
-// chose the names of others.
+// certificateClaims are the claims that a leaf is made of. The minter of the token
+// chooses the names of other claims.
 var certificateClaims = []string{
 	idtoken.ClaimSubject, idtoken.ClaimRepository, idtoken.ClaimRepositoryID, idtoken.ClaimRepositoryOwner, idtoken.ClaimRepositoryOwnerID,
 	idtoken.ClaimVisibility, idtoken.ClaimWorkflowRef, idtoken.ClaimWorkflowSHA, idtoken.ClaimJobWorkflowRef, idtoken.ClaimJobWorkflowSHA,
@@ -113,7 +113,7 @@ var certificateClaims = []string{
 	idtoken.ClaimRunID, idtoken.ClaimRunAttempt, idtoken.ClaimCheckRunID, idtoken.ClaimAppID, idtoken.ClaimMachineID,
 }
 
-// longestClaim names the longest of certificateClaims.
+// longestClaim returns the name of the longest of certificateClaims.
 func longestClaim(c idtoken.Claims) (longest string) {
 	most := -1
 	for _, name := range certificateClaims {
@@ -124,8 +124,8 @@ func longestClaim(c idtoken.Claims) (longest string) {
 	return longest
 }
 
-// nameClaims are the claims whose values, escaped, are the path of the SPIFFE
-// ID after the provider's name.
+// nameClaims returns the claims whose values, escaped, are the path of the SPIFFE ID
+// after the provider's name.
 func nameClaims(r *rule) []string {
 	switch {
 	case r.provider.Type == idtoken.GitHub:
@@ -136,7 +136,8 @@ func nameClaims(r *rule) []string {
 	return []string{idtoken.ClaimSubject}
 }
 
-// commonName is <provider>/<owner>/<repo> or <provider>/<sub>, for people.
+// commonName returns <provider>/<owner>/<repo> or <provider>/<sub>, for people to
+// read.
 func commonName(p idtoken.Provider, c idtoken.Claims) string {
 	if p.Type == idtoken.GitHub {
 		if repo, ok := c.String(idtoken.ClaimRepository); ok && repo != "" {
@@ -146,22 +147,22 @@ func commonName(p idtoken.Provider, c idtoken.Claims) string {
 	return p.Name + "/" + c.Subject()
 }
 
-// runOf is the run of a client: what a later certificate must equal to hold
-// the relays of an earlier one.
+// runOf returns the run of a client. A later certificate must have the same run to
+// hold the relays of an earlier one.
 func runOf(t idtoken.Type, c idtoken.Claims) string {
 	if t != idtoken.GitHub {
 		return c.Subject()
 	}
 	run, _ := c.String(idtoken.ClaimRunID)
 	if run == "" {
-		return "" // holds nothing
+		return "" // such a certificate holds no relays
 	}
 	attempt, _ := c.String(idtoken.ClaimRunAttempt)
 	check, _ := c.String(idtoken.ClaimCheckRunID)
 	return run + "/" + attempt + "/" + check
 }
 
-// subjectOf is what lists, revocations and blocks select by.
+// subjectOf returns the labels that lists, revocations and blocks select by.
 func subjectOf(t idtoken.Type, c idtoken.Claims) grant.Labels {
 	text := func(claim string) string {
 		s, _ := c.String(claim)
@@ -183,9 +184,9 @@ func subjectOf(t idtoken.Type, c idtoken.Claims) grant.Labels {
 	return grant.Labels{}
 }
 
-// workflowOf is Fulcio's description of a GitHub run (sigstore/fulcio
-// docs/oid-info.md). A claim that is missing, empty or no string leaves its
-// field empty, and so every URI that would be made of it.
+// workflowOf returns Fulcio's description of a GitHub run (sigstore/fulcio
+// docs/oid-info.md). If a claim is missing, empty or not a string, its field and each
+// URI that needs the claim stay empty.
 func workflowOf(p idtoken.Provider, c idtoken.Claims) identity.Workflow {
 	if p.Type != idtoken.GitHub {
 		return identity.Workflow{}

@@ -15,11 +15,11 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer/internal/idtoken"
 )
 
-// maxProblems bounds how many problems of one file are told at once.
+// maxProblems bounds how many problems of one file Parse returns.
 const maxProblems = 20
 
-// Parse reads a policy file. It returns all that is wrong with it, joined, and
-// then no Set. Each error is a *configfile.Error.
+// Parse reads a policy file. If the file has problems, it returns them joined, and no
+// Set. Each error is a *configfile.Error.
 func Parse(data []byte, o Options) (*Set, error) {
 	doc, f, err := readFile(o.File, data)
 	if err != nil {
@@ -41,7 +41,7 @@ func Parse(data []byte, o Options) (*Set, error) {
 	return l.set, nil
 }
 
-// loader gathers a Set and what is wrong with it.
+// loader builds a Set and collects problems.
 type loader struct {
 	options  Options
 	doc      *configfile.Document
@@ -49,12 +49,12 @@ type loader struct {
 	problems []error
 }
 
-// path leads to a value of the file, by keys and indexes.
+// path is the path to a value of the file, by keys and indexes.
 type path []any
 
 func (p path) to(steps ...any) path { return append(slices.Clone(p), steps...) }
 
-// of leads from a claim to its value i, which may be the only one and no list.
+// of returns the path from a claim to its value i. A single value may be no list.
 func (p path) of(c condition, i int) path {
 	if len(c.values) == 1 {
 		return p
@@ -100,7 +100,7 @@ func isName(s string) bool {
 	return true
 }
 
-// isRuleName allows a little more than isName, for people.
+// isRuleName is like isName, but accepts a little more.
 func isRuleName(s string) bool {
 	if s == "" || len(s) > 128 {
 		return false

@@ -11,16 +11,17 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer/internal/idtoken"
 )
 
-// patternClaims are the only ones whose values may hold '*'.
+// patternClaims are the only claims whose values may hold '*'.
 var patternClaims = []string{idtoken.ClaimRef, idtoken.ClaimWorkflowRef, idtoken.ClaimJobWorkflowRef}
 
-// checkedClaims are held to more than equality before policy sees them.
+// checkedClaims are checked when the token is verified, by more than equality.
 var checkedClaims = []string{
 	idtoken.ClaimIssuer, idtoken.ClaimAudience, idtoken.ClaimExpiry, idtoken.ClaimNotBefore,
 	idtoken.ClaimIssuedAt, idtoken.ClaimID,
 }
 
-// whoClaims say whose token it is, by type and in the order of comparison.
+// whoClaims returns the claims that identify the owner of a token of type t, in the
+// order of comparison.
 func whoClaims(t idtoken.Type) []string {
 	switch t {
 	case idtoken.GitHub:
@@ -35,9 +36,9 @@ func whoClaims(t idtoken.Type) []string {
 	return nil
 }
 
-// stringClaim reports whether a claim is known to be a string, so that anything
-// else would never match: all of GitHub's and Fly's are, but the times; of
-// other providers those of OpenID Connect and of GitLab's ids.
+// stringClaim reports whether a claim is known to be a string, so that any other value
+// would never match. For GitHub and Fly, these are all claims but the times; for other
+// providers, those of OpenID Connect and GitLab's ids.
 func stringClaim(t idtoken.Type, claim string) bool {
 	if t.SingleUse() {
 		return true
@@ -51,7 +52,7 @@ func stringClaim(t idtoken.Type, claim string) bool {
 	return false
 }
 
-// loadMatch reads a rule's match. It returns false when that is not possible.
+// loadMatch reads a rule's match. It returns false if it cannot.
 func (l *loader) loadMatch(where string, at path, t idtoken.Type, n *yaml.Node) ([]condition, bool) {
 	if n.Kind != yaml.MappingNode || len(n.Content) == 0 {
 		l.bad(at, "%s.match: want claims and their values; a rule without any is for everybody", where)
@@ -83,8 +84,7 @@ func (l *loader) loadMatch(where string, at path, t idtoken.Type, n *yaml.Node) 
 	return out, true
 }
 
-// loadCondition reads one claim's values. With an error it returns the value
-// that is wrong.
+// loadCondition reads one claim's values. With an error it returns the wrong value.
 func loadCondition(t idtoken.Type, claim string, n *yaml.Node) (condition, *yaml.Node, error) {
 	c := condition{claim: claim}
 	if claim == "" || len(claim) > 256 {

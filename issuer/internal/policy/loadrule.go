@@ -12,10 +12,10 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer/internal/idtoken"
 )
 
-// ordinaryEvents are those of GitHub that run with the trust of what they
+// ordinaryEvents are the GitHub events whose runs are as trusted as the code that they
 // build. All others need unsafe_allow_privileged_events: pull_request_target,
-// workflow_run and issue_comment run with the base branch's ref and claims on
-// input that anybody may write.
+// workflow_run and issue_comment run with the base branch's ref and claims, on input
+// from any user.
 var ordinaryEvents = []string{
 	"push", "workflow_dispatch", "schedule", "merge_group", "release", "deployment", eventPullRequest,
 }
@@ -67,7 +67,7 @@ func (l *loader) loadRule(where string, at path, f fileRule) {
 		l.bad(at.to("match", idtoken.ClaimEventName), "%s: %v%s", where, err, r.mistyped([]string{idtoken.ClaimEventName}))
 	}
 	if err := l.loadGrant(r, f.Grant); err != nil {
-		key, _, _ := strings.Cut(err.Error(), ":") // where the error begins with one
+		key, _, _ := strings.Cut(err.Error(), ":") // if the error begins with a key
 		l.bad(at.to("grant", key), "%s.grant: %v", where, err)
 	}
 	l.set.rules = append(l.set.rules, r)
@@ -87,8 +87,8 @@ func (r *rule) has(claim string) bool {
 	return ok
 }
 
-// mistyped ends the message that a claim is missing, where the rule has a claim
-// that no token has and that is spelled almost like one of these.
+// mistyped returns the end of the message that a claim is missing. It names a claim of
+// the rule that no token has and that resembles one of claims.
 func (r *rule) mistyped(claims []string) string {
 	for _, c := range r.match {
 		if _, ok := known(r.provider.Type, c.claim); ok {
@@ -101,8 +101,8 @@ func (r *rule) mistyped(claims []string) string {
 	return ""
 }
 
-// checkWho refuses a rule that does not say, by immutable ids, whose tokens it
-// admits: such a rule admits every tenant of the provider.
+// checkWho refuses a rule that does not identify, by immutable ids, whose tokens it
+// admits. Such a rule would admit every tenant of the provider.
 func checkWho(r *rule) error {
 	if r.provider.Type != idtoken.GitHub && r.allRepositories {
 		return fmt.Errorf("all_repositories is for providers of type github")
@@ -223,7 +223,7 @@ func (l *loader) checkEngines(r *rule) error {
 	return nil
 }
 
-// checkDNS lets a server be named as its one engine and as nothing else.
+// checkDNS checks that a server's only DNS name is that of its one engine.
 func (l *loader) checkDNS(r *rule) error {
 	if r.profile == grant.Client {
 		if len(r.dns) > 0 {
@@ -250,8 +250,8 @@ func (l *loader) checkDNS(r *rule) error {
 	return nil
 }
 
-// within follows crypto/x509: a constraint permits its own name and those
-// below it, or only those below it where it begins with a dot.
+// within reports whether constraint permits name, as in crypto/x509: it permits its
+// own name and those below it. One that begins with a dot permits only those below it.
 func within(name, constraint string) bool {
 	constraint = strings.ToLower(constraint)
 	if constraint == "" {

@@ -10,13 +10,13 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer/internal/idtoken"
 )
 
-// rule grants something to the tokens of one provider that match. It is
-// immutable once loaded.
+// rule grants something to the matching tokens of one provider. It is immutable once
+// loaded.
 type rule struct {
 	name             string
 	provider         idtoken.Provider
 	match            []condition
-	profile          grant.Profile // or role
+	profile          grant.Profile // either profile or role is set
 	role             Role
 	engines          []string
 	dns              []string
@@ -25,10 +25,10 @@ type rule struct {
 	privilegedEvents bool
 }
 
-// condition is one key of match: the claim must be there and equal one value.
+// condition is one key of match: the claim must be present and equal one value.
 type condition struct {
 	claim       string
-	identifying bool // says who the token is of, and is compared first
+	identifying bool // identifies the token's owner, and is compared first
 	values      []value
 }
 
@@ -37,13 +37,13 @@ func (c condition) admits(claims idtoken.Claims) bool {
 	return ok && slices.ContainsFunc(c.values, func(v value) bool { return v.equal(got) })
 }
 
-// value is what a claim is compared with: a string, a boolean or a whole
-// number. The type counts: "1" is not 1, and a list is neither.
+// value is compared with a claim: a string, a boolean or a whole number. The type
+// counts: "1" is not 1, and a list is neither.
 type value struct {
 	kind kind
 	text string // of a string or a number, as written
 	yes  bool
-	// pattern: text has a '*' at the end of a path segment.
+	// pattern reports whether text has a '*' at the end of a path segment.
 	pattern bool
 }
 
@@ -73,7 +73,7 @@ func (v value) equal(got any) bool {
 	return false
 }
 
-// String writes v as JSON.
+// String returns v as JSON.
 func (v value) String() string {
 	switch v.kind {
 	case boolValue:
@@ -87,9 +87,9 @@ func (v value) String() string {
 	return quote(v.text)
 }
 
-// matchPath compares segment by segment. A '*' stands at the end of a segment
-// for any further bytes of that segment (at least one, where it is the whole
-// segment) and for no control character: it never crosses '/' or a line.
+// matchPath compares segment by segment. A '*' at the end of a segment matches any
+// further bytes of that segment (at least one, if it is the whole segment). It matches
+// no control character, and so never crosses '/' or a line.
 func matchPath(pattern, got string) bool {
 	for {
 		want, moreWant, wantMore := strings.Cut(pattern, "/")
@@ -118,7 +118,7 @@ func matchSegment(want, have string) bool {
 	}) < 0
 }
 
-// quote writes s as a JSON string, as short as JSON allows.
+// quote returns s as a JSON string, as short as JSON allows.
 func quote(s string) string {
 	var b strings.Builder
 	e := json.NewEncoder(&b)
@@ -137,9 +137,9 @@ type mismatch struct {
 	want    []value
 }
 
-// firstMismatch holds claims against the rule. It returns the first miss, false when
-// all conditions hold, and how far the token is from the rule: a miss in who it
-// is outweighs any number of others.
+// firstMismatch compares claims with the rule. It returns the first mismatch (or false
+// if all conditions hold) and the distance of the token from the rule. A mismatch in
+// an identifying claim outweighs any number of others.
 func (r *rule) firstMismatch(claims idtoken.Claims, engine string) (first mismatch, missed bool, distance int) {
 	for _, c := range r.match {
 		if c.admits(claims) {

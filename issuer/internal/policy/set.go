@@ -10,10 +10,10 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer/internal/idtoken"
 )
 
-// Role is what an admin call asks for. The empty Role is none.
+// Role is the role that an admin call requires. The empty Role means no role.
 type Role string
 
-// The roles: an admin may do what a viewer may.
+// The roles. An admin may do everything that a viewer may.
 const (
 	Viewer Role = "viewer"
 	Admin  Role = "admin"
@@ -23,22 +23,22 @@ const (
 type Engine struct {
 	Name       string
 	Endpoint   string // tcp://host:port or edge://host:port
-	ServerName string // the DNS name that its certificate proves
+	ServerName string // the DNS name in its certificate
 }
 
-// Options is what Parse holds a file against beside the file itself.
+// Options holds what Parse checks a file against.
 type Options struct {
 	// File is the file's name in errors. Empty: policy.yaml.
 	File string
-	// TrustDomain is the CA's; empty means that it is not known and not checked.
+	// TrustDomain is the CA's; empty means that it is unknown and not checked.
 	TrustDomain string
 	// PermittedDNS are the CA's name constraints, as in
-	// x509.Certificate.PermittedDNSDomains; nil means that they are not known
-	// and not checked.
+	// x509.Certificate.PermittedDNSDomains; nil means that they are unknown and not
+	// checked.
 	PermittedDNS []string
 }
 
-// Set is one policy file, read and found sound. It is immutable.
+// Set is a valid policy file. It is immutable.
 type Set struct {
 	trustDomain spiffeid.TrustDomain
 	providers   []idtoken.Provider // complete, sorted by name
@@ -48,17 +48,17 @@ type Set struct {
 	findings    []Finding
 }
 
-// TrustDomain is the SPIFFE trust domain that the file is for.
+// TrustDomain returns the SPIFFE trust domain of the file.
 func (s *Set) TrustDomain() spiffeid.TrustDomain { return s.trustDomain }
 
-// Audience is what a token must be for to buy a certificate.
+// Audience returns the audience of tokens for certificates.
 func (s *Set) Audience() string { return idtoken.AudiencePrefix + s.trustDomain.Name() }
 
-// SessionsAudience is what a token must be for to report sessions. It buys no
-// certificate.
+// SessionsAudience returns the audience of tokens that report sessions. Such a token
+// is not good for a certificate.
 func (s *Set) SessionsAudience() string { return s.Audience() + ":sessions" }
 
-// Providers lists the token providers, sorted by name.
+// Providers returns the token providers, sorted by name.
 func (s *Set) Providers() []idtoken.Provider {
 	out := make([]idtoken.Provider, len(s.providers))
 	for i, p := range s.providers {
@@ -68,11 +68,11 @@ func (s *Set) Providers() []idtoken.Provider {
 	return out
 }
 
-// Engines lists the engines, sorted by name.
+// Engines returns the engines, sorted by name.
 func (s *Set) Engines() []Engine { return slices.Clone(s.engines) }
 
-// Findings are what is wrong with a file that is in force all the same, and
-// what it may do and perhaps should not, in file order.
+// Findings returns the problems of a file that is valid, in file order. Some findings
+// may be intended.
 func (s *Set) Findings() []Finding { return slices.Clone(s.findings) }
 
 func (s *Set) provider(name string) (idtoken.Provider, bool) {
@@ -98,24 +98,24 @@ type RuleView struct {
 	Name         string
 	Provider     string
 	ProviderType idtoken.Type
-	Match        []MatchView // as decided upon: who first, then in file order
+	Match        []MatchView // in the order of comparison: identifying claims first, then file order
 	Profile      grant.Profile
 	Role         Role
 	Engines      []string
 	DNS          []string
 	TTL          time.Duration
-	// AllRepositories and UnsafeAllowPrivilegedEvents are the words beside match.
+	// AllRepositories and UnsafeAllowPrivilegedEvents are the keys next to match.
 	AllRepositories             bool
 	UnsafeAllowPrivilegedEvents bool
 }
 
-// MatchView is one key of a rule's match: any of Values admits.
+// MatchView is one key of a rule's match. Any of Values matches.
 type MatchView struct {
 	Claim  string
 	Values []string // as JSON
 }
 
-// Rules lists the rules in file order.
+// Rules returns the rules in file order.
 func (s *Set) Rules() []RuleView {
 	out := make([]RuleView, 0, len(s.rules))
 	for _, r := range s.rules {

@@ -12,15 +12,15 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer/internal/idtoken"
 )
 
-// testCase is one line of the file's tests.
+// testCase is one test of the file.
 type testCase struct {
 	name         string
 	claims       idtoken.Claims
 	request      Request
-	rule, denied string // exactly one
+	rule, denied string // exactly one is set
 }
 
-// TestResult is what came of one test of the file.
+// TestResult is the result of one test of the file.
 type TestResult struct {
 	Name string
 	OK   bool
@@ -28,8 +28,8 @@ type TestResult struct {
 	Got  string
 }
 
-// RunTests runs the file's tests against its rules, in file order. Audience,
-// times and signatures take no part: recorded tokens have expired.
+// RunTests runs the file's tests against its rules, in file order. It ignores
+// audience, times and signatures, because recorded tokens have expired.
 func (s *Set) RunTests() []TestResult {
 	out := make([]TestResult, 0, len(s.tests))
 	for _, t := range s.tests {
@@ -111,8 +111,8 @@ func (l *loader) loadTest(f fileTest) (testCase, error) {
 	return t, err
 }
 
-// complete adds to a test's claims those that every token of the type has and a
-// certificate is named by: a test may leave out what its rule does not match.
+// complete adds claims that every token of the type has and that name a certificate. A
+// test may leave out claims that its rule does not match.
 func complete(claims map[string]any, t idtoken.Type) {
 	names := []string{idtoken.ClaimSubject}
 	switch t {
@@ -137,8 +137,8 @@ func (l *loader) hasRule(name string) bool {
 	return false
 }
 
-// claimValue turns YAML into what JSON would have been. A number for a claim
-// that is a string in every token would test what never comes.
+// claimValue converts YAML to the value that JSON would have. It refuses a number for
+// a claim that is a string in every token.
 func (l *loader) claimValue(t idtoken.Type, claim string, n *yaml.Node) (any, error) {
 	switch n.Kind {
 	case yaml.MappingNode:

@@ -7,15 +7,14 @@ import (
 	"time"
 )
 
-// claim is one line of a token: its name, what that means where it is known,
-// and its value as people read it.
-// At is set instead of Value where it is a time.
+// claim is one line of a token: its name, its label if it has one, and its value for
+// people to read. For a time, At is set instead of Value.
 type claim struct {
 	Name, Means, Value string
 	At                 time.Time
 }
 
-// claimsOf lists a token's claims in their order, values as JSON.
+// claimsOf returns a token's claims in their order, with values as JSON.
 func claimsOf(raw json.RawMessage) []claim {
 	dec := json.NewDecoder(strings.NewReader(string(raw)))
 	if t, err := dec.Token(); err != nil || t != json.Delim('{') {
@@ -37,8 +36,8 @@ func claimsOf(raw json.RawMessage) []claim {
 	return out
 }
 
-// meanings are the claims that tell who somebody is, in the order in which
-// people ask: those of GitHub, of Fly, of GitLab and of logins.
+// meanings lists the claims that identify the subject, with labels and in the order of
+// display: those of GitHub, Fly, GitLab and logins.
 var meanings = []struct{ name, means string }{
 	{"repository", "Repository"}, {"repository_id", "Repository id"}, {"repository_owner_id", "Owner id"}, {"repository_visibility", "Visibility"},
 	{"project_path", "Project"}, {"project_id", "Project id"},
@@ -50,8 +49,8 @@ var meanings = []struct{ name, means string }{
 	{"email", "E-mail"}, {"name", "Name"}, {"sub", "Subject"}, {"iat", "Token issued"}, {"exp", "Token ended"},
 }
 
-// inWords parts the claims into those that people ask for and the rest.
-// Empty ones tell nothing and are among the rest.
+// inWords splits the claims into those in meanings and the rest. Empty claims belong
+// to the rest.
 func inWords(all []claim) (said, rest []claim) {
 	byName := make(map[string]claim, len(all))
 	for _, c := range all {
@@ -74,7 +73,7 @@ func inWords(all []claim) (said, rest []claim) {
 	return said, rest
 }
 
-// readable writes a claim's JSON for people: strings bare.
+// readable returns a claim's JSON value for people: a string without quotes.
 func readable(value string) string {
 	var text string
 	if json.Unmarshal([]byte(value), &text) == nil {
@@ -83,7 +82,7 @@ func readable(value string) string {
 	return value
 }
 
-// timeOf is the time that a claim holds, or zero.
+// timeOf returns the time that a claim holds, or zero.
 func timeOf(c claim) time.Time {
 	if c.Name != "iat" && c.Name != "exp" {
 		return time.Time{}

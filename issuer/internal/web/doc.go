@@ -1,11 +1,11 @@
-// Package web is the issuer's admin page: who can get in, who got in, who is in
-// now, and how to throw them out.
+// Package web is the issuer's admin page. It shows who may connect, who did, and who
+// is connected now, and it revokes access.
 //
-// It is html/template over embedded files, served from memory. It works without
-// JavaScript; the little there is reloads who is in. It decides nothing:
-// a Backend, the issuer, verifies, judges, lists and acts, and each request asks
-// it again who looks. The page holds no state of its own but two cookies.
+// It uses html/template with embedded files, served from memory. It works without
+// JavaScript; a small script reloads the list of sessions. It decides nothing: a
+// Backend, the issuer, verifies, decides, lists and acts, and each request asks it
+// again for the user's role. The page keeps no state except two cookies.
 //
 // It imports client/wire, the standard library, and go-oidc and x/oauth2 for the
-// authorization code flow; the store, the policy and keys never enter it.
+// authorization code flow. The store, the policy and keys never enter it.
 package web

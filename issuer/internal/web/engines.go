@@ -10,17 +10,17 @@ import (
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
-// staleFeed is the age of a revocation feed that an engine should not have: the
-// default of a sidecar's max_staleness.
+// staleFeed is the age at which an engine's revocation feed is too old: the default of
+// a sidecar's max_staleness.
 const staleFeed = 5 * time.Minute
 
 // machine is a row of an engine's table.
 type machine struct {
 	wire.MachineStatus
-	Name, Where string // the last part of its identity, and what stands before that
+	Name, Where string // the last part of its identity, and the part before it
 	FeedAge     time.Duration
 	FeedStale   bool
-	Ended       bool // its certificate
+	Ended       bool // its certificate has expired
 }
 
 // engine is a section of the page.
@@ -29,7 +29,7 @@ type engine struct {
 	Machines []machine
 }
 
-// engines is GET /engines.
+// engines handles GET /engines.
 func (p *Page) engines(w http.ResponseWriter, r *http.Request, who visitor) error {
 	list, err := p.backend.Engines(r.Context())
 	if err != nil {
@@ -46,8 +46,8 @@ func (p *Page) engines(w http.ResponseWriter, r *http.Request, who visitor) erro
 	return p.show(w, r, http.StatusOK, "engines", &who, view{Title: "Engines", Here: "/engines", Reload: true, Data: engines})
 }
 
-// machineOf adds what people read of a status. Only an awake machine should have
-// a fresh feed and a valid certificate.
+// machineOf adds display fields to a status. Only an awake machine should have a fresh
+// feed and a valid certificate.
 func machineOf(s wire.MachineStatus) machine {
 	m := machine{MachineStatus: s, FeedAge: s.SeenAt.Sub(s.FeedAt)}
 	m.Where, m.Name = machineName(s.Machine)
@@ -57,14 +57,14 @@ func machineOf(s wire.MachineStatus) machine {
 	return m
 }
 
-// byState orders the awake machines before the silent ones and those before the
-// others, each by name: rows stay where they are from one report to the next.
+// byState sorts awake machines first, then silent ones, then the others, each by name.
+// Rows keep their place from one report to the next.
 func byState(a, b machine) int {
 	rank := map[string]int{wire.EngineAwake: 1, wire.EngineSilent: 2, wire.EngineAsleep: 3}
 	return cmp.Or(cmp.Compare(rank[a.State], rank[b.State]), strings.Compare(a.Machine, b.Machine))
 }
 
-// machineName parts the SPIFFE ID spiffe://TD/engine/ENGINE/PROVIDER/.../NAME of a
+// machineName splits the SPIFFE ID spiffe://TD/engine/ENGINE/PROVIDER/.../NAME of a
 // machine into PROVIDER/... and NAME.
 func machineName(id string) (where, name string) {
 	parts := strings.SplitN(id, "/", 6) // spiffe: "" TD engine ENGINE and the rest

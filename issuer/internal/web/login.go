@@ -21,21 +21,21 @@ import (
 )
 
 const (
-	// loginCookie carries the secret of a login, stateCookie what binds the
-	// provider's answer to the browser that asked.
+	// loginCookie carries the secret of a login. stateCookie binds the provider's
+	// response to the browser that began the login.
 	loginCookie = "__Host-mayfly"
 	stateCookie = "__Host-mayfly-login"
-	// loginLife bounds a login; stateLife how long a person may take.
+	// loginLife bounds a login; stateLife bounds how long logging in may take.
 	loginLife = 8 * time.Hour
 	stateLife = 10 * time.Minute
-	// callbackPath is what the provider must know as a redirect URI.
+	// callbackPath is the path of the redirect URI at the provider.
 	callbackPath = "/callback"
 )
 
-// ErrNoLogin: the login is not known, or has ended.
+// ErrNoLogin means that the login is unknown or has ended.
 var ErrNoLogin = errors.New("no such login")
 
-// refusal is an error of the login that may be told.
+// refusal is a login error with a public text.
 type refusal struct {
 	status int
 	text   string
@@ -59,13 +59,13 @@ func setCookie(w http.ResponseWriter, name, value string, life time.Duration) {
 
 func dropCookie(w http.ResponseWriter, name string) { setCookie(w, name, "", -time.Second) }
 
-// idOf is what the store knows a cookie's secret by.
+// idOf returns the store's ID for a cookie's secret.
 func idOf(secret string) string {
 	sum := sha256.Sum256([]byte(secret))
 	return hex.EncodeToString(sum[:])
 }
 
-// flow is a provider's endpoints and its client.
+// flow holds a provider's endpoints and the client for them.
 type flow struct {
 	config oauth2.Config
 	client *http.Client
@@ -102,12 +102,13 @@ func (p *Page) discover(ctx context.Context, name string) (*flow, error) {
 	}}, nil
 }
 
-// loginPage is GET /login: the providers to choose from.
+// loginPage handles GET /login. It shows the providers.
 func (p *Page) loginPage(w http.ResponseWriter, r *http.Request) error {
 	return p.show(w, r, http.StatusOK, "login", nil, view{Title: "Log in", Data: p.backend.Info()})
 }
 
-// begin is GET /login/{provider}: the browser gets the state and is sent there.
+// begin handles GET /login/{provider}. It sets the state cookie and redirects to the
+// provider.
 func (p *Page) begin(w http.ResponseWriter, r *http.Request) error {
 	provider := r.PathValue("provider")
 	f, err := p.discover(r.Context(), provider)
@@ -121,7 +122,7 @@ func (p *Page) begin(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// callback is where the provider sends the browser back to.
+// callback handles the provider's redirect back to the page.
 func (p *Page) callback(w http.ResponseWriter, r *http.Request) error {
 	q := r.URL.Query()
 	c, err := r.Cookie(stateCookie)
@@ -132,7 +133,7 @@ func (p *Page) callback(w http.ResponseWriter, r *http.Request) error {
 	if len(part) != 4 || subtle.ConstantTimeCompare([]byte(q.Get("state")), []byte(part[1])) != 1 {
 		return &refusal{http.StatusBadRequest, "This is not the answer to the login that this browser began.", nil}
 	}
-	dropCookie(w, stateCookie) // one answer, good or bad
+	dropCookie(w, stateCookie) // one response only, good or bad
 	provider, nonce, verifier := part[0], part[2], part[3]
 	if q.Get("code") == "" {
 		return &refusal{http.StatusForbidden, "The login provider refused the login.", fmt.Errorf("provider: %q", truncate(q.Get("error")))}
@@ -144,11 +145,11 @@ func (p *Page) callback(w http.ResponseWriter, r *http.Request) error {
 	var subject struct {
 		Sub string `json:"sub"`
 	}
-	_ = json.Unmarshal(claims, &subject) // verified before: sub is a string
+	_ = json.Unmarshal(claims, &subject) // claims are verified: sub is a string
 	return p.enter(w, r, provider, subject.Sub, claims)
 }
 
-// enter logs in who the claims are of, and leads to the first page.
+// enter logs in the subject of the claims and redirects to the first page.
 func (p *Page) enter(w http.ResponseWriter, r *http.Request, provider, subject string, claims json.RawMessage) error {
 	who, err := p.backend.Person(r.Context(), provider, claims)
 	if err != nil {
@@ -165,7 +166,7 @@ func (p *Page) enter(w http.ResponseWriter, r *http.Request, provider, subject s
 	return nil
 }
 
-// redeem buys the ID token with the code and verifies it.
+// redeem exchanges the code for the ID token and verifies the token.
 func (p *Page) redeem(r *http.Request, provider, verifier, nonce string) (json.RawMessage, error) {
 	f, err := p.discover(r.Context(), provider)
 	if err != nil {
@@ -181,7 +182,7 @@ func (p *Page) redeem(r *http.Request, provider, verifier, nonce string) (json.R
 	}
 	token, err := f.config.Exchange(ctx, q.Get("code"), oauth2.VerifierOption(verifier))
 	if err != nil {
-		// Its text may hold the provider's whole answer.
+		// The error's text may hold the provider's whole response.
 		var re *oauth2.RetrieveError
 		if errors.As(err, &re) {
 			err = fmt.Errorf("token endpoint: %q", truncate(re.ErrorCode))
@@ -205,7 +206,7 @@ func (p *Page) redeem(r *http.Request, provider, verifier, nonce string) (json.R
 	return claims, nil
 }
 
-// logout is POST /logout.
+// logout handles POST /logout.
 func (p *Page) logout(w http.ResponseWriter, r *http.Request, who visitor) error {
 	dropCookie(w, loginCookie)
 	if err := p.backend.DeleteLogin(r.Context(), who.login.ID, who.Name); err != nil {
@@ -215,7 +216,7 @@ func (p *Page) logout(w http.ResponseWriter, r *http.Request, who visitor) error
 	return nil
 }
 
-// truncate bounds a stranger's text for the log.
+// truncate bounds untrusted text for the log.
 func truncate(s string) string {
 	if len(s) > 100 {
 		return s[:100]

@@ -18,12 +18,12 @@ import (
 //go:embed assets templates
 var files embed.FS
 
-// Options is what a Page is made of.
+// Options configures a Page.
 type Options struct {
 	// PublicURL is the only origin that the page is served at.
 	PublicURL string
 	Backend   Backend
-	// Failed hears of every error that a request ended with. Nil: nobody.
+	// Failed is called for every error that ends a request. It may be nil.
 	Failed func(*http.Request, error)
 }
 
@@ -37,21 +37,21 @@ type Page struct {
 	handler                 http.Handler
 }
 
-// visitor is who looks.
+// visitor is a logged-in person and the login.
 type visitor struct {
 	Person
 	login *Login
 }
 
-// Until is when the login ends.
+// Until returns when the login ends.
 func (v *visitor) Until() time.Time { return v.login.ExpiresAt }
 
-// contentPolicy is the Content-Security-Policy of every answer. Logging in
-// leaves by a link, so no form goes anywhere else.
+// contentPolicy is the Content-Security-Policy of every response. No form needs
+// another origin: logging in begins with a link.
 const contentPolicy = "default-src 'none'; style-src 'self'; img-src 'self'; script-src 'self'; " +
 	"form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
 
-// New makes a Page.
+// New returns a Page.
 func New(o Options) *Page {
 	p := &Page{publicURL: o.PublicURL, backend: o.Backend, failed: o.Failed, templates: parse(o.Backend)}
 	if u, err := url.Parse(o.PublicURL); err == nil {
@@ -64,7 +64,7 @@ func New(o Options) *Page {
 	mux := http.NewServeMux()
 	assets, err := fs.Sub(files, "assets")
 	if err != nil {
-		panic(err) // embedded: cannot fail
+		panic(err) // embedded files: cannot fail
 	}
 	mux.Handle("GET /assets/", http.StripPrefix("/assets/", http.FileServerFS(assets)))
 	for _, r := range routes {
@@ -75,7 +75,7 @@ func New(o Options) *Page {
 	return p
 }
 
-// routes are all paths of the page but its assets, and who may ask for them.
+// routes lists all paths of the page except its assets, with the access check of each.
 var routes = []struct {
 	pattern string
 	handler func(*Page) http.Handler
@@ -100,8 +100,8 @@ var routes = []struct {
 	{"POST /revocations", func(p *Page) http.Handler { return p.admin(p.revoke) }},
 }
 
-// Routes lists the patterns that a Page serves, so that whoever checks who may
-// do what forgets none.
+// Routes returns the patterns that a Page serves, so that a test of permissions covers
+// all of them.
 func Routes() []string {
 	out := make([]string, len(routes))
 	for i, r := range routes {
@@ -110,20 +110,20 @@ func Routes() []string {
 	return out
 }
 
-// isLocal tells of names that are several services at once, of which some may
-// speak plain HTTP.
+// isLocal reports whether host is an address or localhost. Such a host may have other
+// services, and some may use plain HTTP.
 func isLocal(host string) bool {
 	_, err := netip.ParseAddr(host)
 	return err == nil || host == "localhost" || strings.HasSuffix(host, ".localhost")
 }
 
-// plainHost is host without the scheme's own port, as browsers write it.
+// plainHost returns host without the scheme's default port, as browsers write it.
 func plainHost(scheme, host string) string {
 	port := map[string]string{"https": ":443", "http": ":80"}[scheme]
 	return strings.TrimSuffix(host, port)
 }
 
-// Owns reports whether a path is the page's, and not the API's.
+// Owns reports whether a path belongs to the page, and not to the API.
 func Owns(path string) bool {
 	first, _, _ := strings.Cut(strings.TrimPrefix(path, "/"), "/")
 	switch first {
@@ -133,11 +133,11 @@ func Owns(path string) bool {
 	return false
 }
 
-// ServeHTTP answers as the page.
+// ServeHTTP implements http.Handler.
 func (p *Page) ServeHTTP(w http.ResponseWriter, r *http.Request) { p.handler.ServeHTTP(w, r) }
 
-// guard is before everything: headers, the host, and the origin of what
-// changes something.
+// guard runs before all handlers. It sets headers and checks the host, and the origin
+// of requests that change something.
 func (p *Page) guard(next http.Handler) http.Handler {
 	origins := http.NewCrossOriginProtection()
 	origins.SetDenyHandler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -147,7 +147,7 @@ func (p *Page) guard(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h := w.Header()
 		h.Set("Content-Security-Policy", contentPolicy)
-		h.Set("Referrer-Policy", "same-origin") // no-referrer would send Origin: null with forms
+		h.Set("Referrer-Policy", "same-origin") // no-referrer would make forms send Origin: null
 		h.Set("X-Content-Type-Options", "nosniff")
 		h.Set("Cross-Origin-Opener-Policy", "same-origin")
 		h.Set("Cross-Origin-Resource-Policy", "same-origin")
@@ -164,7 +164,7 @@ func (p *Page) guard(next http.Handler) http.Handler {
 	})
 }
 
-// open answers anybody.
+// open handles a request without a login.
 func (p *Page) open(h func(http.ResponseWriter, *http.Request) error) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if err := h(w, r); err != nil {
@@ -175,7 +175,8 @@ func (p *Page) open(h func(http.ResponseWriter, *http.Request) error) http.Handl
 
 type handler func(http.ResponseWriter, *http.Request, visitor) error
 
-// viewer answers who has a role now, and sends others to the login.
+// viewer handles requests of people who have a role now, and sends others to the
+// login.
 func (p *Page) viewer(h handler) http.Handler {
 	return p.open(func(w http.ResponseWriter, r *http.Request) error {
 		l, err := p.login(r)
@@ -206,8 +207,8 @@ func (p *Page) viewer(h handler) http.Handler {
 	})
 }
 
-// login returns the login of a request's cookie. Errors: http.ErrNoCookie,
-// ErrNoLogin, or the backend's.
+// login returns the login of a request's cookie. Errors: http.ErrNoCookie, ErrNoLogin,
+// or the backend's.
 func (p *Page) login(r *http.Request) (*Login, error) {
 	c, err := r.Cookie(loginCookie)
 	if err != nil {
@@ -216,7 +217,7 @@ func (p *Page) login(r *http.Request) (*Login, error) {
 	return p.backend.Login(r.Context(), idOf(c.Value))
 }
 
-// missing answers a path that is nobody's: to who is logged in, among the pages.
+// missing answers an unknown path. A logged-in person sees the error within the page.
 func (p *Page) missing(w http.ResponseWriter, r *http.Request) error {
 	none := &refusal{http.StatusNotFound, "There is no page at this address.", nil}
 	l, err := p.login(r)
@@ -231,7 +232,7 @@ func (p *Page) missing(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// admin is viewer for role admin alone; an attempt without it is an event.
+// admin is like viewer, but for role admin only. It records attempts without the role.
 func (p *Page) admin(h handler) http.Handler {
 	return p.viewer(func(w http.ResponseWriter, r *http.Request, who visitor) error {
 		if !who.Admin {
@@ -250,7 +251,7 @@ type view struct {
 	Data        any
 }
 
-// show renders whole before it writes.
+// show renders the whole page before it writes.
 func (p *Page) show(w http.ResponseWriter, _ *http.Request, status int, name string, who *visitor, v view) error {
 	v.Who = who
 	var b bytes.Buffer
@@ -259,11 +260,11 @@ func (p *Page) show(w http.ResponseWriter, _ *http.Request, status int, name str
 	}
 	w.Header().Set("Content-Type", "text/html; charset=utf-8")
 	w.WriteHeader(status)
-	_, _ = w.Write(visible(b.Bytes())) // the browser went away: nobody to tell
+	_, _ = w.Write(visible(b.Bytes())) // an error means that the browser disconnected
 	return nil
 }
 
-// fail shows an error to somebody unknown.
+// fail shows an error to an unknown visitor.
 func (p *Page) fail(w http.ResponseWriter, r *http.Request, err error) { p.failFor(w, r, nil, err) }
 
 // failFor shows an error to who.

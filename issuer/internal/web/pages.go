@@ -37,7 +37,7 @@ func (p *Page) overview(w http.ResponseWriter, r *http.Request, who visitor) err
 	}{o, newChart(o.Hours), p.backend.Info().TrustDomain, live.Items, denied.Items}})
 }
 
-// filled takes the filled fields of a search form; a form sends empty ones.
+// filled returns the non-empty fields of a search form.
 func filled(q url.Values, names ...string) url.Values {
 	out := url.Values{}
 	for _, n := range append(names, "cursor") {
@@ -48,7 +48,7 @@ func filled(q url.Values, names ...string) url.Values {
 	return out
 }
 
-// older is the link's query to the next page of a list, "" on the last one.
+// older returns the query of a list's next page, or "" on the last one.
 func older(q url.Values, cursor string) string {
 	if cursor == "" {
 		return ""
@@ -57,7 +57,7 @@ func older(q url.Values, cursor string) string {
 	return "?" + q.Encode()
 }
 
-// again is the query of this page.
+// again returns the query of this page.
 func again(q url.Values) string {
 	if len(q) == 0 {
 		return ""
@@ -69,15 +69,15 @@ const pageLimit = "50"
 
 func (p *Page) certificates(w http.ResponseWriter, r *http.Request, who visitor) error {
 	q := filled(r.URL.Query(), "repository", "run_id", "actor", "serial", "status")
-	if q.Has("serial") { // as other programs write it
+	if q.Has("serial") { // the name that other programs use
 		q.Set("serial", strings.ToLower(strings.ReplaceAll(q.Get("serial"), ":", "")))
 	}
 	list, err := listOf(r, q, q, p.backend.Certificates)
 	if err != nil {
 		return err
 	}
-	// What can be revoked at once is what a match can say. A block would cover more
-	// than a span of time.
+	// Only filters that a match can express may be revoked at once. A block would
+	// cover more than a span of time.
 	match := ""
 	if m := filled(q, "repository", "run_id", "actor"); len(m) > 0 && len(list.Items) > 0 && list.Span.Choice == "" {
 		m.Del("cursor")
@@ -85,11 +85,11 @@ func (p *Page) certificates(w http.ResponseWriter, r *http.Request, who visitor)
 	}
 	return p.show(w, r, http.StatusOK, "certificates", &who, view{Title: "Certificates", Here: "/certificates", Data: struct {
 		listing[wire.Certificate]
-		Match string // the query of a revocation of all that fit
+		Match string // the query of a revocation of all that match
 	}{list, match}})
 }
 
-// listing is a page of a list: what the form asks for, and what is found.
+// listing is a page of a list: the form's fields and the items found.
 type listing[T any] struct {
 	Items []T
 	Q     url.Values
@@ -97,8 +97,8 @@ type listing[T any] struct {
 	Next  string // the query of the next page, "" on the last one
 }
 
-// listOf asks for a page of a list. q is the form's fields, ask the API's query
-// but for what all lists have.
+// listOf fetches a page of a list. q holds the form's fields. ask is the API's query
+// without the fields that all lists have.
 func listOf[T any](r *http.Request, q, ask url.Values, list func(context.Context, url.Values) (wire.List[T], error)) (listing[T], error) {
 	ask = maps.Clone(ask)
 	s, next, err := between(withSpan(q, r.URL.Query()), ask)
@@ -113,7 +113,7 @@ func listOf[T any](r *http.Request, q, ask url.Values, list func(context.Context
 	return listing[T]{found.Items, q, s, older(next, found.NextCursor)}, nil
 }
 
-// withSpan adds the fields of the filter by time, empty ones too.
+// withSpan adds the fields of the time filter, also empty ones.
 func withSpan(q, all url.Values) url.Values {
 	q = maps.Clone(q)
 	for _, name := range spanFields {
@@ -158,7 +158,7 @@ func (p *Page) sessions(w http.ResponseWriter, r *http.Request, who visitor) err
 	}{list, again(r.URL.Query())}})
 }
 
-// eventTypes are offered as filters.
+// eventTypes are the event types that the filter offers.
 var eventTypes = []string{
 	"issued", "denied", "replay", "revoked", "blocked", "unblocked", "connected", "disconnected", "admin_read",
 	"forbidden", "login", "logout", "admin_link", "policy_loaded", "rotation", "feed_stale", "restored", "pruned",

@@ -14,7 +14,7 @@ import (
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
-// names of the templates; each is drawn within layout.
+// names lists the templates. Each is rendered within layout.
 var names = []string{"login", "link", "overview", "certificates", "certificate", "revoke", "engines", "sessions", "events", "blocks", "policy", "error"}
 
 func parse(b Backend) map[string]*template.Template {
@@ -33,7 +33,7 @@ func parse(b Backend) map[string]*template.Template {
 		"rest":  otherDetails,
 		"ci": func(identity, repository, run string) ciRun {
 			r := ciRun{run, b.RunURL(identity, repository, run)}
-			if r.URL != "" { // of GitHub, where attempt and job follow the number
+			if r.URL != "" { // on GitHub, attempt and job follow the number
 				r.Number, _, _ = strings.Cut(run, "/")
 			}
 			return r
@@ -53,10 +53,10 @@ func parse(b Backend) map[string]*template.Template {
 	return out
 }
 
-// ciRun is a run and where its CI system shows it, "" where that is not known.
+// ciRun is a run and its URL in the CI system, "" if unknown.
 type ciRun struct{ Number, URL string }
 
-// short writes a duration in its largest unit.
+// short formats a duration in its largest unit.
 func short(d time.Duration) string {
 	if d < 0 {
 		d = -d
@@ -74,7 +74,7 @@ func short(d time.Duration) string {
 	return fmt.Sprintf("%d years", int(d.Hours()/24/365))
 }
 
-// count writes a number with its noun.
+// count formats a number with its noun.
 func count(n int, noun string) string {
 	if n == 1 {
 		return "1 " + noun
@@ -82,7 +82,7 @@ func count(n int, noun string) string {
 	return fmt.Sprintf("%d %ss", n, noun)
 }
 
-// severity is the colour of an event, which its word says too.
+// severity returns the colour of an event. The event's text has the same meaning.
 func severity(kind string) string {
 	switch kind {
 	case "issued", "connected":
@@ -95,10 +95,10 @@ func severity(kind string) string {
 	return "quiet"
 }
 
-// shownDetails are the details that an event's words hold already.
+// shownDetails are the details that an event's text already contains.
 var shownDetails = []string{"engine", "remote_addr", "bytes_in", "bytes_out", "got", "until", "all", "certificates", "names", "rules", "up_to"}
 
-// otherDetails are an event's other details, in the order of their names.
+// otherDetails returns an event's other details, sorted by name.
 func otherDetails(e wire.Event) []fact {
 	var out []fact
 	for _, k := range slices.Sorted(maps.Keys(e.Detail)) {
@@ -109,9 +109,9 @@ func otherDetails(e wire.Event) []fact {
 	return out
 }
 
-// visible writes control, format and other unprintable characters of a whole
-// rendered page as \u escapes. The templates hold none, so all are of values
-// that strangers chose; this is after html/template has escaped these.
+// visible escapes, as \u, the unprintable characters of a rendered page, such as
+// control and format characters. The templates have none, so all come from untrusted
+// values. It runs after html/template has escaped these.
 func visible(b []byte) []byte {
 	keep := func(r rune) bool { return r == '\n' || unicode.IsPrint(r) }
 	if bytes.IndexFunc(b, func(r rune) bool { return !keep(r) }) < 0 {
@@ -162,7 +162,7 @@ func newChart(hours []Hour) chart {
 	scale := func(n int64) int {
 		h := int(n * chartHeight / c.Highest)
 		if n > 0 && h < 2 {
-			h = 2 // one denial among thousands is still seen
+			h = 2 // so that one denial among thousands is visible
 		}
 		return h
 	}

@@ -8,28 +8,28 @@ import (
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
-// question is the page that asks before a revocation, and tells of it after.
+// question is the page that asks before a revocation, and shows its result.
 type question struct {
 	Query   string // of the target, for the form's action
-	Of      []fact // what was named
+	Of      []fact // what the request selects
 	Serial  string
 	Choices []choice
-	Listed  []string // serials that the first choice revokes, some of them
+	Listed  []string // some of the serials that the first choice revokes
 	Reason  string
-	Wrong   string // what the form lacks
+	Wrong   string // what is missing in the form
 	Done    *wire.RevokeResponse
 	Block   string
 }
 
-// fact is a name and its value, and where to read more of it.
+// fact is a name and its value, and the URL of more details.
 type fact struct{ Name, Value, URL string }
 
-// choice is one way to revoke, and what it touches.
+// choice is one way to revoke, and what it would affect.
 type choice struct {
 	Block, Label           string
 	Certificates, Sessions int
 	Checked                bool
-	Engines                *wire.RevokeResponse // whose own certificates are revoked; nil for none
+	Engines                *wire.RevokeResponse // engines whose own certificates are revoked; nil for none
 }
 
 // listed bounds how many serials the question shows.
@@ -59,22 +59,21 @@ func target(f url.Values) (wire.RevokeRequest, question) {
 	return req, question{Query: "?" + q.Encode(), Of: of, Serial: req.Serial}
 }
 
-// blocks are the ways that the question offers. The first is what happens
-// unless told otherwise.
+// blocks are the choices on the page. The first is the default.
 var blocks = []struct{ block, label string }{
 	{"24h", "Keep out for 24 hours"}, {"168h", "Keep out for 7 days"}, {wire.BlockNone, "Do not keep out: the run may get a new certificate at once"},
 }
 
-// askRevoke is GET /revocations: it counts, and changes nothing.
+// askRevoke handles GET /revocations. It only counts, and changes nothing.
 func (p *Page) askRevoke(w http.ResponseWriter, r *http.Request, who visitor) error {
 	req, q := target(r.URL.Query())
 	return p.ask(w, r, who, req, q, http.StatusOK)
 }
 
-// ask shows what each choice would touch.
+// ask shows what each choice would affect.
 func (p *Page) ask(w http.ResponseWriter, r *http.Request, who visitor, req wire.RevokeRequest, q question, status int) error {
 	req.DryRun = true
-	counted := map[bool]*wire.RevokeResponse{} // by whether there is a block: how long it is touches nothing more
+	counted := map[bool]*wire.RevokeResponse{} // by whether there is a block; the count does not depend on its length
 	for _, b := range blocks {
 		with := b.block != wire.BlockNone
 		if counted[with] == nil {
@@ -104,7 +103,7 @@ func (p *Page) ask(w http.ResponseWriter, r *http.Request, who visitor, req wire
 	return p.show(w, r, status, "revoke", &who, view{Title: "Revoke?", Here: "/certificates", Data: q})
 }
 
-// about says whose a certificate is; no more of it is told here.
+// about returns whose certificate c is, and no other claims.
 func (p *Page) about(c *wire.CertificateDetail) []fact {
 	var out []fact
 	for _, f := range []fact{
@@ -120,7 +119,7 @@ func (p *Page) about(c *wire.CertificateDetail) []fact {
 	return out
 }
 
-// revoke is POST /revocations: with confirm it acts, else it asks.
+// revoke handles POST /revocations. With confirm it revokes, else it asks.
 func (p *Page) revoke(w http.ResponseWriter, r *http.Request, who visitor) error {
 	if err := r.ParseForm(); err != nil {
 		return &refusal{http.StatusBadRequest, "The form is not understood.", err}

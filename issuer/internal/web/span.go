@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// span is a list's filter by time, as its form shows it.
+// span is a list's time filter, as its form shows it.
 type span struct {
 	Choice   string // "", hour, day, week, or between for From and To
 	From, To string // in UTC, as a datetime-local field writes them
@@ -16,13 +16,13 @@ type span struct {
 // spans are the choices that end now.
 var spans = map[string]time.Duration{"hour": time.Hour, "day": 24 * time.Hour, "week": 7 * 24 * time.Hour}
 
-// spanFields are the parameters of a span. at is when the first page of a list
-// was asked for, so that the next pages have the same span.
+// spanFields are the parameters of a span. at is the time of the request for the first
+// page, so that the next pages have the same span.
 var spanFields = []string{"time", "from", "to", "at"}
 
-// between reads the filter by time of a page's query and adds since and until
-// to ask, the API's query. next is the query for the page's next page, without
-// its cursor. Errors are *refusal.
+// between reads the time filter of a page's query and adds since and until to ask, the
+// API's query. next is the query for the next page, without its cursor. Errors are
+// *refusal.
 func between(query, ask url.Values) (s span, next url.Values, err error) {
 	next = maps.Clone(query)
 	for _, name := range spanFields {
@@ -30,7 +30,7 @@ func between(query, ask url.Values) (s span, next url.Values, err error) {
 	}
 	s = span{query.Get("time"), query.Get("from"), query.Get("to")}
 	if !query.Has("time") && s.From+s.To != "" {
-		s.Choice = "between" // a link by hand: the form always has time
+		s.Choice = "between" // for a link written by hand: the form always has time
 	}
 	switch length := spans[s.Choice]; {
 	case length > 0:
@@ -65,7 +65,7 @@ func between(query, ask url.Values) (s span, next url.Values, err error) {
 	return s, next, nil
 }
 
-// parseLocal reads what a datetime-local field holds, as UTC.
+// parseLocal parses a datetime-local field as UTC.
 func parseLocal(s string) (time.Time, error) {
 	at, err := time.Parse("2006-01-02T15:04", s)
 	if err != nil {

@@ -7,15 +7,15 @@ import (
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
-// moment is one line of a certificate's timeline: at At it was, say, "issued",
-// and Text is the rest.
+// moment is one line of a certificate's timeline: its time, a word such as "issued",
+// and the rest of the text.
 type moment struct {
 	At               time.Time
 	Tone, Word, Text string
-	Until            time.Time // stands after Text; zero for none
+	Until            time.Time // shown after Text; zero means none
 }
 
-// timeline is the life of a certificate, in order.
+// timeline returns the history of a certificate, in order.
 func timeline(c *wire.CertificateDetail) []moment {
 	out := []moment{{c.IssuedAt, "good", "issued", ", ends", c.NotAfter}}
 	for _, s := range c.Sessions {
