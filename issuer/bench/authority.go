@@ -15,13 +15,13 @@ import (
 	"time"
 )
 
-// authority is a peer's CA on disk: P-256 throughout, as mayfly's.
+// authority is the CA of another server, on disk: P-256 throughout, as mayfly's.
 type authority struct {
 	root, intermediate, key string // paths, PEM
 	chain                   string // intermediate, root
 }
 
-// codeSigning is what Fulcio demands of its intermediate.
+// codeSigning is the key usage that Fulcio requires of its intermediate.
 var codeSigning = []x509.ExtKeyUsage{x509.ExtKeyUsageCodeSigning}
 
 func newAuthority(dir string, usages []x509.ExtKeyUsage) (*authority, error) {
@@ -69,11 +69,11 @@ func newAuthority(dir string, usages []x509.ExtKeyUsage) (*authority, error) {
 	return a, errors.Join(errs...)
 }
 
-// port is the port of an address.
+// port returns the port of an address.
 func port(addr string) string {
 	_, p, err := net.SplitHostPort(addr)
 	if err != nil {
-		panic(err) // freeAddress made it
+		panic(err) // freeAddress made addr
 	}
 	return p
 }

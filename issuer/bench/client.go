@@ -19,12 +19,12 @@ import (
 	"time"
 )
 
-// client is one caller with a key, its certificate request, and one connection
-// at a time. It speaks plain HTTP/1.1 by hand: every microsecond that it spends
-// is one that the server under load does not have.
+// client is one caller with a key, its certificate request, and one connection at a
+// time. It writes plain HTTP/1.1 itself, because it takes CPU time from the server
+// under load.
 type client struct {
 	csr string // PEM, newlines escaped for JSON
-	der string // the same PEM in base64, as protobuf's JSON wants bytes
+	der string // the same PEM in base64, for bytes in protobuf's JSON
 
 	conn    net.Conn
 	reader  *bufio.Reader
@@ -50,10 +50,10 @@ func newClient() (*client, error) {
 	}, nil
 }
 
-// callTimeout bounds one answer.
+// callTimeout bounds one response.
 const callTimeout = 30 * time.Second
 
-// dial connects to v in place of what was connected before.
+// dial connects to v and closes the previous connection.
 func (c *client) dial(ctx context.Context, v *server) error {
 	c.hangUp()
 	var d net.Dialer
@@ -75,12 +75,12 @@ func (c *client) dial(ctx context.Context, v *server) error {
 
 func (c *client) hangUp() {
 	if c.conn != nil {
-		_ = c.conn.Close() // the server may have ended
+		_ = c.conn.Close() // an error means that the server has ended
 		c.conn = nil
 	}
 }
 
-// issue buys one certificate. Its answer is in c.answer until the next call.
+// issue requests one certificate. The response is in c.answer until the next call.
 func (c *client) issue(v *server, token string) error {
 	c.out, c.scratch = v.request.append(c.out[:0], c.scratch, c, v.addr, token)
 	if err := c.conn.SetDeadline(time.Now().Add(callTimeout)); err != nil {

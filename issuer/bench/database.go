@@ -7,8 +7,8 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// databaseSize is what a PostgreSQL database takes on the disk; its log
-// (WAL) is the whole server's and left out.
+// databaseSize returns the size of a PostgreSQL database on disk. It leaves out the
+// log (WAL), which the whole server shares.
 func databaseSize(ctx context.Context, url string) (n int64, err error) {
 	c, err := pgx.Connect(ctx, url)
 	if err != nil {

@@ -15,9 +15,8 @@ import (
 	"time"
 )
 
-// floor is the cryptography that no issuance can do without: verify an RS256
-// token and the signature of a P-256 certificate request, and sign a
-// certificate with P-256.
+// floor is the cryptography that every issuance needs: verify an RS256 token and the
+// signature of a P-256 certificate request, and sign a certificate with P-256.
 type floor struct {
 	token    *rsa.PublicKey
 	digest   [32]byte
@@ -46,7 +45,7 @@ func newFloor() (*floor, error) {
 	return f, err
 }
 
-// once does it once.
+// once does the cryptography of one issuance.
 func (f *floor) once() error {
 	if err := rsa.VerifyPKCS1v15(f.token, crypto.SHA256, f.digest[:], f.tokenSig); err != nil {
 		return err
@@ -58,8 +57,8 @@ func (f *floor) once() error {
 	return err
 }
 
-// measure is the CPU time of one floor while all processors are at it, as they
-// are when servers are under load.
+// measure returns the CPU time of one floor while all processors are busy, as they are
+// when servers are under load.
 func (f *floor) measure(d time.Duration) (time.Duration, error) {
 	before, err := ownCPU()
 	if err != nil {

@@ -7,8 +7,8 @@ import (
 	"path/filepath"
 )
 
-// makeFulcio makes a Fulcio with a CA on disk and no certificate log. Its HTTP
-// door has no TLS of its own.
+// makeFulcio makes a Fulcio with a CA on disk and no certificate log. It serves HTTP
+// without TLS.
 func makeFulcio(ctx context.Context, s *site, v *server) error {
 	program, err := s.peer(ctx, "fulcio")
 	if err != nil {

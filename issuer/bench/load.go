@@ -11,18 +11,18 @@ import (
 	"time"
 )
 
-// turn is what one server did in one turn of one round.
+// turn is the result of one server in one turn of one round.
 type turn struct {
 	rate        float64       // certificates per second
-	p50, p99    time.Duration // what one client waits
+	p50, p99    time.Duration // latency of one client
 	cpu, dbCPU  time.Duration // of the server, and of its database server, per certificate
 	memory      int64         // resident when the turn ended, bytes
 	count       int
 	tokensEnded bool // the turn ended early, out of tokens
 }
 
-// load has n clients ask v for certificates, one after another, for d or until
-// tokens end. Connections are made, and used once, before the clock starts.
+// load lets n clients request certificates from v, one after another, for d or until
+// the tokens end. It opens and uses each connection once before the clock starts.
 func (v *server) load(ctx context.Context, clients []*client, tokens []string, d time.Duration) (t turn, err error) {
 	if len(tokens) < 2*len(clients) {
 		return t, errors.New("too few tokens")
@@ -38,7 +38,7 @@ func (v *server) load(ctx context.Context, clients []*client, tokens []string, d
 	}
 	v.issued += int64(len(clients))
 	tokens = tokens[len(clients):]
-	runtime.GC() // not ours, while the clock runs
+	runtime.GC() // no collection of this process while the clock runs
 	before, dbBefore, err := v.usage()
 	if err != nil {
 		return t, err
@@ -67,7 +67,7 @@ func (v *server) load(ctx context.Context, clients []*client, tokens []string, d
 	return t, ctx.Err()
 }
 
-// ask is the timed part: what each answer took, and all of them together.
+// ask is the timed part. It returns the time of each response and of all together.
 func (v *server) ask(clients []*client, tokens []string, d time.Duration) ([]time.Duration, time.Duration, error) {
 	var next atomic.Int64
 	var wg sync.WaitGroup
@@ -98,7 +98,7 @@ func (v *server) ask(clients []*client, tokens []string, d time.Duration) ([]tim
 	return slices.Concat(took...), time.Since(start), errors.Join(errs...)
 }
 
-// usage is the CPU time of the server and of its database server.
+// usage returns the CPU time of the server and of its database server.
 func (v *server) usage() (own, database time.Duration, err error) {
 	own, err = cpuOf(v.process.Pid)
 	if err == nil && v.database != 0 {
@@ -107,7 +107,7 @@ func (v *server) usage() (own, database time.Duration, err error) {
 	return own, database, err
 }
 
-// mint makes n tokens of jobs of four, on all processors.
+// mint makes n tokens, four for each job, on all processors.
 func (s *site) mint(ctx context.Context, n int) ([]string, error) {
 	tokens := make([]string, n)
 	workers := runtime.GOMAXPROCS(0)
@@ -128,7 +128,7 @@ func (s *site) mint(ctx context.Context, n int) ([]string, error) {
 	return tokens, errors.Join(append(errs, ctx.Err())...)
 }
 
-// cold starts v n times, over what it has stored, and tells how long each took
+// cold starts v n times, with what it has stored. It returns the time of each start
 // from exec to the first certificate.
 func (v *server) cold(ctx context.Context, s *site, n int) ([]time.Duration, error) {
 	tokens, err := s.mint(ctx, n)

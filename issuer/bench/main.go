@@ -17,19 +17,19 @@ import (
 
 func main() { os.Exit(run(context.Background(), os.Args[1:], os.Stdout, os.Stderr)) }
 
-// options is the command line.
+// options holds the command line.
 type options struct {
 	servers  []string
 	clients  []int
 	rounds   int
 	duration time.Duration // of one server's turn
-	cold     int           // starts per server; 0 leaves them out
+	cold     int           // cold starts per server; 0 skips them
 	format   string
 	issuer   string // a built mayfly-issuer; "" builds one
 }
 
-// run measures and prints; 0 when everything was measured, whatever the
-// figures, 1 when something failed, 2 for a wrong command line.
+// run measures and prints. It returns 0 when everything was measured, whatever the
+// figures, 1 when something failed, and 2 for a wrong command line.
 func run(ctx context.Context, args []string, out, progress io.Writer) int {
 	o, err := parse(args, progress)
 	if errors.Is(err, flag.ErrHelp) {
@@ -98,6 +98,6 @@ func parse(args []string, usage io.Writer) (options, error) {
 
 const (
 	maxClients = 512
-	// maxTurn keeps tokens, which live for 5 minutes, fresh for all servers.
+	// maxTurn keeps tokens, which live for 5 minutes, valid for all servers.
 	maxTurn = 10 * time.Second
 )

@@ -37,8 +37,8 @@ rules:
     grant: {profile: client, engines: [default], ttl: 1h}
 `
 
-// makeMayfly makes an issuer as its operator would, but for rate limits, which
-// no peer has.
+// makeMayfly makes an issuer as an operator would, but without rate limits, which the
+// other servers do not have.
 func makeMayfly(postgres bool) func(context.Context, *site, *server) error {
 	return func(ctx context.Context, s *site, v *server) error {
 		program, err := s.issuer(ctx)
@@ -89,7 +89,8 @@ func makeMayfly(postgres bool) func(context.Context, *site, *server) error {
 	}
 }
 
-// trusting is the TLS of a client that trusts one root and resumes nothing.
+// trusting returns the TLS configuration of a client that trusts one root and never
+// resumes a session.
 func trusting(root string) (*tls.Config, error) {
 	text, err := os.ReadFile(root)
 	if err != nil {

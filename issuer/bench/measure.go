@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// measure makes the servers, loads them in turn, and gathers what was seen.
+// measure makes the servers, loads them in turn, and returns the report.
 func measure(ctx context.Context, o options, progress io.Writer) (_ *report, err error) {
 	s, err := newSite(ctx, progress)
 	if err != nil {
@@ -60,14 +60,14 @@ type cell struct {
 	clients int
 }
 
-// meter is a run.
+// meter is the state of a run.
 type meter struct {
 	site    *site
 	servers []*server
 	options options
 	turns   map[cell][]turn
 	floors  []time.Duration
-	most    map[int]float64 // the best rate seen, by number of clients
+	most    map[int]float64 // the highest rate so far, by number of clients
 	stored  map[string]int64
 }
 
@@ -106,7 +106,7 @@ func (m *meter) rounds(ctx context.Context) error {
 	return nil
 }
 
-// begin measures what an empty store takes, and starts v.
+// begin measures the size of an empty store, and starts v.
 func (m *meter) begin(ctx context.Context, v *server, c *client) (err error) {
 	if err := v.start(); err != nil {
 		return err
@@ -139,8 +139,8 @@ func (m *meter) begin(ctx context.Context, v *server, c *client) (err error) {
 	return v.ready(ctx, c, token[0])
 }
 
-// each gives every server a turn with the same clients and the same tokens,
-// none of which it has seen. Who begins changes from round to round.
+// each gives every server a turn with the same clients and the same tokens, which are
+// new to the server. The first server changes from round to round.
 func (m *meter) each(ctx context.Context, clients []*client, first int) error {
 	n := len(clients)
 	tokens, err := m.site.mint(ctx, 2*n+m.enough(n))
@@ -166,7 +166,7 @@ func (m *meter) each(ctx context.Context, clients []*client, first int) error {
 	return nil
 }
 
-// enough is how many tokens the fastest server may want in one turn.
+// enough returns how many tokens the fastest server may need in one turn.
 func (m *meter) enough(clients int) int {
 	rate := 1.4 * m.most[clients]
 	if rate == 0 {
@@ -178,7 +178,7 @@ func (m *meter) enough(clients int) int {
 	return int(math.Ceil(rate * m.options.duration.Seconds()))
 }
 
-// finish stops v, measures its store and its cold starts.
+// finish stops v, and measures its store and its cold starts.
 func (m *meter) finish(ctx context.Context, v *server) (line, error) {
 	l := line{Name: v.name, Stores: v.store, TLS: v.tls != nil}
 	for _, n := range m.options.clients {
@@ -205,7 +205,7 @@ func (m *meter) finish(ctx context.Context, v *server) (line, error) {
 	return l, nil
 }
 
-// summary is the median of each figure over the rounds.
+// summary returns the median of each figure over the rounds.
 func summary(clients int, turns []turn) load {
 	of := func(f func(turn) float64) float64 {
 		var all []float64
@@ -225,7 +225,7 @@ func summary(clients int, turns []turn) load {
 	}
 }
 
-// median of an odd number is one of them, of an even number the mean of two.
+// median returns the middle value, or the mean of the two middle values.
 func median[T time.Duration | float64](all []T) T {
 	if len(all) == 0 {
 		return 0

@@ -7,10 +7,10 @@ import (
 	"text/tabwriter"
 )
 
-// report is what a run found: medians over its rounds.
+// report is the result of a run: medians over its rounds.
 type report struct {
 	Machine     string    `json:"machine"`
-	CPUs        int       `json:"cpus"` // that servers and clients share
+	CPUs        int       `json:"cpus"` // shared by servers and clients
 	Rounds      int       `json:"rounds"`
 	Turn        string    `json:"turn"`
 	FloorMicros float64   `json:"floor_us"` // CPU of the cryptography alone
@@ -18,7 +18,7 @@ type report struct {
 	Bounds      []verdict `json:"bounds"`
 }
 
-// line is one server.
+// line is the result of one server.
 type line struct {
 	Name          string  `json:"name"`
 	Stores        string  `json:"stores"`
@@ -30,7 +30,7 @@ type line struct {
 	ColdMaxMillis float64 `json:"cold_max_ms,omitempty"`
 }
 
-// load is one server at a number of clients.
+// load is the result of one server at a number of clients.
 type load struct {
 	Clients   int     `json:"clients"`
 	PerSecond float64 `json:"per_second"`
@@ -41,18 +41,18 @@ type load struct {
 	RSSBytes  float64 `json:"rss_bytes"`           // of the server
 }
 
-// verdict is a bound of the design and what was measured.
+// verdict is a bound of the design and the measured value.
 type verdict struct {
 	What     string  `json:"what"`
 	Measured float64 `json:"measured"`
 	Unit     string  `json:"unit"` // "x", "ms"
 	Bound    float64 `json:"bound"`
-	AtMost   bool    `json:"at_most"` // else at least
+	AtMost   bool    `json:"at_most"` // false means at least
 	Aim      float64 `json:"aim,omitempty"`
 	Holds    bool    `json:"holds"`
 }
 
-// judge fills Bounds from what was measured; what was not is left out.
+// judge fills Bounds from the measured values. It leaves out bounds without one.
 func (r *report) judge() {
 	const many = 64
 	at := func(name string) (load, bool) {
@@ -124,7 +124,7 @@ func (r *report) write(w io.Writer, format string) error {
 	return tw.Flush()
 }
 
-// tables writes the figures of servers under load, of servers, and the bounds.
+// tables writes three tables: servers under load, servers, and bounds.
 func (r *report) tables(t *table) {
 	t.text("%s, %d processors for servers and clients together; medians of %d rounds, %s a turn.", r.Machine, r.CPUs, r.Rounds, r.Turn)
 	t.text("Crypto floor (RS256 verify, request verify, P-256 sign): %.0f us of CPU.", r.FloorMicros)
@@ -187,7 +187,7 @@ func (t *table) print(format string, args ...any) {
 	}
 }
 
-// text is a line of its own, before the tables.
+// text writes a separate line, before the tables.
 func (t *table) text(format string, args ...any) {
 	t.print(format+"\n", args...)
 	if t.markdown {
@@ -211,7 +211,7 @@ func (t *table) row(cells ...string) {
 	t.print("\n")
 }
 
-// rule parts the head of a Markdown table from its rows.
+// rule writes the line between the head and the rows of a Markdown table.
 func (t *table) rule(columns int) {
 	if !t.markdown {
 		return

@@ -18,7 +18,7 @@ import (
 var kinds = []struct {
 	name  string
 	make  func(context.Context, *site, *server) error
-	store string // what it stores in, for the reader
+	store string // where it stores data, for the reader
 }{
 	{"mayfly-sqlite", makeMayfly(false), "SQLite, FULL fsync before the signature"},
 	{"mayfly-postgres", makeMayfly(true), "PostgreSQL, synchronous commit before the signature"},
@@ -39,26 +39,26 @@ func names() []string {
 // server is one program under load.
 type server struct {
 	name, store string
-	dir         string // its own
+	dir         string // the server's own folder
 	argv        []string
 	addr        string      // of the API
 	tls         *tls.Config // nil for plain HTTP
 	request     request
-	// size is what is stored, in bytes; nil for a server that stores nothing.
-	// It is asked while the server does not run.
+	// size returns how many bytes are stored; nil for a server that stores nothing. It
+	// is called while the server does not run.
 	size func(context.Context) (int64, error)
-	// database is the first process of the database server that does the
-	// server's work; 0 for none.
+	// database is the first process of the database server that does the server's
+	// work; 0 for none.
 	database int
-	// litter is what the program leaves behind and does not start beside.
+	// litter is a file that the program leaves behind and cannot start with.
 	litter string
 
 	process *os.Process
 	ended   chan error // closed when the process has ended
-	issued  int64      // good answers
+	issued  int64      // successful responses
 }
 
-// newServer makes the server and what it needs, and does not start it.
+// newServer prepares the server and what it needs, and does not start it.
 func (s *site) newServer(ctx context.Context, name string) (*server, error) {
 	for _, k := range kinds {
 		if k.name != name {
@@ -80,7 +80,7 @@ func (s *site) newServer(ctx context.Context, name string) (*server, error) {
 	return nil, fmt.Errorf("no server %q", name)
 }
 
-// freeAddress is a port of loopback that nobody had a moment ago.
+// freeAddress returns a loopback address whose port was just free.
 func freeAddress() (string, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -94,8 +94,7 @@ const (
 	stopTimeout  = 30 * time.Second
 )
 
-// start runs the program. It writes its log to a file, as it does by default
-// to a terminal.
+// start runs the program. Its log goes to a file instead of a terminal.
 func (v *server) start() error {
 	if v.litter != "" {
 		if err := os.Remove(v.litter); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -108,7 +107,7 @@ func (v *server) start() error {
 	}
 	cmd := exec.Command(v.argv[0], v.argv[1:]...)
 	cmd.Stdout, cmd.Stderr, cmd.Dir = log, log, v.dir
-	// HOME keeps step-ca from a configuration of the person's.
+	// HOME hides a step-ca configuration of the user.
 	cmd.Env = append(os.Environ(), "HOME="+v.dir, "STEPPATH="+v.dir)
 	cmd.SysProcAttr = endWithParent()
 	err = cmd.Start()
@@ -126,7 +125,7 @@ func (v *server) start() error {
 	return nil
 }
 
-// ready waits until the server issues, by issuing once, and returns the answer.
+// ready requests certificates until the server issues one, and returns the response.
 func (v *server) ready(ctx context.Context, c *client, token string) error {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
@@ -147,14 +146,14 @@ func (v *server) ready(ctx context.Context, c *client, token string) error {
 	}
 }
 
-// failed is an error with the end of the server's log.
+// failed returns an error with the end of the server's log.
 func (v *server) failed(what string, err error) error {
 	const tail = 2000
 	log, rerr := os.ReadFile(filepath.Join(v.dir, "log"))
 	return fmt.Errorf("%s %s: %w\n%s", v.name, what, errors.Join(err, rerr), log[max(0, len(log)-tail):])
 }
 
-// stop ends the process as an operator would; after stopTimeout, as the kernel.
+// stop ends the process with a signal, and kills it after stopTimeout.
 func (v *server) stop() error {
 	if v.process == nil {
 		return nil
@@ -164,7 +163,7 @@ func (v *server) stop() error {
 		return err
 	}
 	select {
-	case <-v.ended: // some exit with 1 when told to stop
+	case <-v.ended: // some exit with 1 after the signal
 		return nil
 	case <-time.After(stopTimeout):
 		err := v.process.Kill()
@@ -173,15 +172,15 @@ func (v *server) stop() error {
 	}
 }
 
-// request is how a server is asked for a certificate.
+// request is the form of a server's request for a certificate.
 type request struct {
 	path   string
-	bearer bool // the token stands in the Authorization header, else in the body
+	bearer bool // the token is in the Authorization header, else in the body
 	// body appends the body for a client's certificate request.
 	body func(b []byte, c *client, token string) []byte
 }
 
-// append adds the HTTP request to b; scratch is for the body.
+// append appends the HTTP request to b. The body is built in scratch.
 func (r *request) append(b, scratch []byte, c *client, host, token string) (out, body []byte) {
 	body = r.body(scratch[:0], c, token)
 	b = append(b, "POST "+r.path+" HTTP/1.1\r\nHost: "+host+"\r\nContent-Type: application/json\r\nContent-Length: "...)

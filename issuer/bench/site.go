@@ -18,18 +18,18 @@ import (
 const (
 	modulePath  = "github.com/mayfly-ca/mayfly"
 	trustDomain = "ci.example.com"
-	// audience is every server's: step-ca takes a token by its audience.
+	// audience is the same for all servers: step-ca accepts a token by its audience.
 	audience = idtoken.AudiencePrefix + trustDomain
-	// releaseTags are those of mayfly's release builds.
+	// releaseTags are the build tags of mayfly's releases.
 	releaseTags = "nobadger,nomysql,nopgx,nobbolt"
 )
 
-// site is what all servers of a run share. Close ends and removes all of it.
+// site holds what all servers of a run share. Close ends and removes all of it.
 type site struct {
-	dir      string // of everything that is written
+	dir      string // holds all files that are written
 	module   string // the checkout
 	tokens   *idtokentest.Provider
-	postgres *catest.Postgres  // nil until somebody wants a database
+	postgres *catest.Postgres  // nil until the first call of database
 	built    map[string]string // programs by name
 	progress io.Writer
 }
@@ -49,7 +49,7 @@ func newSite(ctx context.Context, progress io.Writer) (_ *site, err error) {
 	return s, nil
 }
 
-// Close is called when every server has ended.
+// Close must be called after every server has ended.
 func (s *site) Close() error {
 	var stopped error
 	if s.tokens != nil {
@@ -61,13 +61,13 @@ func (s *site) Close() error {
 	return errors.Join(stopped, os.RemoveAll(s.dir))
 }
 
-// folder makes a folder of its own for a server.
+// folder makes a folder for one server.
 func (s *site) folder(name string) (string, error) {
 	dir := filepath.Join(s.dir, name)
 	return dir, os.Mkdir(dir, 0o700)
 }
 
-// database makes an empty database, and the PostgreSQL server first.
+// database makes an empty database. The first call starts the PostgreSQL server.
 func (s *site) database(ctx context.Context) (string, error) {
 	if s.postgres == nil {
 		var err error
@@ -107,8 +107,7 @@ func (s *site) build(name string, f func() (string, error)) (string, error) {
 	return path, nil
 }
 
-// goCommand runs go in a folder and returns what it prints. The module there
-// decides alone.
+// goCommand runs go in a folder, with only the module there, and returns its output.
 func goCommand(ctx context.Context, dir string, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, "go", args...)
 	cmd.Dir = dir

@@ -38,8 +38,8 @@ func makeStep(database string) func(context.Context, *site, *server) error {
 			"logger": map[string]any{"format": "text"},
 			"db":     db,
 			"authority": map[string]any{
-				// Else it refuses tokens from before its start, and a cold start
-				// would have to wait for the minting of one.
+				// Without this, step-ca refuses tokens issued before its start, and a
+				// cold start would include the minting of a token.
 				"disableIssuedAtCheck": true,
 				"claims":               map[string]any{"minTLSCertDuration": "5m", "maxTLSCertDuration": "24h", "defaultTLSCertDuration": "1h"},
 				"provisioners": []any{map[string]any{

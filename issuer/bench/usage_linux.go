@@ -12,19 +12,19 @@ import (
 	"time"
 )
 
-// endWithParent has the kernel end a server whose bench is gone.
+// endWithParent makes the kernel kill a server whose bench process has ended.
 func endWithParent() *syscall.SysProcAttr { return &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} }
 
 // tick is the unit of CPU times in /proc, 1/100 s on every Linux (USER_HZ).
 const tick = 10 * time.Millisecond
 
-// cpuOf is what process pid has spent on processors.
+// cpuOf returns the CPU time of process pid.
 func cpuOf(pid int) (time.Duration, error) {
 	p, err := readStat(pid)
 	return p.cpu, err
 }
 
-// cpuOfTree is cpuOf a process and its children, those that have ended too.
+// cpuOfTree returns the CPU time of a process and its children, also of ended ones.
 func cpuOfTree(pid int) (time.Duration, error) {
 	top, err := readStat(pid)
 	if err != nil {
@@ -42,7 +42,7 @@ func cpuOfTree(pid int) (time.Duration, error) {
 		}
 		p, err := readStat(child)
 		if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ESRCH) {
-			continue // ended meanwhile
+			continue // the process has ended
 		}
 		if err != nil {
 			return 0, err
@@ -63,7 +63,7 @@ func readStat(pid int) (stat, error) {
 	if err != nil {
 		return stat{}, err
 	}
-	// The name, in parentheses, may hold anything.
+	// The name, in parentheses, may hold any character.
 	fields := strings.Fields(string(text[bytes.LastIndexByte(text, ')')+1:]))
 	var sum [4]time.Duration // fields 14 to 17; the first here is field 3
 	for i := range sum {
@@ -76,7 +76,7 @@ func readStat(pid int) (stat, error) {
 	return stat{cpu: sum[0] + sum[1], ended: sum[2] + sum[3]}, nil
 }
 
-// memoryOf is the resident memory of process pid, in bytes.
+// memoryOf returns the resident memory of process pid, in bytes.
 func memoryOf(pid int) (int64, error) {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
@@ -91,14 +91,14 @@ func memoryOf(pid int) (int64, error) {
 	return 0, fmt.Errorf("process %d has no VmRSS", pid)
 }
 
-// ownCPU is what this process has spent on processors.
+// ownCPU returns the CPU time of this process.
 func ownCPU() (time.Duration, error) {
 	var u syscall.Rusage
 	err := syscall.Getrusage(syscall.RUSAGE_SELF, &u)
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano()), err
 }
 
-// machine names the processor, as the table does.
+// machine returns the processor's name, for the table.
 func machine() string {
 	text, err := os.ReadFile("/proc/cpuinfo")
 	if err != nil {
@@ -112,7 +112,7 @@ func machine() string {
 	return "unknown"
 }
 
-// folderSize is what the files of a folder take on the disk.
+// folderSize returns the size of a folder's files on disk.
 func folderSize(dir string) (total int64, err error) {
 	err = filepath.WalkDir(dir, func(_ string, e os.DirEntry, err error) error {
 		if err != nil || e.IsDir() {

@@ -12,14 +12,14 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer/internal/idtoken"
 )
 
-// Defaults of the stand-ins. The GitHub ones are of a published sample token,
-// the Fly ones of Fly's documentation.
+// Default claims. Those for GitHub are from a published sample token, those for Fly
+// from Fly's documentation.
 const (
 	flyOrganization = "example-org"
 	gitSHA          = "b8962f4e2a1c0d9e8f7a6b5c4d3e2f1a0b9c8d7e"
 )
 
-// lifetimeOf is exp - iat of the type's real provider.
+// lifetimeOf returns exp - iat of tokens from the type's real provider.
 func lifetimeOf(t idtoken.Type) time.Duration {
 	switch t {
 	case idtoken.GitHub:
@@ -32,17 +32,17 @@ func lifetimeOf(t idtoken.Type) time.Duration {
 	return 24 * time.Hour
 }
 
-// SetDefaults overrides claims of all tokens minted from now on, beside those
-// overridden before; nil values remove claims.
+// SetDefaults overrides claims of all tokens minted from now on. It adds to earlier
+// overrides; nil values remove claims.
 func (p *Provider) SetDefaults(claims map[string]any) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	maps.Copy(p.defaults, claims)
 }
 
-// Mint returns a token of the default claims with overrides; nil values remove
-// claims. Claims that follow from others (sub, workflow_ref, exp) do so unless
-// they are overridden themselves.
+// Mint returns a token of the default claims with overrides; nil values remove claims.
+// Claims that follow from others (sub, workflow_ref, exp) follow the overrides too,
+// unless they are overridden themselves.
 func (p *Provider) Mint(overrides map[string]any) (string, error) {
 	payload, err := encode(p.Claims(overrides))
 	if err != nil {
@@ -51,7 +51,7 @@ func (p *Provider) Mint(overrides map[string]any) (string, error) {
 	return p.Sign(payload, nil)
 }
 
-// Claims is what Mint signs.
+// Claims returns the claims that Mint signs.
 func (p *Provider) Claims(overrides map[string]any) map[string]any {
 	p.mu.Lock()
 	given := maps.Clone(p.defaults)
@@ -66,7 +66,7 @@ func (p *Provider) Claims(overrides map[string]any) map[string]any {
 		"iss": p.issuer, "jti": newUUID(),
 		"iat": iat, "nbf": iat, "exp": iat + int64(p.options.Lifetime/time.Second),
 	}
-	// value is the claim as it will be, for claims that follow from it.
+	// value returns the final value of a claim, for claims that follow from it.
 	value := func(name, otherwise string) string {
 		if v, ok := given[name]; ok {
 			s, _ := v.(string)
@@ -136,8 +136,8 @@ func githubClaims(out map[string]any, value func(name, otherwise string) string)
 	})
 }
 
-// githubSubject is the immutable form, by GitHub's order: environment, pull
-// request, ref.
+// githubSubject returns sub in the immutable form, by GitHub's order: environment,
+// pull request, ref.
 func githubSubject(owner, ownerID, name, repoID, ref, event, environment string) string {
 	repo := "repo:" + owner + "@" + ownerID + "/" + name + "@" + repoID
 	switch {
@@ -162,7 +162,7 @@ func flyClaims(out map[string]any, value func(name, otherwise string) string) {
 	})
 }
 
-// newUUID is a random UUID (RFC 9562 section 5.4).
+// newUUID returns a random UUID (RFC 9562 section 5.4).
 func newUUID() string {
 	var b [16]byte
 	_, _ = rand.Read(b[:]) // never fails

@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// serveDeviceCode is RFC 8628 section 3.1.
+// serveDeviceCode handles the device authorization request (RFC 8628 section 3.1).
 func (p *Provider) serveDeviceCode(w http.ResponseWriter, r *http.Request) {
 	form, ok := readForm(w, r)
 	if !ok {
@@ -32,7 +32,8 @@ func (p *Provider) serveDeviceCode(w http.ResponseWriter, r *http.Request) {
 	})
 }
 
-// newUserCode is eight letters that are not easily mistaken, like WDJB-MJHT.
+// newUserCode returns a code of eight letters that are easy to tell apart, like
+// WDJB-MJHT.
 func newUserCode() string {
 	var b [8]byte
 	_, _ = rand.Read(b[:]) // never fails
@@ -42,7 +43,7 @@ func newUserCode() string {
 	return string(b[:4]) + "-" + string(b[4:])
 }
 
-// poll answers a device that asks for its token (RFC 8628 section 3.5).
+// poll answers a device that polls for its token (RFC 8628 section 3.5).
 func (s *people) poll(code string) (email, refusal string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -8,27 +8,27 @@ import (
 	"time"
 )
 
-// Faults is how a provider misbehaves. The zero Faults is good behaviour.
+// Faults describes how a provider misbehaves. The zero Faults has no fault.
 type Faults struct {
 	// Discovery, Keys and Token are faults of the discovery document, the key
 	// set, and the endpoints that hand out tokens (not of POST /mint).
 	Discovery, Keys, Token Fault
-	// Issuer is the issuer that the discovery document names instead.
+	// Issuer replaces the issuer in the discovery document.
 	Issuer string
-	// KeysURI is the jwks_uri that the discovery document names instead.
+	// KeysURI replaces the jwks_uri in the discovery document.
 	KeysURI string
 }
 
-// Fault is how one endpoint misbehaves; what is set is done, in this order.
+// Fault describes how one endpoint misbehaves. The set fields apply in this order.
 type Fault struct {
-	Delay    time.Duration // answer later, or when the client has gone
+	Delay    time.Duration // respond after this time, or when the client has disconnected
 	Redirect string        // answer 302 to this URL
 	Status   int           // answer with this status and Body
-	Body     string        // answer with this in place of the true body
-	Pad      int           // put so many spaces before the body
+	Body     string        // answer with this instead of the true body
+	Pad      int           // put this many spaces before the body
 }
 
-// SetFaults replaces the faults of all answers from now on.
+// SetFaults replaces the faults of all responses from now on.
 func (p *Provider) SetFaults(f Faults) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -41,7 +41,7 @@ func (p *Provider) currentFaults() Faults {
 	return p.faults
 }
 
-// answer writes body, or what f makes of it.
+// answer writes body, as changed by f.
 func (f Fault) answer(w http.ResponseWriter, r *http.Request, contentType string, body []byte) {
 	if f.Delay > 0 {
 		select {

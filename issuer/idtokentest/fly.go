@@ -9,14 +9,14 @@ import (
 	"time"
 )
 
-// FlySocket is a machine's /.fly/api socket, where it gets its tokens.
+// FlySocket is a machine's /.fly/api socket, which hands out its tokens.
 type FlySocket struct {
 	server *http.Server
 	done   chan struct{}
 }
 
-// ServeFlySocket listens on a unix socket at path, mode 0600, as a machine with
-// claims in place of the defaults. The caller closes it.
+// ServeFlySocket listens on a unix socket at path, mode 0600, as a machine whose
+// tokens have claims instead of the defaults. The caller closes it.
 func (p *Provider) ServeFlySocket(path string, claims map[string]any) (*FlySocket, error) {
 	ln, err := net.Listen("unix", path)
 	if err != nil {
@@ -42,9 +42,9 @@ func (s *FlySocket) Close() error {
 	return err
 }
 
-// FlyHandler is POST /v1/tokens/oidc of a machine with claims in place of the
-// defaults: {"aud": ...}, a string, in; the bare token out. Without aud it is
-// https://fly.io/<organisation>.
+// FlyHandler handles POST /v1/tokens/oidc of a machine whose tokens have claims
+// instead of the defaults. The request is {"aud": ...}, a string; the response is the
+// bare token. Without aud, the audience is https://fly.io/<organisation>.
 func (p *Provider) FlyHandler(claims map[string]any) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /v1/tokens/oidc", func(w http.ResponseWriter, r *http.Request) {

@@ -11,14 +11,14 @@ import (
 
 // Job is one GitHub Actions job with id-token: write, as its runner sees it.
 type Job struct {
-	// RequestURL and RequestToken are the job's ACTIONS_ID_TOKEN_REQUEST_URL,
-	// which has a query already, and ACTIONS_ID_TOKEN_REQUEST_TOKEN.
+	// RequestURL and RequestToken are the job's ACTIONS_ID_TOKEN_REQUEST_URL, which
+	// already has a query, and ACTIONS_ID_TOKEN_REQUEST_TOKEN.
 	RequestURL, RequestToken string
 
 	claims map[string]any
 }
 
-// NewJob adds a job whose tokens have claims in place of the defaults.
+// NewJob adds a job whose tokens have claims instead of the defaults.
 func (p *Provider) NewJob(claims map[string]any) *Job {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -32,8 +32,8 @@ func (p *Provider) NewJob(claims map[string]any) *Job {
 	return j
 }
 
-// TokenRequestURL is ACTIONS_ID_TOKEN_REQUEST_URL of the first job; empty for
-// other types than github.
+// TokenRequestURL returns ACTIONS_ID_TOKEN_REQUEST_URL of the first job. It is empty
+// for types other than github.
 func (p *Provider) TokenRequestURL() string {
 	if p.job == nil {
 		return ""
@@ -41,7 +41,7 @@ func (p *Provider) TokenRequestURL() string {
 	return p.job.RequestURL
 }
 
-// TokenRequestToken is ACTIONS_ID_TOKEN_REQUEST_TOKEN of the first job.
+// TokenRequestToken returns ACTIONS_ID_TOKEN_REQUEST_TOKEN of the first job.
 func (p *Provider) TokenRequestToken() string {
 	if p.job == nil {
 		return ""
@@ -49,8 +49,8 @@ func (p *Provider) TokenRequestToken() string {
 	return p.job.RequestToken
 }
 
-// serveRunner is the runner's token endpoint. It refuses a request without the
-// query that its URL came with.
+// serveRunner is the runner's token endpoint. It refuses a request without the query
+// of RequestURL.
 func (p *Provider) serveRunner(w http.ResponseWriter, r *http.Request) {
 	p.mu.Lock()
 	job := p.jobs[r.PathValue("job")]

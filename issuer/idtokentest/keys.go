@@ -16,7 +16,7 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer/internal/idtoken"
 )
 
-// keyring is a provider's keys; the newest signs.
+// keyring holds a provider's keys. The newest signs.
 type keyring struct {
 	algorithm string
 	mu        sync.Mutex
@@ -67,7 +67,7 @@ func (k *keyring) newest() signingKey {
 	return k.keys[len(k.keys)-1]
 }
 
-// set is the published JWK set.
+// set returns the published JWK set.
 func (k *keyring) set() jose.JSONWebKeySet {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -78,8 +78,8 @@ func (k *keyring) set() jose.JSONWebKeySet {
 	return out
 }
 
-// sign makes a compact JWS over payload. Members of header are added to alg,
-// kid and typ.
+// sign makes a compact JWS over payload. Members of header are added to alg, kid and
+// typ.
 func (k *keyring) sign(payload []byte, header map[string]any) (string, error) {
 	key := k.newest()
 	options := (&jose.SignerOptions{}).WithType("JWT")
@@ -100,15 +100,15 @@ func (k *keyring) sign(payload []byte, header map[string]any) (string, error) {
 	return jws.CompactSerialize()
 }
 
-// Signer is the key that signs now and its id, for tokens that no provider
-// would make.
+// Signer returns the current signing key and its id, for tokens that a provider would
+// not make.
 func (p *Provider) Signer() (kid string, key crypto.Signer) {
 	k := p.keys.newest()
 	return k.kid, k.private
 }
 
-// Sign makes a token of payload as it is, JSON or not. Members of header are
-// added to alg, kid and typ, or replace typ.
+// Sign signs payload unchanged, JSON or not. Members of header are added to alg, kid
+// and typ, or replace typ.
 func (p *Provider) Sign(payload []byte, header map[string]any) (string, error) {
 	return p.keys.sign(payload, header)
 }

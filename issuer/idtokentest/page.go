@@ -5,7 +5,7 @@ import (
 	"net/http"
 )
 
-// page is a form, or a message alone.
+// page is a form, or only a message.
 type page struct {
 	Title   string
 	Message string

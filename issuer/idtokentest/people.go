@@ -84,8 +84,8 @@ func (p *Provider) peopleDiscovery(doc map[string]any) {
 	})
 }
 
-// request is the query of the authorization endpoint, or the hidden fields of
-// its form.
+// request is the query of the authorization endpoint, or the hidden fields of its
+// form.
 type request struct {
 	ClientID, RedirectURI, ResponseType, Scope, State, Nonce, Challenge, Method string
 }
@@ -98,7 +98,7 @@ func readRequest(q url.Values) request {
 	}
 }
 
-// Query is the request as it came, for the form's hidden fields.
+// Query returns the request as received, for the form's hidden fields.
 func (a request) Query() map[string]string {
 	return map[string]string{
 		"client_id": a.ClientID, "redirect_uri": a.RedirectURI, "response_type": a.ResponseType, "scope": a.Scope,
@@ -106,8 +106,8 @@ func (a request) Query() map[string]string {
 	}
 }
 
-// checkRequest tells what is wrong: with the client or its redirect, of which
-// the person is told here, or with the rest, of which the client is told.
+// checkRequest returns what is wrong. person is an error of the client or its
+// redirect, shown to the person; client is another error, sent to the client.
 func (p *Provider) checkRequest(a request) (person, client string) {
 	switch {
 	case a.ClientID != p.options.ClientID:
@@ -124,8 +124,8 @@ func (p *Provider) checkRequest(a request) (person, client string) {
 	return "", ""
 }
 
-// mayRedirect allows what is configured, and loopback at any port (RFC 8252
-// section 7.3).
+// mayRedirect allows the configured URLs, and loopback at any port (RFC 8252 section
+// 7.3).
 func (p *Provider) mayRedirect(to string) bool {
 	if slices.Contains(p.options.RedirectURIs, to) {
 		return true
@@ -162,7 +162,7 @@ func (p *Provider) refuseRequest(w http.ResponseWriter, r *http.Request, a reque
 
 func (p *Provider) redirectBack(w http.ResponseWriter, r *http.Request, a request, answer url.Values) {
 	u, err := url.Parse(a.RedirectURI)
-	if err != nil { // checked before
+	if err != nil { // checkRequest has parsed it before
 		http.Error(w, "bad redirect", http.StatusBadRequest)
 		return
 	}
@@ -178,7 +178,7 @@ func (p *Provider) redirectBack(w http.ResponseWriter, r *http.Request, a reques
 	http.Redirect(w, r, u.String(), http.StatusSeeOther)
 }
 
-// serveLogin takes the form: whoever names an e-mail address is that person.
+// serveLogin handles the form. The e-mail address logs in without a password.
 func (p *Provider) serveLogin(w http.ResponseWriter, r *http.Request) {
 	form, ok := readForm(w, r)
 	if !ok {
@@ -205,7 +205,7 @@ func (p *Provider) serveLogin(w http.ResponseWriter, r *http.Request) {
 	p.redirectBack(w, r, a, url.Values{"code": {code}})
 }
 
-// put changes the state, after what has expired is dropped.
+// put drops expired entries and then changes the state.
 func (s *people) put(change func(*people)) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -229,7 +229,7 @@ func readForm(w http.ResponseWriter, r *http.Request) (url.Values, bool) {
 	return r.PostForm, true
 }
 
-// refuseGrant is an error of RFC 6749 section 5.2.
+// refuseGrant answers with an error of RFC 6749 section 5.2.
 func refuseGrant(w http.ResponseWriter, r *http.Request, name string) {
 	Fault{Status: http.StatusBadRequest, Body: `{"error":"` + name + `"}`}.answer(w, r, "application/json", nil)
 }
@@ -259,7 +259,7 @@ func (p *Provider) serveToken(w http.ResponseWriter, r *http.Request) {
 	p.answerToken(w, r, email, nonce)
 }
 
-// redeem uses a code up, whatever comes of it.
+// redeem uses up a code, even if the request fails.
 func (s *people) redeem(form url.Values) (email, nonce, refusal string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -16,29 +16,29 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer/internal/idtoken"
 )
 
-// Options is what a provider is. Type is required.
+// Options configures a provider. Type is required.
 type Options struct {
 	Type idtoken.Type
-	// Path is the path of the issuer's URL, like /example-org. Empty is none,
-	// and for type fly the organisation's name.
+	// Path is the path of the issuer's URL, like /example-org. Empty means none, and
+	// for type fly the organisation's name.
 	Path string
 	// Defaults override the claims that the type's tokens have by default; nil
 	// values remove claims. SetDefaults adds to them later.
 	Defaults map[string]any
-	// ClientID is the one client of type people. Default: mayfly.
+	// ClientID is the only client of type people. Default: mayfly.
 	ClientID string
-	// RedirectURIs may be returned to, beside every URL on loopback.
+	// RedirectURIs are allowed redirects, in addition to every URL on loopback.
 	RedirectURIs []string
 	// Algorithm is RS256 (the default), ES256 or EdDSA.
 	Algorithm string
-	// Lifetime is exp - iat. Default: as the type's real provider.
+	// Lifetime is exp - iat. Default: that of the type's real provider.
 	Lifetime time.Duration
 	// Listen is the address. Default: 127.0.0.1:0. Loopback only.
 	Listen string
 	// TLS makes the issuer's URL https. Default: plain http.
 	TLS *tls.Config
-	// Origin is scheme and host of the issuer's URL, where a listener of the
-	// caller's serves this provider under another name. Default: the listener's.
+	// Origin is the scheme and host of the issuer's URL, for a caller whose own
+	// listener serves this provider under another name. Default: the listener's.
 	Origin string
 }
 
@@ -125,7 +125,7 @@ func (p *Provider) start(ln net.Listener) {
 		ReadTimeout:       30 * time.Second,
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    32 << 10,
-		ErrorLog:          log.New(io.Discard, "", 0), // clients that go away are no news
+		ErrorLog:          log.New(io.Discard, "", 0), // ignore clients that disconnect
 	}
 	go func() {
 		defer close(p.done)
@@ -153,16 +153,16 @@ func (p *Provider) routes() http.Handler {
 	return mux
 }
 
-// URL is the issuer: iss of every token.
+// URL returns the issuer, which is iss of every token.
 func (p *Provider) URL() string { return p.issuer }
 
-// Addr is host:port of the listener.
+// Addr returns host:port of the listener.
 func (p *Provider) Addr() string { return p.host }
 
-// ClientID is the client of type people.
+// ClientID returns the client id of type people.
 func (p *Provider) ClientID() string { return p.options.ClientID }
 
-// ServeHTTP answers as the provider, whatever the listener.
+// ServeHTTP implements http.Handler, for any listener.
 func (p *Provider) ServeHTTP(w http.ResponseWriter, r *http.Request) { p.handler.ServeHTTP(w, r) }
 
 // Close ends the server and all its connections.
@@ -177,7 +177,7 @@ func (p *Provider) Rotate() error { return p.keys.rotate() }
 // Retire stops publishing all keys but the signing one.
 func (p *Provider) Retire() { p.keys.retire() }
 
-// Fetches counts the answers given for discovery and for keys.
+// Fetches returns how many requests for discovery and for keys were answered.
 func (p *Provider) Fetches() (discovery, keys int64) {
 	return p.discoveries.Load(), p.keyFetches.Load()
 }

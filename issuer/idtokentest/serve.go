@@ -56,8 +56,8 @@ func (p *Provider) serveKeys(w http.ResponseWriter, r *http.Request) {
 	p.currentFaults().Keys.answerJSON(w, r, p.keys.set())
 }
 
-// serveMint is POST <issuer>/mint. It is for programs on this machine: a web
-// page cannot call it, neither as another origin nor under another host name.
+// serveMint handles POST <issuer>/mint. It is for programs on this machine. A web page
+// cannot call it, neither from another origin nor under another host name.
 func (p *Provider) serveMint(w http.ResponseWriter, r *http.Request) {
 	if !p.ownHost(r.Host) {
 		http.Error(w, "unknown host", http.StatusMisdirectedRequest)
@@ -94,8 +94,8 @@ func (p *Provider) ownHost(host string) bool {
 	return err == nil && port == own && (name == "localhost" || name == "127.0.0.1" || name == "::1")
 }
 
-// readObject reads one JSON object, numbers as they are written; an empty body
-// is an empty one.
+// readObject reads one JSON object and keeps numbers as text. An empty body is an
+// empty object.
 func readObject(w http.ResponseWriter, r *http.Request) (map[string]any, error) {
 	data, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	if err != nil || len(bytes.TrimSpace(data)) == 0 {

@@ -2,10 +2,10 @@ package idtokentest
 
 import "github.com/mayfly-ca/mayfly/issuer/internal/idtoken"
 
-// Type is the type of a provider, as the policy file names it.
+// Type is the type of a provider, as in the policy file.
 type Type = idtoken.Type
 
-// Types of providers.
+// The provider types.
 const (
 	GitHub = idtoken.GitHub
 	Fly    = idtoken.Fly
@@ -13,5 +13,5 @@ const (
 	People = idtoken.People
 )
 
-// AudiencePrefix begins every audience of mayfly.
+// AudiencePrefix is the start of every audience of mayfly.
 const AudiencePrefix = idtoken.AudiencePrefix

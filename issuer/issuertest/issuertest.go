@@ -1,9 +1,9 @@
-// Package issuertest runs a real issuer for tests: a CA of its own, the
-// embedded store, a policy file, and local OIDC providers that stand for
-// GitHub, Fly and the staff's login, all on loopback.
+// Package issuertest runs a real issuer for tests. It has its own CA, the embedded
+// store, a policy file, and local OIDC providers that play GitHub, Fly and the staff's
+// login, all on loopback.
 //
-// It is for _test.go files of any room. What it makes lives in the test's
-// temporary folder and ends with the test.
+// It is for _test.go files of any package. Its files are in the test's temporary
+// folder, and it ends with the test.
 package issuertest
 
 import (
@@ -35,11 +35,11 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer/internal/idtoken"
 )
 
-// What the default policy is about.
+// The names in the default policy.
 const (
 	TrustDomain = "ci.example.com"
 	Audience    = "mayfly:" + TrustDomain
-	// SessionsAudience is what an engine's token for POST /v1/sessions is for.
+	// SessionsAudience is the audience of an engine's token for POST /v1/sessions.
 	SessionsAudience = Audience + ":sessions"
 	Engine           = "default"
 	ServerName       = "engine.example.com"
@@ -52,16 +52,15 @@ const (
 	AppID            = "22222222"
 )
 
-// Options changes what Start makes. The zero value is good.
+// Options changes the issuer that Start makes. The zero value is usable.
 type Options struct {
-	// Endpoint is where the policy says that the engine is. Default
-	// tcp://127.0.0.1:8080.
+	// Endpoint is the engine's endpoint in the policy. Default: tcp://127.0.0.1:8080.
 	Endpoint string
 	// Policy, when not nil, edits the text of the policy file.
 	Policy func(text string) string
 	// Config, when not nil, edits the configuration.
 	Config func(*issuer.Config)
-	// Store is the DSN of a store to make and use. Default: a SQLite file.
+	// Store is the DSN of a store to create and use. Default: a SQLite file.
 	Store string
 	// Log receives the issuer's log. Default: none.
 	Log io.Writer
@@ -69,19 +68,19 @@ type Options struct {
 
 // Issuer is a running issuer.
 type Issuer struct {
-	// URL is where it is reached; https, by a certificate of its own CA.
+	// URL is the issuer's URL: https, with a certificate of its own CA.
 	URL string
 	// CAFile is the root's certificate in PEM. Root is the same, parsed, and
 	// TrustAnchor pins it: sha256:HEX.
 	CAFile      string
 	Root        *x509.Certificate
 	TrustAnchor string
-	// PolicyFile is the policy in force; rewrite it and call Reload.
+	// PolicyFile is the file of the policy. After a change to it, call Reload.
 	PolicyFile string
 	Config     issuer.Config
 	// GitHub, Fly and Staff are the token providers.
 	GitHub, Fly, Staff *idtokentest.Provider
-	// Service is what runs: its Server has the admin calls as methods.
+	// Service is the running service. Its Server has the admin calls as methods.
 	Service *issuer.Service
 
 	t      testing.TB
@@ -93,7 +92,7 @@ type Issuer struct {
 	once   sync.Once
 }
 
-// Start makes a CA and an issuer and serves. It is stopped when the test ends.
+// Start makes a CA and an issuer and serves. The issuer stops when the test ends.
 func Start(t testing.TB, o Options) *Issuer {
 	t.Helper()
 	if o.Endpoint == "" {
@@ -158,7 +157,7 @@ func (i *Issuer) Replica() *Issuer {
 	return r
 }
 
-// Restart stops the issuer, when it runs, and serves again, on another port.
+// Restart stops the issuer if it runs, and serves again on another port.
 func (i *Issuer) Restart() {
 	i.t.Helper()
 	if err := i.Stop(); err != nil {
@@ -215,7 +214,7 @@ func (i *Issuer) serve() {
 	i.t.Cleanup(transport.CloseIdleConnections)
 }
 
-// Stop stops the issuer in order and returns what Serve returned.
+// Stop shuts the issuer down in order and returns the result of Serve.
 func (i *Issuer) Stop() error {
 	i.once.Do(func() {
 		i.stop()
@@ -228,22 +227,22 @@ func (i *Issuer) Stop() error {
 	return i.err
 }
 
-// Stopping begins the stop and does not wait; Stop does.
+// Stopping begins the shutdown and does not wait for it; Stop does.
 func (i *Issuer) Stopping() { i.stop() }
 
-// Reload has the policy file read again, as SIGHUP does, and returns when that
-// has begun.
+// Reload makes the issuer read the policy file again, as on SIGHUP. It returns when
+// the reload has begun.
 func (i *Issuer) Reload() { i.reload <- struct{}{} }
 
-// Client is an HTTP client that trusts the CA and follows no other.
+// Client returns an HTTP client that trusts only the issuer's CA.
 func (i *Issuer) Client() *http.Client { return i.client }
 
-// GitHubToken mints a token of a job; nil overrides admit it by rule app-main.
+// GitHubToken mints a token of a job. With nil overrides, rule app-main admits it.
 func (i *Issuer) GitHubToken(overrides map[string]any) string {
 	return i.mint(i.GitHub, Audience, overrides)
 }
 
-// FlyToken mints a token of a machine; nil overrides admit it by rule engine.
+// FlyToken mints a token of a machine. With nil overrides, rule engine admits it.
 func (i *Issuer) FlyToken(overrides map[string]any) string {
 	return i.mint(i.Fly, Audience, overrides)
 }
@@ -253,7 +252,7 @@ func (i *Issuer) SessionsToken(overrides map[string]any) string {
 	return i.mint(i.Fly, SessionsAudience, overrides)
 }
 
-// AdminToken and ViewerToken mint people's ID tokens.
+// AdminToken mints an ID token whose rule grants role admin.
 func (i *Issuer) AdminToken() string { return i.mint(i.Staff, ClientID, nil) }
 
 // ViewerToken mints an ID token whose rule grants role viewer.
@@ -293,15 +292,15 @@ func Key(t testing.TB) (*ecdsa.PrivateKey, string) {
 	return key, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}))
 }
 
-// Issue buys a certificate for a fresh key. The error, when the issuer refused,
-// is a *wire.Problem.
+// Issue requests a certificate for a new key. If the issuer refuses, the error is a
+// *wire.Problem.
 func (i *Issuer) Issue(token string) (*wire.IssueResponse, error) {
 	i.t.Helper()
 	_, csr := Key(i.t)
 	return i.IssueCSR(token, csr)
 }
 
-// IssueCSR is Issue for a request of the caller's.
+// IssueCSR is like Issue, for the caller's certificate request.
 func (i *Issuer) IssueCSR(token, csr string) (*wire.IssueResponse, error) {
 	var out wire.IssueResponse
 	if err := i.Call(http.MethodPost, wire.PathCertificates, token, wire.IssueRequest{CSR: csr}, &out); err != nil {
@@ -310,7 +309,7 @@ func (i *Issuer) IssueCSR(token, csr string) (*wire.IssueResponse, error) {
 	return &out, nil
 }
 
-// Revoke revokes as the admin.
+// Revoke revokes as an admin.
 func (i *Issuer) Revoke(req wire.RevokeRequest) (*wire.RevokeResponse, error) {
 	var out wire.RevokeResponse
 	if err := i.Call(http.MethodPost, wire.PathRevocations, i.AdminToken(), req, &out); err != nil {
@@ -319,14 +318,14 @@ func (i *Issuer) Revoke(req wire.RevokeRequest) (*wire.RevokeResponse, error) {
 	return &out, nil
 }
 
-// Call makes one call of the API: in, when not nil, is sent as JSON; a good
-// answer is read into out, when that is not nil; any other is a *wire.Problem.
+// Call makes one call of the API. It sends in, if not nil, as JSON, and decodes a
+// successful response into out, if not nil. Any other response is a *wire.Problem.
 func (i *Issuer) Call(method, path, token string, in, out any) error {
 	return Call(i.client, method, i.URL+path, token, in, out)
 }
 
-// Call does the same at a URL; an issuer that is gone is an error of the
-// transport.
+// Call is like Issuer.Call, for any URL. If the issuer does not answer, the error is
+// that of the transport.
 func Call(client *http.Client, method, url, token string, in, out any) error {
 	var body io.Reader
 	if in != nil {

@@ -17,18 +17,18 @@ import (
 	"time"
 )
 
-// The axe-core that pages are held against, by Deque, MPL-2.0. It is fetched by
-// npm into the test's folder and is no part of mayfly.
+// The axe-core that checks the pages, by Deque, MPL-2.0. npm fetches it into the
+// test's folder; it is not part of mayfly.
 const (
 	axeVersion = "4.14.1"
 	axeDigest  = "FHfa+lmNjQZfJz1q8wKqIDwC6DExcHt/pkjNQb09a3NPjCKg2rhu5qb2S4r76ASyFNNtuFooJpZe37OgudVGtQ==" // SHA-512, as in npm's integrity
 	axeFile    = "package/axe.min.js"
 )
 
-// Axe is axe-core's source.
+// Axe is the source of axe-core.
 type Axe string
 
-// FetchAxe fetches axe-core with npm and checks that it is the one we know.
+// FetchAxe fetches axe-core with npm and checks its digest.
 func FetchAxe(t testing.TB) Axe {
 	t.Helper()
 	npm, err := find("npm")
@@ -70,7 +70,7 @@ func FetchAxe(t testing.TB) Axe {
 	}
 }
 
-// violation is what axe.run says of one rule.
+// violation is the result of axe.run for one rule.
 type violation struct {
 	ID     string `json:"id"`
 	Impact string `json:"impact"`
@@ -82,8 +82,8 @@ type violation struct {
 	} `json:"nodes"`
 }
 
-// Accessible fails for each serious or critical fault of the page shown, and
-// tells of lesser ones.
+// Accessible fails the test for each serious or critical fault of the current page,
+// and logs lesser ones.
 func (b *Browser) Accessible(axe Axe, name string) {
 	b.t.Helper()
 	answer := b.Evaluate(string(axe) + `;axe.run().then(r => JSON.stringify({violations: r.violations, passes: r.passes.length}))`)

@@ -1,9 +1,9 @@
-// Package webtest drives a real Chromium against the admin page, for tests of
-// any room: it clicks as a person does, keeps pictures of pages, and asks
-// axe-core for what a person with another way of reading would stumble over.
+// Package webtest drives a real Chromium on the admin page, for tests of any package.
+// It clicks as a person does, saves pictures of pages, and checks their accessibility
+// with axe-core.
 //
-// It needs chromium (Debian: chromium) and, for Axe, npm. Where they are
-// missing a test is skipped, or fails with MAYFLY_TEST_REQUIRE=all.
+// It needs chromium (Debian: chromium) and, for Axe, npm. Where they are missing, a
+// test is skipped, or fails with MAYFLY_TEST_REQUIRE=all.
 package webtest
 
 import (
@@ -21,7 +21,7 @@ import (
 	"github.com/chromedp/chromedp"
 )
 
-// The widths of screens, in CSS pixels.
+// Screen widths, in CSS pixels.
 const desk, telephone = 1280, 390
 
 // Browser is a Chromium with one page open. It ends with the test.
@@ -30,14 +30,14 @@ type Browser struct {
 	ctx context.Context
 }
 
-// Options of a Browser.
+// Options configures a Browser.
 type Options struct {
 	// NoScript turns JavaScript off.
 	NoScript bool
 }
 
-// Need returns the path of Chromium, and skips the test where there is none. A
-// test whose later parts build on what a browser did calls it first.
+// Need returns the path of Chromium, and skips the test if there is none. Call it
+// first in a test whose later steps need the browser.
 func Need(t testing.TB) string {
 	t.Helper()
 	path, err := find("chromium", "chromium-browser", "google-chrome")
@@ -47,7 +47,7 @@ func Need(t testing.TB) string {
 	return path
 }
 
-// Start starts a browser that takes the certificate of any local issuer.
+// Start starts a browser that accepts the certificate of any local issuer.
 func Start(t testing.TB, o Options) *Browser {
 	t.Helper()
 	path := Need(t)
@@ -64,7 +64,7 @@ func Start(t testing.TB, o Options) *Browser {
 	t.Cleanup(cancel)
 	ctx, stop := chromedp.NewContext(ctx)
 	t.Cleanup(func() {
-		_ = chromedp.Cancel(ctx) // waits for the browser, so that its folder can go
+		_ = chromedp.Cancel(ctx) // waits for the browser, so that its folder can be removed
 		stop()
 	})
 	ctx, cancel = context.WithTimeout(ctx, 4*time.Minute)
@@ -81,7 +81,7 @@ func find(names ...string) (string, error) {
 	return "", exec.ErrNotFound
 }
 
-// missing skips, or fails where nothing may be skipped.
+// missing skips the test, or fails it where skipping is not allowed.
 func missing(t testing.TB, why string) {
 	t.Helper()
 	if os.Getenv("MAYFLY_TEST_REQUIRE") == "all" {
@@ -90,10 +90,10 @@ func missing(t testing.TB, why string) {
 	t.Skip(why)
 }
 
-// Step is one thing that a person does.
+// Step is one action of a person.
 type Step = chromedp.Action[chromedp.Void]
 
-// Do takes steps in order.
+// Do runs steps in order.
 func (b *Browser) Do(what string, steps ...Step) {
 	b.t.Helper()
 	if err := chromedp.Do(b.ctx, steps...); err != nil {
@@ -102,19 +102,19 @@ func (b *Browser) Do(what string, steps ...Step) {
 	}
 }
 
-// Open goes to an address, Click clicks, See waits until something is visible,
-// Type writes into a field.
+// Open opens an address, Click clicks, See waits until an element is visible, Type
+// types into a field.
 func Open(url string) Step    { return chromedp.Navigate(url) }
 func Click(css string) Step   { return chromedp.Click(chromedp.CSS(css)) }
 func See(css string) Step     { return chromedp.WaitVisible(chromedp.CSS(css)) }
 func Type(css, s string) Step { return chromedp.SendKeys(chromedp.CSS(css), s) }
 
-// Value sets a field whatever was in it.
+// Value sets a field and replaces its content.
 func Value(css, s string) Step {
 	return chromedp.SetAttributeValue(chromedp.CSS(css), "value", s)
 }
 
-// Text is what an element says.
+// Text returns the text of an element.
 func (b *Browser) Text(css string) string {
 	b.t.Helper()
 	got, err := chromedp.Run(b.ctx, chromedp.TextContent(chromedp.CSS(css)))
@@ -124,8 +124,7 @@ func (b *Browser) Text(css string) string {
 	return strings.Join(strings.Fields(got), " ")
 }
 
-// Evaluate returns the value of a JavaScript expression, a promise's when it is
-// one.
+// Evaluate returns the value of a JavaScript expression. It waits for a promise.
 func (b *Browser) Evaluate(expression string) string {
 	b.t.Helper()
 	got, err := chromedp.Run(b.ctx, chromedp.Evaluate[string](expression, chromedp.EvalAwaitPromise))
@@ -135,7 +134,7 @@ func (b *Browser) Evaluate(expression string) string {
 	return got
 }
 
-// Scheme is a colour scheme that the reader prefers.
+// Scheme sets the colour scheme that the reader prefers.
 func Scheme(name string) Step {
 	return chromedp.Func(func(ctx context.Context, t *chromedp.Target) error {
 		return t.Call(ctx, "Emulation.setEmulatedMedia", map[string]any{
@@ -144,15 +143,15 @@ func Scheme(name string) Step {
 	})
 }
 
-// Zone is a time zone that the reader is in, such as Asia/Kolkata.
+// Zone sets the reader's time zone, such as Asia/Kolkata.
 func Zone(name string) Step {
 	return chromedp.Func(func(ctx context.Context, t *chromedp.Target) error {
 		return t.Call(ctx, "Emulation.setTimezoneOverride", map[string]any{"timezoneId": name}, nil)
 	})
 }
 
-// Script lets the pages that are opened from now on run script, or not. Evaluate
-// wants it, and does not run what an open page was kept from.
+// Script turns scripts on or off for pages opened from now on. Evaluate needs scripts.
+// It does not run the scripts that an open page was not allowed to run.
 func Script(on bool) Step {
 	return chromedp.Func(func(ctx context.Context, t *chromedp.Target) error {
 		return t.Call(ctx, "Emulation.setScriptExecutionDisabled", map[string]any{"value": !on}, nil)
@@ -163,16 +162,16 @@ func Script(on bool) Step {
 func Desk() Step      { return chromedp.EmulateViewport(desk, 900) }
 func Telephone() Step { return chromedp.EmulateViewport(telephone, 900) }
 
-// Pictures keeps a page among the test's artifacts at a desk's width and a
-// telephone's, light and dark, for somebody to look at, and fails where it is
-// wider than the screen. extra are taken after each loading.
+// Pictures saves pictures of a page in the test's artifacts, for people to check: at
+// the widths of a desk and a telephone, light and dark. It fails if the page is wider
+// than the screen. extra runs after each loading.
 func (b *Browser) Pictures(name, url string, extra ...Step) {
 	b.t.Helper()
 	b.pictures(name, url, extra, func(string, int) {})
 	b.Do("back to the desk", Desk())
 }
 
-// pictures is Pictures, and calls f after each picture with its name and width.
+// pictures is like Pictures, and calls f after each picture with its name and width.
 func (b *Browser) pictures(name, url string, extra []Step, f func(as string, width int)) {
 	b.t.Helper()
 	for _, width := range []int{desk, telephone} {
@@ -185,9 +184,9 @@ func (b *Browser) pictures(name, url string, extra []Step, f func(as string, wid
 	}
 }
 
-// Hold looks at a page as different readers see it: as
-// Pictures does, and on a telephone without script. It fails where axe-core finds
-// a fault, and where a table at a desk breaks a word.
+// Hold checks a page for different readers: as Pictures does, and on a telephone
+// without script. It fails if axe-core finds a fault, or if a table at a desk's width
+// breaks a word.
 func (b *Browser) Hold(axe Axe, name, url string, extra ...Step) {
 	b.t.Helper()
 	b.pictures(name, url, extra, func(as string, width int) {
@@ -203,9 +202,9 @@ func (b *Browser) Hold(axe Axe, name, url string, extra ...Step) {
 	b.Do("back to the desk", Desk())
 }
 
-// brokenWords is a JavaScript expression for the words in tables that stand in
-// more than one line: runs of letters and digits, since a line may end after
-// anything else.
+// brokenWords is a JavaScript expression for the words in tables that span more than
+// one line. A word is a run of letters and digits, because a line may end after any
+// other character.
 const brokenWords = `(() => {
 	const broken = [], range = document.createRange();
 	for (const cell of document.querySelectorAll("th, td")) {
@@ -221,7 +220,7 @@ const brokenWords = `(() => {
 	return broken.join(" ");
 })()`
 
-// Picture keeps what is shown now, on a screen of width.
+// Picture saves the current page, on a screen of width.
 func (b *Browser) Picture(name string, width int) {
 	b.t.Helper()
 	shot, err := chromedp.Run(b.ctx, chromedp.FullScreenshot(100))

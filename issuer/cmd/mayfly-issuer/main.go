@@ -1,5 +1,5 @@
-// Command mayfly-issuer is the certificate authority service: it makes a CA,
-// serves it, and looks after its keys, store and policy.
+// Command mayfly-issuer is the certificate authority service. It makes a CA, serves
+// it, and maintains its keys, store and policy.
 package main
 
 import (
