@@ -17,7 +17,7 @@ import (
 	"time"
 )
 
-// failures counts the lines of a log that say that a try failed.
+// failures counts the log lines about a failed attempt.
 type failures struct{ atomic.Int64 }
 
 func (f *failures) Write(line []byte) (int, error) {
@@ -25,8 +25,8 @@ func (f *failures) Write(line []byte) (int, error) {
 	return len(line), nil
 }
 
-// A name that cannot be proved is tried five times in the first hour, as often as
-// Let's Encrypt allows, and later once an hour.
+// TestACMEPauses checks the attempts for a name that cannot be proved: five in the
+// first hour, as often as Let's Encrypt allows, and later one per hour.
 func TestACMEPauses(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -55,8 +55,8 @@ func TestACMEPauses(t *testing.T) {
 	})
 }
 
-// A renewed certificate is served from then on; one that is not renewed is served
-// too, and the log says so.
+// TestACMERenewed checks that a renewed certificate is put into use. One that is not
+// renewed stays in use, and the log says so.
 func TestACMERenewed(t *testing.T) {
 	t.Parallel()
 	var log bytes.Buffer
@@ -73,7 +73,7 @@ func TestACMERenewed(t *testing.T) {
 	for _, c := range []struct {
 		name string
 		cert *tls.Certificate
-		want string // in the log, and no other line
+		want string // part of the only log line; "" means no line
 	}{
 		{"first", certificate(1, 0, 90*day), "certificate from the ACME server"},
 		{"the same", certificate(1, 0, 90*day), ""},
@@ -92,8 +92,8 @@ func TestACMERenewed(t *testing.T) {
 	}
 }
 
-// An ACME server that this host cannot reach is not a listener that the server
-// cannot reach.
+// TestACMEHint checks that the hint distinguishes an ACME server that this host cannot
+// reach from a listener that the ACME server cannot reach.
 func TestACMEHint(t *testing.T) {
 	t.Parallel()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
@@ -114,7 +114,7 @@ func TestACMEHint(t *testing.T) {
 	}
 }
 
-// endless answers every request with a redirect or without end.
+// endless answers every request with a redirect or with an endless body.
 type endless struct{ redirect bool }
 
 func (e endless) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -131,7 +131,8 @@ type zeros struct{}
 
 func (zeros) Read(p []byte) (int, error) { return len(p), nil }
 
-// What an ACME server answers is bounded, and it sends us to no other server.
+// TestACMEAnswers checks that the responses of an ACME server are bounded, and that no
+// redirect to another server is followed.
 func TestACMEAnswers(t *testing.T) {
 	t.Parallel()
 	a, err := newACMECertificate(Config{ACME: ACMEConfig{Dir: t.TempDir()}}, "", "issuer.example.com", slog.New(slog.DiscardHandler))

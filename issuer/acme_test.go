@@ -32,14 +32,14 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer/issuertest"
 )
 
-// The names that the tests' DNS server knows: acmeHost is this machine, and
-// nothing listens where acmeAway is.
+// Names on the tests' DNS server: acmeHost is this machine; nothing listens at
+// acmeAway.
 const (
 	acmeHost = "issuer.example.com"
 	acmeAway = "away.example.com"
 )
 
-// pebble is a real ACME server: Let's Encrypt's for tests, a program of its own.
+// pebble is a real ACME server in its own process: Let's Encrypt's test server.
 type pebble struct {
 	directory string // URL
 	caFile    string // of the certificate of its API
@@ -120,8 +120,8 @@ func startPebble(t *testing.T, tlsPort int) *pebble {
 	return p
 }
 
-// serveDNS answers for acmeHost and acmeAway over TCP, as Pebble asks, until the
-// test ends.
+// serveDNS answers for acmeHost and acmeAway over TCP, as Pebble asks, until the test
+// ends.
 func serveDNS(t *testing.T) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -139,7 +139,7 @@ func serveDNS(t *testing.T) string {
 			work.Go(func() {
 				defer conn.Close()
 				_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
-				_ = answerDNS(conn) // who asked sees that there is no answer
+				_ = answerDNS(conn) // after an error, the client gets no answer
 			})
 		}
 	})
@@ -180,7 +180,7 @@ func answerDNS(conn net.Conn) error {
 	return err
 }
 
-// freeAddress is an address of loopback that is free now.
+// freeAddress returns a loopback address with a free port.
 func freeAddress(t *testing.T) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -249,9 +249,9 @@ func handshake(t *testing.T, address string, config *tls.Config) (*tls.Connectio
 	return &state, nil
 }
 
-// A real run of TLS-ALPN-01: a client that knows nothing of mayfly's CA trusts
-// the listener, for its name and no other; a job pins mayfly's root as always;
-// and a restart uses the certificate that it has.
+// TestACME is a real run of TLS-ALPN-01. A client that does not know mayfly's CA
+// trusts the listener, for its name only. A job pins mayfly's root as always. A
+// restart uses the existing certificate.
 func TestACME(t *testing.T) {
 	t.Parallel()
 	address := freeAddress(t)
@@ -283,7 +283,7 @@ func TestACME(t *testing.T) {
 	for _, name := range []string{"other.example.com", "example.com", "sub." + acmeHost, ""} {
 		config := &tls.Config{RootCAs: p.roots, ServerName: name}
 		if name == "" {
-			config.InsecureSkipVerify = true // sends no name: the server has to refuse it
+			config.InsecureSkipVerify = true // sends no name: the server must refuse it
 		}
 		if _, err := handshake(t, address, config); err == nil {
 			t.Errorf("a handshake for %q is answered", name)
@@ -323,8 +323,8 @@ type tokenSource string
 func (s tokenSource) Token(context.Context, string) (string, error) { return string(s), nil }
 func (s tokenSource) String() string                                { return "a test" }
 
-// acmeJob: the trust anchor pins mayfly's root, whatever CA the listener's
-// certificate is of.
+// acmeJob checks that the trust anchor pins mayfly's root, with any CA for the
+// listener's certificate.
 func acmeJob(t *testing.T, p *pebble, i *issuertest.Issuer, address string) {
 	dial := func(ctx context.Context, network, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, network, address)
@@ -351,8 +351,8 @@ func acmeJob(t *testing.T, p *pebble, i *issuertest.Issuer, address string) {
 	}
 }
 
-// An ACME server that cannot reach the listener: the log says so with what to
-// do, no handshake is answered, and the issuer still stops at once.
+// TestACMEUnreachable checks an ACME server that cannot reach the listener. The log
+// says so with a hint, handshakes fail, and the issuer still stops at once.
 func TestACMEUnreachable(t *testing.T) {
 	t.Parallel()
 	p := startPebble(t, 1)

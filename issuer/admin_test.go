@@ -11,8 +11,7 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer/issuertest"
 )
 
-// ATTACKS 48 and 58: who may call what. Every admin call, with every kind of
-// token.
+// TestRoles is ATTACKS 48 and 58: every admin call with every kind of token.
 func TestRoles(t *testing.T) {
 	t.Parallel()
 	i := issuertest.Start(t, issuertest.Options{})
@@ -24,7 +23,7 @@ func TestRoles(t *testing.T) {
 	calls := []struct {
 		method, path string
 		in           any
-		admin        bool // wants role admin
+		admin        bool // requires role admin
 		good         string
 	}{
 		{"GET", wire.PathCertificates, nil, false, ""},
@@ -75,7 +74,7 @@ func TestRoles(t *testing.T) {
 	}
 }
 
-// Who a token is of, and until when it is taken.
+// TestWhoami checks the person and the end of a token.
 func TestWhoami(t *testing.T) {
 	t.Parallel()
 	i := issuertest.Start(t, issuertest.Options{})
@@ -116,8 +115,8 @@ func TestForbiddenIsAnEvent(t *testing.T) {
 	}
 }
 
-// The record calls nobody by an address that the provider has not verified: a
-// person whom the rule knows by sub could name another.
+// TestRecordedName checks that events name no person by an unverified address. A
+// person whom the rule identifies by sub could otherwise name another.
 func TestRecordedName(t *testing.T) {
 	t.Parallel()
 	i := issuertest.Start(t, issuertest.Options{Policy: func(text string) string {
@@ -135,7 +134,7 @@ func TestRecordedName(t *testing.T) {
 	}
 }
 
-// A machine's token as a person's and the reverse, at the calls of the other.
+// TestTokenOfAnotherKind sends a machine's token to a person's call and the reverse.
 func TestTokenOfAnotherKind(t *testing.T) {
 	t.Parallel()
 	i := issuertest.Start(t, issuertest.Options{})
@@ -187,8 +186,8 @@ func TestExplain(t *testing.T) {
 	}
 }
 
-// ATTACKS 48: a job's certificate opens no call. Nobody is asked for one here,
-// and who shows it all the same is nobody.
+// TestCertificateIsNoToken is ATTACKS 48: a job's certificate authorizes no call. The
+// issuer requests no client certificate.
 func TestCertificateIsNoToken(t *testing.T) {
 	t.Parallel()
 	i := issuertest.Start(t, issuertest.Options{})

@@ -12,10 +12,10 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer/issuertest"
 )
 
-// BenchmarkIssue measures POST /v1/certificates from the request's first byte in
-// memory to the answer's last: verification, decision, a durable record in
-// SQLite, signature and encoding, by 64 callers at once. HTTP's own transport
-// and TLS are left out. Tokens are fresh; their minting is not timed.
+// BenchmarkIssue measures POST /v1/certificates from the request in memory to the
+// response's last byte: verification, decision, a durable record in SQLite, signature
+// and encoding, with 64 concurrent callers. It leaves out HTTP transport and TLS.
+// Tokens are fresh; their minting is not timed.
 func BenchmarkIssue(b *testing.B) {
 	i := issuertest.Start(b, issuertest.Options{Config: func(c *issuer.Config) { c.Rate = issuer.RateConfig{} }})
 	_, csr := issuertest.Key(b)

@@ -84,7 +84,7 @@ func TestConfigRefusals(t *testing.T) {
 	}
 }
 
-// The allowed twins of what the table above refuses.
+// TestConfigAllowed holds the allowed twins of the refusals above.
 func TestConfigAllowed(t *testing.T) {
 	t.Parallel()
 	for name, text := range map[string]string{
@@ -105,7 +105,7 @@ func TestConfigAllowed(t *testing.T) {
 	}
 }
 
-// TestConfigZero: a zero that is written is zero, and not the default.
+// TestConfigZero checks that an explicit zero is zero, and not the default.
 func TestConfigZero(t *testing.T) {
 	t.Parallel()
 	c, err := ParseConfig([]byte(goodConfig+"rate: {per_ip: 0, per_identity: 0}\n"), "/etc")
@@ -118,7 +118,8 @@ func TestConfigZero(t *testing.T) {
 	}
 }
 
-// The folder of mode acme lies with the data, where the issuer may write.
+// TestACMEFolder checks that the default folder of mode acme is next to the data,
+// where the issuer may write.
 func TestACMEFolder(t *testing.T) {
 	t.Parallel()
 	for want, c := range map[string]Config{

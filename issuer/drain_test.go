@@ -10,8 +10,9 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer/issuertest"
 )
 
-// A stop on HTTP/2: its one connection is told (GOAWAY) which requests were
-// taken, and those are answered; the client may send the others elsewhere.
+// TestGracefulStopHTTP2 checks a shutdown on HTTP/2. GOAWAY tells the client which
+// requests were accepted, and those are answered. The client may send the others
+// elsewhere.
 func TestGracefulStopHTTP2(t *testing.T) {
 	t.Parallel()
 	i := issuertest.Start(t, issuertest.Options{})

@@ -13,7 +13,7 @@ import (
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
-// What is put together by hand is what encoding/json would have written.
+// TestWriteIssued checks that the response equals the output of encoding/json.
 func TestWriteIssued(t *testing.T) {
 	t.Parallel()
 	for _, size := range []int{1, 47, 48, 49, 96, 700} {

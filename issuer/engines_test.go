@@ -39,8 +39,9 @@ func engines(t *testing.T, i *issuertest.Issuer) []wire.EngineStatus {
 	return list.Items
 }
 
-// A status is stored for the engine and the machine of the token's rule, shown to
-// viewers, and an engine's version reaches the jobs that it is granted to.
+// TestEngines checks that a status is stored for the engine and the machine of the
+// token's rule and shown to viewers. An engine's version reaches the jobs that are
+// granted the engine.
 func TestEngines(t *testing.T) {
 	t.Parallel()
 	i := issuertest.Start(t, issuertest.Options{Policy: twoEngines})
@@ -97,7 +98,7 @@ func TestEngines(t *testing.T) {
 		t.Errorf("engines of a certificate (-want +got):\n%s", diff)
 	}
 
-	// The machine of another app reports for its own engine alone.
+	// The machine of another app reports only for its own engine.
 	stopped.EngineVersion = "buildkit:v0.34.2"
 	report(map[string]any{"app_id": "33", "machine_id": "m1"}, &stopped)
 	if got := engines(t, i); len(got[0].Machines) != 2 || len(got[1].Machines) != 1 || got[1].State != wire.EngineAsleep {
@@ -105,8 +106,8 @@ func TestEngines(t *testing.T) {
 	}
 }
 
-// What a status may not say is refused, and the reports in the same request are
-// stored. What is at its bounds is taken.
+// TestStatusIsChecked checks that an invalid status is refused while the reports in
+// the same request are stored. A status at the bounds is accepted.
 func TestStatusIsChecked(t *testing.T) {
 	t.Parallel()
 	i := issuertest.Start(t, issuertest.Options{})
@@ -128,7 +129,7 @@ func TestStatusIsChecked(t *testing.T) {
 	now := time.Now()
 	for name, c := range map[string]struct {
 		change func(*wire.SidecarStatus)
-		refuse string // its beginning
+		refuse string // the start of the refusal
 	}{
 		"good":                   {func(*wire.SidecarStatus) {}, ""},
 		"paused":                 {func(s *wire.SidecarStatus) { s.State = wire.SidecarPaused }, ""},

@@ -16,8 +16,9 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer/issuertest"
 )
 
-// A header of 32 KiB is read, and one byte more is refused: by us, with a
-// problem, as far as the server reads, and by the server beyond that.
+// TestHeaderLimitIsExact checks that a header of 32 KiB is accepted, and one byte more
+// is refused: by mayfly with a problem, as far as http.Server reads, and by
+// http.Server beyond that.
 func TestHeaderLimitIsExact(t *testing.T) {
 	t.Parallel()
 	i := issuertest.Start(t, issuertest.Options{})
@@ -49,7 +50,7 @@ func TestHeaderLimitIsExact(t *testing.T) {
 			}
 			head := fmt.Sprintf("GET %s HTTP/1.1\r\nHost: %s\r\nX-Pad: \r\n", wire.PathInfo, u.Host)
 			head = strings.Replace(head, "X-Pad: ", "X-Pad: "+strings.Repeat("a", tc.bytes-len(head)), 1) + "\r\n"
-			// The server may answer before it has read all.
+			// The server may answer before it has read the whole request.
 			go func() { _, _ = io.WriteString(conn, head) }()
 			resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
 			if err != nil {

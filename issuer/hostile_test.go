@@ -15,7 +15,7 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer/issuertest"
 )
 
-// send posts a body as it stands and returns the status and the problem's name.
+// send posts a body unchanged and returns the status and the problem's name.
 func send(t *testing.T, i *issuertest.Issuer, path, token, body string) (int, string) {
 	t.Helper()
 	req, err := http.NewRequest("POST", i.URL+path, strings.NewReader(body))
@@ -33,12 +33,12 @@ func send(t *testing.T, i *issuertest.Issuer, path, token, body string) (int, st
 		t.Fatal(err)
 	}
 	var p wire.Problem
-	_ = json.Unmarshal(data, &p) // a good answer is none
+	_ = json.Unmarshal(data, &p) // a successful response is no problem
 	return resp.StatusCode, p.Name()
 }
 
-// What two readers of one request could read differently is refused: names
-// twice, names in another case, what is nested without end.
+// TestStrictBodies checks that requests with two possible readings are refused:
+// repeated names, names in another case, and endless nesting.
 func TestStrictBodies(t *testing.T) {
 	t.Parallel()
 	i := issuertest.Start(t, issuertest.Options{})
@@ -68,7 +68,7 @@ func TestStrictBodies(t *testing.T) {
 	if _, _, der := fetch(t, i, wire.PathCRL); len(revoked(t, der)) != 0 {
 		t.Error("one of them revoked")
 	}
-	// Claims are somebody else's JSON: capitals are theirs to use.
+	// Claims are not the issuer's own JSON and may have upper-case names.
 	if status, problem := send(t, i, wire.PathPolicyExplain, i.ViewerToken(), `{"provider":"github","claims":{"Capital":{"a":1}}}`); status != 200 {
 		t.Errorf("claims with a capital: %d %s", status, problem)
 	}
@@ -77,8 +77,8 @@ func TestStrictBodies(t *testing.T) {
 	}
 }
 
-// A stranger's words are repeated to nobody at length: not in the log, which
-// would fill a disk, and not in the answer.
+// TestStrangersAreQuotedShortly checks that untrusted text is cut in the log, where it
+// could fill a disk, and in the response.
 func TestStrangersAreQuotedShortly(t *testing.T) {
 	t.Parallel()
 	log := &buffer{}
@@ -126,8 +126,8 @@ func TestStrangersAreQuotedShortly(t *testing.T) {
 	}
 }
 
-// Filters and match values are values: quotes, wildcards and operators of SQL
-// find what holds them, and nothing else.
+// TestFiltersAreValues checks that filters and match values are only values. Quotes,
+// wildcards and SQL operators find just the records that contain them.
 func TestFiltersAreValues(t *testing.T) {
 	t.Parallel()
 	i := issuertest.Start(t, issuertest.Options{})
@@ -174,8 +174,8 @@ func TestFiltersAreValues(t *testing.T) {
 	}
 }
 
-// A cursor is the issuer's own: altered, or for another list or filter, it is
-// refused, and it carries nobody past the filter that it came with.
+// TestCursorsAreSealed checks that a cursor is refused if it is altered, or used for
+// another list or filter. A cursor never shows items outside its filter.
 func TestCursorsAreSealed(t *testing.T) {
 	t.Parallel()
 	i := issuertest.Start(t, issuertest.Options{})
@@ -214,10 +214,10 @@ func TestCursorsAreSealed(t *testing.T) {
 	}
 }
 
-// What step-ca gets wrong (a token is used up, and written down, before its
-// signature is looked at; the same token in another spelling is a new one): a
-// token that does not verify leaves nothing behind, whoever it claims to be of,
-// and one that does is spent however it is spelled.
+// TestForgedTokensLeaveNothing checks two faults of step-ca: it uses up and records a
+// token before it checks the signature, and the same token in another spelling counts
+// as new. Here, a token that does not verify leaves no record, and a valid token is
+// used up in any spelling.
 func TestForgedTokensLeaveNothing(t *testing.T) {
 	t.Parallel()
 	i := issuertest.Start(t, issuertest.Options{})
@@ -244,7 +244,7 @@ func TestForgedTokensLeaveNothing(t *testing.T) {
 	const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 	last := strings.IndexByte(alphabet, good[len(good)-1])
 	for name, token := range map[string]string{
-		"padding bits":    good[:len(good)-1] + alphabet[last^1:][:1], // of the last byte of 256, six bits are none
+		"padding bits":    good[:len(good)-1] + alphabet[last^1:][:1], // sets a spare bit of the last character
 		"padding":         good + "=",
 		"two paddings":    good + "==",
 		"standard base64": parts[0] + "." + parts[1] + "." + strings.NewReplacer("-", "+", "_", "/").Replace(parts[2]) + "+",
@@ -262,8 +262,8 @@ func TestForgedTokensLeaveNothing(t *testing.T) {
 	}
 }
 
-// Claims are data: what would be syntax in a template, or a name in a
-// certificate, makes neither a CA nor another name (step-ca's unquoted claims).
+// TestClaimsAreNoTemplate checks that claims are only data. Template syntax or a name
+// in a claim makes neither a CA nor another name (step-ca's unquoted claims).
 func TestClaimsAreNoTemplate(t *testing.T) {
 	t.Parallel()
 	i := issuertest.Start(t, issuertest.Options{})
@@ -279,7 +279,7 @@ func TestClaimsAreNoTemplate(t *testing.T) {
 	}
 }
 
-// Durations and times at the ends of what they can hold.
+// TestHugeNumbers sends durations and times at the ends of their range.
 func TestHugeNumbers(t *testing.T) {
 	t.Parallel()
 	i := issuertest.Start(t, issuertest.Options{})

@@ -23,7 +23,7 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer/issuertest"
 )
 
-// problem returns the problem that err is, and fails the test for any other.
+// problem returns err as a problem, and fails the test for any other error.
 func problem(t *testing.T, err error) *wire.Problem {
 	t.Helper()
 	var p *wire.Problem
@@ -58,7 +58,7 @@ func leafOf(t *testing.T, chain string) *x509.Certificate {
 	return leaf
 }
 
-// events lists the events of one type, newest first.
+// events returns the events of one type, newest first.
 func events(t *testing.T, i *issuertest.Issuer, kind string) []wire.Event {
 	t.Helper()
 	var list wire.List[wire.Event]
@@ -101,7 +101,8 @@ func TestIssue(t *testing.T) {
 	}
 }
 
-// Each refusal of POST /v1/certificates; TestIssue is the allowed twin of all.
+// TestIssueRefusals covers each refusal of POST /v1/certificates. TestIssue is the
+// allowed twin of all.
 func TestIssueRefusals(t *testing.T) {
 	t.Parallel()
 	i := issuertest.Start(t, issuertest.Options{})
@@ -199,8 +200,8 @@ func TestRequestedEngine(t *testing.T) {
 	}
 }
 
-// A request that names no engine gets all of the rule's, unless it says that it
-// wants one: then nothing is recorded, and the token is still good.
+// TestOneEngine checks that a request without an engine gets all engines of the rule.
+// If it requires one, nothing is recorded and the token still works.
 func TestOneEngine(t *testing.T) {
 	t.Parallel()
 	i := issuertest.Start(t, issuertest.Options{Policy: func(text string) string {
@@ -292,8 +293,8 @@ func TestRequestForm(t *testing.T) {
 	}
 }
 
-// HEAD is answered as GET is, without the body, and a method that a path does
-// not have is told which it has (RFC 9110 sections 9.3.2 and 15.5.6).
+// TestMethods checks that HEAD is answered as GET, without the body, and that a wrong
+// method gets the list of allowed ones (RFC 9110 sections 9.3.2 and 15.5.6).
 func TestMethods(t *testing.T) {
 	t.Parallel()
 	i := issuertest.Start(t, issuertest.Options{})
@@ -332,7 +333,8 @@ func TestMethods(t *testing.T) {
 	}
 }
 
-// The header's bound holds over HTTP/2 too. TestHeaderLimitIsExact has the edge.
+// TestHeaderLimit checks the header's bound over HTTP/2. TestHeaderLimitIsExact checks
+// the exact bound.
 func TestHeaderLimit(t *testing.T) {
 	t.Parallel()
 	i := issuertest.Start(t, issuertest.Options{})
@@ -347,7 +349,7 @@ func TestHeaderLimit(t *testing.T) {
 			if want == 200 {
 				t.Error(err)
 			}
-			continue // HTTP/2 resets in place of an answer
+			continue // HTTP/2 resets the stream instead of answering
 		}
 		resp.Body.Close()
 		if resp.StatusCode != want {
@@ -356,8 +358,8 @@ func TestHeaderLimit(t *testing.T) {
 	}
 }
 
-// ATTACKS 22 and 23: a token again with another key is refused and an event;
-// with the same key it returns the same certificate.
+// TestReplay is ATTACKS 22 and 23: a used token with another key is refused and
+// recorded; with the same key it returns the same certificate.
 func TestReplay(t *testing.T) {
 	t.Parallel()
 	i := issuertest.Start(t, issuertest.Options{})
@@ -382,7 +384,7 @@ func TestReplay(t *testing.T) {
 	}
 }
 
-// tbsOf returns what was signed of an issued certificate.
+// tbsOf returns the signed part of an issued certificate.
 func tbsOf(t *testing.T, r *wire.IssueResponse) []byte {
 	t.Helper()
 	block, _ := pem.Decode([]byte(r.Certificate))
@@ -396,7 +398,8 @@ func tbsOf(t *testing.T, r *wire.IssueResponse) []byte {
 	return cert.RawTBSCertificate
 }
 
-// ATTACKS 24 over one store: two issuers, one token, two keys at once.
+// TestReplayAtTwoIssuers is ATTACKS 24 over one store: two issuers, one token, two
+// keys at once.
 func TestReplayAtTwoIssuers(t *testing.T) {
 	t.Parallel()
 	a := issuertest.Start(t, issuertest.Options{})
@@ -426,8 +429,8 @@ func TestReplayAtTwoIssuers(t *testing.T) {
 	}
 }
 
-// A matrix of 256 jobs of one repository passes the default limits, from one
-// address and as one identity; a flood does not.
+// TestRateLimits checks that a matrix of 256 jobs of one repository is within the
+// default limits, from one address and as one identity. A flood is not.
 func TestRateLimits(t *testing.T) {
 	t.Parallel()
 	i := issuertest.Start(t, issuertest.Options{})

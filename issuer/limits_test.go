@@ -15,8 +15,8 @@ import (
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
-// A connection that dawdles, in its handshake, its header, its body or its
-// answer, has an end: every time-out of the servers is set.
+// TestServerTimeouts checks that every timeout of the servers is set, against slow
+// handshakes, headers, bodies and responses.
 func TestServerTimeouts(t *testing.T) {
 	t.Parallel()
 	svc := &Service{logger: slog.New(slog.DiscardHandler)}
@@ -34,8 +34,8 @@ func TestServerTimeouts(t *testing.T) {
 	}
 }
 
-// Strangers can hold only so many requests, from one address and in all; who
-// comes too late is answered at once, and who leaves makes room.
+// TestWaitersAreBounded checks the number of waiting requests, per address and in all.
+// One over the bound is answered at once, and one that leaves makes room.
 func TestWaitersAreBounded(t *testing.T) {
 	t.Parallel()
 	w := waiters{byAddress: map[string]int{}}
@@ -67,7 +67,7 @@ func TestWaitersAreBounded(t *testing.T) {
 	}
 }
 
-// The readiness of a second serves all who ask, and no longer.
+// TestReadinessIsShared checks that one result answers all requests for a second.
 func TestReadinessIsShared(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -77,7 +77,7 @@ func TestReadinessIsShared(t *testing.T) {
 		gone, cancel := context.WithCancel(t.Context())
 		cancel()
 		for range 100 {
-			if err := c.ask(gone, ready); err != nil { // who asks first may have gone
+			if err := c.ask(gone, ready); err != nil { // the first client may have disconnected
 				t.Fatal(err)
 			}
 		}
@@ -92,7 +92,7 @@ func TestReadinessIsShared(t *testing.T) {
 	})
 }
 
-// An address in a report is an address: a zone could hold anything.
+// TestIsAddress checks addresses in reports: a zone could hold any text.
 func TestIsAddress(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]bool{
@@ -105,7 +105,7 @@ func TestIsAddress(t *testing.T) {
 	}
 }
 
-// prunedStore notes what it is asked to prune.
+// prunedStore records the calls of Prune.
 type prunedStore struct {
 	store.Store
 	before []time.Time
@@ -116,8 +116,8 @@ func (p *prunedStore) Prune(_ context.Context, before time.Time) (int64, error) 
 	return 0, nil
 }
 
-// What is past its retention goes soon after the start, since a machine may be
-// stopped before its first hour is over, and hourly from then on.
+// TestPrune checks that pruning runs soon after the start, since a machine may be
+// stopped within its first hour, and then hourly.
 func TestPrune(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

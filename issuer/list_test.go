@@ -153,7 +153,7 @@ func TestCertificateDetail(t *testing.T) {
 	}
 }
 
-// ATTACKS 68 at the API: an engine reports its own sessions only.
+// TestSessions is ATTACKS 68 at the API: an engine reports only its own sessions.
 func TestSessions(t *testing.T) {
 	t.Parallel()
 	i := issuertest.Start(t, issuertest.Options{})

@@ -36,7 +36,7 @@ func writePair(t *testing.T, cert, key string, serial int64) {
 	}
 }
 
-// tls.mode files: a changed pair is served, a broken one is not.
+// TestFileKeeper checks tls.mode files: a changed pair is served, a broken one is not.
 func TestFileKeeper(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -71,7 +71,7 @@ func TestFileKeeper(t *testing.T) {
 	}
 }
 
-// run_as hands over the store's own files and nothing else that lies there.
+// TestHandOver checks that run_as changes the owner of only the store's own files.
 func TestHandOver(t *testing.T) {
 	t.Parallel()
 	if os.Geteuid() != 0 {

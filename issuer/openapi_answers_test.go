@@ -39,8 +39,8 @@ type schema struct {
 	Items      *schema           `json:"items"`
 }
 
-// describes holds one value of an answer against a schema: no member that is
-// not described, none missing that is required.
+// describes compares a value of a response with a schema: all its members must be
+// described, and all required ones present.
 func (d described) describes(t *testing.T, where string, s schema, v any) {
 	t.Helper()
 	if name, ok := strings.CutPrefix(s.Ref, "#/components/schemas/"); ok {
@@ -49,7 +49,7 @@ func (d described) describes(t *testing.T, where string, s schema, v any) {
 	switch v := v.(type) {
 	case map[string]any:
 		if len(s.Properties) == 0 {
-			return // claims, detail: anybody's
+			return // claims, detail: any members
 		}
 		for _, name := range s.Required {
 			if _, ok := v[name]; !ok {
@@ -74,7 +74,8 @@ func (d described) describes(t *testing.T, where string, s schema, v any) {
 	}
 }
 
-// What a running issuer answers, good and bad, is what /openapi.json says.
+// TestAnswersAreDescribed checks that the responses of a running issuer, good and bad,
+// match /openapi.json.
 func TestAnswersAreDescribed(t *testing.T) {
 	t.Parallel()
 	i := issuertest.Start(t, issuertest.Options{})

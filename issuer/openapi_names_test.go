@@ -11,8 +11,8 @@ import (
 	"github.com/mayfly-ca/mayfly/client/wire"
 )
 
-// The parameters that a list describes are those that its handler knows, and
-// those of DESIGN section 4.
+// TestOpenAPIFilters checks that the parameters in a list's description are those of
+// its handler and of DESIGN section 4.
 func TestOpenAPIFilters(t *testing.T) {
 	t.Parallel()
 	doc := document(t)
@@ -48,7 +48,8 @@ func TestOpenAPIFilters(t *testing.T) {
 	}
 }
 
-// Every problem type is described, under its own status and no other.
+// TestOpenAPIProblems checks that every problem type is described, only under its own
+// status.
 func TestOpenAPIProblems(t *testing.T) {
 	t.Parallel()
 	doc := document(t)

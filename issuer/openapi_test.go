@@ -46,7 +46,8 @@ func document(t *testing.T) openAPIDoc {
 	return doc
 }
 
-// Every route is described, and every description is a route.
+// TestOpenAPIRoutes checks that every route is described, and every description is a
+// route.
 func TestOpenAPIRoutes(t *testing.T) {
 	t.Parallel()
 	var described, routed []string
@@ -92,7 +93,8 @@ func TestOpenAPIRoutes(t *testing.T) {
 	}
 }
 
-// The schemas name exactly the members of the wire's types.
+// TestOpenAPISchemas checks that the schemas have exactly the members of the wire's
+// types.
 func TestOpenAPISchemas(t *testing.T) {
 	t.Parallel()
 	doc := document(t)
@@ -141,7 +143,7 @@ func members(t reflect.Type) []string {
 	return out
 }
 
-// Every reference leads somewhere.
+// TestOpenAPIReferences checks that every reference resolves.
 func TestOpenAPIReferences(t *testing.T) {
 	t.Parallel()
 	doc := document(t)

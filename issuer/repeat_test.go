@@ -10,8 +10,9 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer/issuertest"
 )
 
-// A token and key again give the certificate again, signed again over the same
-// bytes, only while policy and blocks would admit them today.
+// TestRepeatAsksAgain repeats a request with the same token and key. It gets the same
+// certificate, signed again over the same bytes, only while policy and blocks admit
+// it.
 func TestRepeatAsksAgain(t *testing.T) {
 	t.Parallel()
 	i := issuertest.Start(t, issuertest.Options{})
@@ -51,7 +52,7 @@ func TestRepeatAsksAgain(t *testing.T) {
 	wantProblem(t, err, wire.ProblemDenied)
 	rule(strings.ReplaceAll(string(rules), "name: app-main", "name: app-other"), "app-other")
 	_, err = i.IssueCSR(token, csr)
-	wantProblem(t, err, wire.ProblemReplay) // the rule's name is in the certificate
+	wantProblem(t, err, wire.ProblemReplay) // the certificate has the rule's name
 	rule(string(rules), "app-main")
 	same("when the rules admit it again")
 
@@ -67,7 +68,7 @@ func TestRepeatAsksAgain(t *testing.T) {
 		}
 	}
 	_, err = i.IssueCSR(token, csr)
-	wantProblem(t, err, wire.ProblemReplay) // what is revoked is not signed again
+	wantProblem(t, err, wire.ProblemReplay) // a revoked certificate is not signed again
 	if _, err := i.Issue(i.GitHubToken(map[string]any{"run_id": "1"})); err != nil {
 		t.Errorf("a fresh token of the same run, unblocked: %v", err)
 	}

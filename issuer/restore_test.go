@@ -13,8 +13,9 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer/issuertest"
 )
 
-// ATTACKS 51: backup, revoke, restore. What was revoked stays out by the floor, a
-// token of before it buys nothing, the CRL number goes on, and new tokens work.
+// TestRestoreRaisesTheFloor is ATTACKS 51: backup, revoke, restore. The floor keeps
+// revoked certificates out and refuses earlier tokens. The CRL number continues, and
+// new tokens work.
 func TestRestoreRaisesTheFloor(t *testing.T) {
 	t.Parallel()
 	i := issuertest.Start(t, issuertest.Options{})

@@ -55,8 +55,9 @@ func revoked(t *testing.T, der []byte) []string {
 	return out
 }
 
-// Revoke by serial: in the CRL when the call returns, listed as revoked, its run
-// blocked (ATTACKS 53), another run not, and the block can be ended.
+// TestRevokeSerial revokes by serial. When the call returns, the serial is in the CRL
+// and listed as revoked, and its run is blocked (ATTACKS 53), but not another run. The
+// block can be ended.
 func TestRevokeSerial(t *testing.T) {
 	t.Parallel()
 	i := issuertest.Start(t, issuertest.Options{})
@@ -74,7 +75,7 @@ func TestRevokeSerial(t *testing.T) {
 		t.Fatal(err)
 	}
 	slices.Sort(res.Revoked)
-	want := []string{first.Serial, second.Serial} // a job can hold several
+	want := []string{first.Serial, second.Serial} // a job can have several
 	slices.Sort(want)
 	if !slices.Equal(res.Revoked, want) || len(res.BlockIDs) != 1 {
 		t.Fatalf("revoked %v, blocks %v", res.Revoked, res.BlockIDs)
@@ -146,7 +147,7 @@ func TestRevokeForms(t *testing.T) {
 			wantProblem(t, err, wire.ProblemBadRequest)
 		})
 	}
-	// A script's variable that is not set must not widen what it revokes.
+	// An unset variable in a script must not widen the revocation.
 	empty := json.RawMessage(`{"match":{"repository_id":"` + issuertest.RepositoryID + `","run_id":""}}`)
 	wantProblem(t, i.Call("POST", wire.PathRevocations, i.AdminToken(), empty, nil), wire.ProblemBadRequest)
 	dry, err := i.Revoke(wire.RevokeRequest{Match: &wire.Match{RepositoryID: issuertest.RepositoryID, Since: &past}, DryRun: true})
@@ -165,8 +166,8 @@ func TestRevokeForms(t *testing.T) {
 	}
 }
 
-// All: the floor. Earlier tokens buy nothing, admins stay logged in, and after
-// the floor things go on.
+// TestRevokeAll raises the floor. Earlier tokens are refused, admins stay logged in,
+// and later tokens work.
 func TestRevokeAll(t *testing.T) {
 	t.Parallel()
 	i := issuertest.Start(t, issuertest.Options{})
@@ -244,7 +245,8 @@ func TestCRLEndpoints(t *testing.T) {
 	}
 }
 
-// A held wait returns with the revocation, at this issuer and at its replica.
+// TestWaitHearsRevocation checks that a waiting request returns on a revocation, at
+// this issuer and at its replica.
 func TestWaitHearsRevocation(t *testing.T) {
 	t.Parallel()
 	a := issuertest.Start(t, issuertest.Options{})
@@ -303,7 +305,7 @@ func TestWaitHearsRevocation(t *testing.T) {
 	}
 }
 
-// crlOfNumber waits until the issuer publishes at least number.
+// crlOfNumber waits until the issuer publishes a CRL of at least number.
 func crlOfNumber(t *testing.T, i *issuertest.Issuer, number int64) []byte {
 	t.Helper()
 	for {
@@ -321,7 +323,8 @@ func crlOfNumber(t *testing.T, i *issuertest.Issuer, number int64) []byte {
 	}
 }
 
-// ATTACKS 55: two issuers revoking at once; the newest CRL holds both.
+// TestRevokeAtTwoIssuers is ATTACKS 55: two issuers revoke at once, and the newest CRL
+// holds both.
 func TestRevokeAtTwoIssuers(t *testing.T) {
 	t.Parallel()
 	a := issuertest.Start(t, issuertest.Options{})

@@ -26,7 +26,7 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer/issuertest"
 )
 
-// eventually waits until f is true, asking it again every 20 ms.
+// eventually waits until f returns true. It calls f every 20 ms.
 func eventually(t *testing.T, what string, f func() bool) {
 	t.Helper()
 	tick := time.NewTicker(20 * time.Millisecond)
@@ -76,7 +76,7 @@ func TestPolicyReload(t *testing.T) {
 	_, err = i.Issue(i.GitHubToken(other))
 	wantProblem(t, err, wire.ProblemDenied)
 
-	// A bad file, and one of another trust domain, keep the old rules and say so.
+	// A bad file, and one of another trust domain, keep the old rules and log it.
 	for n, bad := range []string{"version: 2\n", strings.ReplaceAll(string(text), "trust_domain: ci.", "trust_domain: evil."), ""} {
 		write(bad)
 		i.Reload()
@@ -94,7 +94,7 @@ func TestPolicyReload(t *testing.T) {
 		t.Errorf("bad files are events of loading: %+v", evs)
 	}
 
-	// A good one is in force, by the watch on the file alone.
+	// Polling alone loads a good file.
 	write(strings.ReplaceAll(string(text), "refs/heads/main", "refs/heads/dev"))
 	eventually(t, "the new rules", func() bool {
 		_, err := i.Issue(i.GitHubToken(other))
@@ -108,12 +108,12 @@ func TestPolicyReload(t *testing.T) {
 	}
 }
 
-// A stop answers what was accepted: requests under way, new connections in the
-// listener's queue, and held waits at once.
+// TestGracefulStop checks that a shutdown answers what was accepted: running requests,
+// new connections in the listener's queue, and waiting requests at once.
 func TestGracefulStop(t *testing.T) {
 	t.Parallel()
 	i := issuertest.Start(t, issuertest.Options{})
-	// One client for each, without keep-alive: every request is a connection.
+	// One client for all, without keep-alive: every request is a connection.
 	roots := i.Client().Transport.(*http.Transport).TLSClientConfig.RootCAs
 	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}, DisableKeepAlives: true}, Timeout: time.Minute}
 	_, header, _ := fetch(t, i, wire.PathCRL)
@@ -149,8 +149,8 @@ func TestGracefulStop(t *testing.T) {
 				req.Header.Set("Authorization", "Bearer "+token)
 				resp, err := client.Do(req)
 				if err != nil {
-					// After the end: the kernel did not connect it, so it was
-					// never accepted.
+					// After the end: the kernel did not connect it, so it was never
+					// accepted.
 					if op := (*net.OpError)(nil); !errors.As(err, &op) || op.Op != "dial" {
 						t.Errorf("lost: %v", err)
 					}
@@ -199,8 +199,8 @@ func metrics(t *testing.T, i *issuertest.Issuer) string {
 	return string(body)
 }
 
-// checkRoutes: pages are told apart by their patterns, and whatever else a
-// stranger asks for shares one label.
+// checkRoutes checks that pages have their patterns as labels, and that all other
+// paths share one label.
 func checkRoutes(t *testing.T, i *issuertest.Issuer) {
 	t.Helper()
 	for _, path := range []string{
@@ -261,7 +261,7 @@ func TestMetrics(t *testing.T) {
 		}
 	}
 	checkRoutes(t, i)
-	// Prometheus' own conventions on names, units and help.
+	// promlint checks Prometheus' conventions on names, units and help.
 	faults, err := promlint.New(strings.NewReader(text)).Lint()
 	if err != nil {
 		t.Fatal(err)
@@ -274,8 +274,9 @@ func TestMetrics(t *testing.T) {
 	}
 }
 
-// A claim chosen by a stranger cannot move the cursor, begin a line or turn the
-// direction of text: in the log, in a problem, in an event's way to a terminal.
+// TestHostileClaims checks that an untrusted claim cannot move the cursor, begin a
+// line or change the direction of text: in the log, in a problem, or in an event for a
+// terminal.
 func TestHostileClaims(t *testing.T) {
 	t.Parallel()
 	log := &buffer{}
@@ -310,7 +311,8 @@ func TestHostileClaims(t *testing.T) {
 	}
 }
 
-// ATTACKS 52: serve never makes a store, and never takes another CA's.
+// TestStoreIsNeverMade is ATTACKS 52: serve never creates a store, and never uses
+// another CA's.
 func TestStoreIsNeverMade(t *testing.T) {
 	i := issuertest.Start(t, issuertest.Options{})
 	other := issuertest.Start(t, issuertest.Options{})
@@ -386,7 +388,8 @@ func TestReadiness(t *testing.T) {
 	}
 }
 
-// tls.mode off is plain HTTP on loopback; the others speak TLS 1.3 alone.
+// TestTLSModes checks that tls.mode off is plain HTTP on loopback, and that the others
+// accept only TLS 1.3.
 func TestTLSModes(t *testing.T) {
 	t.Parallel()
 	plain := issuertest.Start(t, issuertest.Options{Config: func(c *issuer.Config) { c.TLS.Mode = issuer.TLSOff }})
@@ -409,7 +412,8 @@ func TestTLSModes(t *testing.T) {
 	}
 }
 
-// What step ca bootstrap, health and roots and step crl inspect ask for.
+// TestStepEndpoints checks the requests of step ca bootstrap, health and roots and of
+// step crl inspect.
 func TestStepEndpoints(t *testing.T) {
 	t.Parallel()
 	i := issuertest.Start(t, issuertest.Options{})

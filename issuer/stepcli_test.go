@@ -13,8 +13,8 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer/issuertest"
 )
 
-// stepCLI finds smallstep's own client, pinned in a module of its own and built
-// on first use.
+// stepCLI returns the path of smallstep's own client, pinned in a separate module and
+// built on first use.
 func stepCLI(t *testing.T) string {
 	t.Helper()
 	cmd := exec.Command("go", "-C", "issuertest/step", "tool", "-n", "step")
@@ -32,8 +32,8 @@ func stepCLI(t *testing.T) string {
 	return ""
 }
 
-// The real step: it bootstraps by the root's fingerprint, finds the CA healthy,
-// reads its roots and verifies its CRL; and it has no door to come in by.
+// TestStepCLI runs the real step: it bootstraps with the root's fingerprint, checks
+// the CA's health, reads its roots and verifies its CRL. It cannot get a certificate.
 func TestStepCLI(t *testing.T) {
 	t.Parallel()
 	bin := stepCLI(t)
@@ -84,7 +84,7 @@ func TestStepCLI(t *testing.T) {
 			t.Errorf("step %s: %v\n%s", strings.Join(tc.args, " "), err, got)
 		}
 	}
-	// There is one issuing door, and it is not step's.
+	// step cannot get a certificate.
 	token := i.GitHubToken(map[string]any{"run_id": "another"})
 	if got, err := step("ca", "certificate", "engine.example.com", "a.crt", "a.key", "--token", token, "--ca-url", i.URL, "--root", root); err == nil {
 		t.Errorf("step ca certificate: %s", got)

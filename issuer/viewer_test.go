@@ -17,8 +17,8 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer/issuertest"
 )
 
-// notAdmins are the routes that change something and are not an admin's, and
-// those that only look like it: what a viewer gets there, and which event.
+// notAdmins are the routes that change something for others than admins, and those
+// that change nothing: the status and the event for a viewer.
 var notAdmins = map[string]struct {
 	status int
 	event  string
@@ -32,8 +32,8 @@ var notAdmins = map[string]struct {
 	"POST /policy":            {http.StatusBadRequest, "", "changes nothing: the empty claims are not understood"},
 }
 
-// Whatever changes something is refused to a viewer, with 403 and an event. The
-// routes are read from the routers, so that none can be forgotten.
+// TestViewerChangesNothing checks that every change is refused to a viewer, with 403
+// and an event. It reads the routes from the routers, so that none is missing.
 func TestViewerChangesNothing(t *testing.T) {
 	t.Parallel()
 	i := issuertest.Start(t, issuertest.Options{})
@@ -99,7 +99,7 @@ func orObject(v any) any {
 	return v
 }
 
-// refused holds what a viewer got against what is said of the route.
+// refused compares the response to a viewer with the route's entry in notAdmins.
 func refused(t *testing.T, i *issuertest.Issuer, route string, status, seen int) {
 	t.Helper()
 	want, known := notAdmins[route]
@@ -119,7 +119,8 @@ func refused(t *testing.T, i *issuertest.Issuer, route string, status, seen int)
 	}
 }
 
-// all are the events but the policy's, which is loaded meanwhile.
+// all returns the events except those of loading the policy, which may happen at any
+// time.
 func all(t *testing.T, i *issuertest.Issuer) []wire.Event {
 	t.Helper()
 	var list wire.List[wire.Event]
@@ -129,7 +130,7 @@ func all(t *testing.T, i *issuertest.Issuer) []wire.Event {
 	return slices.DeleteFunc(list.Items, func(e wire.Event) bool { return e.Type == "policy_loaded" })
 }
 
-// pageOf logs in to the page.
+// pageOf logs in to the page and returns the client.
 func pageOf(t *testing.T, i *issuertest.Issuer, email string) *http.Client {
 	t.Helper()
 	jar, err := cookiejar.New(nil)

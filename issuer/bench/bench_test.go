@@ -11,8 +11,8 @@ import (
 	"testing"
 )
 
-// The program runs whole: it builds the issuer, loads it, stops it, and starts
-// it over what it has stored. The figures are not judged.
+// TestRun runs the whole program: it builds the issuer, loads it, stops it, and starts
+// it with what it has stored. The figures are not checked.
 func TestRun(t *testing.T) {
 	if runtime.GOOS != "linux" {
 		t.Skip("the bench reads /proc: it needs Linux")
@@ -67,8 +67,8 @@ func TestParse(t *testing.T) {
 	}
 }
 
-// A bound is held on its own side of the figure, and what was not measured is
-// not judged.
+// TestJudge checks that bounds compare in the right direction, and that bounds without
+// a measured value are left out.
 func TestJudge(t *testing.T) {
 	t.Parallel()
 	of := func(name string, rate, p99, cpu float64) line {
@@ -123,8 +123,8 @@ func TestRequest(t *testing.T) {
 	}
 }
 
-// BenchmarkFloor measures the cryptography that no issuance can do without, on
-// one processor.
+// BenchmarkFloor measures the cryptography that every issuance needs, on one
+// processor.
 func BenchmarkFloor(b *testing.B) {
 	f, err := newFloor()
 	if err != nil {

@@ -36,7 +36,7 @@ func start(t *testing.T, o idtokentest.Options) *idtokentest.Provider {
 	return p
 }
 
-// payload reads a token's claims without verifying it.
+// payload returns a token's claims without verifying it.
 func payload(t *testing.T, token string) claims {
 	t.Helper()
 	parts := strings.Split(token, ".")
@@ -54,7 +54,7 @@ func payload(t *testing.T, token string) claims {
 	return out
 }
 
-// verify holds a token against the issuer's own rules for the type.
+// verify checks a token with the issuer's own rules for the type.
 func verify(t *testing.T, p *idtokentest.Provider, typ idtoken.Type, token string) idtoken.Claims {
 	t.Helper()
 	trusted := idtoken.Provider{Name: "p", Type: typ, Issuer: p.URL(), UnsafeHTTP: true}
@@ -73,7 +73,7 @@ func verify(t *testing.T, p *idtokentest.Provider, typ idtoken.Type, token strin
 	return c
 }
 
-// do sends a request and returns its status and body. Redirects are answers.
+// do sends a request and returns its response and body. It follows no redirects.
 func do(t *testing.T, req *http.Request) (*http.Response, string) {
 	t.Helper()
 	client := &http.Client{Timeout: 10 * time.Second, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
@@ -299,7 +299,7 @@ func TestLoopbackOnly(t *testing.T) {
 	}
 }
 
-// login fills the authorize page's form in, as a browser would.
+// login fills in the authorize page's form, as a browser would.
 func login(t *testing.T, page, email, answer string) *url.URL {
 	t.Helper()
 	resp, html := do(t, request(t, "GET", page, ""))
@@ -408,7 +408,7 @@ func TestCodeFlowRefusals(t *testing.T) {
 	}
 	for name, tc := range map[string]struct {
 		url  string
-		want string // error at the client; "" is told to the person
+		want string // error sent to the client; "" is shown to the person
 	}{
 		"another client":     {other.AuthCodeURL("s", oauth2.S256ChallengeOption(verifier)), ""},
 		"a foreign redirect": {strings.Replace(conf.AuthCodeURL("s", oauth2.S256ChallengeOption(verifier)), "127.0.0.1%3A9", "attacker.example", 1), ""},

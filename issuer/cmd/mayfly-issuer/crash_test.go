@@ -18,7 +18,7 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer/issuertest"
 )
 
-// killsEnv says how often each store's issuer is killed; default defaultKills.
+// killsEnv names the variable for how often each store's issuer is killed.
 const (
 	killsEnv     = "MAYFLY_TEST_KILLS"
 	defaultKills = 100
@@ -37,9 +37,10 @@ func kills(t *testing.T) int {
 	return n
 }
 
-// ATTACKS 35: kill -9 under load, again and again. Whatever certificate a
-// client holds is recorded as it is; a token whose answer was lost still buys,
-// and buys the same, by the same key alone; what was revoked stays so.
+// TestKilledUnderLoad is ATTACKS 35: repeated kill -9 under load. Each certificate
+// that a client holds is recorded unchanged. A token whose response was lost still
+// works, for the same certificate and only with the same key. Revoked certificates
+// stay revoked.
 func TestKilledUnderLoad(t *testing.T) {
 	t.Parallel()
 	t.Run("sqlite", func(t *testing.T) {
@@ -77,8 +78,8 @@ func killAgainAndAgain(t *testing.T, a *authority) {
 		rounds, (took / time.Duration(rounds)).Round(time.Millisecond), len(j.held), unrecorded, j.again, len(j.revoked))
 }
 
-// compare holds what clients have against what is recorded, and returns how many
-// certificates a client has that are not.
+// compare compares the clients' certificates with the records, and returns how many
+// of them are not recorded as they are.
 func (j *jobs) compare(t *testing.T) (unrecorded int) {
 	t.Helper()
 	records := j.records(t)
@@ -107,8 +108,8 @@ func (j *jobs) compare(t *testing.T) (unrecorded int) {
 	return unrecorded
 }
 
-// bought is what a client has: a token, a key, and, unless the answer was lost,
-// a certificate.
+// bought is what a client has: a token, a key, and, unless the response was lost, a
+// certificate.
 type bought struct {
 	token, csr string
 	serial     string
@@ -120,13 +121,14 @@ type jobs struct {
 	*authority
 	mu      sync.Mutex
 	run     int
-	lost    []bought // asked for, without an answer
+	lost    []bought // requested, without a response
 	held    []bought
-	revoked []string // serials, as answered
-	again   int      // lost ones that were had in the end
+	revoked []string // serials, as in the responses
+	again   int      // number of lost ones that succeeded later
 }
 
-// next is what a client asks for: what it got no answer for, else a new job's.
+// next returns the next request of a client: one that got no response, else one of a
+// new job.
 func (j *jobs) next(t *testing.T) (b bought, again bool) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -139,8 +141,8 @@ func (j *jobs) next(t *testing.T) (b bought, again bool) {
 	return bought{token: j.GitHubToken(map[string]any{"run_id": strconv.Itoa(j.run)}), csr: csr}, false
 }
 
-// killUnderLoad serves jobs until n of them have their certificates, and is
-// killed.
+// killUnderLoad serves jobs until n of them have their certificates, and kills the
+// issuer.
 func (j *jobs) killUnderLoad(t *testing.T, n int) {
 	t.Helper()
 	p := j.serve(t)
@@ -172,7 +174,7 @@ func (j *jobs) killUnderLoad(t *testing.T, n int) {
 	clients.Wait()
 }
 
-// buy is one job. It reports whether there was an answer.
+// buy runs one job. It reports whether there was a response.
 func (j *jobs) buy(t *testing.T, p *process) bool {
 	b, again := j.next(t)
 	out, err := p.issue(b.token, b.csr)
@@ -204,7 +206,7 @@ func (j *jobs) useAgain(t *testing.T, p *process, b bought) {
 	}
 }
 
-// revoke revokes a certificate that an earlier process has issued, alone.
+// revoke revokes only one certificate, which an earlier process has issued.
 func (j *jobs) revoke(t *testing.T, p *process, serial string) {
 	var out wire.RevokeResponse
 	err := p.call(http.MethodPost, wire.PathRevocations, j.AdminToken(), wire.RevokeRequest{Serial: serial, Block: wire.BlockNone}, &out)
@@ -218,7 +220,7 @@ func (j *jobs) revoke(t *testing.T, p *process, serial string) {
 	}
 }
 
-// crl is GET /v1/crl.
+// crl requests GET /v1/crl.
 func (p *process) crl() ([]byte, error) {
 	resp, err := p.client.Get(p.url + wire.PathCRL)
 	if err != nil {
@@ -232,7 +234,7 @@ func (p *process) crl() ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-// serialsOf are those that a CRL lists.
+// serialsOf returns the serials in a CRL.
 func serialsOf(t *testing.T, der []byte) map[string]bool {
 	t.Helper()
 	list, err := x509.ParseRevocationList(der)

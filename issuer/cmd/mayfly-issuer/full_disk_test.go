@@ -16,9 +16,9 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer/issuertest"
 )
 
-// ATTACKS 36 with a disk that really is full: an issuer that cannot record
-// answers 503 and gives nothing out; what it gave out before is recorded; and
-// with room again it goes on by itself, the refused tokens unused.
+// TestFullDisk is ATTACKS 36 with a disk that is really full. An issuer that cannot
+// record answers 503 and issues nothing; earlier certificates are recorded. With free
+// space, it recovers by itself, and the refused tokens work.
 func TestFullDisk(t *testing.T) {
 	t.Parallel()
 	dir := smallDisk(t)
@@ -46,7 +46,7 @@ func TestFullDisk(t *testing.T) {
 		t.Fatal("nothing was issued while there was room")
 	}
 	fill(t, filepath.Join(dir, "filler"))
-	for { // smaller records may still fit into what the store's files have
+	for { // smaller records may still fit into the store's files
 		out, err := p.issue(a.GitHubToken(nil), csr)
 		if err != nil {
 			if !refused(err, wire.ProblemUnavailable) {
@@ -101,7 +101,7 @@ func (p *process) becomes(t *testing.T, status int) {
 	}
 }
 
-// fill writes until nothing more fits.
+// fill writes until the disk is full.
 func fill(t *testing.T, path string) {
 	t.Helper()
 	f, err := os.Create(path)
@@ -119,8 +119,8 @@ func fill(t *testing.T, path string) {
 	}
 }
 
-// smallDisk is a folder on a file system of 4 MiB, half of it taken by the file
-// ballast.
+// smallDisk returns a folder on a file system of 4 MiB. The file ballast takes half of
+// it.
 func smallDisk(t *testing.T) string {
 	t.Helper()
 	if runtime.GOOS != "linux" || os.Geteuid() != 0 {

@@ -16,10 +16,10 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer/issuertest"
 )
 
-// What an operator does on the host while the issuer serves: revoke, which the
-// serving process publishes though nobody told it, and back up, which holds all
-// that was given out before. Then the loss of the store, and the backup in its
-// place (ATTACKS 51).
+// TestOnTheHost checks what an operator does on the host while the issuer serves. The
+// serving process publishes a revocation made by another process. A backup holds
+// everything issued before it. Then the store is lost and restored from the backup
+// (ATTACKS 51).
 func TestOnTheHost(t *testing.T) {
 	t.Parallel()
 	a := newAuthority(t, "")
@@ -54,7 +54,7 @@ func TestOnTheHost(t *testing.T) {
 		t.Errorf("its run mints: %v\n%s", err, said)
 	}
 
-	// An engine's own certificate: not without a word, while a job's needs none.
+	// An engine's own certificate needs a confirmation, a job's does not.
 	engine, err := p.issue(a.FlyToken(nil), mustCSR(t))
 	if err != nil {
 		t.Fatal(err)

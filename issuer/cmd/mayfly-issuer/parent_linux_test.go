@@ -2,7 +2,7 @@ package main_test
 
 import "syscall"
 
-// endWithParent kills the issuer when the test dies without doing so.
+// endWithParent makes the kernel kill the issuer when the test process dies.
 func endWithParent() *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 }

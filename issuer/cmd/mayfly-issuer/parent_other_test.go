@@ -4,5 +4,5 @@ package main_test
 
 import "syscall"
 
-// endWithParent does nothing: only Linux tells a child of its parent's end.
+// endWithParent does nothing: only Linux can signal a child when its parent ends.
 func endWithParent() *syscall.SysProcAttr { return nil }

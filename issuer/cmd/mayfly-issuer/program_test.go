@@ -22,8 +22,8 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer/issuertest"
 )
 
-// The tests of this folder run the program itself: what they show of a process
-// that dies, or of two that share a store, no goroutine could.
+// The tests of this folder run the program itself. They show what goroutines cannot: a
+// process that dies, and two processes that share a store.
 
 // binary is the program under test, built once.
 var binary string
@@ -63,8 +63,8 @@ func newAuthority(t *testing.T, dsn string) *authority {
 	return a
 }
 
-// write makes issuer.yaml: plain HTTP on loopback, so that a connection costs
-// little, and no limits of rate.
+// write writes issuer.yaml with plain HTTP on loopback, so that connections are cheap,
+// and no rate limits.
 func (a *authority) write(t *testing.T, store string) {
 	t.Helper()
 	c := a.Config.CA
@@ -88,8 +88,8 @@ type process struct {
 	url    string
 	log    *output
 	client *http.Client
-	ended  chan struct{} // closed when it has
-	err    error         // what it ended with; read after ended
+	ended  chan struct{} // closed when it has ended
+	err    error         // the result; read after ended is closed
 }
 
 // serve starts a process and returns when it listens.
@@ -129,16 +129,16 @@ func (a *authority) serve(t *testing.T) *process {
 	return p
 }
 
-// kill is kill -9. It returns when the process is gone.
+// kill sends SIGKILL. It returns when the process has ended.
 func (p *process) kill() {
-	_ = p.cmd.Process.Kill() // gone already
+	_ = p.cmd.Process.Kill() // an error means that it has ended
 	<-p.ended
 	if p.client != nil {
 		p.client.CloseIdleConnections()
 	}
 }
 
-// stop is an operator's stop: SIGTERM, and exit code 0.
+// stop stops the process as an operator does: SIGTERM, and exit code 0.
 func (p *process) stop(t *testing.T) {
 	t.Helper()
 	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
@@ -150,13 +150,14 @@ func (p *process) stop(t *testing.T) {
 	}
 }
 
-// call makes one call of the API: a good answer is read into out, any other is
-// a *wire.Problem, and a process that has gone an error of the transport.
+// call makes one call of the API. It decodes a successful response into out. Any other
+// response is a *wire.Problem. If the process has ended, the error is that of the
+// transport.
 func (p *process) call(method, path, token string, in, out any) error {
 	return issuertest.Call(p.client, method, p.url+path, token, in, out)
 }
 
-// issue is POST /v1/certificates.
+// issue requests POST /v1/certificates.
 func (p *process) issue(token, csr string) (*wire.IssueResponse, error) {
 	var out wire.IssueResponse
 	if err := p.call(http.MethodPost, wire.PathCertificates, token, wire.IssueRequest{CSR: csr}, &out); err != nil {
@@ -165,13 +166,13 @@ func (p *process) issue(token, csr string) (*wire.IssueResponse, error) {
 	return &out, nil
 }
 
-// refused reports whether err is a problem of the name.
+// refused reports whether err is the problem called name.
 func refused(err error, name string) bool {
 	var p *wire.Problem
 	return errors.As(err, &p) && p.Name() == name
 }
 
-// answered reports whether err, not nil, is the issuer's word.
+// answered reports whether err, not nil, is a response of the issuer.
 func answered(err error) bool {
 	var p *wire.Problem
 	return errors.As(err, &p)
@@ -187,7 +188,7 @@ func (a *authority) run(t *testing.T, args ...string) string {
 	return string(out)
 }
 
-// record is what a store holds of one certificate.
+// record is the stored record of one certificate.
 type record struct {
 	tbs     []byte
 	token   string // iss and jti
@@ -216,7 +217,7 @@ func (a *authority) records(t *testing.T) map[string]record {
 	return out
 }
 
-// tbsOf is what is signed of the first certificate of a chain.
+// tbsOf returns the signed part of the first certificate of a chain.
 func tbsOf(chain string) ([]byte, error) {
 	block, _ := pem.Decode([]byte(chain))
 	if block == nil {
@@ -229,7 +230,7 @@ func tbsOf(chain string) ([]byte, error) {
 	return leaf.RawTBSCertificate, nil
 }
 
-// output keeps the end of what a process says.
+// output keeps the end of a process's output.
 type output struct {
 	mu sync.Mutex
 	b  []byte

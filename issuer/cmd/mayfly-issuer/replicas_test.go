@@ -21,7 +21,8 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer/issuertest"
 )
 
-// Two processes over one PostgreSQL behave as one issuer: ATTACKS 24, 54, 55, 59.
+// TestTwoProcesses checks that two processes over one PostgreSQL behave as one issuer:
+// ATTACKS 24, 54, 55, 59.
 func TestTwoProcesses(t *testing.T) {
 	t.Parallel()
 	a := newAuthority(t, catest.StartPostgres(t).Database(t))
@@ -34,8 +35,8 @@ func TestTwoProcesses(t *testing.T) {
 	a.run(t, "verify")
 }
 
-// oneTokenAtOnce sends each token to both at once, each time with a key of its
-// own: one of them sells, and the other says that the token was used.
+// oneTokenAtOnce sends each token to both processes at once, with different keys. One
+// of them issues, and the other answers that the token was used.
 func oneTokenAtOnce(t *testing.T, a *authority, both []*process, rounds int) {
 	won := make([]int, len(both))
 	for round := range rounds {
@@ -68,9 +69,9 @@ func oneTokenAtOnce(t *testing.T, a *authority, both []*process, rounds int) {
 	t.Logf("%d tokens, each sold once: %v", rounds, won)
 }
 
-// revokedWhileIssuing has jobs mint at both processes until they are refused,
-// while each is revoked at one of them. Afterwards a run gets nothing, and no
-// CRL that either publishes lacks an earlier revocation.
+// revokedWhileIssuing lets jobs mint at both processes until they are refused, while
+// each job is revoked at one process. Afterwards a revoked run gets no certificate,
+// and no CRL of either process lacks an earlier revocation.
 func revokedWhileIssuing(t *testing.T, a *authority, both []*process, runs int) {
 	var wg, watching sync.WaitGroup
 	var done atomic.Bool
@@ -94,7 +95,7 @@ func revokedWhileIssuing(t *testing.T, a *authority, both []*process, runs int) 
 		w.until(t, newest)
 	}
 	done.Store(true)
-	revokeWhileMinting(t, a, both, "the last") // what the watchers still wait for
+	revokeWhileMinting(t, a, both, "the last") // ends the watchers' last wait
 	watching.Wait()
 
 	var lags []time.Duration
@@ -123,11 +124,11 @@ func revokedWhileIssuing(t *testing.T, a *authority, both []*process, runs int) 
 		held, runs, checked, lags[len(lags)/2], lags[len(lags)*99/100], lags[len(lags)-1])
 }
 
-// revocation is one run that was revoked.
+// revocation is one revoked run.
 type revocation struct {
-	by       int      // the process that was asked
-	number   int64    // of the CRL that held it when the call returned
-	held     []string // serials that the run's jobs were given, the revoked first
+	by       int      // the process that revoked it
+	number   int64    // of the CRL that held the revocation when the call returned
+	held     []string // serials of the run's jobs, the revoked one first
 	returned time.Time
 }
 
@@ -189,7 +190,7 @@ type watcher struct {
 	last int64
 }
 
-// watch gathers every CRL until done.
+// watch collects every CRL until done.
 func (w *watcher) watch(t *testing.T, done *atomic.Bool) {
 	for number := int64(0); !done.Load(); {
 		next, listed, err := w.wait(number)
@@ -207,7 +208,7 @@ func (w *watcher) watch(t *testing.T, done *atomic.Bool) {
 	}
 }
 
-// until returns when the watcher has a CRL of at least number.
+// until waits until the watcher has a CRL of at least number.
 func (w *watcher) until(t *testing.T, number int64) {
 	t.Helper()
 	tick := time.NewTicker(5 * time.Millisecond)
@@ -225,7 +226,7 @@ func (w *watcher) until(t *testing.T, number int64) {
 	}
 }
 
-// heard is when the watcher had a CRL of at least number.
+// heard returns when the watcher first had a CRL of at least number.
 func (w *watcher) heard(number int64) (first time.Time) {
 	for n, at := range w.at {
 		if n >= number && (first.IsZero() || at.Before(first)) {
@@ -235,8 +236,8 @@ func (w *watcher) heard(number int64) (first time.Time) {
 	return first
 }
 
-// wait is GET /v1/crl/wait: the number of the newest CRLs and the serials that
-// the intermediate's lists.
+// wait requests GET /v1/crl/wait. It returns the number of the newest CRLs and the
+// serials in the intermediate's.
 func (p *process) wait(after int64) (number int64, listed []string, err error) {
 	resp, err := p.client.Get(p.url + wire.PathCRLWait + "?after=" + strconv.FormatInt(after, 10))
 	if err != nil {
@@ -259,7 +260,7 @@ func (p *process) wait(after int64) (number int64, listed []string, err error) {
 			return 0, nil, err
 		}
 		if list.Number.Int64() != number {
-			continue // the root's
+			continue // the CRL of the root
 		}
 		for _, e := range list.RevokedCertificateEntries {
 			listed = append(listed, fmt.Sprintf("%032x", e.SerialNumber))

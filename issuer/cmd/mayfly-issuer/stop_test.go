@@ -20,9 +20,10 @@ import (
 // errStopping ends a client that would need a new connection.
 var errStopping = errors.New("the issuer is stopping")
 
-// SIGTERM under load, on connections that are kept: each is told in an answer
-// that it ends, and no request on it is lost that follows an answer within the
-// second that a stop waits for it. (New ones: TestGracefulStop.)
+// TestStoppedUnderLoad sends SIGTERM under load, on kept-alive connections. Each
+// connection gets a response that closes it. No request is lost that follows a
+// response within the second that the shutdown waits. New connections:
+// TestGracefulStop.
 func TestStoppedUnderLoad(t *testing.T) {
 	t.Parallel()
 	a := newAuthority(t, "")
@@ -77,9 +78,9 @@ func TestStoppedUnderLoad(t *testing.T) {
 	t.Logf("%d certificates over 5 stops", len(held))
 }
 
-// ATTACKS 25: while the database that knows the used tokens is gone, nobody gets
-// anything: not a used token, and not a fresh one. It heals by itself, and the
-// used token is still used.
+// TestDatabaseGone is ATTACKS 25: while the database of used tokens is gone, no token
+// works, neither a used nor a fresh one. The issuer recovers by itself, and the used
+// token is still used.
 func TestDatabaseGone(t *testing.T) {
 	t.Parallel()
 	server := catest.StartPostgres(t)

@@ -20,7 +20,7 @@ func TestMain(m *testing.M) {
 	})
 }
 
-// Whole commands, as an operator types them.
+// TestScripts runs whole commands, as an operator types them.
 func TestScripts(t *testing.T) {
 	t.Parallel()
 	testscript.Run(t, testscript.Params{
@@ -97,7 +97,7 @@ tests:`, 1))
 		in       string
 		args     []string
 		code     int
-		out, err string // parts
+		out, err string // substrings
 	}{
 		{"nothing", "", nil, command.ExitUsage, "", "no command is given"},
 		{"unknown", "", []string{"sign"}, command.ExitUsage, "", "unexpected argument sign"},

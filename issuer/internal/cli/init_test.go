@@ -8,7 +8,7 @@ import (
 	"github.com/mayfly-ca/mayfly/client/configfile/schematest"
 )
 
-// The files that init writes name the schemas that it writes with them.
+// TestInitNamesSchemas checks that the files from init name the schemas from init.
 func TestInitNamesSchemas(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

@@ -22,7 +22,7 @@ func TestMeminfoTotal(t *testing.T) {
 	}
 }
 
-// Not parallel: the collector's settings are the process's.
+// TestCollectLess is not parallel: it changes the settings of the process.
 func TestCollectLess(t *testing.T) {
 	percent, limit := debug.SetGCPercent(100), debug.SetMemoryLimit(-1)
 	t.Cleanup(func() { debug.SetGCPercent(percent); debug.SetMemoryLimit(limit) })

@@ -60,8 +60,8 @@ func checkMode(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// getPath asks the issuer whose output a file holds for a path, and prints the
-// answer: get FILE PATH.
+// getPath requests a path from the issuer whose output is in a file, and prints the
+// response: get FILE PATH.
 func getPath(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 2 {
 		ts.Fatalf("usage: get FILE PATH")

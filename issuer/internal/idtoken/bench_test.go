@@ -11,7 +11,7 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer/internal/idtoken"
 )
 
-// BenchmarkVerify is one GitHub token, keys at hand: the hot path of issuing.
+// BenchmarkVerify verifies one GitHub token with cached keys: the hot path of issuing.
 func BenchmarkVerify(b *testing.B) {
 	p := start(b, idtokentest.Options{Type: idtoken.GitHub})
 	v := verifier(b, trust(p, idtoken.GitHub))
@@ -27,7 +27,7 @@ func BenchmarkVerify(b *testing.B) {
 	}
 }
 
-// BenchmarkVerifyGoOIDC is the same token by go-oidc with the key at hand.
+// BenchmarkVerifyGoOIDC verifies the same token with go-oidc and a cached key.
 func BenchmarkVerifyGoOIDC(b *testing.B) {
 	p := start(b, idtokentest.Options{Type: idtoken.GitHub})
 	v := goOIDC(b, p, idtoken.RS256, audience)
@@ -40,7 +40,7 @@ func BenchmarkVerifyGoOIDC(b *testing.B) {
 	}
 }
 
-// BenchmarkFloor is the signature alone: SHA-256 and RS256 verification.
+// BenchmarkFloor measures only the signature: SHA-256 and RS256 verification.
 func BenchmarkFloor(b *testing.B) {
 	p := start(b, idtokentest.Options{Type: idtoken.GitHub})
 	token := mint(b, p, forUs(nil))
@@ -59,7 +59,7 @@ func BenchmarkFloor(b *testing.B) {
 	}
 }
 
-// BenchmarkParseObject is the payload of a GitHub token.
+// BenchmarkParseObject parses the payload of a GitHub token.
 func BenchmarkParseObject(b *testing.B) {
 	p := start(b, idtokentest.Options{Type: idtoken.GitHub})
 	payload := payloadOf(b, p, nil)

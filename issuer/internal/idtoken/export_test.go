@@ -6,7 +6,7 @@ import (
 	"net/netip"
 )
 
-// IsPublic and ParseObject are tested by themselves.
+// IsPublic and ParseObject are exported for their own tests.
 func IsPublic(s string) bool { return isPublic(netip.MustParseAddr(s).Unmap()) }
 
 func ParseObject(s string) (map[string]any, error) { return parseObject(s) }
@@ -16,10 +16,10 @@ func ParseKeys(data []byte) (int, error) {
 	return len(k), err
 }
 
-// TestSet is a key set whose provider is a function.
+// TestSet is a key set that a function fetches.
 type TestSet struct{ set *keySet }
 
-// NewTestSet fetches by f, which returns the kids that are published.
+// NewTestSet returns a set that fetches with f. f returns the published kids.
 func NewTestSet(f func(context.Context) ([]string, error)) *TestSet {
 	return &TestSet{newKeySet("p", fakeFetcher(f), nil)}
 }
@@ -40,7 +40,7 @@ func (f fakeFetcher) fetch(ctx context.Context) (keys, error) {
 
 func (fakeFetcher) close() {}
 
-// Key asks for a key as a token does.
+// Key requests a key as a token does.
 func (s *TestSet) Key(ctx context.Context, kid string) error {
 	_, err := s.set.key(ctx, kid, RS256)
 	return err

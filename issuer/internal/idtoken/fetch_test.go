@@ -20,7 +20,7 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer/internal/idtoken"
 )
 
-// serverTLS is a certificate of 127.0.0.1 and localhost, and the pool that
+// serverTLS returns a certificate for 127.0.0.1 and localhost, and the pool that
 // trusts it.
 func serverTLS(t testing.TB) (*tls.Config, *x509.CertPool) {
 	t.Helper()
@@ -57,7 +57,7 @@ func verifierTrusting(t testing.TB, roots *x509.CertPool, providers ...idtoken.P
 	return v
 }
 
-// wantNoKeys wants an *UnavailableError whose cause holds part.
+// wantNoKeys fails unless Verify returns an *UnavailableError whose cause has part.
 func wantNoKeys(t *testing.T, v *idtoken.Verifier, token, part string) {
 	t.Helper()
 	_, err := v.Verify(t.Context(), token, audience)
@@ -85,7 +85,7 @@ func TestPrivateAddresses(t *testing.T) {
 	wantNoKeys(t, verifierTrusting(t, nil, pinned), token, "certificate")
 }
 
-// TestNamesThatResolveToLoopback: the address counts, not the name.
+// TestNamesThatResolveToLoopback checks that the address counts, not the name.
 func TestNamesThatResolveToLoopback(t *testing.T) {
 	t.Parallel()
 	conf, roots := serverTLS(t)
@@ -168,7 +168,7 @@ func TestRedirectOnTheSameHost(t *testing.T) {
 	}
 }
 
-// TestBadDocuments is ATTACKS 29 and 30: what a provider may answer instead.
+// TestBadDocuments is ATTACKS 29 and 30: bad responses of a provider.
 func TestBadDocuments(t *testing.T) {
 	t.Parallel()
 	p := start(t, idtokentest.Options{Type: idtoken.OIDC, Path: "/tenant"})
@@ -216,7 +216,7 @@ func TestBadDocuments(t *testing.T) {
 	}
 }
 
-// TestErrorsAreShort: an answer's body does not fill the log.
+// TestErrorsAreShort checks that a response's body does not fill the log.
 func TestErrorsAreShort(t *testing.T) {
 	t.Parallel()
 	p := start(t, idtokentest.Options{Type: idtoken.OIDC})
@@ -228,7 +228,7 @@ func TestErrorsAreShort(t *testing.T) {
 	}
 }
 
-// TestHealsAtBoot is ATTACKS 31 over HTTP: nothing is restarted.
+// TestHealsAtBoot is ATTACKS 31 over HTTP, without a restart.
 func TestHealsAtBoot(t *testing.T) {
 	t.Parallel()
 	p := start(t, idtokentest.Options{Type: idtoken.GitHub})
@@ -250,7 +250,8 @@ func TestHealsAtBoot(t *testing.T) {
 	}
 }
 
-// TestRotation: a new key is found at once, a retired one no longer serves.
+// TestRotation checks that a new key is found at once, and a retired one no longer
+// works.
 func TestRotation(t *testing.T) {
 	t.Parallel()
 	p := start(t, idtokentest.Options{Type: idtoken.GitHub})
@@ -273,7 +274,7 @@ func TestRotation(t *testing.T) {
 	wantRefused(t, err, "not among those")
 }
 
-// TestOtherProvidersKeys: a provider speaks for its own issuer only.
+// TestOtherProvidersKeys checks that a provider's keys verify only its own issuer.
 func TestOtherProvidersKeys(t *testing.T) {
 	t.Parallel()
 	a, b := start(t, idtokentest.Options{Type: idtoken.GitHub}), start(t, idtokentest.Options{Type: idtoken.Fly})
@@ -290,7 +291,7 @@ func TestOtherProvidersKeys(t *testing.T) {
 	}
 }
 
-// TestParseKeys: keys that are not for us are left out, one by one.
+// TestParseKeys checks that each unsuitable key is left out.
 func TestParseKeys(t *testing.T) {
 	t.Parallel()
 	small, big2048 := new(big.Int).Lsh(big.NewInt(1), 1023), new(big.Int).Lsh(big.NewInt(1), 2047)

@@ -16,7 +16,7 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer/internal/idtoken"
 )
 
-// goOIDC verifies by go-oidc alone, as the oracle.
+// goOIDC returns a go-oidc verifier to compare with.
 func goOIDC(t testing.TB, p *idtokentest.Provider, alg, audience string) *oidc.IDTokenVerifier {
 	t.Helper()
 	_, key := p.Signer()
@@ -24,9 +24,9 @@ func goOIDC(t testing.TB, p *idtokentest.Provider, alg, audience string) *oidc.I
 		&oidc.Config{ClientID: audience, SupportedSigningAlgs: []string{alg}})
 }
 
-// FuzzVerify replaces cut bytes of a good token at a place by edit. Whatever is
-// accepted is the good token itself, byte for byte, since a token has one
-// spelling; and go-oidc accepts it too.
+// FuzzVerify replaces bytes of a good token: cut bytes at a place, by edit. An
+// accepted token must be the good token byte for byte, since a token has one spelling,
+// and go-oidc must accept it too.
 func FuzzVerify(f *testing.F) {
 	p := start(f, idtokentest.Options{Type: idtoken.OIDC, Algorithm: idtoken.EdDSA})
 	pinned := trust(p, idtoken.OIDC)
@@ -65,15 +65,15 @@ func FuzzVerify(f *testing.F) {
 	})
 }
 
-// FuzzClaims signs any header members and payload by the right key: whatever
-// is accepted holds all that the design asks for, by encoding/json's reading
-// too, and go-oidc accepts it.
+// FuzzClaims signs any header members and payload with the right key. Accepted claims
+// must meet all requirements of the design, also as encoding/json reads them, and
+// go-oidc must accept the token.
 func FuzzClaims(f *testing.F) {
 	p := start(f, idtokentest.Options{Type: idtoken.People, Algorithm: idtoken.EdDSA})
 	pinned := trust(p, idtoken.People)
 	pinned.Algorithms = []string{idtoken.EdDSA}
 	v, oracle := verifier(f, pinned), goOIDC(f, p, idtoken.EdDSA, p.ClientID())
-	// ISSUER and NOW stand for this process's own.
+	// ISSUER and NOW are replaced by this process's own.
 	for payload, typ := range map[string]string{
 		`{"iss":"ISSUER","aud":"mayfly","sub":"a","iat":NOW,"exp":NOW9}`:                                  "JWT",
 		`{"iss":"ISSUER","aud":["mayfly"],"sub":"a","iat":NOW,"exp":NOW9.5,"azp":"mayfly"}`:               "",
@@ -122,8 +122,8 @@ func FuzzClaims(f *testing.F) {
 	})
 }
 
-// foldedTwice: encoding/json's structs, and so go-oidc, take names for equal
-// that differ in case only. Bytes decide here.
+// foldedTwice reports whether two names differ only in case. The structs of
+// encoding/json, and so go-oidc, treat these as equal; this package compares bytes.
 func foldedTwice(c claims) bool {
 	seen := map[string]bool{}
 	for name := range c {
@@ -141,7 +141,7 @@ func foldedTwice(c claims) bool {
 	return false
 }
 
-// FuzzJSON: what is accepted, encoding/json reads as the same value.
+// FuzzJSON checks that encoding/json reads an accepted text as the same value.
 func FuzzJSON(f *testing.F) {
 	for _, s := range []string{
 		`{}`, `{"a":1}`, ` {"a":[true,false,null,-0.5e+10,"\u00e9\ud83d\ude00\\\/\b"],"b":{"c":{}}} `,

@@ -39,7 +39,7 @@ func with(c claims, name string, v any) claims {
 
 var b64 = base64.RawURLEncoding
 
-// rs256 signs any header and payload by the provider's own key.
+// rs256 signs any header and payload with the provider's own key.
 func rs256(t testing.TB, p *idtokentest.Provider, header, payload string) string {
 	t.Helper()
 	_, key := p.Signer()
@@ -61,7 +61,7 @@ func payloadOf(t testing.TB, p *idtokentest.Provider, overrides claims) string {
 	return string(data)
 }
 
-// TestAlgorithms is ATTACKS 15: the provider's pinned algorithm and no other.
+// TestAlgorithms is ATTACKS 15: only the provider's pinned algorithm is accepted.
 func TestAlgorithms(t *testing.T) {
 	t.Parallel()
 	p := start(t, idtokentest.Options{Type: idtoken.GitHub})
@@ -150,7 +150,7 @@ func TestKeysInTheHeader(t *testing.T) {
 			header := `{"alg":"RS256","kid":"` + kid + `",` + member + `}`
 			_, err := v.Verify(t.Context(), rs256(t, thief, header, payloadOf(t, p, nil)), audience)
 			wantRefused(t, err, "signature")
-			// Beside a good signature it is ignored.
+			// Next to a good signature, the header's key is ignored.
 			if _, err := v.Verify(t.Context(), rs256(t, p, header, payloadOf(t, p, nil)), audience); err != nil {
 				t.Errorf("the provider's own: %v", err)
 			}
@@ -174,7 +174,7 @@ func TestSpelling(t *testing.T) {
 	}
 	parts := strings.Split(good, ".")
 	kid, _ := p.Signer()
-	// A payload whose last character has bits to spare.
+	// The last character of this payload has spare bits.
 	padded := rs256(t, p, `{"alg":"RS256","kid":"`+kid+`"}`, payloadOf(t, p, nil)+strings.Repeat(" ", 3-len(payloadOf(t, p, nil))%3+1))
 	for name, tc := range map[string]struct{ token, part string }{
 		"empty":                     {"", "empty"},
@@ -216,8 +216,8 @@ func TestSpelling(t *testing.T) {
 	})
 }
 
-// respell sets a spare bit of the last character of one part, as a lenient
-// decoder would not notice.
+// respell sets a spare bit of the last character of one part. A lenient decoder would
+// ignore it.
 func respell(t testing.TB, token string, part int) string {
 	t.Helper()
 	const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
@@ -235,7 +235,7 @@ func respell(t testing.TB, token string, part int) string {
 	return strings.Join(parts, ".")
 }
 
-// TestStrictJSON: what two JSON parsers read in two ways is refused.
+// TestStrictJSON checks that JSON with two possible readings is refused.
 func TestStrictJSON(t *testing.T) {
 	t.Parallel()
 	p := start(t, idtokentest.Options{Type: idtoken.OIDC})

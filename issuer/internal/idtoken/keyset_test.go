@@ -11,7 +11,7 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer/internal/idtoken"
 )
 
-// scripted is a provider in a bubble of its own time.
+// scripted is a provider in a synctest bubble.
 type scripted struct {
 	mu      sync.Mutex
 	kids    []string
@@ -55,7 +55,7 @@ func wantUnavailable(t *testing.T, err error) {
 	}
 }
 
-// bubble runs f with a key set of p.
+// bubble runs f in a synctest bubble with a key set of p.
 func bubble(t *testing.T, p *scripted, f func(t *testing.T, set *idtoken.TestSet)) {
 	synctest.Test(t, func(t *testing.T) {
 		set := idtoken.NewTestSet(p.fetch)
@@ -81,7 +81,7 @@ func TestKidFlood(t *testing.T) {
 		if n := p.count() - begin; n != 1 {
 			t.Errorf("100 tokens of unknown keys within 10 s caused %d fetches, want 1", n)
 		}
-		// The twin: a key that is new is found, once the pause is over.
+		// The twin: a new key is found once the pause is over.
 		p.set(nil, "a", "b")
 		wantRefused(t, set.Key(t.Context(), "b"), "not among those")
 		time.Sleep(time.Second + time.Millisecond)
@@ -94,7 +94,7 @@ func TestKidFlood(t *testing.T) {
 	})
 }
 
-// TestUnknownKeyAtOnce: the fetch at boot does not use up the first refetch.
+// TestUnknownKeyAtOnce checks that the fetch at boot does not start the pause.
 func TestUnknownKeyAtOnce(t *testing.T) {
 	p := &scripted{kids: []string{"a"}}
 	bubble(t, p, func(t *testing.T, set *idtoken.TestSet) {
@@ -108,8 +108,8 @@ func TestUnknownKeyAtOnce(t *testing.T) {
 	})
 }
 
-// TestDroppedKey is ATTACKS 60: what its provider no longer publishes serves
-// for 15 minutes at most.
+// TestDroppedKey is ATTACKS 60: a key that its provider no longer publishes works for
+// at most 15 minutes.
 func TestDroppedKey(t *testing.T) {
 	p := &scripted{kids: []string{"a", "b"}}
 	bubble(t, p, func(t *testing.T, set *idtoken.TestSet) {
@@ -128,8 +128,8 @@ func TestDroppedKey(t *testing.T) {
 	})
 }
 
-// TestOutage is ATTACKS 29 and 31: the last good set serves for 24 hours, and
-// a provider heals without anybody asking.
+// TestOutage is ATTACKS 29 and 31: the last good set works for 24 hours, and a
+// provider recovers without a token's request.
 func TestOutage(t *testing.T) {
 	p := &scripted{kids: []string{"a"}}
 	bubble(t, p, func(t *testing.T, set *idtoken.TestSet) {
@@ -139,7 +139,7 @@ func TestOutage(t *testing.T) {
 		began := time.Now()
 		p.set(errDown)
 		p.mu.Lock()
-		p.delay = 8 * time.Second // slow to fail, too
+		p.delay = 8 * time.Second // fails slowly, too
 		p.mu.Unlock()
 		for _, after := range []time.Duration{16 * time.Minute, time.Hour, 23*time.Hour + 59*time.Minute} {
 			time.Sleep(time.Until(began.Add(after)))
@@ -188,7 +188,7 @@ func TestDownAtBoot(t *testing.T) {
 	})
 }
 
-// TestManyWaitForOneFetch: tokens that come before the keys share one fetch.
+// TestManyWaitForOneFetch checks that tokens before the first keys share one fetch.
 func TestManyWaitForOneFetch(t *testing.T) {
 	p := &scripted{kids: []string{"a"}, delay: 3 * time.Second}
 	bubble(t, p, func(t *testing.T, set *idtoken.TestSet) {
@@ -207,7 +207,7 @@ func TestManyWaitForOneFetch(t *testing.T) {
 	})
 }
 
-// TestSlowProvider is ATTACKS 29: the deadline holds, and the caller's own.
+// TestSlowProvider is ATTACKS 29: the set's and the caller's deadline apply.
 func TestSlowProvider(t *testing.T) {
 	p := &scripted{kids: []string{"a"}, delay: time.Hour}
 	bubble(t, p, func(t *testing.T, set *idtoken.TestSet) {
@@ -247,7 +247,7 @@ func TestStoppedSet(t *testing.T) {
 	})
 }
 
-// TestTokensWithoutKid have the provider's only key.
+// TestTokensWithoutKid checks that a token without kid gets the provider's only key.
 func TestTokensWithoutKid(t *testing.T) {
 	p := &scripted{kids: []string{"a"}}
 	bubble(t, p, func(t *testing.T, set *idtoken.TestSet) {

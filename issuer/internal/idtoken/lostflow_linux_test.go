@@ -9,8 +9,8 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer/internal/idtoken"
 )
 
-// TestLostFlow: a fetch of keys does not use the connection of the one before
-// it, which a router may have lost meanwhile.
+// TestLostFlow checks that a fetch of keys does not reuse the previous connection,
+// which a router may have dropped.
 func TestLostFlow(t *testing.T) {
 	t.Parallel()
 	p := start(t, idtokentest.Options{Type: idtoken.OIDC})

@@ -13,8 +13,8 @@ func TestComplete(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {
 		p      idtoken.Provider
-		part   string // of the error; "" is accepted
-		server string // ServerURL of what is accepted
+		part   string // of the error; "" means accepted
+		server string // ServerURL if accepted
 	}{
 		"github.com":         {idtoken.Provider{Type: idtoken.GitHub, Issuer: "https://token.actions.githubusercontent.com"}, "", "https://github.com"},
 		"an enterprise":      {idtoken.Provider{Type: idtoken.GitHub, Issuer: "https://token.actions.githubusercontent.com/octocat-inc"}, "", "https://github.com"},
@@ -90,7 +90,7 @@ func TestComplete(t *testing.T) {
 	}
 }
 
-// TestDistinctIssuers is ATTACKS 60: two providers never answer for one issuer.
+// TestDistinctIssuers is ATTACKS 60: two providers never have the same issuer.
 func TestDistinctIssuers(t *testing.T) {
 	t.Parallel()
 	const issuer = "https://accounts.example.com"

@@ -18,7 +18,7 @@ import (
 
 const audience = "mayfly:ci.example.com"
 
-// claims overrides claims of a token.
+// claims holds overrides for a token's claims.
 type claims = map[string]any
 
 // start runs a provider until the test ends.
@@ -32,7 +32,7 @@ func start(t testing.TB, o idtokentest.Options) *idtokentest.Provider {
 	return p
 }
 
-// trust is the configuration of a provider on loopback.
+// trust returns the configuration of a provider on loopback.
 func trust(p *idtokentest.Provider, typ idtoken.Type) idtoken.Provider {
 	out := idtoken.Provider{Name: "p-" + string(typ), Type: typ, Issuer: p.URL(), UnsafeHTTP: true}
 	if typ == idtoken.People {
@@ -60,7 +60,7 @@ func mint(t testing.TB, p *idtokentest.Provider, overrides claims) string {
 	return token
 }
 
-// for us sets the audience of a token for mayfly.
+// forUs sets the audience of a token to mayfly's.
 func forUs(overrides claims) claims {
 	out := claims{"aud": audience}
 	for k, v := range overrides {
@@ -69,7 +69,7 @@ func forUs(overrides claims) claims {
 	return out
 }
 
-// wantRefused wants a *TokenError whose public text holds part.
+// wantRefused fails unless err is a *TokenError whose public text has part.
 func wantRefused(t testing.TB, err error, part string) {
 	t.Helper()
 	var refused *idtoken.TokenError
@@ -140,8 +140,8 @@ func TestClaimsAreImmutable(t *testing.T) {
 	}
 }
 
-// TestProviderTypes is the table of the design: each type with its audience,
-// its lifetime, and whether a token needs a jti.
+// TestProviderTypes is the table of the design: each type with its audience, its
+// lifetime, and whether a token needs a jti.
 func TestProviderTypes(t *testing.T) {
 	t.Parallel()
 	now := time.Now().Unix()
@@ -228,7 +228,7 @@ func TestTimes(t *testing.T) {
 	now := time.Now().Unix()
 	for name, tc := range map[string]struct {
 		claims claims
-		part   string // "" is accepted
+		part   string // "" means accepted
 	}{
 		"fresh":                     {claims{"iat": now}, ""},
 		"expired within the leeway": {claims{"iat": now - 300, "exp": now - 20}, ""},
@@ -295,7 +295,7 @@ func TestRequiredStrings(t *testing.T) {
 	}
 }
 
-// TestIssuer is ATTACKS 2: nothing but the configured string is the issuer.
+// TestIssuer is ATTACKS 2: only the exact configured string is the issuer.
 func TestIssuer(t *testing.T) {
 	t.Parallel()
 	p := start(t, idtokentest.Options{Type: idtoken.GitHub, Path: "/enterprise"})
@@ -325,8 +325,8 @@ func TestIssuer(t *testing.T) {
 	}
 }
 
-// TestPeople is ATTACKS 58: what a login provider signs that is no ID token of
-// this client.
+// TestPeople is ATTACKS 58: other tokens that a login provider signs, which are no ID
+// tokens for this client.
 func TestPeople(t *testing.T) {
 	t.Parallel()
 	p := start(t, idtokentest.Options{Type: idtoken.People, ClientID: "mayfly"})
@@ -402,8 +402,8 @@ func TestRestore(t *testing.T) {
 	wantRefused(t, err, "log in again")
 }
 
-// TestWithKeepsKeys: a reload fetches nothing again for what did not change,
-// and lets go of what is gone.
+// TestWithKeepsKeys checks that a reload fetches no unchanged provider again, and
+// stops refreshing the removed ones.
 func TestWithKeepsKeys(t *testing.T) {
 	t.Parallel()
 	kept, gone := start(t, idtokentest.Options{Type: idtoken.GitHub}), start(t, idtokentest.Options{Type: idtoken.Fly})
@@ -429,7 +429,7 @@ func TestWithKeepsKeys(t *testing.T) {
 	}
 	_, err = next.Verify(t.Context(), mint(t, gone, forUs(nil)), audience)
 	wantRefused(t, err, "none of the providers")
-	// A request that began before the reload ends with what it had.
+	// A request that began before the reload ends with the old providers.
 	if _, err := old.Verify(t.Context(), mint(t, gone, forUs(nil)), audience); err != nil {
 		t.Errorf("under the old rules: %v", err)
 	}
@@ -447,7 +447,7 @@ func TestContextEnds(t *testing.T) {
 	}
 }
 
-// elsewhere is a server on loopback that must not be asked.
+// elsewhere returns a loopback server that must get no request.
 func elsewhere(t testing.TB) *httptest.Server {
 	s := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("a fetch was led astray") }))
 	t.Cleanup(s.Close)

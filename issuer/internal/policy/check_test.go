@@ -11,7 +11,7 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer/internal/policy"
 )
 
-// checked is a file without a finding, to which the tests add rules.
+// checked is a file without findings, to which the tests add rules.
 const checked = `version: 1
 trust_domain: ci.example.com
 providers:
@@ -27,7 +27,7 @@ rules:
   - {name: s2, provider: fly, match: {org_id: "1", app_id: "3"}, grant: {profile: server, engines: [prs], dns: [prs.example.com], ttl: 24h}}
 `
 
-// job is a rule of a github provider with more conditions.
+// job returns a rule of a github provider with more conditions.
 func job(match string) string { return jobOn("default", "r", match) }
 
 func jobOn(engine, name, match string) string {
@@ -54,7 +54,7 @@ func found(t *testing.T, text string) []string {
 	return out
 }
 
-// TestFindings holds each finding next to the value that is right.
+// TestFindings checks each finding, and the correct value next to it.
 func TestFindings(t *testing.T) {
 	t.Parallel()
 	const at = "error policy.yaml:14: "
@@ -153,7 +153,7 @@ func TestFindingsOfEngines(t *testing.T) {
 	}
 }
 
-// A file of thousands of faults does not fill the log.
+// TestFindingsAreBounded checks that a file with many faults does not fill the log.
 func TestFindingsAreBounded(t *testing.T) {
 	t.Parallel()
 	var rules strings.Builder
@@ -166,7 +166,7 @@ func TestFindingsAreBounded(t *testing.T) {
 	}
 }
 
-// The trust domain is the CA's, where that is known.
+// TestTrustDomain checks that the trust domain must be the CA's, if that is known.
 func TestTrustDomain(t *testing.T) {
 	t.Parallel()
 	o := policy.Options{File: "p.yaml", TrustDomain: "ci.example.com"}
@@ -180,7 +180,8 @@ func TestTrustDomain(t *testing.T) {
 	}
 }
 
-// Every event that GitHub documents is known, but workflow_call: no token has it.
+// TestEventsOfGitHub checks that every event in GitHub's documentation is known,
+// except workflow_call, which no token has.
 func TestEventsOfGitHub(t *testing.T) {
 	t.Parallel()
 	if len(actionlint.AllWebhookTypes) < 30 {

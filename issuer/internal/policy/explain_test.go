@@ -175,7 +175,7 @@ func TestTypedValues(t *testing.T) {
 	}
 }
 
-// What Explain says is what Decide answers, for whatever is asked.
+// TestExplainIsTheDecision checks that Explain and Decide agree for every request.
 func TestExplainIsTheDecision(t *testing.T) {
 	t.Parallel()
 	s := parse(t, head()+ordinary+`  - {name: person, provider: staff, match: {sub: "2"}, grant: {profile: client, engines: [default, arm], ttl: 1h}}

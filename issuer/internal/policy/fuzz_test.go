@@ -12,9 +12,9 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer/internal/policy"
 )
 
-// FuzzPolicy: whatever file is accepted grants nothing to a token that says
-// nothing, says in every rule who it is for, stays within the caps, and is read
-// the same twice.
+// FuzzPolicy checks every accepted file: it grants nothing to a token without claims,
+// each rule identifies its tokens, it stays within the caps, and it reads the same
+// twice.
 func FuzzPolicy(f *testing.F) {
 	f.Add(example)
 	f.Add(example + tests)
@@ -90,7 +90,7 @@ func checkRule(t *testing.T, r policy.RuleView) {
 	}
 }
 
-// BenchmarkDecide is the decision on one job's token by the last of 100 rules.
+// BenchmarkDecide decides on one job's token, with the match in the last of 100 rules.
 func BenchmarkDecide(b *testing.B) {
 	var rules strings.Builder
 	rules.WriteString(head() + "rules:\n")

@@ -64,7 +64,7 @@ func TestGrantOfAJob(t *testing.T) {
 	}
 }
 
-// TestFulcioReadsTheExtensions: its own parser, on the leaf's extensions.
+// TestFulcioReadsTheExtensions runs Fulcio's own parser on the leaf's extensions.
 func TestFulcioReadsTheExtensions(t *testing.T) {
 	t.Parallel()
 	s := parse(t, strings.Replace(head()+ordinary, "github: {type: github,", `github: {type: github, server_url: "https://octocorp.ghe.com",`, 1))
@@ -88,7 +88,7 @@ func TestFulcioReadsTheExtensions(t *testing.T) {
 		got.RunInvocationURI != "https://octocorp.ghe.com/andreaso/actions-tester/actions/runs/32291736541/attempts/1" {
 		t.Errorf("%+v", got)
 	}
-	// Absent, empty and foreign claims leave no extension, and so no URI of them.
+	// Missing, empty and wrongly typed claims leave no extension and no URI.
 	got = decide(claims{"repository": nil, "sha": "", "job_workflow_ref": nil, "run_attempt": nil, "workflow_sha": 7, "environment": ""})
 	if got.SourceRepositoryURI+got.SourceRepositoryDigest+got.BuildSignerURI+got.RunInvocationURI+got.BuildConfigDigest+got.DeploymentEnvironment != "" {
 		t.Errorf("%+v", got)
@@ -136,7 +136,8 @@ func TestGrantOfAPodAndAPerson(t *testing.T) {
 	}
 }
 
-// TestClaimsOfTheIdentity: a token that matches and cannot be named is denied.
+// TestClaimsOfTheIdentity checks that a matching token is denied if its identity
+// cannot be made.
 func TestClaimsOfTheIdentity(t *testing.T) {
 	t.Parallel()
 	owner := strings.Replace(githubRule(`repository_owner_id: "285964", event_name: push`), "    grant:", "    all_repositories: true\n    grant:", 1)
@@ -155,15 +156,15 @@ func TestClaimsOfTheIdentity(t *testing.T) {
 	_, err = s.Decide(token(t, s, hub, claims{"workflow_ref": strings.Repeat("x", 4000), "job_workflow_ref": "short"}), certificate)
 	wantDenied(t, err, "r", "workflow_ref")
 	_, err = s.Decide(token(t, s, hub, claims{"runner_environment": strings.Repeat("x", 2100), "a stranger's": strings.Repeat("x", 2200)}), certificate)
-	wantDenied(t, err, "r", "runner_environment") // the denial's claim is a metric's label too
+	wantDenied(t, err, "r", "runner_environment") // the claim of the denial is also a metric's label
 
 	all := parse(t, head()+ordinary)
 	_, err = all.Decide(token(t, all, fly, claims{"machine_id": nil}), certificate)
 	wantDenied(t, err, "engine", "machine_id")
 }
 
-// TestRunOfAnOldServer: GitHub Enterprise Server has no check_run_id, and a
-// token without a run holds nothing.
+// TestRunOfAnOldServer checks GitHub Enterprise Server, which has no check_run_id, and
+// a token without a run, which holds no relays.
 func TestRunOfAnOldServer(t *testing.T) {
 	t.Parallel()
 	s := parse(t, head()+ordinary)
@@ -179,7 +180,7 @@ func TestRunOfAnOldServer(t *testing.T) {
 	}
 }
 
-// TestSubjectsDoNotMeet: two subjects never share an identity.
+// TestSubjectsDoNotMeet checks that two subjects never share an identity.
 func TestSubjectsDoNotMeet(t *testing.T) {
 	t.Parallel()
 	seen := map[string]string{}

@@ -12,7 +12,7 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer/internal/policy"
 )
 
-// example is the policy file of the design, to the letter.
+// example is the exact policy file of the design.
 const example = `version: 1
 trust_domain: ci.example.com             # SPIFFE trust domain: lower-case DNS name of two labels or more
 providers:
@@ -83,7 +83,7 @@ func TestSetIsImmutable(t *testing.T) {
 	}
 }
 
-// TestSuggestion: the form that mayfly policy suggest prints in a job.
+// TestSuggestion checks the form that mayfly policy suggest prints in a job.
 func TestSuggestion(t *testing.T) {
 	t.Parallel()
 	rule := `rules:
@@ -105,7 +105,7 @@ func TestSuggestion(t *testing.T) {
 // edit replaces one line of the example.
 type edit struct{ old, new string }
 
-// TestRefusals is every load-time refusal, ATTACKS 4, 5, 10 and 57 among them.
+// TestRefusals covers every load-time refusal, among them ATTACKS 4, 5, 10 and 57.
 func TestRefusals(t *testing.T) {
 	t.Parallel()
 	const (
@@ -283,8 +283,9 @@ func TestAllowed(t *testing.T) {
 	}
 }
 
-// A server is one engine: a certificate for two would let either pose as the
-// other. Its twin is rule pods of TestAllowed.
+// TestServerOfTwoEngines checks that a server is for one engine. With a certificate
+// for two, either engine could pose as the other. The twin is rule pods of
+// TestAllowed.
 func TestServerOfTwoEngines(t *testing.T) {
 	t.Parallel()
 	const rules = `rules:
@@ -322,7 +323,7 @@ func TestNameConstraints(t *testing.T) {
 	}
 }
 
-// TestProblemsAreToldAtOnce: one run of check shows all that is wrong.
+// TestProblemsAreToldAtOnce checks that one run of check shows all problems.
 func TestProblemsAreToldAtOnce(t *testing.T) {
 	t.Parallel()
 	text := strings.NewReplacer("ttl: 1h", "ttl: 2h", "version: 1", "version: 3", `app_id: "22222222"`, `app_id: 22222222`).Replace(example)

@@ -17,7 +17,7 @@ import (
 
 type claims = map[string]any
 
-// The providers of all tests, in TestMain's keeping.
+// The providers of all tests. TestMain starts and closes them.
 var hub, fly, cluster, staff *idtokentest.Provider
 
 func TestMain(m *testing.M) {
@@ -40,7 +40,7 @@ func TestMain(m *testing.M) {
 	code = m.Run()
 }
 
-// head is everything but rules: providers on loopback and three engines.
+// head returns everything but rules: providers on loopback and three engines.
 func head() string {
 	return fmt.Sprintf(`version: 1
 trust_domain: ci.example.com
@@ -56,7 +56,7 @@ engines:
 `, hub.URL(), fly.URL(), cluster.URL(), staff.URL())
 }
 
-// ordinary is one rule of each kind.
+// ordinary has one rule of each kind.
 const ordinary = `rules:
   - name: app-main
     provider: github
@@ -120,7 +120,7 @@ func tokenFor(t testing.TB, s *policy.Set, p *idtokentest.Provider, audience str
 	return got
 }
 
-// wantDenied wants a *Denial of rule by claim.
+// wantDenied fails unless err is a *Denial of rule by claim.
 func wantDenied(t testing.TB, err error, rule, claim string) *policy.Denial {
 	t.Helper()
 	var d *policy.Denial
@@ -135,21 +135,21 @@ func wantDenied(t testing.TB, err error, rule, claim string) *policy.Denial {
 
 var certificate = policy.Request{Want: policy.WantCertificate}
 
-// githubRule is a policy of one github rule.
+// githubRule returns a policy with one github rule.
 func githubRule(match string) string {
 	return head() + "rules:\n  - name: r\n    provider: github\n    match: {" + match + "}\n    grant: {profile: client, engines: [default], ttl: 1h}\n"
 }
 
 const ids = `repository_owner_id: "285964", repository_id: "1339936803"`
 
-// TestClaimsOfAJob is ATTACKS 1, 3, 6-9, 11-14: what a job's token says,
-// beside what the rule admits.
+// TestClaimsOfAJob is ATTACKS 1, 3, 6-9, 11-14: a job's claims against the conditions
+// of a rule.
 func TestClaimsOfAJob(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {
-		match  string // beside ids and event_name
+		match  string // in addition to ids and event_name
 		claims claims
-		denied string // the claim; "" is admitted
+		denied string // the claim; "" means admitted
 	}{
 		"1 as written":                          {`workflow: "CI (a|b) [x].+?"`, claims{"workflow": "CI (a|b) [x].+?"}, ""},
 		"1 pattern characters match no more":    {`workflow: "CI (a|b) [x].+?"`, claims{"workflow": "CI a x"}, "workflow"},
@@ -300,7 +300,8 @@ func TestPeopleAndMachines(t *testing.T) {
 	wantDenied(t, err, "", "")
 }
 
-// TestRoleAge: a role wants a token of the last hour; a login has its own end.
+// TestRoleAge checks that a role requires a token of the last hour. A login has its
+// own end.
 func TestRoleAge(t *testing.T) {
 	t.Parallel()
 	s := parse(t, head()+ordinary)
@@ -338,7 +339,8 @@ func TestRoleAge(t *testing.T) {
 	}
 }
 
-// TestUnacceptableClaims: only what a Verifier made for this very request.
+// TestUnacceptableClaims checks that Decide accepts only claims that a Verifier made
+// for this request.
 func TestUnacceptableClaims(t *testing.T) {
 	t.Parallel()
 	s := parse(t, head()+ordinary)
@@ -394,12 +396,13 @@ func TestSessions(t *testing.T) {
 	}
 	_, err = s.Decide(tokenFor(t, s, fly, s.SessionsAudience(), claims{"app_id": "9"}), policy.Request{Want: policy.WantSessions})
 	wantDenied(t, err, "engine", "app_id")
-	// A client's rule admits no reports.
+	// A client's rule does not admit reports.
 	_, err = s.Decide(tokenFor(t, s, hub, s.SessionsAudience(), nil), policy.Request{Want: policy.WantSessions})
 	wantDenied(t, err, "", "")
 }
 
-// TestEngines: a requested engine that a rule does not grant is a miss.
+// TestEngines checks that a rule does not match if it does not grant the requested
+// engine.
 func TestEngines(t *testing.T) {
 	t.Parallel()
 	s := parse(t, head()+ordinary)
@@ -427,7 +430,7 @@ func TestEngines(t *testing.T) {
 			t.Errorf("got %s", d.Got)
 		}
 	}
-	// Another rule that grants it is tried too.
+	// Another rule that grants the engine is tried too.
 	two := parse(t, githubRule(ids+", event_name: push")+`  - {name: second, provider: github, match: {`+ids+`, event_name: push}, grant: {profile: client, engines: [prs], ttl: 1h}}`)
 	d, err := two.Decide(token(t, two, hub, nil), policy.Request{Want: policy.WantCertificate, Engine: "prs"})
 	if err != nil || d.Rule != "second" {
@@ -439,7 +442,7 @@ func TestEngines(t *testing.T) {
 	}
 }
 
-// TestNearestRule: a denial speaks of the rule that was meant for the token.
+// TestNearestRule checks that a denial names the rule meant for the token.
 func TestNearestRule(t *testing.T) {
 	t.Parallel()
 	rule := func(name, id, ref, events string) string {
@@ -466,7 +469,8 @@ func TestNearestRule(t *testing.T) {
 	}
 }
 
-// TestDenialTellsNoSecrets: the caller's own value, and never the rule's.
+// TestDenialTellsNoSecrets checks that a denial has the caller's value and never the
+// rule's.
 func TestDenialTellsNoSecrets(t *testing.T) {
 	t.Parallel()
 	s := parse(t, githubRule(ids+`, event_name: push, environment: [secret-plan, other-plan]`))

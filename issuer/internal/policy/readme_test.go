@@ -43,7 +43,7 @@ var (
 	quoted      = regexp.MustCompile("`([^`]*)`")
 )
 
-// rows are the rows of text's tables whose first cell begins with code.
+// rows returns the rows of text's tables whose first cell begins with code.
 func rows(text string) [][]string {
 	var out [][]string
 	for line := range strings.Lines(text) {
@@ -63,7 +63,7 @@ func wholeFile(t *testing.T) string {
 	return m[1]
 }
 
-// recipes are the page's recipes, each as a whole file.
+// recipes returns the page's recipes, each as a whole file.
 func recipes(t *testing.T) map[string]string {
 	t.Helper()
 	out := map[string]string{}
@@ -73,8 +73,8 @@ func recipes(t *testing.T) map[string]string {
 	return out
 }
 
-// merge adds what a recipe has to the file: names of providers and engines, and
-// items of rules and tests.
+// merge adds a recipe to the file: named providers and engines, and items of rules and
+// tests.
 func merge(t *testing.T, file, recipe string) string {
 	t.Helper()
 	var whole, more yaml.Node
@@ -100,8 +100,8 @@ func merge(t *testing.T, file, recipe string) string {
 	return string(out)
 }
 
-// Each recipe of the page admits and refuses what it says, has no finding and
-// fits the schema.
+// TestRecipes checks that each recipe admits and refuses as the page says, has no
+// findings and fits the schema.
 func TestRecipes(t *testing.T) {
 	t.Parallel()
 	all := recipes(t)
@@ -148,7 +148,7 @@ func TestRecipes(t *testing.T) {
 	}
 }
 
-// edited is the recipe main only with parts of its rule replaced.
+// edited returns the recipe main only, with parts of its rule replaced.
 func edited(t *testing.T, parts string) string {
 	t.Helper()
 	var whole map[string]any
@@ -206,7 +206,7 @@ func TestFindingsOfThePage(t *testing.T) {
 	}
 }
 
-// Every key is on the page, in the table of what it belongs to.
+// TestKeysOfThePage checks that every key is in the right table of the page.
 func TestKeysOfThePage(t *testing.T) {
 	t.Parallel()
 	text := section(t, "## Keys")
@@ -235,8 +235,8 @@ func TestKeysOfThePage(t *testing.T) {
 	}
 }
 
-// Every claim of the typed providers is on the page, and every example there is
-// a value that a token may have.
+// TestClaimsOfThePage checks that every claim of the typed providers is on the page,
+// and that a token may have every example there.
 func TestClaimsOfThePage(t *testing.T) {
 	t.Parallel()
 	for typ, least := range map[idtoken.Type]int{idtoken.GitHub: len(githubClaims), idtoken.Fly: len(flyClaims), idtoken.People: 1, idtoken.OIDC: 5} {

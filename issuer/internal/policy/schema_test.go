@@ -19,8 +19,8 @@ var fileSchema = schematest.File{
 	Edit:  describeClaims,
 }
 
-// describeClaims says of match and of a test's claims, which any provider may
-// extend, what is known.
+// describeClaims describes match and a test's claims with the known claims. Any
+// provider may have others.
 func describeClaims(s *jsonschema.Schema) {
 	name := &jsonschema.Schema{Pattern: "^[a-z][a-z0-9-]{0,62}$"}
 	for _, key := range []string{"providers", "engines"} {
@@ -78,7 +78,7 @@ func TestSchema(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	// What the schema refuses the program refuses too.
+	// The program refuses everything that the schema refuses.
 	for name, edit := range map[string][2]string{
 		"an unknown key":               {"version: 1", "version: 1\nextra: 1"},
 		"an unknown key of a provider": {"{type: fly", "{kind: fly, type: fly"},
@@ -108,7 +108,7 @@ func TestSchema(t *testing.T) {
 	}
 }
 
-// The claims that are known are offered by an editor.
+// TestSchemaOffersClaims checks that an editor can offer the known claims.
 func TestSchemaOffersClaims(t *testing.T) {
 	t.Parallel()
 	data, err := os.ReadFile(fileSchema.Path)

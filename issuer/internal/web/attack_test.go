@@ -11,8 +11,8 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer/issuertest"
 )
 
-// Every answer of the page, to whom it may be, good or bad, forbids frames,
-// inline code, caches and guesses.
+// TestHeaders checks that every response of the page, to any visitor, forbids frames,
+// inline code, caching and content sniffing.
 func TestHeaders(t *testing.T) {
 	t.Parallel()
 	i := issuertest.Start(t, issuertest.Options{})
@@ -22,7 +22,7 @@ func TestHeaders(t *testing.T) {
 		path = strings.NewReplacer("{$}", "", "{serial}", strings.Repeat("0", 32), "{provider}", "staff").Replace(path)
 		for who, b := range map[string]*browser{"admin": admin, "nobody": nobody} {
 			if path == "/logout" {
-				continue // would end the admin's
+				continue // would end the admin's login
 			}
 			var resp *http.Response
 			var body string
@@ -54,8 +54,8 @@ func TestHeaders(t *testing.T) {
 	}
 }
 
-// Strict-Transport-Security is said where the name is the issuer's own: on a
-// loopback address it would close the doors of others.
+// TestStrictTransport checks that Strict-Transport-Security is sent only for the
+// issuer's own name. On loopback, it would also apply to other services.
 func TestStrictTransport(t *testing.T) {
 	t.Parallel()
 	for public, want := range map[string]string{"https://ca.example.com": "max-age=31536000", "https://ca.example.com:443": "max-age=31536000", "https://localhost:8443": "", "": ""} {
@@ -75,8 +75,8 @@ func TestStrictTransport(t *testing.T) {
 	}
 }
 
-// A cookie that somebody planted buys nothing, before the login and after; one
-// that was logged out neither, wherever it was copied to.
+// TestFixation checks that a planted cookie gives no access, before and after the
+// victim's login. After a logout, a copy of the cookie does not work either.
 func TestFixation(t *testing.T) {
 	t.Parallel()
 	i := issuertest.Start(t, issuertest.Options{})
@@ -116,8 +116,8 @@ func TestFixation(t *testing.T) {
 	wantStatus(t, "the secret after logout", resp, body, http.StatusSeeOther)
 }
 
-// Nothing in a request says where the page sends a browser: only to itself, and
-// to the provider that the policy names.
+// TestNoOpenRedirect checks that a request cannot choose a redirect. The page
+// redirects only to itself and to the provider in the policy.
 func TestNoOpenRedirect(t *testing.T) {
 	t.Parallel()
 	i := issuertest.Start(t, issuertest.Options{})

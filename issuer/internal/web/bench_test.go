@@ -16,10 +16,10 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer/issuertest"
 )
 
-// BenchmarkPages measures each page over 1,000,000 certificates, 5,000,000
-// events and 1,000,000 sessions (MAYFLY_BENCH_ROWS certificates): from an
-// admin's request over TLS on loopback to the answer's last byte. It reports
-// what a request takes at the median, at the 99th of a hundred, and at worst.
+// BenchmarkPages measures each page over 1,000,000 certificates, 5,000,000 events and
+// 1,000,000 sessions (MAYFLY_BENCH_ROWS certificates): from an admin's request over
+// TLS on loopback to the response's last byte. It reports the median, the 99th
+// percentile and the maximum.
 func BenchmarkPages(b *testing.B) {
 	b.Run("sqlite", func(b *testing.B) {
 		benchmarkPages(b, "", "sqlite")
@@ -88,7 +88,7 @@ func benchmarkPages(b *testing.B, dsn, driver string) {
 	}
 }
 
-// times loads a page until the benchmark has enough.
+// times loads a page until the benchmark has enough samples.
 func (b *browser) times(t *testing.B, path string) {
 	b.t = t
 	var took []time.Duration

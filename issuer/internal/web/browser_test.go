@@ -11,8 +11,8 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer/webtest"
 )
 
-// An admin logs in, finds a certificate by its repository, is told what
-// revoking it touches, revokes it and sees it revoked.
+// TestBrowser is an admin who logs in, finds a certificate by its repository, reads
+// what revoking it affects, revokes it and sees it revoked.
 func TestBrowser(t *testing.T) {
 	t.Parallel()
 	t.Run("with script", func(t *testing.T) {
@@ -49,8 +49,8 @@ func TestBrowser(t *testing.T) {
 	})
 }
 
-// busy is an issuer where something has happened: certificates, one with two
-// sessions, one of which has ended, refusals, and a name full of tricks.
+// busy returns an issuer with data: certificates, one with two sessions, one of which
+// has ended, refusals, and a hostile name.
 func busy(t *testing.T) (*issuertest.Issuer, string) {
 	i := issuertest.Start(t, issuertest.Options{Policy: func(text string) string {
 		return strings.Replace(text, "rules:\n", "  spare: {endpoint: \"tcp://spare.example.com:8080\", server_name: spare.example.com}\nrules:\n", 1)
@@ -107,8 +107,8 @@ func find(b *webtest.Browser, i *issuertest.Issuer, serial string) {
 		webtest.See(`input[value="acme/app"]`), webtest.Click("a.serial"), webtest.See("#revoke"))
 }
 
-// look keeps pictures of what there is before the revocation, and holds it
-// against axe-core.
+// look saves pictures of the pages before the revocation, and checks them with
+// axe-core.
 func look(t *testing.T, b *webtest.Browser, axe webtest.Axe, i *issuertest.Issuer, serial string) {
 	t.Helper()
 	claims := `{"repository_owner_id":"285964","repository_id":"1339936803","ref":"refs/heads/evil","event_name":"push"}`
@@ -140,8 +140,8 @@ func look(t *testing.T, b *webtest.Browser, axe webtest.Axe, i *issuertest.Issue
 	b.Do("back", webtest.Open(i.URL+"/certificates/"+serial), webtest.See("#revoke"))
 }
 
-// elsewhere looks with the eyes of a reader in India, half an hour off UTC's
-// hours: times are the reader's own, with UTC on hover, in the filter too.
+// elsewhere checks the times for a reader in India, half an hour off UTC's hours.
+// Times are in the reader's own zone, with UTC on hover, also in the filter.
 func elsewhere(t *testing.T, b *webtest.Browser, i *issuertest.Issuer, serial string) {
 	t.Helper()
 	zone := time.FixedZone("India", 5*3600+1800)
@@ -179,8 +179,8 @@ func elsewhere(t *testing.T, b *webtest.Browser, i *issuertest.Issuer, serial st
 	b.Do("come back", webtest.Zone("UTC"))
 }
 
-// card: on a telephone a row shows who, status, until and one action; the rest
-// opens.
+// card checks that a row on a telephone shows who, status, until and one action; the
+// rest opens.
 func card(t *testing.T, b *webtest.Browser, i *issuertest.Issuer) {
 	t.Helper()
 	const shown = `Array.from(document.querySelectorAll("tbody tr:first-child > td")).filter((e) => e.checkVisibility()).map((e) => e.className.split(" ")[0]).join(" ")`
@@ -223,7 +223,7 @@ func revoke(t *testing.T, b *webtest.Browser, i *issuertest.Issuer, serial strin
 	}
 }
 
-// afterwards keeps pictures of what the revocation left.
+// afterwards saves pictures of the pages after the revocation.
 func afterwards(b *webtest.Browser, axe webtest.Axe, i *issuertest.Issuer, serial string) {
 	for name, path := range map[string]string{
 		"certificate-revoked": "/certificates/" + serial, "certificates": "/certificates?repository=" + url.QueryEscape("acme/app"),

@@ -18,7 +18,7 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer/issuertest"
 )
 
-// lockedBuffer takes the log of an issuer.
+// lockedBuffer receives the log of an issuer.
 type lockedBuffer struct {
 	mu sync.Mutex
 	b  bytes.Buffer
@@ -36,7 +36,7 @@ func (l *lockedBuffer) String() string {
 	return l.b.String()
 }
 
-// database changes the issuer's database behind its back.
+// database changes the issuer's database directly.
 func database(t *testing.T, i *issuertest.Issuer, query string, args ...any) {
 	t.Helper()
 	db, err := sql.Open("sqlite", i.Config.Store+"?_pragma=busy_timeout(10000)")
@@ -49,8 +49,9 @@ func database(t *testing.T, i *issuertest.Issuer, query string, args ...any) {
 	}
 }
 
-// A writer in the database is not an admin: neither by a row of its own nor by
-// the claims of an admin in its own row. The admin stays logged in.
+// TestForgedLogin checks that write access to the database does not make an admin:
+// neither with a new row nor with an admin's claims in another row. The admin stays
+// logged in.
 func TestForgedLogin(t *testing.T) {
 	t.Parallel()
 	var log lockedBuffer
@@ -83,8 +84,8 @@ func TestForgedLogin(t *testing.T) {
 	wantStatus(t, "the admin", resp, body, http.StatusOK)
 }
 
-// A login outlives a restart and is good at every replica, while the key that
-// signed it is in the list.
+// TestStateKeyReplaced checks that a login survives a restart and works at every
+// replica, while its signing key is in the list.
 func TestStateKeyReplaced(t *testing.T) {
 	t.Parallel()
 	i := issuertest.Start(t, issuertest.Options{})
@@ -94,7 +95,7 @@ func TestStateKeyReplaced(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cookies := b.Jar.Cookies(home) // a cookie is any port's
+	cookies := b.Jar.Cookies(home) // a cookie is valid for every port
 	visit := func(what string, i *issuertest.Issuer, want int) {
 		t.Helper()
 		b := newBrowser(t, i)
@@ -135,7 +136,8 @@ func TestStateKeyReplaced(t *testing.T) {
 	visit("after a restart without a key", i, http.StatusSeeOther)
 }
 
-// A login ends after 8 h, whatever the database says.
+// TestLoginNotProlonged checks that a login ends after 8 h, whatever the database
+// holds.
 func TestLoginNotProlonged(t *testing.T) {
 	t.Parallel()
 	i := issuertest.Start(t, issuertest.Options{})

@@ -22,7 +22,7 @@ func withoutPeople(text string) string {
 	return text[:strings.Index(text, "  - name: admins")]
 }
 
-// adminLink makes a link and returns its code too.
+// adminLink makes a link and returns the link and its code.
 func adminLink(t *testing.T, i *issuertest.Issuer, role policy.Role) (link, code string) {
 	t.Helper()
 	c := i.Config
@@ -38,8 +38,8 @@ func adminLink(t *testing.T, i *issuertest.Issuer, role policy.Role) (link, code
 	return link, u.Query().Get("code")
 }
 
-// A link logs in one person once, with no provider in the policy; looking at it
-// does not use it up; and its secret is in no log, no row and no event.
+// TestAdminLink checks that a link logs in one person once, without a provider in the
+// policy. Opening it does not use it up. Its secret is in no log, row or event.
 func TestAdminLink(t *testing.T) {
 	t.Parallel()
 	var log lockedBuffer
@@ -107,7 +107,8 @@ func TestAdminLink(t *testing.T) {
 	}
 }
 
-// A viewer's link gives no more; the attempt is recorded.
+// TestViewerLink checks that a viewer's link gives no more, and that the attempt is
+// recorded.
 func TestViewerLink(t *testing.T) {
 	t.Parallel()
 	i := issuertest.Start(t, issuertest.Options{})
@@ -130,7 +131,8 @@ func TestViewerLink(t *testing.T) {
 	wantStatus(t, "logout", resp, body, http.StatusSeeOther)
 }
 
-// Of many who press the button at once, at two issuers, one is logged in.
+// TestAdminLinkOnce checks that, of many who press the button at once at two issuers,
+// one is logged in.
 func TestAdminLinkOnce(t *testing.T) {
 	t.Parallel()
 	i := issuertest.Start(t, issuertest.Options{})
@@ -154,7 +156,8 @@ func TestAdminLinkOnce(t *testing.T) {
 	}
 }
 
-// A link that was made, or made longer or stronger, in the database is none.
+// TestForgedLink checks that a link made, extended or raised to admin in the database
+// is invalid.
 func TestForgedLink(t *testing.T) {
 	t.Parallel()
 	i := issuertest.Start(t, issuertest.Options{})
@@ -179,7 +182,7 @@ func TestForgedLink(t *testing.T) {
 	}
 }
 
-// A person presses the button, without script.
+// TestBrowserLink presses the button in a browser, without script.
 func TestBrowserLink(t *testing.T) {
 	i := issuertest.Start(t, issuertest.Options{Policy: withoutPeople})
 	link, _ := adminLink(t, i, policy.Admin)

@@ -13,7 +13,7 @@ import (
 	"github.com/mayfly-ca/mayfly/issuer/issuertest"
 )
 
-// browser is an HTTP client with cookies that follows no redirect by itself.
+// browser is an HTTP client with cookies that does not follow redirects.
 type browser struct {
 	t testing.TB
 	i *issuertest.Issuer
@@ -59,7 +59,7 @@ func (b *browser) get(path string) (*http.Response, string) {
 	return b.do(req)
 }
 
-// post sends a form as a page of the issuer does, but for the headers given.
+// post sends a form as a page of the issuer does. headers adds or replaces headers.
 func (b *browser) post(path string, form url.Values, headers ...string) (*http.Response, string) {
 	b.t.Helper()
 	req, err := http.NewRequest(http.MethodPost, b.absolute(path), strings.NewReader(form.Encode()))
@@ -74,7 +74,7 @@ func (b *browser) post(path string, form url.Values, headers ...string) (*http.R
 	return b.do(req)
 }
 
-// answer goes to the provider as email and returns where it sends back to.
+// answer logs in as email at the provider and returns the URL to return to.
 func (b *browser) answer(email string) string {
 	b.t.Helper()
 	resp, _ := b.get("/login/staff")
@@ -161,7 +161,8 @@ func TestLogin(t *testing.T) {
 	if evs := events(t, i, "login"); len(evs) != 1 || evs[0].By != "staff/"+issuertest.Admin {
 		t.Errorf("events %+v", evs)
 	}
-	// The secret is dead after the logout, not only forgotten by the browser.
+	// After the logout, the issuer refuses the secret; the browser has also dropped
+	// it.
 	u, _ := url.Parse(i.URL)
 	kept := b.Jar.Cookies(u)
 	resp, body = b.post("/logout", nil)
@@ -171,7 +172,8 @@ func TestLogin(t *testing.T) {
 	wantStatus(t, "after logout", resp, body, http.StatusSeeOther)
 }
 
-// The answer to a login is good once, in the browser that began it, as it came.
+// TestLoginIsBound checks that the response to a login works once, unchanged, and only
+// in the browser that began the login.
 func TestLoginIsBound(t *testing.T) {
 	t.Parallel()
 	i := issuertest.Start(t, issuertest.Options{})
@@ -276,7 +278,8 @@ func TestRoles(t *testing.T) {
 	}
 }
 
-// The question about an engine's own certificate says what the engine loses.
+// TestRevokeOfAnEngine checks that the question about an engine's own certificate says
+// what the engine loses.
 func TestRevokeOfAnEngine(t *testing.T) {
 	t.Parallel()
 	i := issuertest.Start(t, issuertest.Options{})
@@ -297,7 +300,7 @@ func TestRevokeOfAnEngine(t *testing.T) {
 	}
 }
 
-// ATTACKS: forged requests, each beside its allowed twin.
+// TestCrossOrigin sends forged requests (ATTACKS), each next to its allowed twin.
 func TestCrossOrigin(t *testing.T) {
 	t.Parallel()
 	i := issuertest.Start(t, issuertest.Options{})
@@ -326,7 +329,8 @@ func TestCrossOrigin(t *testing.T) {
 	wantStatus(t, "another host", resp, body, http.StatusMisdirectedRequest)
 }
 
-// The policy is asked on each request: who loses the role is out at once.
+// TestRoleIsDecidedAnew checks that each request asks the policy: a person who loses
+// the role has no access at once.
 func TestRoleIsDecidedAnew(t *testing.T) {
 	t.Parallel()
 	i := issuertest.Start(t, issuertest.Options{})
@@ -344,7 +348,7 @@ func TestRoleIsDecidedAnew(t *testing.T) {
 	wantStatus(t, "after", resp, body, http.StatusForbidden)
 }
 
-// Claims are chosen by strangers.
+// TestHostileClaims checks claims that strangers choose.
 func TestHostileClaims(t *testing.T) {
 	t.Parallel()
 	i := issuertest.Start(t, issuertest.Options{})
@@ -368,8 +372,8 @@ func TestHostileClaims(t *testing.T) {
 	}
 }
 
-// A path that nobody answers is a page to a browser, and a problem to a program
-// that asks for JSON or calls the API.
+// TestMissing checks an unknown path: a browser gets a page, and a program that asks
+// for JSON or calls the API gets a problem.
 func TestMissing(t *testing.T) {
 	t.Parallel()
 	i := issuertest.Start(t, issuertest.Options{})
@@ -423,8 +427,8 @@ func TestMissing(t *testing.T) {
 	wantStatus(t, "a form", resp, body, http.StatusMethodNotAllowed)
 }
 
-// Each list can be narrowed to a span of time, which stays the same from page to
-// page.
+// TestSpans checks that each list can be limited to a span of time, which stays the
+// same from page to page.
 func TestSpans(t *testing.T) {
 	t.Parallel()
 	i := issuertest.Start(t, issuertest.Options{})
@@ -443,7 +447,7 @@ func TestSpans(t *testing.T) {
 		"?time=hour":                       pages,
 		"?time=day&repository=":            pages,
 		"?time=week&from=&to=":             pages,
-		"?time=hour&from=" + at(time.Hour): pages, // what a form hides is not meant
+		"?time=hour&from=" + at(time.Hour): pages, // fields that the form hides do not count
 		"?time=&from=" + at(time.Hour):     pages,
 		"?time=between":                    pages,
 		"?time=between&from=" + at(-time.Hour) + "&to=" + at(time.Hour): pages,
@@ -469,7 +473,7 @@ func TestSpans(t *testing.T) {
 			t.Errorf("%s: %d certificates, want %d", query, found, want)
 		}
 	}
-	// A revocation of all would revoke more than the span.
+	// A revocation of all matches would revoke more than the span.
 	admin := loggedIn(t, i, issuertest.Admin)
 	for query, want := range map[string]bool{"": true, "&time=": true, "&time=day": false, "&from=" + at(-time.Hour): false} {
 		if _, body := admin.get("/certificates?repository=andreaso%2Factions-tester" + query); strings.Contains(body, `id="revoke-all"`) != want {
@@ -487,7 +491,7 @@ func TestSpans(t *testing.T) {
 	}
 }
 
-// The page of engines shows what each reported, and the overview counts.
+// TestEnginesPage checks the engines page and the counts of the overview.
 func TestEnginesPage(t *testing.T) {
 	t.Parallel()
 	i := issuertest.Start(t, issuertest.Options{})
@@ -541,7 +545,7 @@ func TestEnginesPage(t *testing.T) {
 	}
 }
 
-// The API answers as before beside the page.
+// TestAPIBesidePage checks that the API is unchanged with the page.
 func TestAPIBesidePage(t *testing.T) {
 	t.Parallel()
 	i := issuertest.Start(t, issuertest.Options{})
