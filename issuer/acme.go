@@ -94,7 +94,7 @@ type acmeCertificate struct {
 	logger  *slog.Logger
 	current atomic.Pointer[tls.Certificate]
 	first   chan struct{} // closed when the first attempt has ended, with success or not
-	stopped atomic.Bool   // stopped is set when no new request to the ACME server may begin
+	stopped atomic.Bool   // set when no new request to the ACME server may begin
 }
 
 // newACMECertificate sends no request to the ACME server; keep does.

@@ -79,14 +79,14 @@ func (s *Server) roleOf(claims idtoken.Claims, set *policy.Set) (Person, error) 
 	return Person{Name: provider + "/" + name, Provider: provider, Subject: claims.Subject(), Role: d.Role, Rule: d.Rule, Until: until}, nil
 }
 
-// Role decides the role of a person who logged in to the page again, from the claims
-// recorded at the login. The error is a *policy.Denial when the policy no longer
-// grants a role. checkRole returns nil if have covers want. Admin covers viewer.
+// Role decides the role of a logged-in person again, from the claims recorded at the
+// login to the page. The error is a *policy.Denial when the policy no longer grants a
+// role.
 func (s *Server) Role(claims idtoken.Claims) (Person, error) {
 	return s.roleOf(claims, s.policies.load().set)
 }
 
-// checkRole reports whether have covers want: admin covers viewer.
+// checkRole returns nil if have covers want. Admin covers viewer.
 func checkRole(have, want policy.Role) error {
 	if have == policy.Admin || (have == policy.Viewer && want == policy.Viewer) {
 		return nil

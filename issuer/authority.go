@@ -73,7 +73,7 @@ func storeRemedy(err error) error {
 	switch {
 	case errors.Is(err, store.ErrMissing):
 		first := "run `mayfly-issuer store create` with this configuration"
-		if os.Getenv("FLY_MACHINE_ID") != "" { // where only serve can run CreateStore creates the store named in c, for the root named in c.
+		if os.Getenv("FLY_MACHINE_ID") != "" { // where only serve can run
 			first = "set " + CreateStoreEnv + " to a time within the next hour (RFC 3339)"
 		}
 		return wire.WithHint(err, "if this is the first start, "+first+"; if the store was lost, put a backup back with `mayfly-issuer restore`")
@@ -86,7 +86,7 @@ func storeRemedy(err error) error {
 	return fmt.Errorf("store: %w", err)
 }
 
-// CreateStore makes the store that c names, for its root.
+// CreateStore creates the store named in c, for the root named in c.
 func CreateStore(ctx context.Context, c Config) error {
 	dsn, err := c.StoreDSN()
 	if err != nil {

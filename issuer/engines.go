@@ -143,8 +143,8 @@ type knownVersions struct {
 const versionsFor = 10 * time.Second
 
 // read returns the versions that the machines last reported, by engine. It returns the
-// cached versions while another request reads the store, or when the store fails, so
-// that no certificate request fails or waits twice.
+// cached versions while another request reads the store, or when the store fails. After
+// a failure, it does not read the store again within versionsFor.
 func (v *engineVersions) read(ctx context.Context, st store.Store) map[string]string {
 	known := v.known.Load()
 	if known == nil {

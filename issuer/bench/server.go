@@ -94,7 +94,7 @@ const (
 	stopTimeout  = 30 * time.Second
 )
 
-// start runs the program. Its log goes to a file instead of a terminal.
+// start runs the program. Its log goes to a file, in the default form.
 func (v *server) start() error {
 	if v.litter != "" {
 		if err := os.Remove(v.litter); err != nil && !errors.Is(err, os.ErrNotExist) {

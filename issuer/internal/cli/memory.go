@@ -23,8 +23,9 @@ func tuneGC() {
 	}
 }
 
-// memory returns how many bytes this process may use: the limit of the machine or of
-// its control group. It returns math.MaxInt64 if neither can be read.
+// memory returns how many bytes this process may use: the machine's memory or the limit
+// of its control group, whichever is less. It returns math.MaxInt64 if neither can be
+// read.
 func memory() int64 {
 	limit := int64(math.MaxInt64)
 	if text, err := os.ReadFile("/proc/meminfo"); err == nil {

@@ -64,8 +64,8 @@ func (r *policyReport) addErrors(err error) {
 	r.Problems = append(r.Problems, p)
 }
 
-// print writes the report: problems to stderr and the summary to stdout. With --json
-// it writes all of it to stdout.
+// print writes the report. Problems go to stderr, the summary to stdout, or to stderr
+// for a file with errors. With --json, all of it goes to stdout.
 func (r *policyReport) print(out Stdio, asJSON bool) error {
 	if asJSON {
 		enc := json.NewEncoder(out.Out)

@@ -169,7 +169,7 @@ func isLoopbackHost(host string) bool {
 	return err == nil && addr.Unmap().IsLoopback()
 }
 
-// checkIssuer checks that an issuer of GitHub or Fly has that type. Those tokens have
+// checkIssuer checks that the type fits an issuer of GitHub or Fly. Their tokens have
 // rules that the types oidc and people do not check.
 func (p Provider) checkIssuer(u *url.URL) error {
 	github, fly := githubServer(u) != "", isFly(u)

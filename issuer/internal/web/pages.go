@@ -69,7 +69,7 @@ const pageLimit = "50"
 
 func (p *Page) certificates(w http.ResponseWriter, r *http.Request, who visitor) error {
 	q := filled(r.URL.Query(), "repository", "run_id", "actor", "serial", "status")
-	if q.Has("serial") { // the name that other programs use
+	if q.Has("serial") { // other programs use colons and capitals
 		q.Set("serial", strings.ToLower(strings.ReplaceAll(q.Get("serial"), ":", "")))
 	}
 	list, err := listOf(r, q, q, p.backend.Certificates)
