@@ -164,7 +164,7 @@ func (p *Page) guard(next http.Handler) http.Handler {
 	})
 }
 
-// open handles a request without a login.
+// open serves h to everyone, with or without a login.
 func (p *Page) open(h func(http.ResponseWriter, *http.Request) error) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if err := h(w, r); err != nil {
