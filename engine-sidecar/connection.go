@@ -142,7 +142,7 @@ func (c *connection) open(peer mtls.Peer) bool {
 	}
 	r := relay.New(c.tls, c.below, engine)
 	if s.engine.Done() != nil { // the engine's end cuts all relays, with the reason
-		r.ExpectCut = func() bool { return !s.gate.Draining() }
+		r.ExpectCut = func() bool { return s.crashed.Load() || !s.gate.Draining() }
 	}
 	c.attach(r)
 	s.log.LogAttrs(context.Background(), slog.LevelInfo, "relay opened",

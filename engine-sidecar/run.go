@@ -43,6 +43,9 @@ type sidecar struct {
 
 	ending  context.CancelFunc
 	workers sync.WaitGroup
+	// crashed is set when the engine has ended by itself, before its relays are
+	// cut.
+	crashed atomic.Bool
 }
 
 // Run runs a sidecar until ctx ends, and then drains: see Config.DrainTimeout.
@@ -317,6 +320,7 @@ func (s *sidecar) listen() error {
 
 // engineExited ends the run after the engine has ended by itself.
 func (s *sidecar) engineExited() (int, error) {
+	s.crashed.Store(true)
 	code := s.engine.ExitCode()
 	s.gate.CutAll(wire.ReasonEngineExited, exitText(code))
 	err := fmt.Errorf("the engine ended by itself: %w", &supervise.ExitError{Code: code})
