@@ -82,7 +82,7 @@ func TestStatusOfSocket(t *testing.T) {
 	w.engine.Close()
 	eventually(t, "not ready", func() bool { _, body := w.get("/readyz"); return contains(body, "does not answer") })
 	w.issuer.set(func() { w.issuer.denied = true }) // no other certificate before the sidecar has paused
-	w.issuer.revoke(w.issuer.issued[0]) // triggers a status report
+	w.issuer.revoke(w.issuer.issued[0])             // triggers a status report
 	eventually(t, "unreachable", func() bool {
 		return w.issuer.reported()[len(w.issuer.reported())-1].EngineSocket == wire.SocketUnreachable
 	})
